@@ -1,0 +1,68 @@
+# One place for what a fresh machine needs. Python >= 3.11 and make are enough; README has the same without make.
+#   make reproduce    set up, execute the quick collection, write figures, records and the scoreboard
+#   make test         set up, run the whole gate: unit tests, notebook guards, nbval
+#   make lab          set up, open JupyterLab
+# Another interpreter: make PYTHON=python3.12 test.  PyTorch's CPU build, which is far smaller than the one with CUDA:
+#   make PIP_OPTIONS="--extra-index-url https://download.pytorch.org/whl/cpu" reproduce
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PIP_OPTIONS ?=
+JOBS ?= 2
+# One intra-op thread a process: two were measured nine times slower on shared cores.
+export OMP_NUM_THREADS = 1
+
+.PHONY: help reproduce test test-oldest lab lint format bench lock clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+
+# The stamp is written last, so that an interrupted installation is repeated and not taken for a finished one.
+.venv/ready: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found. Install one, or: make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) has no venv module (on Debian: apt install python3-venv). README, 'Without make', shows pip and conda."; exit 1; }
+	@echo "Setting up .venv: a few minutes the first time, most of it PyTorch."
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e ".[notebooks,scale,dev]"
+	@touch .venv/ready
+
+reproduce: .venv/ready
+	@.venv/bin/python -m sharpnb.cli run --profile quick
+	@.venv/bin/python -m sharpnb.cli report
+
+# Two processes of one thread each; the gate keeps the cells of a notebook together. JOBS=0 is one after the other.
+test: .venv/ready
+	.venv/bin/python -m pytest -n $(JOBS) tests notebooks
+
+lab: .venv/ready
+	.venv/bin/python -m jupyterlab notebooks/00_index.ipynb
+
+# The oldest supported PyTorch, in an environment of its own; the other pins stay.
+.venv-oldest/ready: pyproject.toml constraints.txt
+	@test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	@grep -v '^torch' constraints.txt > .venv-oldest/constraints.txt
+	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) \
+	  -c .venv-oldest/constraints.txt torch==2.11.0 torchvision==0.26.0 -e ".[notebooks,scale,dev]"
+	@touch .venv-oldest/ready
+
+test-oldest: .venv-oldest/ready
+	.venv-oldest/bin/python -m pytest -o addopts="" tests/unit
+
+lint: .venv/ready
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m pyright
+
+format: .venv/ready
+	.venv/bin/python -m ruff check --fix .
+
+bench: .venv/ready
+	@for file in benchmarks/*.py; do echo "== $$file"; .venv/bin/python "$$file" || exit 1; done
+
+lock: .venv/ready
+	@{ sed -n '/^#/p' constraints.txt; .venv/bin/python -m pip freeze --exclude-editable \
+	  | grep -viE '^(nvidia|cuda|triton)' | sed 's/+.*//' | sort -f; } > .venv/constraints.new
+	@mv .venv/constraints.new constraints.txt
+
+clean:
+	rm -rf .venv .venv-oldest data/runs

@@ -1,0 +1,357 @@
+"""What a SAM step costs beside its two gradients, side by side with the peers that are installed.
+
+    python benchmarks/optimizers.py [--device cuda] [--reps 31] [--only steps|parts|calls]
+
+Three tables. *Whole steps*: a step as a ratio to the floor, two plain forward and backward passes and one step of
+``torch.optim.SGD``. *Optimizer only*: both halves and the base's step on ResNet-18's tensors, the gradients given, as a
+ratio to the base's step alone; and the ascent and restore alone, as a ratio to the popular class's. *Calls*: aten calls
+and bytes moved of one step on ResNet-50's 161 tensors.
+
+Ratios only, of CPU time (on CUDA: of device time), one thread, the candidates in shuffled order within each repetition,
+median and quartiles over repetitions. No peer is needed: what cannot be imported is left out. Peers go anywhere on
+``PYTHONPATH``, for example ``pip install --no-deps --target peers pytorch-optimizer``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sharpnb.optim import ASAM, GSAM, SAM, WSAM
+
+Step = Callable[[], None]
+
+
+class PopularSAM(torch.optim.Optimizer):
+    """The class that everybody copies, in our own words: one Python loop over tensors for each thing to do."""
+
+    def __init__(self, params: Any, base_optimizer: Any, rho: float = 0.05, **kwargs: Any) -> None:
+        super().__init__(params, {"rho": rho, **kwargs})
+        self.base_optimizer = base_optimizer(self.param_groups, **kwargs)
+        self.param_groups = self.base_optimizer.param_groups
+
+    @torch.no_grad()
+    def first_step(self, zero_grad: bool = False) -> None:
+        """Climb, tensor by tensor."""
+        tensors = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        length = torch.norm(torch.stack([(1.0 * p.grad).norm(p=2) for p in tensors]), p=2)
+        for group in self.param_groups:
+            scale = group["rho"] / (length + 1e-12)
+            for p in group["params"]:
+                if p.grad is not None:
+                    self.state[p]["old"] = p.data.clone()
+                    p.add_(1.0 * p.grad * scale.to(p))
+        if zero_grad:
+            self.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self, zero_grad: bool = False) -> None:
+        """Return, tensor by tensor, and let the base step."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.data = self.state[p]["old"]
+        self.base_optimizer.step()
+        if zero_grad:
+            self.zero_grad()
+
+
+class NoStep(torch.optim.SGD):
+    """A base that does nothing, to see the wrapper alone."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Do nothing."""
+
+
+SGD = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
+
+
+def candidates() -> dict[str, Callable[[nn.Module, type], Any]]:
+    """Return builders (model, base class) -> optimizer with first_step and second_step."""
+    found: dict[str, Callable[[nn.Module, type], Any]] = {
+        "sharpnb SAM": lambda m, base: SAM(m.parameters(), base, rho=0.05, **SGD),
+        "sharpnb SAM, no host read": lambda m, base: SAM(m.parameters(), base, rho=0.05, skip_nonfinite=False, **SGD),
+        "sharpnb ASAM": lambda m, base: ASAM(m.parameters(), base, **SGD),
+        "sharpnb WSAM": lambda m, base: WSAM(m.parameters(), base, **SGD),
+        "sharpnb GSAM": lambda m, base: GSAM(m.parameters(), base, **SGD),
+        "popular class (own writing)": lambda m, base: PopularSAM(m.parameters(), base, rho=0.05, **SGD),
+    }
+    try:
+        import pytorch_optimizer as peer
+    except ImportError as error:
+        print(f"pytorch-optimizer: left out ({error})", file=sys.stderr)
+    else:
+        found |= {
+            "pytorch-optimizer SAM": lambda m, base: peer.SAM(m.parameters(), base, rho=0.05, **SGD),
+            "pytorch-optimizer SAM, adaptive":
+                lambda m, base: peer.SAM(m.parameters(), base, rho=0.5, adaptive=True, **SGD),
+            "pytorch-optimizer WSAM": lambda m, base: peer.WSAM(m, m.parameters(), base, **SGD),
+        }
+    return found
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
+
+
+def mlp() -> tuple[nn.Module, tuple[int, ...]]:
+    """Return the digits MLP, 4,810 weights."""
+    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)), (64, 64)
+
+
+def cnn(size: int) -> tuple[nn.Module, tuple[int, ...]]:
+    """Return a small CNN with BatchNorm, 45 thousand weights."""
+    layers: list[nn.Module] = []
+    for a, b in ((3, 32), (32, 48), (48, 64)):
+        layers += [nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)), (64, 3, size, size)
+
+
+class Tensors(nn.Module):
+    """Bare parameters of given shapes."""
+
+    def __init__(self, shapes: list[tuple[int, ...]]) -> None:
+        super().__init__()
+        self.list = nn.ParameterList([nn.Parameter(torch.randn(shape)) for shape in shapes])
+
+
+def resnet18_shapes() -> list[tuple[int, ...]]:
+    """Return the 62 shapes of a CIFAR ResNet-18, 11.2 million weights."""
+    shapes: list[tuple[int, ...]] = [(64, 3, 3, 3), (64,), (64,)]
+    width = 64
+    for out in (64, 128, 256, 512):
+        for block in range(2):
+            shapes += [(out, width if block == 0 else out, 3, 3), (out,), (out,), (out, out, 3, 3), (out,), (out,)]
+        if out != width:
+            shapes += [(out, width, 1, 1), (out,), (out,)]
+        width = out
+    return [*shapes, (10, 512), (10,)]
+
+
+def resnet50_shapes() -> list[tuple[int, ...]]:
+    """Return the 161 shapes of ResNet-50, 25.6 million weights."""
+    shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
+    inside = 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            for conv in ((width, inside, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)):
+                shapes += [conv, (conv[0],), (conv[0],)]
+            if block == 0:
+                shapes += [(4 * width, inside, 1, 1), (4 * width,), (4 * width,)]
+            inside = 4 * width
+    return [*shapes, (1000, 2048), (1000,)]
+
+
+# -- timing -----------------------------------------------------------------------------------------------------------
+
+
+def seconds(step: Step, steps: int, device: str) -> float:
+    """Return the CPU time, or on CUDA the wall time to the end of the device's work, of some steps."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(steps):
+            step()
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
+    start = time.process_time()
+    for _ in range(steps):
+        step()
+    return time.process_time() - start
+
+
+def ratios(steps: dict[str, Step], floor: str, inner: int, reps: int, device: str) -> dict[str, list[float]]:
+    """Return each candidate's ratios to the floor, one a repetition, all measured in shuffled order within it."""
+    order, found = list(steps), {name: [] for name in steps}
+    for step in steps.values():
+        seconds(step, max(3, inner // 4), device)
+    for _ in range(reps):
+        random.shuffle(order)
+        times = {name: seconds(steps[name], inner, device) for name in order}
+        for name in steps:
+            found[name].append(times[name] / times[floor])
+    return found
+
+
+def table(title: str, columns: dict[str, dict[str, list[float]]]) -> None:
+    """Print medians and quartiles as Markdown, one row a candidate."""
+    print(f"\n### {title}\n\n| | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
+    for name in next(iter(columns.values())):
+        cells = []
+        for column in columns.values():
+            low, middle, high = statistics.quantiles(column[name], n=4)
+            cells.append(f"{middle:.3f} ({low:.2f} to {high:.2f})")
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+# -- the three tables -------------------------------------------------------------------------------------------------
+
+
+def whole_steps(device: str, reps: int) -> None:
+    """Compare whole training steps."""
+    settings: dict[str, tuple[Any, int]] = {"MLP": (mlp, 40), "CNN 8x8": (lambda: cnn(8), 8),
+                                            "CNN 32x32": (lambda: cnn(32), 1)}
+    columns = {}
+    for title, (make, inner) in settings.items():
+        steps: dict[str, Step] = {}
+        x = torch.randn(make()[1], device=device)
+        y = torch.randint(10, (len(x),), device=device)
+
+        def fresh(make: Any = make) -> nn.Module:
+            torch.manual_seed(0)
+            return make()[0].to(device)
+
+        steps["2 gradients + SGD"] = _plain(fresh(), x, y, step=True)
+        steps["2 gradients only"] = _plain(fresh(), x, y, step=False)
+        for name, build in candidates().items():
+            steps[name] = _halves(build, fresh(), x, y)
+        steps["sharpnb SAM, step(closure)"] = _closure(fresh(), x, y)
+        steps["sharpnb SAM, step(closure), model= given"] = _closure(fresh(), x, y, named=True)
+        columns[title] = ratios(steps, "2 gradients + SGD", inner, reps, device)
+    table("Whole steps, ratio to two gradients and torch.optim.SGD", columns)
+
+
+def _plain(model: nn.Module, x: Tensor, y: Tensor, step: bool) -> Step:
+    base = torch.optim.SGD(model.parameters(), **SGD)
+
+    def run() -> None:
+        F.cross_entropy(model(x), y).backward()
+        base.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        if step:
+            base.step()
+        base.zero_grad()
+    return run
+
+
+def _halves(build: Any, model: nn.Module, x: Tensor, y: Tensor) -> Step:
+    optimizer = build(model, torch.optim.SGD)
+
+    def step() -> None:
+        F.cross_entropy(model(x), y).backward()
+        optimizer.first_step(zero_grad=True)
+        F.cross_entropy(model(x), y).backward()
+        optimizer.second_step(zero_grad=True)
+    return step
+
+
+def _closure(model: nn.Module, x: Tensor, y: Tensor, named: bool = False) -> Step:
+    optimizer = SAM(torch.optim.SGD(model.parameters(), **SGD), model=model if named else None)
+
+    def closure() -> Tensor:
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+    return lambda: optimizer.step(closure)
+
+
+def optimizer_only(device: str, reps: int) -> None:
+    """Compare both halves on ResNet-18's tensors, the gradients given."""
+    def given(base: type, builders: dict[str, Any]) -> dict[str, Step]:
+        steps: dict[str, Step] = {}
+        for name, build in builders.items():
+            model = Tensors(resnet18_shapes()).to(device)
+            gradients = [torch.randn_like(p) for p in model.parameters()]
+            optimizer = build(model, base)
+
+            def step(model: nn.Module = model, gradients: Any = gradients, optimizer: Any = optimizer) -> None:
+                for half in ("first_step", "second_step"):
+                    for p, g in zip(model.parameters(), gradients, strict=True):
+                        p.grad = g
+                    getattr(optimizer, half)(zero_grad=True)
+            steps[name] = step
+        return steps
+
+    steps = given(torch.optim.SGD, candidates())
+    model = Tensors(resnet18_shapes()).to(device)
+    base = torch.optim.SGD(model.parameters(), **SGD)
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    steps = {"torch.optim.SGD alone": lambda: base.step(), **steps}
+    table("Optimizer only, 11 million weights, ratio to one step of torch.optim.SGD",
+          {"both halves and the base": ratios(steps, "torch.optim.SGD alone", 2, reps, device)})
+    alone = given(NoStep, candidates())
+    table("Ascent and restore only (a base that does nothing), 11 million weights, ratio to the popular class",
+          {"both halves": ratios(alone, "popular class (own writing)", 2, reps, device)})
+
+
+class Traffic(TorchDispatchMode):
+    """Counts aten calls, and the bytes of every tensor that they read or write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the call and add it up."""
+        out = func(*args, **(kwargs or {}))
+        views = {"view", "_unsafe_view", "detach", "alias", "select", "unbind", "empty_like"}
+        name = func.__name__.split(".")[0]
+        if func.namespace == "aten" and name not in views:
+            self.calls[name] += 1
+            written = _sizes(out) if not name.endswith("_") else _sizes(args[:1])
+            fills = name in ("zeros_like", "zero_", "copy_", "_foreach_copy_", "clone", "_foreach_clone")
+            read = _sizes(args) - (written if name in ("copy_", "_foreach_copy_", "zero_") else 0)
+            self.bytes += max(read, 0) + written if fills or read >= 0 else written
+        return out
+
+
+def _sizes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    return sum(_sizes(v) for v in value) if isinstance(value, list | tuple) else 0
+
+
+def calls(device: str) -> None:
+    """Count calls and bytes of one step on ResNet-50's tensors, the base's step left out."""
+    print("\n### One step on ResNet-50's 161 tensors, the base left out\n")
+    print("| | aten calls | bytes a weight |\n|---|---|---|")
+    for name, build in candidates().items():
+        model = Tensors(resnet50_shapes()).to(device)
+        weights = sum(p.numel() for p in model.parameters())
+        optimizer = build(model, NoStep)
+        traffic = Traffic()
+        for measured in (False, True):
+            for half in ("first_step", "second_step"):
+                for p in model.parameters():
+                    p.grad = torch.randn_like(p)
+                if measured:
+                    with traffic:
+                        getattr(optimizer, half)(zero_grad=True)
+                else:
+                    getattr(optimizer, half)(zero_grad=True)
+        print(f"| {name} | {sum(traffic.calls.values())} | {traffic.bytes / weights:.0f} |")
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--reps", type=int, default=31)
+    parser.add_argument("--only", choices=["steps", "parts", "calls"])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    random.seed(0)
+    where = torch.cuda.get_device_name() if options.device == "cuda" else "CPU, one thread"
+    print(f"PyTorch {torch.__version__}, {where}, {options.reps} repetitions: median (quartiles)")
+    if options.only in (None, "steps"):
+        whole_steps(options.device, options.reps)
+    if options.only in (None, "parts"):
+        optimizer_only(options.device, max(7, options.reps // 3))
+    if options.only in (None, "calls"):
+        calls(options.device)
+
+
+if __name__ == "__main__":
+    main()

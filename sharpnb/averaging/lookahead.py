@@ -1,0 +1,178 @@
+r"""Lookahead: k steps forward, one step back (Zhang, Lucas, Hinton & Ba, NeurIPS 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+Momentum = Literal["keep", "reset", "pullback"]
+_FIRST_MOMENTS = ("momentum_buffer", "exp_avg")  # what SGD and the Adam family of torch.optim call it
+
+
+class Lookahead(Optimizer):
+    r"""Slow weights :math:`\phi` that follow the fast weights :math:`\theta` of any optimizer (Algorithm 1).
+
+    .. math::
+        \theta_{t,0}=\phi_{t-1},\qquad \theta_{t,i}=\mathrm{base}(\theta_{t,i-1}),\ i=1\dots k,\qquad
+        \phi_t=\phi_{t-1}+\alpha\,(\theta_{t,k}-\phi_{t-1})
+
+    so that :math:`\phi` is an exponential average of the inner loops' end points, and :math:`\alpha=1` is the base.
+
+    ``param_groups`` are the base's own, so a scheduler may be attached to either, and a group may hold its own ``k``
+    and ``alpha``. Checkpoints resume bit by bit, in the middle of a cycle too.
+
+    How it differs from the popular code, and why: (1) the slow weights start at the weights before the first fast step,
+    and the first pull is after the k-th (others copy them at the first pull, or pull after the first step); (2) the
+    checkpoint holds slow weights, position in the cycle and the base's state; (3) ``"pullback"`` keeps a *copy* of the
+    momentum (others alias the live buffer, which turns the weight :math:`\alpha` into :math:`\alpha(2-\alpha)` from the
+    second pull on) and works on Adam's first moment too; (4) every parameter that can move is pulled, whether or not it
+    has a gradient at that moment.
+
+    Args:
+        optimizer: the base, an instance; its ``step`` is called with whatever :meth:`step` is given.
+        k: fast steps a cycle (the paper's default 5; its ablation takes 5 and 10).
+        alpha: slow step size in (0, 1] (the paper's 0.5; its CIFAR runs tuned 0.8).
+        momentum: what happens to the first moment (SGD's buffer, Adam's ``exp_avg``) at a pull: ``"keep"`` (the
+            official default), ``"reset"`` to zero, or ``"pullback"``: interpolated like the weights.
+
+    Raises:
+        TypeError: if ``optimizer`` is not an optimizer.
+        ValueError: if ``k``, ``alpha`` or ``momentum`` is out of range.
+    """
+
+    def __init__(self, optimizer: Optimizer, k: int = 5, alpha: float = 0.5, momentum: Momentum = "keep") -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"Lookahead: optimizer = {optimizer!r} is not an optimizer. Build the base first: "
+                            "Lookahead(torch.optim.SGD(model.parameters(), lr=0.1), k=5, alpha=0.5).")
+        if momentum not in get_args(Momentum):
+            raise ValueError(f"momentum = {momentum!r}: choose 'keep', 'reset' or 'pullback'.")
+        self.base_optimizer, self.momentum, self._slow_shown = optimizer, momentum, False
+        self.options = {"k": k, "alpha": alpha, "fast_steps": 0}
+        super().__init__(optimizer.param_groups, {**optimizer.defaults, **self.options})
+        self._share()
+
+    def _share(self) -> None:
+        self.param_groups = self.base_optimizer.param_groups
+        for group in self.param_groups:
+            for name, default in self.options.items():
+                group.setdefault(name, default)
+            if not (isinstance(group["k"], int) and group["k"] >= 1):
+                raise ValueError(f"k = {group['k']!r}: a cycle has a whole number of fast steps, e.g. the paper's 5.")
+            if not 0 < group["alpha"] <= 1:
+                raise ValueError(f"alpha = {group['alpha']}: the slow step lies in (0, 1]; the paper's is 0.5.")
+
+    @torch.no_grad()
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Make one fast step with the base, and at the end of a cycle the slow one; return what the base returns.
+
+        Raises:
+            RuntimeError: inside :meth:`slow_weights`.
+        """
+        self._refuse_while_shown("step()")
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.requires_grad and "slow" not in self.state[p]:
+                    self.state[p]["slow"] = p.detach().clone(memory_format=torch.preserve_format)
+        with torch.enable_grad():
+            result = self.base_optimizer.step(*args, **kwargs)
+        for group in self.param_groups:
+            group["fast_steps"] += 1
+            if group["fast_steps"] % group["k"] == 0:
+                self._pull(group)
+        return result
+
+    def _pull(self, group: dict[str, Any]) -> None:
+        moving = [p for p in group["params"] if "slow" in self.state[p]]
+        slow = [self.state[p]["slow"] for p in moving]
+        if moving:
+            torch._foreach_lerp_(slow, moving, group["alpha"])
+            torch._foreach_copy_(moving, slow)
+        if self.momentum != "keep":
+            for p in moving:
+                self._pull_momentum(p, group["alpha"])
+
+    def _pull_momentum(self, p: Tensor, alpha: float) -> None:
+        for name in _FIRST_MOMENTS:
+            moment = self.base_optimizer.state.get(p, {}).get(name)
+            if moment is None:
+                continue
+            if self.momentum == "reset":
+                moment.zero_()
+                continue
+            slow = self.state[p].setdefault(f"slow_{name}", torch.zeros_like(moment))
+            slow.lerp_(moment, alpha)
+            moment.copy_(slow)
+
+    @contextmanager
+    def slow_weights(self) -> Iterator[None]:
+        """Inside the context the parameters are the slow weights, which the paper evaluates; outside, the fast ones."""
+        self._refuse_while_shown("slow_weights()")
+        self._exchange()
+        self._slow_shown = True
+        try:
+            yield
+        finally:
+            self._slow_shown = False
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if "slow" in self.state[p]:
+                    fast = p.detach().clone()
+                    p.copy_(self.state[p]["slow"])
+                    self.state[p]["slow"].copy_(fast)
+
+    def _refuse_while_shown(self, what: str) -> None:
+        if self._slow_shown:
+            raise RuntimeError(f"{what} inside slow_weights(): the parameters are the slow weights there.")
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, by the base's own method."""
+        self.base_optimizer.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to both; its own cycle starts with its first step."""
+        if getattr(self, "param_groups", None) is not self.base_optimizer.param_groups:
+            return super().add_param_group(param_group)  # from inside Optimizer.__init__
+        self.base_optimizer.add_param_group({**self.options, **param_group})
+        self._share()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return slow weights, positions in the cycles and the base's state; ``torch.load(weights_only=True)`` works.
+
+        Raises:
+            RuntimeError: inside :meth:`slow_weights`.
+        """
+        self._refuse_while_shown("state_dict()")
+        return {**super().state_dict(), "base": self.base_optimizer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume bit by bit from :meth:`state_dict`; from the bare base's checkpoint the slow weights start anew.
+
+        Raises:
+            RuntimeError: inside :meth:`slow_weights`.
+        """
+        self._refuse_while_shown("load_state_dict()")
+        if "base" in state_dict:
+            super().load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
+            self.base_optimizer.load_state_dict(state_dict["base"])
+        else:
+            self.state.clear()
+            self.base_optimizer.load_state_dict(state_dict)
+        self._share()
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("base_optimizer", "momentum", "options", "defaults", "state", "_slow_shown")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "base_optimizer" in state:  # a copy or a pickle; else Optimizer.load_state_dict hands over what it has read
+            state = {**state, "param_groups": state["base_optimizer"].param_groups}
+        super().__setstate__(state)

@@ -1,0 +1,168 @@
+r"""Stochastic weight averaging (Izmailov, Podoprikhin, Garipov, Vetrov & Wilson, UAI 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sharpnb.averaging.batchnorm import Call, update_bn
+
+
+class SWA:
+    r"""A running average of a model's parameters, beside the model and out of its way.
+
+    Collected n times before,
+
+    .. math::
+        \bar w\leftarrow\bar w+\frac{w-\bar w}{n+1}\quad\text{(equal average)},\qquad
+        \bar w\leftarrow d\,\bar w+(1-d)\,w\quad\text{(exponential, the first collection copies)}
+
+    When to collect is the caller's schedule: once an epoch under a constant learning rate, at the minima of a cyclic
+    one (the paper takes every end of a cycle, from 75 % of the budget on)::
+
+        swa = SWA(model)
+        for epoch in range(epochs):
+            train_one_epoch(...)
+            if epoch >= start and (epoch - start) % cycle == 0:
+                swa.update(model)
+        swa.update_bn(loader)
+        with swa.average_weights():
+            evaluate(model)
+
+    How it differs from ``torch.optim.swa_utils.AveragedModel``, and why: (1) no second model, only the weights: the
+    average is swapped into the model for the time of a ``with``; (2) the count is a Python number, so an update never
+    waits for the GPU; (3) the average of half-precision weights is kept in float32, where the increment of a late
+    collection does not vanish; (4) the average has BatchNorm statistics of its own, see :meth:`update_bn`.
+
+    Args:
+        model: the model that is trained; held, never copied.
+        decay: None for the equal average, d in [0, 1) for the exponential one.
+
+    Attributes:
+        n: collections so far.
+        average: name -> averaged parameter, empty before the first collection.
+        statistics: name -> BatchNorm buffer of the average, empty before :meth:`update_bn`.
+
+    Raises:
+        ValueError: if ``decay`` is out of range.
+    """
+
+    def __init__(self, model: nn.Module, decay: float | None = None) -> None:
+        if decay is not None and not 0 <= decay < 1:
+            raise ValueError(f"decay = {decay}: use None for the equal average, or a number in [0, 1), e.g. 0.99.")
+        self.model, self.decay, self.n, self._shown = model, decay, 0, False
+        self.average: dict[str, Tensor] = {}
+        self.statistics: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module | None = None) -> None:
+        """Collect the parameters of ``model`` (default: the one given to the constructor).
+
+        Raises:
+            RuntimeError: inside :meth:`average_weights`.
+            ValueError: if the model has other parameters than the average.
+        """
+        if self._shown:
+            raise RuntimeError("update() inside average_weights(): the model holds the average there. Leave it first.")
+        weights = {_plain(name): p.detach() for name, p in (model or self.model).named_parameters()}
+        self.statistics = {}  # they belonged to another average
+        if not self.n:
+            self.average = {name: w.to(_wide(w.dtype), copy=True) for name, w in weights.items()}
+        else:
+            self._check_names(weights, "update")
+            share = 1 / (self.n + 1) if self.decay is None else 1 - self.decay
+            average = list(self.average.values())
+            torch._foreach_lerp_(average, [weights[name].to(a) for name, a in self.average.items()], share)
+        self.n += 1
+
+    def update_bn(self, data: Any, call: Call | None = None) -> None:
+        """Compute the average's own BatchNorm statistics by one pass over ``data``; the model's own stay as they are.
+
+        Arguments and weighting as :func:`sharpnb.averaging.update_bn`. Without this pass the average of a net with
+        BatchNorm is evaluated with the statistics of other weights, and is wrong.
+
+        Raises:
+            RuntimeError: if nothing was collected yet.
+        """
+        with self.average_weights():
+            update_bn(self.model, data, call)
+            self.statistics = {name: b.clone() for name, b in _bn_buffers(self.model).items()}
+
+    @contextmanager
+    def average_weights(self, model: nn.Module | None = None) -> Iterator[nn.Module]:
+        """Inside the context the model has the average as its weights (and its statistics), outside it is as before.
+
+        Raises:
+            RuntimeError: if nothing was collected yet, or the average is swapped in already.
+        """
+        model = model or self.model
+        if self._shown:
+            raise RuntimeError("average_weights() inside itself: the average is swapped in already.")
+        kept = {name: t.detach().clone() for name, t in (*model.named_parameters(), *_bn_buffers(model).items())}
+        try:
+            self.copy_to(model)
+            self._shown = True
+            yield model
+        finally:
+            self._shown = False
+            _write(model, kept)
+
+    def copy_to(self, model: nn.Module) -> None:
+        """Write the average and, where computed, its BatchNorm statistics into ``model`` for good.
+
+        Raises:
+            RuntimeError: if nothing was collected yet.
+            ValueError: if the model has other parameters than the average.
+        """
+        if not self.n:
+            raise RuntimeError("There is no average yet: call update(model) at least once.")
+        self._check_names(dict(model.named_parameters()), "copy_to")
+        _write(model, {**self.average, **self.statistics})
+
+    def vector(self) -> Tensor:
+        """Return the average as one flat vector, in the order of ``model.parameters()``."""
+        return torch.cat([a.flatten() for a in self.average.values()])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resumed run needs, as tensors and numbers (``torch.load(weights_only=True)`` works)."""
+        average, statistics = ({name: t.clone() for name, t in d.items()} for d in (self.average, self.statistics))
+        return {"n": self.n, "decay": self.decay, "average": average, "statistics": statistics}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`, on the devices of the model's parameters."""
+        where = {_plain(name): t.device for name, t in (*self.model.named_parameters(), *self.model.named_buffers())}
+        self.n, self.decay = state["n"], state["decay"]
+        for part in ("average", "statistics"):
+            setattr(self, part, {name: t.to(where[name], copy=True) for name, t in state[part].items()})
+
+    def _check_names(self, weights: dict[str, Any], what: str) -> None:
+        differ = sorted({_plain(name) for name in weights} ^ set(self.average))
+        if differ:
+            raise ValueError(f"{what}: the model and the average differ in {', '.join(differ[:3])}"
+                             f"{' …' if len(differ) > 3 else ''}. Average models of one architecture only.")
+
+
+def _plain(name: str) -> str:
+    """The name without what ``DistributedDataParallel`` and ``torch.compile`` put before it."""
+    return name.replace("_orig_mod.", "").removeprefix("module.")
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def _bn_buffers(model: nn.Module) -> dict[str, Tensor]:
+    prefixes = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    return {_plain(name): b for name, b in model.named_buffers() if name.rpartition(".")[0] in prefixes}
+
+
+@torch.no_grad()
+def _write(model: nn.Module, values: dict[str, Tensor]) -> None:
+    own = {_plain(name): t for name, t in (*model.named_parameters(), *model.named_buffers())}
+    for name, value in values.items():
+        own[_plain(name)].copy_(value)

@@ -1,0 +1,53 @@
+"""Save the state of an iteration so that a kill at any moment loses little, and continue from it bit for bit."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sharpnb.paths import write_whole
+
+
+class Checkpoint:
+    """A file of arrays, replaced as a whole.
+
+    Args:
+        path: the file; ``None`` makes every method do nothing.
+        key: what the state belongs to; another key in the file is an error, not a wrong continuation.
+        every: seconds between saves.
+    """
+
+    def __init__(self, path: str | Path | None, key: tuple[Any, ...], every: float = 60.0) -> None:
+        self._path = None if path is None else Path(path)
+        self._key, self._every, self._last = repr(key), every, time.monotonic()
+
+    def load(self) -> dict[str, np.ndarray] | None:
+        """Return the saved arrays, or ``None`` if there are none.
+
+        Raises:
+            ValueError: if the file belongs to another run.
+        """
+        if self._path is None or not self._path.exists():
+            return None
+        with np.load(self._path, allow_pickle=False) as file:
+            state = {name: file[name] for name in file.files}
+        found = str(state.pop("key"))
+        if found != self._key:
+            raise ValueError(f"{self._path} is the checkpoint of another run: {found}, and this one is {self._key}. "
+                             "Delete the file to start anew, or give this run a file of its own.")
+        return state
+
+    def save(self, state: Callable[[], Mapping[str, np.ndarray]], force: bool = False) -> None:
+        """Save ``state()`` if it is time."""
+        if self._path is None or not (force or time.monotonic() - self._last >= self._every):
+            return
+        buffer = io.BytesIO()
+        arrays: dict[str, Any] = {"key": np.array(self._key), **state()}
+        np.savez(buffer, **arrays)
+        write_whole(self._path, buffer.getvalue())
+        self._last = time.monotonic()

@@ -1,0 +1,241 @@
+r"""Spectral density by stochastic Lanczos quadrature on the complement of the eigenvalues that converged.
+
+A probe is a random unit vector q; the Gauss quadrature of Lanczos from q has the mean :math:`\frac1n\mathrm{tr} f(A)`.
+An outlier gets the weight :math:`(q^\top u)^2`, which is 1/n times a :math:`\chi^2_1` variable: one probe counts an
+outlier as anything between 0 and 4. Outliers are what Lanczos finds first, so the estimate here locks them, with weight
+exactly 1/n, and lets the probes see :math:`PAP` only, with P the projection on the complement of the locked vectors.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sharpnb.curvature._band import Band
+from sharpnb.curvature._checkpoint import Checkpoint
+from sharpnb.curvature._progress import Progress
+from sharpnb.curvature.eigenvalues import choose
+from sharpnb.curvature.lanczos import (
+    Ending,
+    Krylov,
+    LanczosResult,
+    advance,
+    basis_bytes,
+    gaussian_row,
+    rademacher_row,
+    tridiagonal_eigen,
+    work_dtype,
+)
+from sharpnb.curvature.spectrum import WIDTH, SpectralDensity, wasserstein
+
+log = logging.getLogger("sharpnb.curvature")
+
+# A Ritz pair is locked when its residual is below this share of its own magnitude: its error is then about a millionth
+# of it, and the projected operator keeps less than a thousandth of it.
+LOCKED = 1e-3
+AUTO_TOP = 5  # "auto" goes on until this many from the top are locked, so that ratio(1, 5) is known
+LOCK_STEP_BYTES = 2e9  # a laptop can spare that; more probes at once gain nothing once a graph is shared by some
+AUTO_STEPS = (20, 60)  # least and most products that "auto" spends
+
+
+def spectral_density(
+    op: Any, steps: int = 60, probes: int = 8, deflate: int | Literal["auto"] = "auto", seed: int = 0, *,
+    distribution: Literal["gaussian", "rademacher"] = "gaussian", memory: float | None = None, progress: bool = False,
+    checkpoint: str | Path | None = None, checkpoint_every: float = 60.0,
+) -> SpectralDensity:
+    r"""Estimate the spectrum of a symmetric operator.
+
+    Args:
+        op: anything with ``shape``, ``dtype``, ``device`` and ``@``.
+        steps: Lanczos steps a probe. 60 leaves the bulk of a network resolved to about a hundredth of its width.
+        probes: random vectors. Error bars shrink with their square root; 8 give one that is itself good to a quarter.
+        deflate: ``"auto"`` locks every Ritz pair that has converged by the time the five largest have (20 to 60
+            products more); a number locks that many of largest magnitude; 0 is plain quadrature.
+        seed: of everything random.
+        distribution: ``"gaussian"`` (default) is uniform on the sphere of the complement, so its mean is exact for any
+            n; ``"rademacher"`` has no variance on a diagonal matrix.
+        memory: bytes for the bases: as many probes as fit run in lock step and share each batch's graph. ``None`` fits
+            them into 2 GB but runs one at a time whatever it takes, ``basis_bytes(op, steps)`` bytes: 13 GB for the
+            56 million parameters of a WideResNet-40-10. What will be used is logged before the first product.
+        progress: show a bar (imports tqdm).
+        checkpoint: file to continue from if it exists and to save to.
+        checkpoint_every: seconds between saves.
+
+    How it differs from the popular code: (1) deflation, above; (2) error bars over probes, and brackets that hold
+    whatever the spectrum; (3) the kernel is a share of the range, so that the curve is the same for the loss and for a
+    thousandth of it; (4) the tridiagonal problem is solved as a symmetric one in float64.
+
+    Raises:
+        ValueError: if an argument is out of range, or ``memory`` holds no single basis.
+    """
+    n = op.shape[0]
+    _validate(op, steps, probes, deflate, distribution, memory)
+    group = max(1, min(probes, int((LOCK_STEP_BYTES if memory is None else memory) // basis_bytes(op, steps))))
+    size = basis_bytes(op, steps, group)
+    log.info("spectral_density: n = %d, %d probes of %d steps, %d at a time: bases of %.1f MB",
+             n, probes, steps, group, size / 1e6)
+    draw = gaussian_row if distribution == "gaussian" else rademacher_row
+    key = ("spectral_density", n, steps, probes, deflate, seed, distribution, group)
+    saved = Checkpoint(checkpoint, key, checkpoint_every)
+    rows = n if memory is None else max(4, int(memory // basis_bytes(op, 1)))
+    job = _Job(op, steps, probes, deflate, group, rows, lambda index: draw(op, seed, index + 1), seed, saved)
+    ending = job.run(Progress(progress, probes * steps, "spectral density"))
+    return SpectralDensity(n, job.atoms, job.residuals, tuple(job.runs), steps, seed, job.products, ending, size)
+
+
+def _validate(op: Any, steps: int, probes: int, deflate: int | str, distribution: str, memory: float | None) -> None:
+    if steps < 1 or probes < 1:
+        raise ValueError(f"steps = {steps}, probes = {probes}: both must be at least 1; 60 and 8 are the defaults.")
+    if deflate != "auto" and not (isinstance(deflate, int) and 0 <= deflate <= op.shape[0]):
+        raise ValueError(f"deflate = {deflate!r}: 'auto', 0 for plain quadrature, or how many eigenvalues to lock.")
+    if distribution not in ("gaussian", "rademacher"):
+        raise ValueError(f"distribution = {distribution!r}: choose 'gaussian' or 'rademacher'.")
+    if memory is not None and memory < basis_bytes(op, steps):
+        fit = int(memory // basis_bytes(op, 1))
+        raise ValueError(f"memory = {memory:.3g} bytes: {steps} steps on {op.shape[0]} parameters need a basis of "
+                         f"{basis_bytes(op, steps):.3g} bytes. Allow that much, or use steps={fit}.")
+
+
+class _Job:
+    """The two phases, and where they stand."""
+
+    def __init__(
+        self, op: Any, steps: int, probes: int, deflate: int | str, group: int, rows: int,
+        start: Callable[[int], Tensor], seed: int, saved: Checkpoint,
+    ) -> None:
+        self.op, self.steps, self.probes, self.deflate, self.group, self.rows = op, steps, probes, deflate, group, rows
+        self.start, self.seed, self.saved = start, seed, saved
+        self.n = op.shape[0]
+        self.locked = torch.empty(0, self.n, dtype=work_dtype(op), device=op.device)
+        self.atoms, self.residuals = np.zeros(0), np.zeros(0)
+        self.spent = 0  # products of the first phase
+        self.deflated = deflate == 0
+        self.runs: list[LanczosResult] = []
+        self.chains: list[Krylov] = []
+
+    @property
+    def products(self) -> int:
+        return self.spent + sum(run.products for run in self.runs)
+
+    def run(self, bar: Progress) -> Ending:
+        if state := self.saved.load():
+            self._restore(state)
+        ending: Ending | None = None
+        if not self.deflated:
+            ending = self._deflate()
+        room = self.n - len(self.locked)
+        with bar:
+            while ending is None and room and len(self.runs) < self.probes:
+                ending = self._next_group(min(self.steps, room), bar)
+        return ending or self._verdict()
+
+    # ---- first phase: lock ------------------------------------------------------------------------------------------
+
+    def _deflate(self) -> Ending | None:
+        band = Band(self.n, self.locked.dtype, self.op.device, self.rows)
+        band.start(gaussian_row(self.op, self.seed))
+        ending = None
+        try:
+            while not (band.exhausted or self._enough(band)):
+                if not band.waiting:
+                    break  # an invariant space: what is in it is exact, the probes see the rest
+                if band.full:
+                    band.restart(choose(band.ritz()[0], "LM", (self.rows - 2) // 2))
+                if not band.step(self.op):
+                    ending = Ending.NON_FINITE
+                    break
+        except KeyboardInterrupt:
+            ending = Ending.INTERRUPTED
+        self.spent = band.products
+        if band.done:
+            self._lock(band)
+        self.deflated = True
+        return ending
+
+    def _enough(self, band: Band) -> bool:
+        least, most = AUTO_STEPS if self.deflate == "auto" else (int(self.deflate), 40 + 4 * int(self.deflate))
+        if band.products < least:
+            return False
+        if band.products >= most:
+            return True
+        values, residuals, _ = band.ritz()
+        which, k = ("LA", AUTO_TOP) if self.deflate == "auto" else ("LM", int(self.deflate))
+        wanted = choose(values, which, k)
+        return bool((residuals[wanted] <= LOCKED * np.abs(values[wanted])).all())
+
+    def _lock(self, band: Band) -> None:
+        values, residuals, s = band.ritz()
+        good = np.flatnonzero((residuals <= LOCKED * np.abs(values)) & (values != 0))
+        if self.deflate != "auto":
+            good = good[np.argsort(-np.abs(values[good]), kind="stable")][: int(self.deflate)]
+        good = good[np.argsort(-values[good])]
+        self.atoms, self.residuals = values[good], residuals[good]
+        self.locked = _orthonormal(band.vectors(s[:, good]))
+
+    # ---- second phase: probe the complement -------------------------------------------------------------------------
+
+    def _next_group(self, steps: int, bar: Progress) -> Ending | None:
+        first = len(self.runs)
+        if not self.chains:
+            count = min(self.group, self.probes - first)
+            self.chains = [Krylov(self.start(first + i), steps, self.locked) for i in range(count)]
+        stopped = advance(self.chains, self.op, bar, lambda: self.saved.save(self._state))
+        runs = [chain.result(stopped, keep_basis=False) for chain in self.chains if chain.j]
+        self.runs, self.chains = self.runs + runs, []
+        if stopped:
+            return stopped
+        return Ending.NON_FINITE if any(run.ending is Ending.NON_FINITE for run in runs) or not runs else None
+
+    def _verdict(self) -> Ending:
+        if all(run.ending is Ending.BREAKDOWN for run in self.runs):
+            return Ending.BREAKDOWN
+        values = np.concatenate([self.atoms, *(run.values for run in self.runs)])
+        width = WIDTH * (values.max() - values.min())
+        return Ending.CONVERGED if max(_halving(run) for run in self.runs) <= width else Ending.MAX_STEPS
+
+    # ---- saving -----------------------------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, np.ndarray]:
+        state = {"locked": self.locked.cpu().numpy(), "atoms": self.atoms, "residuals": self.residuals,
+                 "spent": np.array(self.spent), "runs": np.array(len(self.runs)), "chains": np.array(len(self.chains))}
+        for i, run in enumerate(self.runs):
+            state |= {f"run{i}_alpha": run.alpha, f"run{i}_beta": run.beta, f"run{i}_rounding": np.array(run.rounding),
+                      f"run{i}_ending": np.array(run.ending.name)}
+        for i, chain in enumerate(self.chains):
+            state |= {f"chain{i}_{name}": value for name, value in chain.state().items()}
+        return state
+
+    def _restore(self, state: dict[str, np.ndarray]) -> None:
+        self.locked = torch.from_numpy(state["locked"]).to(self.locked)
+        self.atoms, self.residuals, self.spent = state["atoms"], state["residuals"], int(state["spent"])
+        self.deflated = True
+        for i in range(int(state["runs"])):
+            self.runs.append(LanczosResult(state[f"run{i}_alpha"], state[f"run{i}_beta"], None, self.n,
+                                           Ending[str(state[f"run{i}_ending"])], len(state[f"run{i}_alpha"]),
+                                           float(state[f"run{i}_rounding"])))
+        steps = min(self.steps, self.n - len(self.locked))
+        for i in range(int(state["chains"])):
+            chain = Krylov(self.start(len(self.runs) + i), steps, self.locked)
+            prefix = f"chain{i}_"
+            chain.restore({name.removeprefix(prefix): a for name, a in state.items() if name.startswith(prefix)})
+            self.chains.append(chain)
+
+
+def _orthonormal(rows: Tensor) -> Tensor:
+    """Return the same span with rows orthonormal to rounding (Ritz vectors are, up to the basis's own error)."""
+    return torch.linalg.qr(rows.T).Q.T.contiguous() if len(rows) else rows
+
+
+def _halving(run: LanczosResult) -> float:
+    """Return how far the distribution moves (Wasserstein-1) from half the steps to all of them."""
+    if run.ending is Ending.BREAKDOWN or len(run.alpha) < 2:
+        return 0.0 if run.ending is Ending.BREAKDOWN else float("inf")
+    half = len(run.alpha) // 2
+    values, s = tridiagonal_eigen(run.alpha[:half], run.beta[:half])
+    return wasserstein(values, s[0] ** 2, run.values, run.weights)

@@ -1,0 +1,259 @@
+r"""Extreme eigenvalues, stopped by their residuals and checked against missed copies.
+
+For a Ritz pair with residual norm r there is an eigenvalue within r of the Ritz value, and for a gap g to the rest of
+the spectrum the error is at most :math:`r^2/g` (Parlett, The Symmetric Eigenvalue Problem, section 11-7): a tolerance
+of 1e-4 usually gives eight digits.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sharpnb.curvature._band import Band
+from sharpnb.curvature._checkpoint import Checkpoint
+from sharpnb.curvature._progress import Progress
+from sharpnb.curvature.lanczos import Ending, basis_bytes, gaussian_row, work_dtype
+
+log = logging.getLogger("sharpnb.curvature")
+
+Which = Literal["LA", "SA", "LM", "BE"]
+
+# Products spent on looking for a missed copy, least and most: it goes on while a Ritz value outside the result could,
+# by its residual, still climb into it.
+VERIFY_STEPS = (6, 25)
+
+
+@dataclass(frozen=True, repr=False)
+class Eigenvalues:
+    """Extreme eigenvalues of an operator.
+
+    Attributes:
+        values: float64 ``(k,)``: LA largest first, SA smallest first, LM largest magnitude first, BE ascending. Fewer
+            than k if the run was cut short before it had k.
+        residuals: bounds on the residual norms ``(k,)``: each value has an eigenvalue within this distance.
+        vectors: eigenvectors as columns ``(n, k)``, unit norm, largest entry positive; ``None`` if not asked for.
+        n: order of the operator.
+        which: the end that was asked for.
+        products: operator-vector products used.
+        ending: how it ended.
+        verified: whether a second random chain looked for missed copies and found none.
+    """
+
+    values: np.ndarray
+    residuals: np.ndarray
+    vectors: Tensor | None
+    n: int
+    which: Which
+    products: int
+    ending: Ending
+    verified: bool
+
+    @property
+    def converged(self) -> bool:
+        """Whether every residual met the tolerance."""
+        return self.ending in (Ending.CONVERGED, Ending.BREAKDOWN)
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{value:.6g}" for value in self.values)
+        how = f"products={self.products}, {self.ending.name}, verified={self.verified}"
+        return f"Eigenvalues({self.which}: {values}; {how})"
+
+    @property
+    def complete(self) -> bool:
+        """Whether it ran to its own end."""
+        return self.ending not in (Ending.INTERRUPTED, Ending.NON_FINITE)
+
+
+def top_eigenvalues(
+    op: Any, k: int = 1, which: Which = "LA", tol: float = 1e-4, *, max_products: int = 300, verify: bool = True,
+    vectors: bool = True, start: Tensor | None = None, seed: int = 0, memory: float | None = None,
+    progress: bool = False, checkpoint: str | Path | None = None, checkpoint_every: float = 60.0,
+) -> Eigenvalues:
+    """Return k extreme eigenvalues.
+
+    Args:
+        op: symmetric operator (anything with ``shape``, ``dtype``, ``device`` and ``@``).
+        k: how many.
+        which: ``"LA"`` largest algebraic, ``"SA"`` smallest algebraic, ``"LM"`` largest magnitude, ``"BE"`` both ends
+            (k // 2 from the low one).
+        tol: bound on the residual norms, relative to the largest Ritz value in magnitude. Default 1e-4: see the head of
+            this file. A tol below twice the rounding error of the products, as the run measures it, is taken as that.
+        max_products: give up after so many.
+        verify: start a second random chain after convergence, and go on if it finds something. At least 6 products:
+            one chain alone cannot see that an eigenvalue is repeated.
+        vectors: return the eigenvectors.
+        start: start vector ``(n,)``, for instance the sum of the vectors of the epoch before; default Gaussian.
+        seed: of the random vectors.
+        memory: bytes for the basis; at the limit the space restarts from its best part. ``None``: no limit, one vector
+            a product. What will be used is logged (``sharpnb.curvature``, level INFO) before the first product.
+        progress: show a bar (imports tqdm).
+        checkpoint: file to continue from if it exists and to save to.
+        checkpoint_every: seconds between saves.
+
+    Raises:
+        ValueError: for k outside [1, n], an unknown ``which``, a tol that is not positive, or too little memory.
+    """
+    n = op.shape[0]
+    _validate(n, k, which, tol, max_products)
+    limit = _row_limit(op, k, max_products, memory)
+    log.info("top_eigenvalues: n = %d, basis of at most %d vectors, %.1f MB", n, limit, basis_bytes(op, limit) / 1e6)
+    band = Band(n, work_dtype(op), op.device, limit)
+    search = _Search(band, k, which, tol, op, seed, verify)
+    key = ("top_eigenvalues", n, k, which, tol, seed, verify, limit, start is None)
+    saved = Checkpoint(checkpoint, key, checkpoint_every)
+    if state := saved.load():
+        search.restore(state)
+    else:
+        band.start(gaussian_row(op, seed) if start is None else start.detach().to(op.device, work_dtype(op)))
+    ending = Ending.MAX_STEPS
+    bar = Progress(progress, max_products, f"{k} eigenvalues {which}", band.products)
+    try:
+        with bar:
+            while band.products < max_products:
+                if found := search.advance():
+                    ending = found
+                    break
+                bar.update(1)
+                saved.save(search.state)
+    except KeyboardInterrupt:
+        ending = Ending.INTERRUPTED
+    return search.result(ending, vectors)
+
+
+def _validate(n: int, k: int, which: str, tol: float, max_products: int) -> None:
+    if not 1 <= k <= n:
+        raise ValueError(f"k = {k}: an operator of order {n} has between 1 and {n} eigenvalues to ask for.")
+    if which not in ("LA", "SA", "LM", "BE"):
+        raise ValueError(f"which = {which!r}: choose 'LA' (largest), 'SA' (smallest), 'LM' (magnitude), 'BE' (both).")
+    if not tol > 0:
+        raise ValueError(f"tol = {tol}: the relative residual must be positive; 1e-4 is the default.")
+    if max_products < 1:
+        raise ValueError(f"max_products = {max_products}: at least one product is needed.")
+
+
+def _row_limit(op: Any, k: int, max_products: int, memory: float | None) -> int:
+    n = op.shape[0]
+    most = min(n, max_products + 2)
+    if memory is None:
+        return most
+    row = n * work_dtype(op).itemsize
+    rows, least = int(memory // row), min(n, 2 * k + 6)
+    if rows < least:
+        raise ValueError(f"memory = {memory:.3g} bytes holds {rows} vectors of {row:.3g} bytes; {k} eigenvalues need "
+                         f"at least {least}. Allow {least * row:.3g} bytes, or ask for fewer.")
+    return min(rows, most)
+
+
+def choose(values: np.ndarray, which: Which, k: int) -> np.ndarray:
+    """Return the indices of the k wanted among ascending ``values``, in the order of the result."""
+    n = len(values)
+    if which == "LA":
+        return np.arange(n)[::-1][:k]
+    if which == "SA":
+        return np.arange(n)[:k]
+    if which == "LM":
+        return np.argsort(-np.abs(values), kind="stable")[:k]
+    low = min(k // 2, n)
+    return np.unique(np.concatenate([np.arange(low), np.arange(max(n - (k - low), 0), n)]))
+
+
+def could_enter(values: np.ndarray, residuals: np.ndarray, wanted: np.ndarray, which: Which, k: int) -> bool:
+    """Return whether a Ritz value that is not wanted would be, if it were off by its residual bound."""
+    for i in np.setdiff1d(np.arange(len(values)), wanted):
+        for moved in (values[i] - residuals[i], values[i] + residuals[i]):
+            others = np.append(np.delete(values, i), moved)
+            order = np.argsort(others, kind="stable")
+            if len(values) - 1 in order[choose(others[order], which, k)]:
+                return True
+    return False
+
+
+class _Search:
+    """The loop of :func:`top_eigenvalues`: expand, test, look for missed copies."""
+
+    def __init__(self, band: Band, k: int, which: Which, tol: float, op: Any, seed: int, verify: bool) -> None:
+        self.band, self.k, self.tol, self.op, self.seed = band, k, tol, op, seed
+        self.which: Which = which
+        self.verify, self.verified = verify, False
+        self.probing, self.chains = 0, 1
+        self.before: np.ndarray = np.zeros(0)
+
+    def advance(self) -> Ending | None:
+        """Make one product; return how it ended, if it did."""
+        band = self.band
+        if not band.waiting:
+            self._inject()
+        if band.full:
+            values, _, _ = band.ritz()
+            band.restart(choose(values, self.which, max(self.k, (band.limit - 2) // 2)))
+        if not band.step(self.op):
+            return Ending.NON_FINITE
+        self.probing += self.probing > 0
+        if band.done > 60 and band.products % 5 and not self.probing and not band.exhausted:
+            return None  # a dense eigenproblem a product would begin to count
+        return self._test()
+
+    def _test(self) -> Ending | None:
+        values, residuals, s = self.band.ritz()
+        wanted = choose(values, self.which, self.k)
+        resolved = max(self.tol * np.abs(values).max(), 2 * self.band.rounding)
+        if self.band.exhausted:
+            self.verified = True
+            return Ending.BREAKDOWN
+        if len(wanted) < self.k or (residuals[wanted] > resolved).any():
+            if not 0 < self.probing <= VERIFY_STEPS[0]:
+                self.band.resume(s[:, wanted])
+            return None
+        if not self.verify:
+            return Ending.CONVERGED
+        least, most = VERIFY_STEPS
+        same = bool(self.probing) and np.abs(values[wanted] - self.before).max() <= resolved
+        if same and self.probing > least:
+            self.verified = self.probing > most or not could_enter(values, residuals, wanted, self.which, self.k)
+            if self.verified:
+                return Ending.CONVERGED
+        if not same:  # converged for the first time, or the new chain found something and has converged on it
+            self.before, self.probing = values[wanted], 1
+            self._inject()
+        return None
+
+    def _inject(self) -> None:
+        """Start another random chain (again if the draw lies in the space, which only rounding can bring about)."""
+        found = False
+        while not (found or self.band.exhausted):
+            self.chains += 1
+            found = self.band.start(gaussian_row(self.op, self.seed, self.chains))
+
+    def result(self, ending: Ending, vectors: bool) -> Eigenvalues:
+        """Return what there is."""
+        values, residuals, s = self.band.ritz()
+        wanted = choose(values, self.which, self.k)
+        columns = _signed(self.band.vectors(s[:, wanted])).T if vectors else None
+        return Eigenvalues(values[wanted], residuals[wanted], columns, self.band.n, self.which, self.band.products,
+                           ending, self.verified)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the whole state, as arrays."""
+        return {**self.band.state(), "before": self.before, "counters": np.array([self.probing, self.chains])}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Continue from :meth:`state`."""
+        self.band.restore(state)
+        self.before = state["before"]
+        self.probing, self.chains = (int(c) for c in state["counters"])
+
+
+def _signed(rows: Tensor) -> Tensor:
+    """Make the largest entry of each row positive and its norm 1."""
+    if not len(rows):
+        return rows
+    rows = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+    largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
+    return rows * largest.sign()

@@ -1,0 +1,313 @@
+r"""What the curvature operators share: a symmetric matrix known only by its products.
+
+For a network :math:`f_w`, a loss and batches :math:`B` with weights :math:`c_B` (their share of the loss terms)
+
+.. math:: A v = \sum_B c_B\, A_B v, \qquad w \in \mathbb{R}^n
+
+Subclasses say how one batch is differentiated (:meth:`ModelOperator._build`) and what a product with that graph is
+(:meth:`ModelOperator._product`). Shapes: a vector is ``(n,)``, a block of K vectors ``(n, K)`` as in a matrix product;
+inside, a block is K contiguous rows ``(K, n)``.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.conv import _ConvNd
+
+from sharpnb.curvature._batches import Batch, Batches, Reduction, forward, tensors
+from sharpnb.curvature._state import Mode, differentiable, measuring, unwrapped
+
+Loss = Callable[[Any, Any], Tensor]
+
+# Below this size a product is bound by dispatch, and one vectorised backward pass for a whole block is twice as fast;
+# above it, and for convolutions at any size, it is slower than a loop (measured on one CPU thread).
+BATCHED_BELOW = 10_000
+# Ties between ranks or passes: a fixed network reproduces its loss to rounding (GPU kernels may add in any order).
+SAME_LOSS = 1e-4
+
+
+class ModelOperator(ABC):
+    """A symmetric operator of a network on fixed data; see :class:`HessianOperator` for the arguments."""
+
+    def __init__(
+        self, model: nn.Module, loss: Loss, data: Any, params: Any = None, mode: Mode = "eval", *,
+        reduction: Reduction = "mean", count: Callable[[Any, Any], float] | None = None, hold: bool = True,
+        memory: float = 1e9, check: bool = True, group: dist.ProcessGroup | Literal[False] | None = None,
+    ) -> None:
+        self.model, self.loss, self.memory = unwrapped(model), loss, memory
+        self.mode: Mode = mode
+        named = select_parameters(self.model, params)
+        self.names, self.params = list(named), list(named.values())
+        self.dtype = _common_dtype(self.params)
+        self.device = self.params[0].device
+        self._sizes = [p.numel() for p in self.params]
+        self._mixed = any(p.dtype != self.dtype or p.device != self.device for p in self.params)
+        n = sum(self._sizes)
+        self.shape = (n, n)
+        self.products = 0
+        self._batched = n < BATCHED_BELOW and not any(isinstance(module, _ConvNd) for module in self.model.modules())
+        self._graphs: dict[int, Any] = {}
+        self._graphs_of: tuple[Any, ...] = ()
+        self._batches = Batches(data, self.device, reduction, count, hold)
+        self._group = _process_group(group)
+        if self._group is not None and reduction == "mean":
+            total = torch.tensor(self._batches.total, dtype=torch.float64, device=self.device)
+            dist.all_reduce(total, group=self._group)
+            self._batches.total = float(total)
+        if check:
+            self.check_deterministic()
+
+    # ---- what a subclass says ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _build(self, batch: Batch) -> Any:
+        """Return the graph of one batch, to be used by any number of products."""
+
+    @abstractmethod
+    def _product(self, graph: Any, pieces: list[Tensor], batched: bool) -> Sequence[Tensor | None] | None:
+        """Return the product with one batch's graph, piece by parameter; ``None`` is zero.
+
+        ``batched``: the pieces have a leading dimension K, and so has the result.
+        """
+
+    # ---- the operator -----------------------------------------------------------------------------------------------
+
+    @property
+    def n(self) -> int:
+        """Number of parameters, the order of the matrix."""
+        return self.shape[0]
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """Return the product with a vector ``(n,)`` or a block of vectors ``(n, K)``, in the same shape and dtype.
+
+        Raises:
+            ValueError: if the shape does not fit.
+        """
+        if v.dim() not in (1, 2) or v.shape[0] != self.n:
+            raise ValueError(f"Cannot multiply {tuple(self.shape)} by {tuple(v.shape)}: pass a vector ({self.n},) "
+                             f"or a block of vectors ({self.n}, K).")
+        rows = v.detach().T if v.dim() == 2 else v.detach()[None]
+        out = self._rows(rows.to(self.device, self.dtype).contiguous()).to(v.device, v.dtype)
+        return out.T if v.dim() == 2 else out[0]
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        """Return the products with K rows; each batch's graph serves all of them."""
+        try:
+            out = self._summed(rows)
+        except RuntimeError as error:
+            if not (self._batched and "vmap" in str(error)):
+                raise
+            self._batched = False  # a layer without a batching rule: one vector after the other
+            out = self._summed(rows)
+        if self._group is not None:
+            dist.all_reduce(out, group=self._group)
+        self.products += len(rows)
+        return out
+
+    def _summed(self, rows: Tensor) -> Tensor:
+        out = torch.zeros_like(rows)
+        with differentiable(self.params):
+            for batch, graph in self._graphs_of_batches():
+                weight = self._batches.weight(batch)
+                if self._batched and len(rows) > 1:
+                    self._accumulate(out, self._product(graph, self._pieces(rows), True), weight)
+                else:
+                    for row, total in zip(rows, out, strict=True):
+                        self._accumulate(total, self._product(graph, self._pieces(row), False), weight)
+        return out
+
+    def _pieces(self, rows: Tensor) -> list[Tensor]:
+        """Cut ``(n,)`` or ``(K, n)`` into views in the shapes of the parameters."""
+        cut = rows.split(self._sizes, dim=-1)
+        views = [c.view((*rows.shape[:-1], *p.shape)) for c, p in zip(cut, self.params, strict=True)]
+        return [v.to(p.device, p.dtype) for v, p in zip(views, self.params, strict=True)] if self._mixed else views
+
+    def _accumulate(self, out: Tensor, pieces: Sequence[Tensor | None] | None, weight: float) -> None:
+        if pieces is None:
+            return
+        lead = out.shape[:-1]
+        flat = [out.new_zeros(*lead, size) if h is None else h.detach().reshape(*lead, size)
+                for h, size in zip(pieces, self._sizes, strict=True)]
+        if self._mixed:
+            flat = [h.to(self.device, self.dtype) for h in flat]
+        out.add_(torch.cat(flat, dim=-1), alpha=weight)
+
+    # ---- graphs -----------------------------------------------------------------------------------------------------
+
+    def _graphs_of_batches(self) -> Iterator[tuple[Batch, Any]]:
+        """Yield each batch with its graph: from the cache where memory allows, else built now and dropped after use.
+
+        A changed parameter or buffer (an optimizer step between two cells of a notebook) empties the cache. An edit
+        through ``.data`` leaves no trace that PyTorch or we could see: call :meth:`refresh` after one.
+        """
+        tensors_now = (*self.params, *self.model.buffers())
+        versions = tuple((t.data_ptr(), t._version) for t in tensors_now)
+        if versions != self._graphs_of:
+            self._graphs, self._graphs_of = {}, versions
+        room = None
+        for batch in self._batches:
+            graph = self._graphs.get(batch.index)
+            if graph is None:
+                if room is None:
+                    room = self._room()
+                with measuring(self.model, self.mode, self.params), sdpa_kernel(SDPBackend.MATH), _differentiable_rnn(
+                    self.model
+                ):
+                    graph = self._build(batch)
+                if batch.index < room:
+                    self._graphs[batch.index] = graph
+            yield batch, graph
+            del graph
+
+    def _room(self) -> int:
+        """Return how many batches may keep their graph: all if there is one, else what ``memory`` bytes hold."""
+        held = self._batches.held
+        if held is None:
+            return 0
+        if len(held) == 1:
+            return 1
+        return int(self.memory // max(self.graph_bytes(), 1))
+
+    def graph_bytes(self) -> int:
+        """Return the bytes that autograd saves for the graph of the first batch (one graph is built and dropped)."""
+        own = {t.untyped_storage().data_ptr() for t in (*self.params, *self.model.buffers())}
+        saved: dict[int, int] = {}
+
+        def note(t: Tensor) -> Tensor:
+            storage = t.untyped_storage()
+            saved[storage.data_ptr()] = storage.nbytes()
+            return t
+
+        batch = next(iter(self._batches))
+        own |= {t.untyped_storage().data_ptr() for t in tensors((batch.inputs, batch.target))}
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), measuring(self.model, self.mode, self.params):
+            self._build(batch)
+        return sum(size for pointer, size in saved.items() if pointer not in own)
+
+    def refresh(self) -> None:
+        """Forget the cached graphs, so that the next product sees the parameters as they are then."""
+        self._graphs, self._graphs_of = {}, ()
+
+    # ---- around it --------------------------------------------------------------------------------------------------
+
+    def check_deterministic(self) -> None:
+        """Evaluate the loss of the first batch twice and compare.
+
+        Raises:
+            ValueError: if they differ; the message names the layers that draw random numbers.
+        """
+        batch = next(iter(self._batches))
+        with measuring(self.model, self.mode), torch.no_grad():
+            once, twice = (self._loss_value(batch).double() for _ in range(2))
+            culprits = [name or type(module).__name__ for name, module in self.model.named_modules()
+                        if "drop" in type(module).__name__.lower() and module.training]
+        if torch.equal(once, twice) or not bool(once.isfinite() and twice.isfinite()):
+            return
+        if float((once - twice).abs()) > SAME_LOSS * float(once.abs()):
+            cause = (f"dropout is active in {', '.join(culprits)}" if culprits
+                     else "the forward pass or the loss draws random numbers in a place that is no Dropout layer")
+            raise ValueError(f"Two passes over the same batch gave the losses {float(once):.9g} and {float(twice):.9g}"
+                             f": {cause}. A spectrum needs one fixed operator: use mode='eval' or 'batch_stats', "
+                             "or fix the randomness.")
+
+    def _loss_value(self, batch: Batch) -> Tensor:
+        value = self.loss(forward(self.model, batch.inputs), batch.target)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"loss(output, target) must return one number, the batch's mean; it returned {got}.")
+        return value
+
+    def to_dense(self, limit: int = 5000, block: int = 64) -> Tensor:
+        """Return the matrix ``(n, n)``, for small networks and tests.
+
+        Raises:
+            ValueError: if n is above ``limit``.
+        """
+        if self.n > limit:
+            size = self.n**2 * self.dtype.itemsize / 1e9
+            raise ValueError(f"A dense matrix of order {self.n} takes {size:.1f} GB and {self.n} products; the limit "
+                             f"is {limit}. Raise limit=, or choose fewer params.")
+        rows = torch.eye(self.n, dtype=self.dtype, device=self.device)
+        return torch.cat([self._rows(part) for part in rows.split(block)]).T
+
+    def to_scipy(self) -> Any:
+        """Return a ``scipy.sparse.linalg.LinearOperator``, for ``eigsh`` and the like (SciPy is imported here).
+
+        SciPy reads ``dtype`` as a NumPy dtype, which a torch dtype cannot be; hence this method.
+        """
+        import numpy as np
+        from scipy.sparse.linalg import LinearOperator
+
+        def product(v: np.ndarray) -> np.ndarray:
+            return (self @ torch.from_numpy(np.ascontiguousarray(v))).cpu().numpy()
+
+        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
+        made: Any = LinearOperator  # its constructor chooses a subclass, which type checkers cannot follow
+        return made(self.shape, matvec=product, rmatvec=product, matmat=product, rmatmat=product, dtype=dtype)
+
+    def __repr__(self) -> str:
+        return (f"{type(self).__name__}(n={self.n}, dtype={self.dtype}, device={self.device}, mode={self.mode!r}, "
+                f"samples={self._batches.samples})")
+
+
+def select_parameters(model: nn.Module, params: Any = None) -> dict[str, nn.Parameter]:
+    """Return the chosen parameters by name, in the model's order, tied ones once.
+
+    Args:
+        model: the network.
+        params: ``None`` for all that require a gradient, else one or a list of: a name, a pattern (``"layer1.*"``),
+            the name of a module (``"layer1"``), a parameter, a module.
+
+    Raises:
+        ValueError: if an entry matches nothing, or nothing is left.
+    """
+    everything = dict(model.named_parameters())
+    if params is None:
+        chosen = {name: p for name, p in everything.items() if p.requires_grad}
+        if not chosen:
+            raise ValueError("The model has no parameter that requires a gradient. Unfreeze or name some.")
+        return chosen
+    entries = [params] if isinstance(params, str | Tensor | nn.Module) else list(params)
+    wanted: set[str] = set()
+    for entry in entries:
+        if isinstance(entry, str):
+            found = {name for name in everything if fnmatch.fnmatchcase(name, entry) or name.startswith(entry + ".")}
+        else:
+            own = {id(p) for p in (entry.parameters() if isinstance(entry, nn.Module) else [entry])}
+            found = {name for name, p in everything.items() if id(p) in own}
+        if not found:
+            what = repr(entry) if isinstance(entry, str) else f"the {type(entry).__name__} given"
+            raise ValueError(f"params: {what} matches no parameter of the model. It has: {', '.join(everything)}.")
+        wanted |= found
+    if not wanted:
+        raise ValueError("params is empty. Pass None for all parameters that require a gradient.")
+    return {name: p for name, p in everything.items() if name in wanted}
+
+
+def _common_dtype(params: list[nn.Parameter]) -> torch.dtype:
+    dtype = torch.float32
+    for p in params:
+        if not p.dtype.is_floating_point:
+            raise ValueError(f"A parameter has dtype {p.dtype}: only real floating-point ones have a curvature here.")
+        dtype = torch.promote_types(dtype, p.dtype)
+    return dtype
+
+
+def _process_group(group: dist.ProcessGroup | Literal[False] | None) -> dist.ProcessGroup | None:
+    if group is False or not (dist.is_available() and dist.is_initialized()):
+        return None
+    return group if group is not None else dist.group.WORLD
+
+
+def _differentiable_rnn(model: nn.Module) -> Any:
+    """Switch cuDNN off around a recurrent network: its kernels have no second derivative."""
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    return torch.backends.cudnn.flags(enabled=not recurrent and torch.backends.cudnn.enabled)

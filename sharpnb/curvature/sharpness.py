@@ -1,0 +1,307 @@
+r"""Sharpness of a minimum as a rise of the loss: worst case within a ball, and average over a cloud.
+
+For groups :math:`S` of m samples (m-sharpness: Foret et al., ICLR 2021, section 4.1)
+
+.. math::
+    S_{\max} = \frac1G\sum_{S}\Big[\max_{\|\delta\oslash c\|_p\le\rho} L_S(w+\delta) - L_S(w)\Big], \qquad
+    S_{\mathrm{avg}} = \mathbb{E}_{\delta\sim N(0,\,\rho^2\mathrm{diag}(c^2))}\,L(w+\delta) - L(w)
+
+with c = 1, or c = |w| (adaptive: Kwon et al., ICML 2021; Andriushchenko et al., ICML 2023, section 3). At a minimum
+with Hessian H, c = 1 and p = 2 they tend to :math:`\frac12\rho^2\lambda_{\max}` (for one group) and
+:math:`\frac12\rho^2\,\mathrm{tr} H`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn.modules.conv import _ConvNd
+
+from sharpnb.curvature._batches import Batches, forward
+from sharpnb.curvature._state import Mode, measuring, unwrapped
+from sharpnb.curvature.operators import Loss, select_parameters
+from sharpnb.rules import sam_perturbation
+
+# Groups evaluated at once: many small ones are bound by dispatch (one vmapped call is then several times faster); large
+# groups and convolutions, whose weights differ by group, are faster one by one.
+SMALL_GROUP, GROUP_BYTES = 64, 2.5e8
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """A sharpness.
+
+    Attributes:
+        value: mean over groups (weighted by size), or over random perturbations; in the unit of the loss.
+        stderr: its standard error over them (NaN with one).
+        each: the values ``(G,)`` behind it, one a group, or one a pair of opposite perturbations.
+        rho: radius of the ball, or standard deviation of the cloud.
+        p: norm of the ball.
+        adaptive: whether it is measured relative to the weights' magnitudes.
+        passes: passes over the data, forward and backward or forward alone.
+    """
+
+    value: float
+    stderr: float
+    each: np.ndarray
+    rho: float
+    p: float
+    adaptive: bool
+    passes: int
+
+
+def sharpness(
+    model: nn.Module, loss: Loss, data: Any, rho: float, m: int | None = None, p: float = 2, adaptive: bool = False,
+    steps: int = 1, *, params: Any = None, mode: Mode = "eval", seed: int = 0,
+) -> Sharpness:
+    r"""Worst-case m-sharpness.
+
+    Args:
+        model: the network.
+        loss: ``loss(output, target)``, a mean over the batch.
+        data: a batch, a list of batches or a ``DataLoader``.
+        rho: radius. SAM trains with 0.05.
+        m: samples that share a perturbation; default all of the data. Groups are consecutive samples, the last one may
+            be smaller.
+        p: norm of the ball, in [1, ∞].
+        adaptive: measure the ball relative to :math:`|w|`, which makes the result invariant to a rescaling of ReLU
+            layers; a weight of zero is not moved.
+        steps: 1 is SAM's own first-order solution, whose rise may be negative where the loss is not locally linear.
+            More: projected ascent from there, step sizes falling linearly from 2ρ, the best iterate of each group kept,
+            so that the result is never negative (20 is usual).
+        params: which parameters move; see :func:`~sharpnb.curvature.operators.select_parameters`.
+        mode: as of :class:`~sharpnb.curvature.hessian.HessianOperator`.
+        seed: of the start where a gradient is exactly zero.
+
+    How it differs from the popular code: (1) any p; (2) a weight of zero does not divide anything; (3) the iterate is
+    chosen by its loss, not by its error rate; (4) groups are of size m whatever the batches are.
+
+    Raises:
+        ValueError: if rho, m, p or steps is out of range.
+    """
+    if not rho > 0 or not math.isfinite(rho):
+        raise ValueError(f"rho = {rho}: the radius must be positive and finite; SAM trains with 0.05.")
+    if (m is not None and m < 1) or steps < 1:
+        raise ValueError(f"m = {m}, steps = {steps}: both must be at least 1 (m=None is all of the data).")
+    network = _Network(model, loss, data, params, mode)
+    rises, sizes = [], []
+    with measuring(network.model, mode):
+        for group in network.groups(m):
+            rises.append(_Ascent(network, group, rho, p, adaptive, seed).rise(steps))
+            sizes.extend([group.size] * group.count)
+    each, weight = np.concatenate(rises), np.array(sizes, dtype=float)
+    return _summary(each, weight / weight.sum(), rho, p, adaptive, steps + 1)
+
+
+def average_sharpness(
+    model: nn.Module, loss: Loss, data: Any, rho: float, p: float = 2, adaptive: bool = False, samples: int = 32, *,
+    params: Any = None, mode: Mode = "eval", seed: int = 0,
+) -> Sharpness:
+    r"""Average-case sharpness.
+
+    Perturbations come in opposite pairs, so that the gradient's part cancels exactly.
+
+    Args:
+        model: the network.
+        loss: ``loss(output, target)``, a mean over the batch.
+        data: a batch, a list of batches or a ``DataLoader``.
+        rho: standard deviation for p = 2; half-width of the uniform cube for p = ∞.
+        p: 2 or ∞.
+        adaptive: scale each weight's perturbation by its magnitude.
+        samples: perturbations, an even number.
+        params: which parameters move; see :func:`~sharpnb.curvature.operators.select_parameters`.
+        mode: as of :class:`~sharpnb.curvature.hessian.HessianOperator`.
+        seed: of the perturbations.
+
+    Raises:
+        ValueError: if rho, p or samples is out of range.
+    """
+    if not rho > 0 or not math.isfinite(rho):
+        raise ValueError(f"rho = {rho}: the size of the cloud must be positive and finite.")
+    if p not in (2, math.inf):
+        raise ValueError(f"p = {p}: the average is over a Gaussian (p=2) or a cube (p=float('inf')).")
+    if samples < 2 or samples % 2:
+        raise ValueError(f"samples = {samples}: perturbations come in pairs; choose an even number, at least 2.")
+    network = _Network(model, loss, data, params, mode)
+    generator = torch.Generator().manual_seed(seed)
+    scale = rho * (network.w.abs() if adaptive else torch.ones_like(network.w))
+    draw, pairs = torch.randn if p == 2 else torch.rand, []
+    with measuring(network.model, mode), torch.no_grad():
+        start = network.value(network.w)
+        for _ in range(samples // 2):
+            noise = draw(len(network.w), generator=generator)
+            delta = scale * (noise if p == 2 else 2 * noise - 1).to(scale)
+            pairs.append((network.value(network.w + delta) + network.value(network.w - delta)) / 2 - start)
+    each = np.array(pairs)
+    return _summary(each, np.full(len(each), 1 / len(each)), rho, p, adaptive, samples + 1)
+
+
+def _summary(each: np.ndarray, weight: np.ndarray, rho: float, p: float, adaptive: bool, passes: int) -> Sharpness:
+    mean = float(weight @ each)
+    stderr = float(np.sqrt(weight @ (each - mean) ** 2 / (len(each) - 1))) if len(each) > 1 else float("nan")
+    return Sharpness(mean, stderr, each, rho, p, adaptive, passes)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loss as a function of flat weights
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Group:
+    """``count`` groups of ``size`` samples: one group in any number of ``parts``, or several stacked in one part."""
+
+    parts: list[tuple[Any, Any, int]]
+    size: int
+    count: int
+
+
+class _Network:
+    """Losses and gradients at rows of weights ``(k, n)``, row i for group i."""
+
+    def __init__(self, model: nn.Module, loss: Loss, data: Any, params: Any, mode: Mode) -> None:
+        self.model, self.loss = unwrapped(model), loss
+        named = select_parameters(self.model, params)
+        self._names, self._shapes = list(named), [p.shape for p in named.values()]
+        self._sizes = [p.numel() for p in named.values()]
+        self.w = torch.cat([p.detach().reshape(-1) for p in named.values()])
+        self._batches = list(Batches(data, self.w.device))
+        self.samples = sum(b.size for b in self._batches)
+        self._convolves = any(isinstance(module, _ConvNd) for module in self.model.modules())
+
+    def groups(self, m: int | None) -> list[_Group]:
+        """Cut the data into groups, as many together as are worth a vectorised call."""
+        if m is None:
+            return [_Group([(b.inputs, b.target, b.size) for b in self._batches], self.samples, 1)]
+        inputs, target = _joined([b.inputs for b in self._batches]), _joined([b.target for b in self._batches])
+        together = 1
+        if m < SMALL_GROUP and not (self._convolves and m > 4):
+            together = max(1, int(GROUP_BYTES // (6 * len(self.w) * self.w.element_size())))
+        cut, first = [], 0
+        while first < self.samples:
+            count = max(1, min(together, (self.samples - first) // m))
+            size = min(m, self.samples - first)
+            last = first + size * count
+            part = _part(inputs, first, last, count), _part(target, first, last, count), size
+            cut.append(_Group([part], size, count))
+            first = last
+        return cut
+
+    def _loss(self, w: Tensor, inputs: Any, target: Any) -> Tensor:
+        pieces = [c.view(shape) for c, shape in zip(w.split(self._sizes), self._shapes, strict=True)]
+        weights = dict(zip(self._names, pieces, strict=True))
+        module = _Called(self.model, weights)
+        return self.loss(forward(module, inputs), target)  # type: ignore[arg-type]
+
+    def value(self, w: Tensor) -> float:
+        """Return the loss over all of the data."""
+        return sum(float(self._loss(w, b.inputs, b.target)) * b.size / self.samples for b in self._batches)
+
+    def at(self, group: _Group, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the losses ``(k,)``, float64, and gradients ``(k, n)`` of the groups at their rows of weights."""
+        both = grad_and_value(self._loss)
+        if group.count > 1:
+            gradients, values = vmap(both)(rows, *group.parts[0][:2])
+            return values.detach().double(), gradients.detach()
+        value, gradient = torch.zeros(1, dtype=torch.float64, device=rows.device), torch.zeros_like(rows)
+        for inputs, target, size in group.parts:
+            part, loss = both(rows[0], inputs, target)
+            value += loss.detach().double() * (size / group.size)
+            gradient[0].add_(part.detach(), alpha=size / group.size)
+        return value, gradient
+
+    @torch.no_grad()
+    def losses(self, group: _Group, rows: Tensor) -> Tensor:
+        """Return the losses ``(k,)`` alone, float64."""
+        if group.count > 1:
+            return vmap(self._loss)(rows, *group.parts[0][:2]).double()
+        parts = [self._loss(rows[0], x, y).double() * (size / group.size) for x, y, size in group.parts]
+        return torch.stack(parts).sum().reshape(1)
+
+
+class _Called:
+    """The model with other weights, callable."""
+
+    def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
+        self._model, self._weights = model, weights
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return functional_call(self._model, self._weights, args, kwargs)
+
+
+class _Ascent:
+    r"""The maximisation over the ball, for several groups at once, in the coordinates :math:`u = \delta/c`."""
+
+    def __init__(self, network: _Network, group: _Group, rho: float, p: float, adaptive: bool, seed: int) -> None:
+        self.network, self.group, self.rho, self.p = network, group, rho, p
+        self.c = network.w.abs() if adaptive else None
+        self.start = network.w.expand(group.count, -1)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def rise(self, steps: int) -> np.ndarray:
+        """Return the rise of each group's loss ``(k,)``."""
+        base, gradient = self._at(torch.zeros_like(self.start))
+        u = self._steepest(gradient, self.rho)
+        if steps == 1:
+            return (self._losses(u) - base).cpu().numpy()
+        still = ~u.any(dim=1)
+        if still.any():
+            noise = torch.randn(u.shape, generator=self.generator).to(u)
+            u[still] = self._into_ball(noise * (2 * self.rho / self._norm(noise)))[still]
+        best = torch.zeros_like(base)
+        for t in range(1, steps):
+            value, gradient = self._at(u)
+            best = torch.maximum(best, value - base)
+            u = self._into_ball(u + self._steepest(gradient, 2 * self.rho * (1 - t / steps)))
+        return torch.maximum(best, self._losses(u) - base).cpu().numpy()
+
+    def _at(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        values, gradients = self.network.at(self.group, self._moved(u))
+        return values, gradients if self.c is None else self.c * gradients
+
+    def _losses(self, u: Tensor) -> Tensor:
+        return self.network.losses(self.group, self._moved(u))
+
+    def _moved(self, u: Tensor) -> Tensor:
+        return self.start + (u if self.c is None else self.c * u)
+
+    def _steepest(self, gradient: Tensor, size: float) -> Tensor:
+        return sam_perturbation(gradient, size, self.p)
+
+    def _norm(self, u: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(u, ord=self.p, dim=1, keepdim=True)
+
+    def _into_ball(self, u: Tensor) -> Tensor:
+        """Return the nearest point of the ball for p = 2 and ∞, the point on the same ray for any other p."""
+        if math.isinf(self.p):
+            return u.clamp(-self.rho, self.rho)
+        return u * (self.rho / self._norm(u).clamp_min(self.rho))
+
+
+def _joined(trees: Sequence[Any]) -> Any:
+    """Concatenate the tensors of equal trees along the samples."""
+    first = trees[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(trees))
+    if isinstance(first, Mapping):
+        return {key: _joined([tree[key] for tree in trees]) for key in first}
+    if isinstance(first, tuple | list):
+        return tuple(_joined(column) for column in zip(*trees, strict=True))
+    raise ValueError(f"Groups of m samples need tensors to cut, not a {type(first).__name__}: use m=None.")
+
+
+def _part(tree: Any, first: int, last: int, count: int) -> Any:
+    """Return the samples ``first`` to ``last``, stacked as ``(count, m, ...)`` if there are several groups."""
+    if isinstance(tree, Tensor):
+        part = tree[first:last]
+        return part.unflatten(0, (count, -1)) if count > 1 else part
+    if isinstance(tree, Mapping):
+        return {key: _part(value, first, last, count) for key, value in tree.items()}
+    return tuple(_part(value, first, last, count) for value in tree)

@@ -1,0 +1,50 @@
+"""Augmentation on the device, for one model or for many: what is drawn is apart from what is done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class ShiftAndFlip:
+    """Pad by ``pad`` zeros and crop at random, then flip left-right or not; see :func:`shift_and_flip`.
+
+    ``train_many`` draws for each member from the member's own generator and then moves all images of all members at
+    once; called as a function of a batch and a generator it does both.
+    """
+
+    pad: int
+    flip: bool
+
+    def draw(self, b: int, generator: torch.Generator) -> Tensor:
+        """Return for each of b images its row offset, column offset and whether it is mirrored: (3, b)."""
+        offsets = torch.randint(0, 2 * self.pad + 1, (2, b), generator=generator)
+        mirrored = torch.rand(b, generator=generator) < 0.5 if self.flip else torch.zeros(b)
+        return torch.cat([offsets, mirrored[None].long()])
+
+    def apply(self, x: Tensor, drawn: Tensor) -> Tensor:
+        """Return the moved images, (B, C, H, W)."""
+        b, _, h, w = x.shape
+        dy, dx, mirrored = drawn.to(x.device)
+        rows = dy[:, None] + torch.arange(h, device=x.device)
+        columns = dx[:, None] + torch.arange(w, device=x.device)
+        padded = F.pad(x, (self.pad,) * 4)
+        moved = padded[torch.arange(b, device=x.device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+        moved = moved.permute(0, 3, 1, 2)
+        return torch.where(mirrored.bool()[:, None, None, None], moved.flip(-1), moved) if self.flip else moved
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw and apply."""
+        return self.apply(x, self.draw(len(x), generator))
+
+
+def shift_and_flip(pad: int, flip: bool) -> ShiftAndFlip:
+    """Return the papers' basic augmentation: pad by ``pad`` zeros and crop at random, then flip left-right or not."""
+    return ShiftAndFlip(pad, flip)

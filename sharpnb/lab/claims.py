@@ -1,0 +1,146 @@
+"""What a paper states, what was measured, and the verdict that follows by rule and not by taste."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+Kind = Literal["value", "order", "sign", "ratio", "trend"]
+Verdict = Literal[
+    "reproduced", "consistent within uncertainty", "contradicted", "inconclusive", "not comparable", "not run"
+]
+SYMBOLS: dict[str, str] = {
+    "reproduced": "✔", "consistent within uncertainty": "≈", "contradicted": "✘", "inconclusive": "?",
+    "not comparable": "≠", "not run": "–",
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    r"""One statement of a paper against one measurement.
+
+    With h the half-width of the two-sided 95 % Student interval over the n seeds (0 where ``stderr`` is 0):
+
+    * ``value``: |measured - paper_value| ≤ tolerance is *reproduced*, ≤ tolerance + h *consistent within uncertainty*,
+      else *contradicted*;
+    * ``order``, ``sign``, ``ratio``, ``trend``: ``measured`` is an effect that the paper states to be greater than
+      ``tolerance`` (0, or 1 for a ratio). measured - h > tolerance is *reproduced*, measured + h < tolerance
+      *contradicted*; between them the claim is *consistent within uncertainty* when the estimate is on the paper's
+      side, else *inconclusive*.
+
+    Attributes:
+        id: short and stable, e.g. ``"sam-fig3-lambda-max"``.
+        paper: e.g. ``"SAM (ICLR 2021)"``.
+        item: figure, table or section.
+        statement: one sentence, what the paper says.
+        kind: as above.
+        paper_value: the paper's number as it reads there, or None.
+        measured: the mean, or None where it was not run.
+        stderr: standard error of the mean; 0 for a deterministic computation; None where one run tells no spread.
+        n: number of seeds.
+        tolerance: as above.
+        why: where the tolerance comes from.
+        protocol: how our protocol differs from the paper's.
+        comparable: False where the paper's number and ours cannot be set side by side; the verdict says so.
+        unit: of measured, for the table.
+        profile: the profile that the measurement rests on.
+    """
+
+    id: str
+    paper: str
+    item: str
+    statement: str
+    kind: Kind
+    paper_value: float | str | None = None
+    measured: float | None = None
+    stderr: float | None = None
+    n: int = 1
+    tolerance: float = 0.0
+    why: str = ""
+    protocol: str = ""
+    comparable: bool = True
+    unit: str = ""
+    profile: str = "quick"
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("value", "order", "sign", "ratio", "trend"):
+            raise ValueError(f"claim {self.id}: kind = {self.kind!r}; choose value, order, sign, ratio or trend.")
+        if self.kind == "value" and self.comparable and not isinstance(self.paper_value, (int, float)):
+            raise ValueError(f"claim {self.id}: kind 'value' needs the paper's number, not {self.paper_value!r}.")
+        if self.kind == "value" and self.comparable and not 0 < self.tolerance < abs(float(self.paper_value or 0)):
+            raise ValueError(f"claim {self.id}: tolerance = {self.tolerance} must lie between 0 and "
+                             f"|{self.paper_value}|, or a measurement of zero would pass.")
+
+    @classmethod
+    def from_samples(cls, samples: Sequence[float], **fields: Any) -> Claim:
+        """Make a claim whose measurement is the mean of ``samples``, one a seed, with its standard error."""
+        values = np.asarray(samples, dtype=float)
+        stderr = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+        return cls(measured=float(values.mean()), stderr=stderr, n=len(values), **fields)
+
+    @property
+    def half_width(self) -> float:
+        """Half of the two-sided 95 % Student interval of the mean; infinite where the spread is unknown."""
+        if self.stderr == 0:
+            return 0.0
+        if self.stderr is None or self.n < 2:
+            return math.inf
+        from scipy.stats import t
+
+        return float(t.ppf(0.975, self.n - 1)) * self.stderr
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict, by the rule of the class."""
+        if self.measured is None:
+            return "not run"
+        if not self.comparable:
+            return "not comparable"
+        h = self.half_width
+        if not math.isfinite(self.measured):
+            return "inconclusive"
+        if self.kind == "value":
+            off = abs(self.measured - float(self.paper_value or 0))  # __post_init__ asks for a number
+            if off <= self.tolerance:
+                return "reproduced"
+            return "consistent within uncertainty" if off <= self.tolerance + h else "contradicted"
+        if self.measured - h > self.tolerance:
+            return "reproduced"
+        if self.measured + h < self.tolerance:
+            return "contradicted"
+        return "consistent within uncertainty" if self.measured > self.tolerance else "inconclusive"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the claim as the scoreboard reads it."""
+        names = ("id", "paper", "item", "statement", "kind", "paper_value", "measured", "stderr", "n", "tolerance",
+                 "why", "protocol", "unit", "profile")
+        return {name: getattr(self, name) for name in names} | {"verdict": self.verdict}
+
+
+def mean_stderr(samples: Sequence[float]) -> tuple[float, float]:
+    """Return mean and standard error of samples, one a seed."""
+    values = np.asarray(samples, dtype=float)
+    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def as_markdown(claims: Sequence[Claim]) -> str:
+    """Return the table that a notebook shows: verdict, statement, the paper's number, ours with its uncertainty."""
+    lines = ["| verdict | claim | paper | measured | rests on |", "|:--|:--|--:|--:|:--|"]
+    for c in claims:
+        paper = "–" if c.paper_value is None else f"{c.paper_value}"
+        lines.append(
+            f"| {SYMBOLS[c.verdict]} {c.verdict} | {c.statement} ({c.paper}, {c.item}) | {paper} | {_measured(c)} | "
+            f"{c.profile}{'; ' + c.protocol if c.protocol else ''} |"
+        )
+    return "\n".join(lines)
+
+
+def _measured(c: Claim) -> str:
+    if c.measured is None:
+        return "–"
+    spread = "" if not c.stderr else f" ± {c.stderr:.2g} (n = {c.n})"
+    return f"{c.measured:.3g}{spread}{' ' + c.unit if c.unit else ''}"

@@ -1,0 +1,232 @@
+"""Data sets as tensors: where they are looked for, whether they are whole, and what to do when they are not.
+
+``digits`` (1,797 images of 8x8) ships inside scikit-learn and needs nothing. The others are torchvision's own files in
+torchvision's own layout, under ``$SHARPNB_DATA`` or ``data/datasets``; they are downloaded when a network is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sharpnb import paths
+
+# name -> (torchvision class, its folder, channel mean, channel std). The statistics are those of the training sets:
+# CIFAR and SVHN as in the code of the SAM paper; Fashion-MNIST measured on the training images.
+_TORCHVISION: dict[str, tuple[str, str, tuple[float, ...], tuple[float, ...]]] = {
+    "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw", (0.2860,), (0.3530,)),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ("CIFAR100", "cifar-100-python", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "svhn": ("SVHN", ".", (0.4309, 0.4302, 0.4463), (0.1976, 0.2003, 0.1981)),
+}
+NAMES = ("digits", *_TORCHVISION)
+
+
+class DataError(RuntimeError):
+    """A data set is missing or damaged; the message says which file, where it was looked for and what to do."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set in memory.
+
+    Attributes:
+        name: one of :data:`NAMES`.
+        train_x, test_x: float images, (N, channels, height, width), normalised as :func:`load_data` says.
+        train_y, test_y: class numbers, (N,), int64.
+        classes: number of classes.
+        checksum: sha256 over all images and labels as they are in this object, first 16 hexadecimal digits.
+    """
+
+    name: str
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    classes: int
+    checksum: str = ""
+
+    def __post_init__(self) -> None:
+        digest = hashlib.sha256()
+        for tensor in (self.train_x, self.train_y, self.test_x, self.test_y):
+            digest.update(str(tuple(tensor.shape)).encode())
+            digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+        object.__setattr__(self, "checksum", digest.hexdigest()[:16])
+
+    @property
+    def train(self) -> tuple[Tensor, Tensor]:
+        """The training images and labels, as the curvature tools take them."""
+        return self.train_x, self.train_y
+
+    @property
+    def test(self) -> tuple[Tensor, Tensor]:
+        """The test images and labels."""
+        return self.test_x, self.test_y
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Data:
+        """Return a copy on ``device``, with images of type ``dtype``."""
+        return replace(
+            self,
+            train_x=self.train_x.to(device, dtype), test_x=self.test_x.to(device, dtype),
+            train_y=self.train_y.to(device), test_y=self.test_y.to(device),
+        )
+
+
+def load_data(
+    name: str, *, train_size: int | None = None, seed: int = 0, dtype: torch.dtype = torch.float32,
+    root: str | Path | None = None, download: bool = True,
+) -> Data:
+    """Load a data set whole into memory.
+
+    Args:
+        name: one of :data:`NAMES`.
+        train_size: number of training images. For ``digits`` the seed draws them and all others are the test set
+            (default 1,000); for the others the first ``train_size`` of the official training set (default all).
+        seed: of the split of ``digits``; unused elsewhere.
+        dtype: of the images. ``digits`` are scaled to [0, 1]; the others are normalised by channel mean and deviation.
+        root: folder of torchvision's layout; default ``$SHARPNB_DATA``, else ``data/datasets``.
+        download: whether torchvision may fetch what is missing.
+
+    Raises:
+        ValueError: for an unknown name or a size that the set does not have.
+        DataError: if files are missing and cannot be had, or are damaged.
+    """
+    if name not in NAMES:
+        raise ValueError(f"There is no data set {name!r}. Choose one of {', '.join(NAMES)}.")
+    if name == "digits":
+        return _digits(1000 if train_size is None else train_size, seed, dtype)
+    data = _from_torchvision(name, Path(root) if root is not None else paths.datasets(), download, dtype)
+    if train_size is None:
+        return data
+    _check_size(name, train_size, len(data.train_y))
+    return replace(data, train_x=data.train_x[:train_size], train_y=data.train_y[:train_size])
+
+
+def with_label_noise(data: Data, rate: float, seed: int = 0) -> Data:
+    """Return ``data`` with a share ``rate`` of the training labels moved to another class, drawn uniformly.
+
+    Symmetric noise as in the SAM paper's Table 4: exactly ``round(rate * N)`` labels, each to a *different* class.
+    The test labels stay clean.
+
+    Raises:
+        ValueError: if the rate is outside [0, 1].
+    """
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate = {rate}: the share of wrong labels lies in [0, 1].")
+    generator = torch.Generator().manual_seed(seed)
+    n = len(data.train_y)
+    chosen = torch.randperm(n, generator=generator)[: round(rate * n)]
+    shift = torch.randint(1, data.classes, (len(chosen),), generator=generator)
+    labels = data.train_y.clone()
+    labels[chosen] = (labels[chosen] + shift.to(labels.device)) % data.classes
+    return replace(data, train_y=labels)
+
+
+def status(name: str, root: str | Path | None = None) -> str:
+    """Say ``"ready"``, ``"missing: …"`` or ``"damaged: …"`` of a data set; every file is read and its MD5 compared."""
+    if name == "digits":
+        return "ready" if _digits_file() else "missing: scikit-learn is not installed; pip install 'sharpnb[notebooks]'"
+    folder = Path(root) if root is not None else paths.datasets()
+    absent = [file.name for file, _ in _files(name, folder) if not file.exists()]
+    if absent:
+        return f"missing: {', '.join(absent[:3])}{' …' if len(absent) > 3 else ''} under {folder}"
+    wrong = [file.name for file, md5 in _files(name, folder) if hashlib.md5(file.read_bytes()).hexdigest() != md5]
+    return f"damaged: {', '.join(wrong)} under {folder}; delete it and call again" if wrong else "ready"
+
+
+def fingerprint(name: str) -> str:
+    """Return a short text that changes when the files of a data set do (names, sizes and times; nothing is read)."""
+    if name == "digits":
+        file = _digits_file()
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file else "missing"
+    found = [(file.name, file.stat()) for file, _ in _files(name, paths.datasets()) if file.exists()]
+    return ";".join(f"{file}:{stat.st_size}:{stat.st_mtime_ns}" for file, stat in found) or "missing"
+
+
+def _digits_file() -> Path | None:
+    spec = importlib.util.find_spec("sklearn")
+    return Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz" if spec and spec.origin else None
+
+
+def _check_size(name: str, size: int, available: int) -> None:
+    if not 1 <= size <= available:
+        raise ValueError(f"train_size = {size}: {name} has {available} images to train on; choose 1 to {available}.")
+
+
+def _digits(train_size: int, seed: int, dtype: torch.dtype) -> Data:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError("digits ships inside scikit-learn, which is missing: "
+                        "pip install 'sharpnb[notebooks]'.") from error
+    images, labels = load_digits(return_X_y=True)
+    _check_size("digits", train_size, len(labels) - 1)
+    x = torch.from_numpy(images).to(dtype).div(16).view(-1, 1, 8, 8)
+    y = torch.from_numpy(labels).long()
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    train, test = order[:train_size], order[train_size:]
+    return Data("digits", x[train], y[train], x[test], y[test], classes=10)
+
+
+def _torchvision_class(name: str) -> Any:
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise DataError(f"{name} is read by torchvision, which is missing: "
+                        "pip install 'sharpnb[notebooks]'.") from error
+    return getattr(datasets, _TORCHVISION[name][0])
+
+
+def _files(name: str, root: Path) -> list[tuple[Path, str]]:
+    """Return the files that torchvision wants under ``root``, each with the MD5 that torchvision publishes."""
+    source, folder = _torchvision_class(name), root / _TORCHVISION[name][1]
+    if name == "svhn":
+        return [(folder / file, md5) for _, file, md5 in (source.split_list[part] for part in ("train", "test"))]
+    if name == "fashion_mnist":
+        return [(folder / file, md5) for file, md5 in source.resources]
+    return [(folder / file, md5) for file, md5 in (*source.train_list, *source.test_list)]
+
+
+def _from_torchvision(name: str, root: Path, download: bool, dtype: torch.dtype) -> Data:
+    source, (_, _, mean, std) = _torchvision_class(name), _TORCHVISION[name]
+    state = status(name, root)
+    if state.startswith("damaged") or (state.startswith("missing") and not download):
+        raise DataError(f"{name} is {state}.\n{_how_to_get(name, root)}")
+    parts = [{"split": "train"}, {"split": "test"}] if name == "svhn" else [{"train": True}, {"train": False}]
+    try:
+        # A complete Fashion-MNIST still needs download=True, which unpacks the archives and fetches nothing.
+        may_fetch = state != "ready" or name == "fashion_mnist"
+        train, test = (source(str(root), download=may_fetch, **part) for part in parts)
+    except Exception as error:  # torchvision raises whatever its transport or its reader raised
+        raise DataError(f"{name} is {state}, and torchvision could not fetch or read it ({error}).\n"
+                        f"{_how_to_get(name, root)}") from error
+    (train_x, train_y), (test_x, test_y) = (_as_tensors(part, mean, std, dtype) for part in (train, test))
+    return Data(name, train_x, train_y, test_x, test_y, classes=int(train_y.max()) + 1)
+
+
+def _how_to_get(name: str, root: Path) -> str:
+    return (
+        f"Put torchvision's files of {_TORCHVISION[name][0]} under {root}, or set SHARPNB_DATA to the folder that has "
+        f"them, or call again where a network is. `sharpnb data` shows what is where; digits always works."
+    )
+
+
+def _as_tensors(
+    part: Any, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return normalised images, (N, C, H, W), and labels of one of torchvision's data sets."""
+    images = torch.as_tensor(np.asarray(part.data))
+    if images.ndim == 3:  # (N, H, W), grey
+        images = images[:, None]
+    elif images.shape[-1] == 3:  # (N, H, W, 3), as CIFAR
+        images = images.permute(0, 3, 1, 2)
+    labels = torch.as_tensor(np.asarray(part.targets if hasattr(part, "targets") else part.labels)).long()
+    centre, spread = (torch.tensor(values, dtype=dtype).view(1, -1, 1, 1) for values in (mean, std))
+    return ((images.to(dtype) / 255 - centre) / spread).contiguous(), labels

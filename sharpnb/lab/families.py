@@ -1,0 +1,145 @@
+r"""Small members of the regularised families in SAM's Table 1: Shake-Shake, PyramidNet, PyramidNet with ShakeDrop.
+
+Both shakes mix at random while training, with other random numbers backward than forward; in evaluation they use the
+mean. With a weight a forward and b backward, the value of a u + (1 - a) v with the gradient of b u + (1 - b) v is
+
+.. math:: y_b + \mathrm{stop}(y_a - y_b)
+
+They draw from the global random state as dropout does, so ``same_dropout=True`` of :mod:`sharpnb.optim` shares the
+draws of SAM's two passes. Every builder takes ``seed``, as in :mod:`sharpnb.lab.models`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sharpnb.lab.models import _initialise, _leaves_global_state
+
+
+def _mixed(forward: Tensor, backward: Tensor) -> Tensor:
+    """Return the value of ``forward`` with the gradient of ``backward``."""
+    return backward + (forward - backward).detach()
+
+
+def _uniform(x: Tensor, low: float, high: float) -> Tensor:
+    """Draw one number an image, (N, 1, 1, 1)."""
+    return torch.empty(len(x), 1, 1, 1, device=x.device, dtype=x.dtype).uniform_(low, high)
+
+
+class ShakeShake(nn.Module):
+    r"""Two residual branches, mixed at random (Gastaldi, 2017, "shake-shake-image").
+
+    .. math:: y = x + \alpha\,F_1(x) + (1-\alpha)\,F_2(x),\qquad \alpha\sim U(0,1)
+
+    and :math:`\beta\sim U(0,1)` in the place of α backward, one of each an image; α = β = ½ in evaluation. With
+    ``true_gradient`` β = α: the SAM paper's code does so in the ascent pass (``flax_training.py``).
+    """
+
+    def __init__(self, fan_in: int, fan_out: int, stride: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                nn.ReLU(), nn.Conv2d(fan_in, fan_out, 3, stride, 1, bias=False), nn.BatchNorm2d(fan_out),
+                nn.ReLU(), nn.Conv2d(fan_out, fan_out, 3, 1, 1, bias=False), nn.BatchNorm2d(fan_out),
+            )
+            for _ in range(2)
+        )
+        change = stride != 1 or fan_in != fan_out
+        self.skip = nn.Conv2d(fan_in, fan_out, 1, stride, bias=False) if change else nn.Identity()
+        self.true_gradient = False
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C', H/stride, W/stride)
+        """Return skip plus mixture."""
+        u, v = (branch(x) for branch in self.branches)
+        if not self.training:
+            return self.skip(x) + (u + v) / 2
+        a = _uniform(x, 0.0, 1.0)
+        b = a if self.true_gradient else _uniform(x, 0.0, 1.0)
+        return self.skip(x) + _mixed(a * u + (1 - a) * v, b * u + (1 - b) * v)
+
+
+class Pyramid(nn.Module):
+    r"""A PyramidNet block (Han, Kim & Kim, CVPR 2017), with ShakeDrop where ``keep`` < 1 (Yamada et al., 2019).
+
+    .. math::
+        y = x + (b+\alpha-b\alpha)\,F(x),\qquad b\sim\mathrm{Bernoulli}(\text{keep}),\ \alpha\sim U(-1,1)
+
+    and :math:`\beta\sim U(0,1)` in the place of α backward; in evaluation the mean, keep · F(x). The skip is the
+    identity, averaged over 2x2 where the stride is 2 and filled up with zero channels.
+    """
+
+    def __init__(self, fan_in: int, fan_out: int, stride: int, keep: float = 1.0) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.BatchNorm2d(fan_in), nn.Conv2d(fan_in, fan_out, 3, stride, 1, bias=False), nn.BatchNorm2d(fan_out),
+            nn.ReLU(), nn.Conv2d(fan_out, fan_out, 3, 1, 1, bias=False), nn.BatchNorm2d(fan_out),
+        )
+        self.stride, self.extra, self.keep = stride, fan_out - fan_in, keep
+        self.true_gradient = False
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C', H/stride, W/stride)
+        """Return skip plus (shaken) residual."""
+        skip = F.avg_pool2d(x, 2, ceil_mode=True) if self.stride == 2 else x
+        return F.pad(skip, (0, 0, 0, 0, 0, self.extra)) + self._shaken(self.body(x))
+
+    def _shaken(self, residual: Tensor) -> Tensor:
+        if self.keep == 1.0 or not self.training:
+            return self.keep * residual
+        gate = (_uniform(residual, 0.0, 1.0) < self.keep).to(residual.dtype)
+        a = _uniform(residual, -1.0, 1.0)
+        b = a if self.true_gradient else _uniform(residual, 0.0, 1.0)
+        return _mixed((gate + a - gate * a) * residual, (gate + b - gate * b) * residual)
+
+
+@_leaves_global_state
+def shake_shake(
+    depth: int = 8, width: int = 16, *, channels: int = 3, classes: int = 10, seed: int = 0
+) -> nn.Sequential:
+    """Shake-Shake net of ``depth`` = 6 n + 2 and first ``width`` (Table 1's is 26 2x96d: depth 26, width 96).
+
+    Raises:
+        ValueError: if the depth is not 6 n + 2.
+    """
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"depth = {depth}: a Shake-Shake net here has 6 n + 2 layers: 8, 14, 20, 26.")
+    body, fan_in = [], 16
+    for stage in range(3):
+        for block in range((depth - 2) // 6):
+            fan_out = width * 2**stage
+            body.append(ShakeShake(fan_in, fan_out, 2 if stage and not block else 1))
+            fan_in = fan_out
+    stem = (nn.Conv2d(channels, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16))
+    model = nn.Sequential(*stem, *body, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(fan_in, classes))
+    _initialise(model, seed)
+    return model
+
+
+@_leaves_global_state
+def pyramid_net(
+    depth: int = 8, alpha: int = 24, *, last_keep: float = 1.0, channels: int = 3, classes: int = 10, seed: int = 0
+) -> nn.Sequential:
+    """PyramidNet of ``depth`` = 6 n + 2 whose width grows by ``alpha`` in all (Table 1's is depth 272, alpha 200).
+
+    ``last_keep`` < 1 adds ShakeDrop, the probability of an undisturbed block falling linearly to ``last_keep`` at the
+    last one (0.5 in Table 1).
+
+    Raises:
+        ValueError: if the depth is not 6 n + 2, or ``last_keep`` is no probability.
+    """
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"depth = {depth}: a PyramidNet here has 6 n + 2 layers: 8, 14, 20, 26.")
+    if not 0 < last_keep <= 1:
+        raise ValueError(f"last_keep = {last_keep}: a probability, must lie in (0, 1]; 0.5 is the paper's, 1 is none.")
+    blocks = (depth - 2) // 2
+    widths = [16 + round(alpha * k / blocks) for k in range(blocks + 1)]
+    body = []
+    for k in range(blocks):
+        stride = 2 if k and k % (blocks // 3) == 0 else 1
+        body.append(Pyramid(widths[k], widths[k + 1], stride, 1 - (1 - last_keep) * (k + 1) / blocks))
+    stem = (nn.Conv2d(channels, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16))
+    head = (nn.BatchNorm2d(widths[-1]), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = nn.Sequential(*stem, *body, *head, nn.Linear(widths[-1], classes))
+    _initialise(model, seed)
+    return model

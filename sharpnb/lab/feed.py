@@ -1,0 +1,66 @@
+"""What each of many members sees: its own split, labels, batch order and augmentation, drawn from its own seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sharpnb.lab.augment import Augment, ShiftAndFlip
+from sharpnb.lab.data import Data, with_label_noise
+from sharpnb.lab.training import batches
+
+
+class Feed:
+    """The batches of K members: :meth:`next_batch` returns (K, B, C, H, W) images and (K, B) labels.
+
+    Members with the same seed and images share one stream: the same order, the same augmentation, drawn as
+    :func:`sharpnb.lab.train` draws them. Label noise is drawn from the seed too (``with_label_noise``).
+
+    Attributes:
+        parts: each distinct data set with the members that it is evaluated for.
+    """
+
+    def __init__(
+        self, configs: Sequence[dict[str, Any]], sets: Sequence[Data], batch_size: int, augment: Augment | None,
+        device: torch.device, dtype: torch.dtype,
+    ) -> None:
+        self.device, self.augment = device, augment
+        clean: dict[int, Data] = {}
+        noisy: dict[tuple[int, float, int], Data] = {}
+        members: dict[tuple[int, float, int], list[int]] = {}
+        for k, (config, data) in enumerate(zip(configs, sets, strict=True)):
+            noise = float(config.get("label_noise", 0.0))
+            key = (id(data), noise, config["seed"] if noise else 0)
+            here = clean.setdefault(id(data), data.to(device, dtype))
+            noisy.setdefault(key, with_label_noise(here, noise, config["seed"]) if noise else here)
+            members.setdefault(key, []).append(k)
+        self.parts = [(noisy[key], torch.tensor(rows, device=device)) for key, rows in members.items()]
+
+        streams: dict[tuple[int, int], int] = {}
+        stream = [streams.setdefault((id(d), c["seed"]), len(streams)) for c, d in zip(configs, sets, strict=True)]
+        self.generators = [torch.Generator().manual_seed(seed) for _, seed in streams]
+        self.orders = [batches(len(sets[0].train_y), batch_size, generator) for generator in self.generators]
+        self.images = [clean[data].train_x for data, _ in streams]
+        self.stream = None if stream == list(range(len(configs))) else torch.tensor(stream, device=device)
+        labels = {k: part for part, rows in self.parts for k in rows.tolist()}
+        self.labels = torch.stack([labels[k].train_y for k in range(len(configs))])  # (K, N)
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """Return the next batch of every member."""
+        index = torch.stack([next(order) for order in self.orders]).to(self.device)  # (streams, B)
+        x = torch.stack([images[rows] for images, rows in zip(self.images, index, strict=True)])
+        x = self._augmented(x) if self.augment else x
+        if self.stream is not None:
+            x, index = (x.expand(len(self.stream), *x.shape[1:]) if len(x) == 1 else x[self.stream]), index[self.stream]
+        return x, self.labels.gather(1, index)
+
+    def _augmented(self, x: Tensor) -> Tensor:
+        if isinstance(self.augment, ShiftAndFlip):
+            drawn = torch.cat([self.augment.draw(x.shape[1], generator) for generator in self.generators], dim=1)
+            return self.augment.apply(x.flatten(0, 1), drawn).view(x.shape)
+        assert self.augment is not None
+        pairs = zip(x, self.generators, strict=True)
+        return torch.stack([self.augment(batch, generator) for batch, generator in pairs])

@@ -1,0 +1,117 @@
+"""One look for all figures, and one way to save them: PNG, SVG and the plotted data, with an alternative text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sharpnb import paths
+from sharpnb.lab.records import RecordMismatch, checking
+
+# Wong's colour-blind-safe palette in seaborn's order; a role keeps its colour through the whole collection.
+COLOURS = {
+    "sgd": "#0173b2", "sam": "#de8f05", "wsam": "#029e73", "adam": "#d55e00", "adamw": "#cc78bc", "exact": "#000000",
+    "grey": "#6c6c6c", "extra": "#ca9161",
+}
+MARKERS = {"sgd": "o", "sam": "s", "wsam": "^", "adam": "v", "adamw": "D", "exact": "x"}
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults for this process: white ground, readable at column width, no chart junk."""
+    import matplotlib as mpl
+
+    mpl.rcParams.update({
+        "figure.dpi": 100, "savefig.dpi": 200, "figure.facecolor": "white", "savefig.facecolor": "white",
+        "figure.constrained_layout.use": True, "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+        "axes.axisbelow": True, "legend.frameon": False, "lines.linewidth": 1.6, "svg.hashsalt": "sharpnb",
+        "axes.formatter.min_exponent": 3,  # a log axis reads 2, 10, 50 and not powers
+    })
+
+
+def save(
+    figure: Any, folder: Path, name: str, *, alt: str, data: Any, rtol: float = 1e-3, atol: float = 1e-9
+) -> Path:
+    """Save ``figure`` as ``name``.png and ``name``.svg and the plotted numbers as ``name``.csv.
+
+    Under ``SHARPNB_CHECK=1`` nothing is written: the numbers are compared with the committed CSV (rtol·|committed| +
+    atol, texts exactly), and the picture, coarsely, with the committed PNG, which catches a blank or clipped one.
+
+    Args:
+        figure: a matplotlib figure; it is closed.
+        folder: usually ``figures/<notebook>``.
+        name: file name without ending.
+        alt: what the picture shows, for a reader who cannot see it: at least 40 characters.
+        data: a tidy pandas DataFrame, or a mapping of columns, with every number that is drawn.
+        rtol: relative tolerance of the comparison; the default's reason is at :class:`sharpnb.lab.records.Record`.
+        atol: absolute tolerance of the comparison.
+
+    Returns:
+        The path of the PNG.
+
+    Raises:
+        ValueError: if the alternative text or the data is missing.
+        RecordMismatch: in checking mode, when numbers or picture differ, or nothing is committed.
+    """
+    import matplotlib.pyplot as plt
+    import pandas as pd
+
+    if len(alt.strip()) < 40:
+        raise ValueError(f"figure {name}: alt = {alt!r} is too short. Say in a sentence what the picture shows, for a "
+                         "reader who cannot see it.")
+    frame = pd.DataFrame(data) if isinstance(data, Mapping) else data
+    if frame.empty:
+        raise ValueError(f"figure {name}: data is empty. Give the plotted numbers as a tidy table.")
+    png, csv = _render(figure, "png", alt), frame.to_csv(index=False, float_format="%.8g")
+    path = folder / f"{name}.png"
+    if checking():
+        _compare_table(path.with_suffix(".csv"), csv, rtol, atol)
+        _compare_picture(path, png)
+    else:
+        for ending, content in ((".png", png), (".svg", _render(figure, "svg", alt)), (".csv", csv.encode())):
+            file = path.with_suffix(ending)
+            if not file.exists() or file.read_bytes() != content:
+                paths.write_whole(file, content)
+    plt.close(figure)
+    return path
+
+
+def _render(figure: Any, kind: str, alt: str) -> bytes:
+    # No date and no program version, so that the same figure is the same bytes.
+    metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, metadata={**metadata, "Description": alt})
+    return buffer.getvalue()
+
+
+def _compare_table(path: Path, fresh: str, rtol: float, atol: float) -> None:
+    import pandas as pd
+
+    if not path.exists():
+        raise RecordMismatch(f"{path.name}: no committed figure data to compare with; run the notebook and commit it.")
+    old, new = pd.read_csv(path), pd.read_csv(io.StringIO(fresh))
+    try:
+        pd.testing.assert_frame_equal(old, new, check_dtype=False, check_exact=False, rtol=rtol, atol=atol)
+    except AssertionError as error:
+        raise RecordMismatch(f"{path.name} differs from the committed numbers: {error}") from error
+
+
+def _compare_picture(path: Path, fresh: bytes, blocks: int = 24, allowed: float = 0.06) -> None:
+    """Compare mean brightness on a raster; fonts and rasterisers move a block of it by less than ``allowed``."""
+    import matplotlib.image as mpimg
+    import numpy as np
+
+    if not path.exists():
+        raise RecordMismatch(f"{path.name}: no committed figure to compare with; run the notebook and commit it.")
+
+    def coarse(image: np.ndarray) -> np.ndarray:  # (H, W, 3 or 4) in [0, 1] -> (blocks, blocks)
+        grey = image[..., :3].mean(-1)
+        rows = [part.mean(0) for part in np.array_split(grey, blocks)]
+        return np.array([[cell.mean() for cell in np.array_split(row, blocks)] for row in rows])
+
+    worst = float(np.abs(coarse(mpimg.imread(path)) - coarse(mpimg.imread(io.BytesIO(fresh)))).max())
+    if worst > allowed:
+        raise RecordMismatch(f"{path.name} looks different from the committed picture: brightness of a part of it is "
+                             f"off by {worst:.2f} (allowed {allowed}). Look at both; commit the new one if right.")

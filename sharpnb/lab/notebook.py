@@ -1,0 +1,120 @@
+"""What every notebook shares: its set-up, its checks, its figures, records and claims."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sharpnb import paths
+from sharpnb.lab import claims as claims_module
+from sharpnb.lab import figures
+from sharpnb.lab.claims import Claim
+from sharpnb.lab.data import Data
+from sharpnb.lab.records import Record, provenance
+from sharpnb.lab.training import pick_device
+
+# "toy" is the full profile's code at the size of a test; its results are kept apart and never committed.
+PROFILES = ("quick", "full", "toy")
+
+
+class Notebook:
+    """The context of one notebook; made by :func:`start`.
+
+    Attributes:
+        name: e.g. ``"03_hessian_spectra"``.
+        profile: one of :data:`PROFILES`.
+        device: the device that ``device=`` named.
+        parameters: what was given to :func:`start`.
+    """
+
+    def __init__(self, name: str, profile: str, device: str, parameters: dict[str, Any]) -> None:
+        self.name, self.profile, self.parameters = name, profile, parameters
+        self.device = pick_device(device)
+        self._started, self._data = time.time(), {}
+
+    @property
+    def full(self) -> bool:
+        """Whether the code of the papers' scale is asked for (at its own size, or as a toy)."""
+        return self.profile != "quick"
+
+    def uses(self, data: Data) -> Data:
+        """Note a data set and its checksum for the provenance of the records that follow."""
+        self._data[data.name] = data.checksum
+        return data
+
+    def check(self, what: str, residual: float, bound: float) -> None:
+        """Check that |residual| ≤ bound, and print so.
+
+        Raises:
+            AssertionError: if it is not (or not a number); the message has the value.
+        """
+        if not abs(residual) <= bound:
+            raise AssertionError(f"{what}: the residual is {residual:.3g}, allowed is {bound:g}.")
+        self._say(f"✔ {what} (residual ≤ {bound:g})")
+
+    def record(self, name: str, values: dict[str, Any], *, rtol: float = 1e-3, atol: float = 1e-9) -> Path:
+        """Save ``values`` as ``data/records/<notebook>/<profile>/<name>.json`` with their provenance."""
+        origin = provenance(self.parameters, self.device, self._data, self._started)
+        return Record(self.name, name, self.profile, values, rtol, atol, origin).save()
+
+    def full_record(self, name: str) -> dict[str, Any] | None:
+        """Return the values of a committed record of the full profile, or None where it has not been run."""
+        found = Record.find(self.name, name, "full")
+        return found.values if found else None
+
+    def figure(
+        self, figure: Any, name: str, *, alt: str, caption: str, data: Any, rtol: float = 1e-3, atol: float = 1e-9
+    ) -> None:
+        """Save a figure with its data and show it; see :func:`sharpnb.lab.figures.save`."""
+        folder = paths.figures(self.name) / (self.profile if self.full else "")
+        path = figures.save(figure, folder, name, alt=alt, data=data, rtol=rtol, atol=atol)
+        here = Path(os.path.relpath(path, Path.cwd())).as_posix()
+        stem = here.removesuffix(".png")
+        self._show(f"![{' '.join(alt.split())}](<{here}>)\n\n{caption} "
+                   f"[vector](<{stem}.svg>) · [numbers](<{stem}.csv>)")
+
+    def claims(self, claims: Sequence[Claim], *, rtol: float = 2e-2, atol: float = 1e-6) -> None:
+        """Save the claims with their verdicts and show them as a table.
+
+        Raises:
+            ValueError: if two claims bear the same id.
+        """
+        ids = [claim.id for claim in claims]
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"claims need ids of their own; repeated: {sorted({i for i in ids if ids.count(i) > 1})}.")
+        self.record("claims", {"claims": [claim.as_dict() for claim in claims]}, rtol=rtol, atol=atol)
+        self._show(claims_module.as_markdown(claims))
+
+    @staticmethod
+    def _show(markdown: str) -> None:
+        from IPython.display import Markdown, display
+
+        display(Markdown(markdown))
+
+    @staticmethod
+    def _say(text: str) -> None:
+        print(text)  # noqa: T201 (the notebook's own output)
+
+
+def start(name: str, *, profile: str = "quick", device: str = "auto", seed: int = 0, **parameters: Any) -> Notebook:
+    """Set a notebook up: check its parameters, seed, one intra-op thread, the figures' look.
+
+    One thread, because two OpenMP threads on shared cores were measured nine times slower than one; notebooks run side
+    by side in processes instead.
+
+    Raises:
+        ValueError: for an unknown profile or a device that is not there, with what is allowed.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"profile = {profile!r}: choose one of {', '.join(PROFILES)}.")
+    notebook = Notebook(name, profile, device, {"profile": profile, "device": device, "seed": seed, **parameters})
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    figures.use_style()
+    return notebook
+

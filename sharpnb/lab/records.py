@@ -1,0 +1,167 @@
+"""Results that carry where they come from, and the comparison of a fresh result with the committed one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from sharpnb import __version__, paths
+
+
+class RecordMismatch(AssertionError):
+    """A fresh result differs from the committed one by more than its tolerance, or there is no committed one."""
+
+
+def checking() -> bool:
+    """Return whether results are to be compared with the committed ones instead of written (``SHARPNB_CHECK=1``)."""
+    return os.environ.get("SHARPNB_CHECK") == "1"
+
+
+@dataclass
+class Record:
+    """One result of one notebook under one profile: ``data/records/<notebook>/<profile>/<name>.json``.
+
+    Attributes:
+        notebook: e.g. ``"03_hessian_spectra"``.
+        name: file name without its ending.
+        profile: ``"quick"`` or ``"full"``.
+        values: the result: nested dictionaries and lists of numbers, texts and None.
+        rtol, atol: how far a number of a repeated run may be off: rtol·|committed| + atol. The default 1e-3 is for
+            float64 trainings of some hundred steps on another processor; identities want less, chaotic runs more.
+        provenance: parameters, data sets and checksums, versions, device, commit, start and wall time.
+    """
+
+    notebook: str
+    name: str
+    profile: str
+    values: dict[str, Any]
+    rtol: float = 1e-3
+    atol: float = 1e-9
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """Where the record lies."""
+        return paths.records(self.notebook, self.profile) / f"{self.name}.json"
+
+    def save(self) -> Path:
+        """Write the record whole or not at all; under ``SHARPNB_CHECK=1`` compare it with the committed one instead.
+
+        A result that comes out the same to the last digit keeps the file, and so its first provenance.
+
+        Raises:
+            RecordMismatch: in checking mode, when the result differs or nothing is committed.
+            ValueError: if a value cannot be written as JSON.
+        """
+        self.values = _plain(self.values)
+        if checking():
+            if not self.path.exists():
+                raise RecordMismatch(f"{self.path.name}: no committed record to compare with; run `sharpnb run "
+                                     f"{self.notebook} --force` and commit what it writes.")
+            difference = first_difference(self.load(self.path).values, self.values, self.rtol, self.atol)
+            if difference:
+                raise RecordMismatch(f"{self.notebook}/{self.profile}/{self.name}.json: {difference}")
+        elif not self.path.exists() or _damaged_or_other(self.path, self.values):
+            paths.write_whole(self.path, json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=True) + "\n")
+        return self.path
+
+    @classmethod
+    def load(cls, path: Path) -> Record:
+        """Read a record.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+            ValueError: if the file is damaged; the message says what to do.
+        """
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is damaged ({error}). Delete it and run its notebook again: `sharpnb run "
+                             f"{path.parent.parent.name} --force`.") from error
+
+    @classmethod
+    def find(cls, notebook: str, name: str, profile: str) -> Record | None:
+        """Return a committed record, or None where that profile has not been run."""
+        path = paths.records(notebook, profile) / f"{name}.json"
+        return cls.load(path) if path.exists() else None
+
+
+def _damaged_or_other(path: Path, values: dict[str, Any]) -> bool:
+    try:
+        return first_difference(Record.load(path).values, values, 0.0, 0.0) is not None
+    except ValueError:
+        return True
+
+
+def first_difference(old: Any, new: Any, rtol: float, atol: float, where: str = "") -> str | None:
+    """Say where two nested results first differ by more than rtol·|old| + atol, or return None."""
+    place = where or "result"
+    if isinstance(old, dict) and isinstance(new, dict):
+        if old.keys() != new.keys():
+            return f"{place} has other entries: {sorted(set(map(str, old)) ^ set(map(str, new)))}"
+        pairs = [(old[key], new[key], f"{where}.{key}".lstrip(".")) for key in old]
+    elif isinstance(old, list) and isinstance(new, list):
+        if len(old) != len(new):
+            return f"{place} has {len(new)} entries, committed are {len(old)}"
+        pairs = [(a, b, f"{where}[{i}]") for i, (a, b) in enumerate(zip(old, new, strict=True))]
+    elif _is_number(old) and _is_number(new):
+        same = (math.isnan(old) and math.isnan(new)) or old == new or abs(old - new) <= rtol * abs(old) + atol
+        allowed = f" (allowed: {rtol:g} relative + {atol:g})"
+        return None if same else f"{place} is {new!r}, committed is {old!r}{allowed}"
+    else:
+        return None if type(old) is type(new) and old == new else f"{place} is {new!r}, committed is {old!r}"
+    return next((found for a, b, name in pairs if (found := first_difference(a, b, rtol, atol, name))), None)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    """Return nested values as JSON knows them; tensors and arrays become lists."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(f"A record holds numbers, texts, lists and dictionaries; {type(value).__name__} is none of them.")
+
+
+def provenance(parameters: dict[str, Any], device: Any, data: dict[str, str], started: float) -> dict[str, Any]:
+    """Return what a reader needs to repeat a result; ``started`` is ``time.time()`` at its beginning."""
+    import torch
+
+    on_gpu = getattr(device, "type", "cpu") == "cuda"
+    return {
+        "sharpnb": __version__, "commit": _commit(), "parameters": _plain(parameters), "data": data,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "matplotlib")},
+        "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - started, 1),
+    }
+
+
+def _commit() -> str | None:
+    """Return the checkout's commit, with ``+`` when files differ from it, or None outside a checkout."""
+    try:
+        head, changed = (
+            subprocess.run(["git", *args], cwd=paths.root(), capture_output=True, text=True, timeout=10).stdout.strip()
+            for args in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--", "sharpnb", "notebooks"))
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return head + ("+" if changed else "") if head else None

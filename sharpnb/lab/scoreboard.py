@@ -1,0 +1,155 @@
+"""All claims of all notebooks in one table: what the papers state, what was measured, the verdict.
+
+Everything is read from ``data/records/<notebook>/<profile>/claims.json``; nothing is typed by hand, and equal records
+give equal text. ``sharpnb report`` writes it to ``REPORT.md``, the notebook ``00_index`` shows it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sharpnb import paths
+from sharpnb.lab.claims import SYMBOLS
+
+_HEAD = ("paper", "where", "claim", "paper's number", "measured ± std. error (n)", "rests on", "verdict", "notebook")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim with its verdict; the fields are those of :class:`sharpnb.lab.Claim`.
+
+    Attributes:
+        notebook: whose record it comes from.
+        profile: the profile that the measurement rests on.
+    """
+
+    notebook: str
+    id: str
+    paper: str
+    item: str
+    statement: str
+    verdict: str
+    profile: str
+    paper_value: float | str | None = None
+    measured: float | None = None
+    stderr: float | None = None
+    n: int = 1
+    unit: str = ""
+    protocol: str = ""
+
+    @property
+    def paper_text(self) -> str:
+        """The paper's number, or a dash."""
+        return "–" if self.paper_value is None else f"{self.paper_value}"
+
+    @property
+    def measured_text(self) -> str:
+        """The measured number, its standard error to two digits and the number of seeds; a dash where not run."""
+        if self.measured is None:
+            return "–"
+        unit = f" {self.unit}" if self.unit else ""
+        if not self.stderr or not math.isfinite(self.stderr) or not math.isfinite(self.measured):
+            return f"{self.measured:.3g}{unit}"
+        digits = max(0, 1 - math.floor(math.log10(self.stderr)))
+        return f"{self.measured:.{digits}f} ± {self.stderr:.{digits}f} ({self.n}){unit}"
+
+
+def rows() -> list[Row]:
+    """Return one row a claim, by paper and then in the notebooks' order.
+
+    A claim that both profiles have judged is shown as the full profile judged it; as long as that says "not run", as
+    the quick one did.
+
+    Raises:
+        ValueError: if a record is damaged; the message names it and says what to do.
+    """
+    chosen: dict[tuple[str, str], Row] = {}
+    for file in _files():
+        notebook = file.parents[1].name
+        for claim in _read(file)["claims"]:
+            row = _row(notebook, claim, file)
+            known = chosen.get((notebook, row.id))
+            if known is None or _weight(row) > _weight(known):
+                chosen[notebook, row.id] = row
+    return sorted(chosen.values(), key=lambda row: row.paper)  # stable: within a paper as read
+
+
+def counts(table: Sequence[Row]) -> dict[str, int]:
+    """Return how many claims have each verdict, all six verdicts in their order."""
+    return {verdict: sum(row.verdict == verdict for row in table) for verdict in SYMBOLS}
+
+
+def as_markdown(table: Sequence[Row], notebooks: str = "notebooks/") -> str:
+    """Return counts and table as Markdown; ``notebooks`` is the way from the page to the notebooks' folder."""
+    total = [f"| {SYMBOLS[verdict]} {verdict} | {number} |" for verdict, number in counts(table).items()]
+    lines = [
+        _line(row.paper, row.item, row.statement + (f" *({row.protocol})*" if row.protocol else ""), row.paper_text,
+              row.measured_text, row.profile, f"{SYMBOLS.get(row.verdict, '')} {row.verdict}",
+              f"[{row.notebook.split('_')[0]}]({notebooks}{row.notebook}.ipynb)")
+        for row in table
+    ]
+    return "\n".join([
+        "| verdict | claims |", "|:--|--:|", *total, f"| all | {len(table)} |", "",
+        _line(*_HEAD), "|:--|:--|:--|--:|--:|:--|:--|:--|", *lines,
+    ])
+
+
+def report() -> str:
+    """Return the page ``REPORT.md``: counts, table, and where each record comes from."""
+    origins = []
+    for file in _files():
+        made = _read(file)["provenance"]
+        torch = made.get("versions", {}).get("torch", "–")
+        origins.append(_line(file.parents[1].name, file.parent.name, made.get("device", "–"), torch,
+                             f"`{made.get('commit') or '–'}`"))
+    return "\n".join([
+        "# Scoreboard", "",
+        "What the papers state and what was measured here. `sharpnb report` makes this page from the records in "
+        "`data/records`; edits by hand are lost.", "",
+        as_markdown(rows()), "",
+        "The verdicts follow by the rule in [sharpnb/lab/claims.py](sharpnb/lab/claims.py). *Contradicted* is a result "
+        "like the others: it says that this protocol, at this scale, measured the opposite.", "",
+        "## Where the numbers come from", "",
+        "| notebook | profile | device | torch | commit |", "|:--|:--|:--|:--|:--|", *origins, "",
+    ])
+
+
+def _files() -> list[Path]:
+    found = (paths.root() / "data" / "records").glob("*/*/claims.json")
+    return sorted(file for file in found if file.parent.name in ("quick", "full"))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Return ``{"claims": …, "provenance": …}`` of one record."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return {"claims": content["values"]["claims"], "provenance": content.get("provenance", {})}
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(file, error) from None
+
+
+def _row(notebook: str, claim: dict[str, Any], file: Path) -> Row:
+    try:
+        return Row(notebook, **{name: claim[name] for name in Row.__dataclass_fields__ if name in claim})
+    except TypeError as error:
+        raise _damaged(file, error) from None
+
+
+def _damaged(file: Path, error: Exception) -> ValueError:
+    name = file.relative_to(paths.root()).as_posix()
+    return ValueError(f"{name} is damaged ({type(error).__name__}: {error}). Delete it and make it anew: sharpnb run "
+                      f"{file.parents[1].name} --profile {file.parent.name} --force")
+
+
+def _weight(row: Row) -> int:
+    return 0 if row.verdict == "not run" else 2 if row.profile == "full" else 1
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(re.sub(r"\s+", " ", cell).replace("|", r"\|") for cell in cells) + " |"

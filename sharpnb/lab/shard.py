@@ -1,0 +1,121 @@
+"""A shard of a sweep: cells of a grid, what they are trained on and how, as plain values that any machine can run."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import sharpnb
+from sharpnb.lab import models
+from sharpnb.lab.data import Data, load_data
+from sharpnb.lab.many import train_many
+
+METRICS = ("train_loss", "train_error", "test_loss", "test_error")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Cells that are trained together.
+
+    Attributes:
+        cells: the settings, as :func:`sharpnb.lab.train_many` takes them.
+        data: ``name`` and the other arguments of :func:`sharpnb.lab.load_data`; ``"seed": "cell"`` draws each cell's
+            split from the cell's own seed. A name ``"module:function"`` is a function of one's own.
+        model: ``name`` of a builder in :mod:`sharpnb.lab.models`, or ``"module:function"``, and its arguments.
+        training: the other arguments of :func:`sharpnb.lab.train_many`; ``dtype`` by its name.
+    """
+
+    cells: list[dict[str, Any]]
+    data: dict[str, Any]
+    model: dict[str, Any]
+    training: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """A name that changes with everything that the result depends on: settings, package sources, PyTorch."""
+        text = json.dumps([asdict(self), _sources(), torch.__version__], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def net(self, seed: int) -> nn.Module:
+        """Build the net of a seed."""
+        options = dict(self.model)
+        return _function(options.pop("name"), models.__name__)(**options, seed=seed)
+
+    def data_of(self, seed: int) -> Data:
+        """Load the data of a cell with this seed."""
+        options = dict(self.data)
+        name = options.pop("name")
+        if options.get("seed") == "cell":
+            options["seed"] = seed
+        return _function(name, "")(**options) if ":" in name else load_data(name, **options)
+
+    def run(self) -> list[dict[str, Any]]:
+        """Train the cells on one thread and return for each its result: the metrics, ``reason``, ``curve``.
+
+        ``reason`` is empty for a cell that ended well, ``curve`` the list of its evaluations.
+        """
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            loaded = functools.cache(self.data_of)
+            sets = [loaded(int(cell.get("seed", 0))) for cell in self.cells]
+            options = self.training | {"dtype": getattr(torch, self.training.get("dtype", "float32"))}
+            many = train_many(self.cells, sets, self.net, **options, chunk=len(self.cells), progress=False)
+        finally:
+            torch.set_num_threads(threads)
+        curves: list[list[dict[str, float]]] = [[] for _ in self.cells]
+        for row in many.rows:
+            measured = {name: row[name] for name in row if name == "step" or name.endswith(("_loss", "_error"))}
+            curves[row["member"]].append(measured)
+        ends = ["" if step is None else f"diverged: the loss is not finite at step {step}" for step in many.diverged]
+        return [{**curve[-1], "reason": end, "curve": curve} for curve, end in zip(curves, ends, strict=True)]
+
+
+def run(shard: Shard) -> list[dict[str, Any]]:
+    """Run a shard; a function of the module, so that another process can be sent it by name."""
+    return shard.run()
+
+
+def _function(name: str, module: str) -> Callable[..., Any]:
+    place, _, function = name.rpartition(":")
+    found = getattr(importlib.import_module(place or module), function, None)
+    if not callable(found):
+        raise ValueError(f"name = {name!r}: {place or module} has no function {function!r}. Name one that it has, or "
+                         "one of your own as 'module:function', importable where the shards run.")
+    return found
+
+
+@functools.cache
+def _sources() -> str:
+    package = Path(sharpnb.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted([package / "rules.py", *(package / "lab").glob("*.py")]):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it: NumPy's numbers as Python's, tuples and ranges as lists.
+
+    Raises:
+        ValueError: for a function or another value that cannot be sent to another machine as text.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple, range)):
+        return [plain(part) for part in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(f"{value!r}: a sweep is described by numbers, texts, lists and mappings, so that it can be "
+                     "resumed and run elsewhere. Name functions: schedules by name, models as 'module:function'.")

@@ -1,0 +1,188 @@
+r"""Methods compared fairly: a grid each, tuned on images held out, the same seeds for all, a ranking with its spread.
+
+A *method* has some *trials* (settings of its hyperparameters); each trial is trained with every seed. The trial of
+lowest mean validation error is the method's, and its test error is what counts. A seed draws the images, the wrong
+labels, the initial weights and the batches, and is the same for all methods: differences are paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sharpnb.curvature import HessianOperator, top_eigenvalues
+from sharpnb.lab.augment import Augment
+from sharpnb.lab.data import Data, load_data, with_label_noise
+from sharpnb.lab.many import train_many
+from sharpnb.lab.training import evaluate
+
+LABELS = ("method", "trial")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained, and on what.
+
+    Attributes:
+        label: net and data in a few words.
+        data: name of the data set.
+        train_size: images to train on.
+        validation: further images of the training set, held out for tuning; their labels stay right.
+        model: seed -> net.
+        steps, batch_size: of every training.
+        noise: share of wrong training labels.
+        dtype: of weights and images.
+        together: members trained as one batched program.
+        augment: of the training images.
+        images: training images of the Hessian's loss.
+    """
+
+    label: str
+    data: str
+    train_size: int
+    validation: int
+    model: Callable[[int], nn.Module]
+    steps: int
+    batch_size: int
+    noise: float = 0.0
+    dtype: torch.dtype = torch.float64
+    together: int = 32
+    augment: Augment | None = None
+    images: int = 2000
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one seed: ``data`` to train and test on, ``held_out`` (images, labels) to tune on."""
+
+    data: Data
+    held_out: tuple[Tensor, Tensor]
+
+
+def splits(s: Setting, seeds: int) -> list[Split]:
+    """Return the images of each seed; of the larger data sets a seed moves the wrong labels alone."""
+    found, n = [], s.train_size
+    for seed in range(seeds):
+        if seed == 0 or s.data == "digits":
+            whole = load_data(s.data, train_size=n + s.validation, seed=seed, dtype=s.dtype)
+        data = replace(whole, train_x=whole.train_x[:n], train_y=whole.train_y[:n])
+        data = with_label_noise(data, s.noise, seed) if s.noise else data
+        found.append(Split(data, (whole.train_x[n:], whole.train_y[n:])))
+    return found
+
+
+def run(
+    s: Setting, configs: Sequence[Mapping[str, Any]], images: Sequence[Split], device: torch.device
+) -> tuple[pd.DataFrame, Tensor]:
+    """Train every configuration and measure it.
+
+    Args:
+        s: the setting.
+        configs: as :func:`sharpnb.lab.train_many` takes them, with ``method`` and ``trial`` beside.
+        images: of each seed, from :func:`splits`.
+        device: where to.
+
+    Returns:
+        A table with a row a configuration: its own entries, ``val_error`` and ``test_error`` (percent) and
+        ``train_loss`` (nats, on the labels that it was trained on); and the final weights, (K, n). A training that left
+        the finite numbers has the error of a constant answer there, 100 · (1 - 1/classes).
+    """
+    bare = [{k: v for k, v in config.items() if k not in LABELS} for config in configs]
+    many = train_many(bare, [images[c["seed"]].data for c in configs], s.model, steps=s.steps, batch_size=s.batch_size,
+                      augment=s.augment, dtype=s.dtype, device=str(device), chunk=s.together)
+    rows = [{**config, **_measured(s, w, final, images[config["seed"]], device)}
+            for config, w, final in zip(configs, many.weights, many.final(), strict=True)]
+    return pd.DataFrame(rows), many.weights
+
+
+def net_at(s: Setting, w: Tensor, device: torch.device | str = "cpu") -> nn.Module:
+    """Return the setting's net with flat weights ``w``."""
+    net = s.model(0).to(device, s.dtype)
+    nn.utils.vector_to_parameters(w.to(device), net.parameters())
+    return net
+
+
+def _measured(s: Setting, w: Tensor, final: Mapping[str, float], own: Split, device: torch.device) -> dict[str, float]:
+    if not w.isfinite().all():
+        constant = 100.0 * (1 - 1 / own.data.classes)
+        return {"val_error": constant, "test_error": constant, "train_loss": float("nan")}
+    x, y = (part.to(device) for part in own.held_out)
+    return {"val_error": evaluate(net_at(s, w, device), (x, y))[1], "test_error": final["test_error"],
+            "train_loss": final["train_loss"]}
+
+
+def lambda_max(s: Setting, w: Tensor, data: Data, tol: float = 1e-2) -> float:
+    """Return the largest Hessian eigenvalue of the training loss at flat weights ``w``."""
+    if not w.isfinite().all():
+        return float("nan")
+    x, y = (part[: s.images] for part in data.train)
+    op = HessianOperator(net_at(s, w), F.cross_entropy, (x, y))
+    return float(top_eigenvalues(op, 1, tol=tol, verify=False).values[0])
+
+
+def chosen(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of each method's trial of lowest mean validation error (of equal ones the first)."""
+    means = table.groupby(list(LABELS), sort=False)["val_error"].mean().round(9)
+    best = means.groupby("method", sort=False).idxmin()
+    return pd.concat([table[(table["method"] == m) & (table["trial"] == trial)] for m, trial in best])
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Seeds drawn anew, methods tuned anew on them: what the comparison could have come to.
+
+    Attributes:
+        methods: names, (M,).
+        errors: mean test error of each method's chosen trial, (draws, M).
+    """
+
+    methods: list[str]
+    errors: np.ndarray
+
+    def interval(self, share: float = 0.95) -> np.ndarray:
+        """Return lower and upper percentile of each method's error, (M, 2)."""
+        tail = 100 * (1 - share) / 2
+        return np.percentile(self.errors, [tail, 100 - tail], axis=0).T
+
+    def ranks(self) -> np.ndarray:
+        """Return the rank of each method in each draw, 1 the lowest error, equal ones sharing theirs: (draws, M)."""
+        below = (self.errors[:, None, :] < self.errors[:, :, None]).sum(2)
+        equal = (self.errors[:, None, :] == self.errors[:, :, None]).sum(2)
+        return below + (equal + 1) / 2
+
+    def better(self, a: str, b: str) -> float:
+        """Return the share of draws in which method ``a`` has a lower error than ``b``, ties by halves."""
+        x, y = (self.errors[:, self.methods.index(name)] for name in (a, b))
+        return float((x < y).mean() + 0.5 * (x == y).mean())
+
+
+def bootstrap(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> Bootstrap:
+    """Resample the seeds with replacement, tune every method again on the resample, and read its test error.
+
+    So the spread holds both the noise of training and that of choosing the trial. Images are not resampled.
+    """
+    rng = np.random.default_rng(seed)
+    methods = list(dict.fromkeys(table["method"]))
+    seeds = sorted(set(table["seed"]))
+    share = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=draws) / len(seeds)  # (draws, S)
+    errors = []
+    for method in methods:
+        part = table[table["method"] == method]
+        wide = {c: part.pivot(index="trial", columns="seed", values=c)[seeds] for c in ("val_error", "test_error")}
+        val, test = (frame.loc[part["trial"].unique()].to_numpy() for frame in wide.values())  # (trials, S), in order
+        best = (share @ val.T).round(9).argmin(1)
+        errors.append((share * test[best]).sum(1))
+    return Bootstrap(methods, np.stack(errors, 1))
+
+
+def paired(table: pd.DataFrame, a: str, b: str, column: str = "test_error") -> np.ndarray:
+    """Return ``column`` of method ``a`` minus that of ``b``, one a seed; both must have one trial left."""
+    at = table.set_index(["method", "seed"])[column]
+    return (at[a] - at[b]).to_numpy()

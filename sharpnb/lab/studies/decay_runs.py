@@ -1,0 +1,135 @@
+"""Trainings of the AdamW paper's notebooks: one list of settings, at once on small nets or one by one on large ones."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sharpnb.lab.augment import Augment
+from sharpnb.lab.data import Data, load_data, with_label_noise
+from sharpnb.lab.many import train_many
+from sharpnb.lab.notebook import Notebook
+from sharpnb.lab.records import Record
+from sharpnb.lab.training import History, Schedule, _schedule, train
+from sharpnb.optim import SGDW, AdamW
+from sharpnb.optim.schedules import CosineRestarts, normalized_weight_decay
+
+Rows = list[dict[str, Any]]
+Config = Mapping[str, Any]
+
+_CLASSES: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD, "sgdw": SGDW, "adam": torch.optim.Adam, "adamw": AdamW,
+}
+_OPTIONS = ("lr", "momentum", "weight_decay")
+MEASURES = ("train_loss", "test_error")
+_KEPT = ("method", "seed", "lr", "weight_decay", "lambda_norm")  # what tells rows apart; records stay small
+
+
+@dataclass(frozen=True)
+class World:
+    """What is trained, and on what.
+
+    Attributes:
+        label: net and data in a few words, for the claims.
+        data: name of the data set; of digits each seed draws its own split.
+        train_size: training images.
+        model: seed -> net.
+        batch_size: images an update.
+        label_noise: share of wrong training labels.
+        augment: of the training images.
+        dtype: of weights and images.
+        many: train all settings as batched programs (small nets) or one after another (large ones).
+    """
+
+    label: str
+    data: str
+    train_size: int | None
+    model: Callable[[int], nn.Module]
+    batch_size: int
+    label_noise: float = 0.0
+    augment: Augment | None = None
+    dtype: torch.dtype = torch.float32
+    many: bool = True
+
+    def images(self, seed: int) -> Data:
+        """Return the clean data of a seed."""
+        return load_data(self.data, train_size=self.train_size, seed=seed, dtype=self.dtype)
+
+
+def run(world: World, nb: Notebook, configs: Sequence[Config], steps: int, every: int = 0) -> Rows:
+    """Train every setting and return one row an evaluation.
+
+    Args:
+        world: what is trained.
+        nb: the notebook, whose device is used and which notes the data.
+        configs: as :func:`sharpnb.lab.train_many` takes them, of the rules sgd, sgdw, adam and adamw, with ``method``
+            beside, a name for the tables.
+        steps: updates.
+        every: evaluate each so many steps (0: at the end alone).
+
+    Returns:
+        Rows with ``method``, ``seed``, ``step``, the setting's rate and decay, and :data:`MEASURES`.
+    """
+    seeds = sorted({config["seed"] for config in configs})
+    sets = {seed: nb.uses(world.images(seed)) for seed in (seeds if world.data == "digits" else seeds[:1])}
+    data = [sets.get(config["seed"], sets[seeds[0]]) for config in configs]
+    noise = {"label_noise": world.label_noise}
+    bare = [noise | {k: v for k, v in config.items() if k != "method"} for config in configs]
+    if world.many:
+        found = train_many(bare, data, world.model, steps=steps, batch_size=world.batch_size, augment=world.augment,
+                           dtype=world.dtype, device=str(nb.device), evaluate_every=every).rows
+        pairs = [(configs[row["member"]], row) for row in found]
+    else:
+        histories = [_alone(world, nb, config, d, steps, every) for config, d in zip(bare, data, strict=True)]
+        pairs = [(config, row) for config, h in zip(configs, histories, strict=True) for row in h.rows]
+    return [{**{name: config[name] for name in _KEPT if name in config}, "step": int(row["step"]),
+             **{name: row[name] for name in MEASURES}} for config, row in pairs]
+
+
+def _alone(world: World, nb: Notebook, config: Config, data: Data, steps: int, every: int) -> History:
+    """Train one setting with the classes of :mod:`torch.optim` and :mod:`sharpnb.optim`."""
+    seed = config["seed"]
+    data = with_label_noise(data, world.label_noise, seed) if world.label_noise else data
+    model = world.model(seed).to(nb.device, world.dtype)
+    optimizer, eta = optimizer_of(model, config, steps)
+    return train(model, data, optimizer, steps=steps, batch_size=world.batch_size, schedule=eta, seed=seed,
+                 augment=world.augment, device=nb.device, evaluate_every=every, bf16=nb.device.type == "cuda")
+
+
+def optimizer_of(model: nn.Module, config: Config, steps: int) -> tuple[torch.optim.Optimizer, Schedule]:
+    r"""Return a setting's optimizer over the model's parameters, and its schedule for :func:`sharpnb.lab.train`.
+
+    With ``lambda_norm`` the decay is renewed before each step, :math:`\lambda_{norm}/\sqrt{T}` with T the steps in all,
+    or in the current period of restarts.
+    """
+    options = {name: config[name] for name in _OPTIONS if name in config}
+    optimizer = _CLASSES[config["rule"]](model.parameters(), **options)
+    eta, period = _schedule(config.get("schedule", "cosine")) if config.get("schedule") != "restarts" else None, None
+    if eta is None:
+        restarts = CosineRestarts(torch.optim.SGD([torch.zeros(1)], lr=1.0), config["t_0"], config.get("t_mult", 2))
+        eta, period = (lambda done: restarts.eta(round(done * steps))), lambda step: restarts.period(step)[1]
+    if "lambda_norm" in config:
+        count = itertools.count()
+
+        def renew(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            length = steps if period is None else period(next(count))
+            for group in optimizer.param_groups:
+                group["weight_decay"] = normalized_weight_decay(config["lambda_norm"], 1, 1, length)
+
+        optimizer.register_step_pre_hook(renew)
+    return optimizer, eta
+
+
+def recorded(nb: Notebook, name: str, make: Callable[[], Rows], *, rtol: float = 2e-2, atol: float = 1e-2) -> Rows:
+    """Make rows and record them; the full profile returns a finished record instead of training again."""
+    found = Record.find(nb.name, name, nb.profile) if nb.full else None
+    if found and found.provenance.get("parameters") == nb.parameters:
+        return found.values["rows"]
+    rows = make()
+    nb.record(name, {"rows": rows}, rtol=rtol, atol=atol)
+    return rows

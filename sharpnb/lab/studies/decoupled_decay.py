@@ -1,0 +1,276 @@
+r"""Notebook 10: decoupled weight decay against L2 (Loshchilov & Hutter, ICLR 2019), where both can be computed.
+
+Rows are weights as in :mod:`sharpnb.rules`; everything is float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sharpnb import optim, rules
+from sharpnb.lab.data import load_data
+from sharpnb.lab.training import batches
+
+Rule = Callable[[Tensor, Tensor, Any], tuple[Tensor, Any]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A real, convex loss: softmax regression on digits
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Regression:
+    r"""Softmax regression on handwritten digits, 640 weights, without bias.
+
+    .. math::
+        L(W) = -\frac1B\sum_b\log\mathrm{softmax}(Wx_b)_{y_b},\qquad \nabla L = \frac1B\sum_b (p_b-e_{y_b})x_b^\top
+    """
+
+    n = 640
+
+    def __init__(self, images: int = 300, batch_size: int = 32) -> None:
+        self.data = load_data("digits", train_size=images, dtype=torch.float64)
+        self.x, self.y = self.data.train_x.flatten(1), F.one_hot(self.data.train_y, 10).double()
+        self.batch_size = batch_size
+
+    def gradient(self, w: Tensor, rows: Tensor) -> Tensor:
+        """Gradient over the images ``rows``, for each row of ``w``: (K, 640) -> (K, 640)."""
+        x, y = self.x[rows], self.y[rows]
+        p = (x @ w.view(-1, 10, 64).mT).softmax(-1)  # (K, B, 10)
+        return ((p - y).mT @ x / len(x)).flatten(1)
+
+    def start(self, seed: int, scale: float = 0.3) -> Tensor:
+        """Random weights, (1, 640), large enough for a decay to be seen."""
+        return scale * torch.randn(1, self.n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+    def path(self, rule: Rule, steps: int, seed: int = 0) -> Tensor:
+        """Apply a rule to the mini-batches that ``seed`` draws: (steps + 1, 640)."""
+        order = batches(len(self.x), self.batch_size, torch.Generator().manual_seed(seed))
+        w, state = self.start(seed), None
+        points = [w]
+        for _ in range(steps):
+            w, state = rule(w, self.gradient(w, next(order)), state)
+            points.append(w)
+        return torch.cat(points)
+
+    def root_mean_square_gradient(self, w: Tensor, draws: int = 50, seed: int = 0) -> Tensor:
+        r"""Root mean square of mini-batch gradients at ``w``, weight by weight, (1, 640): Adam's :math:`\sqrt v`."""
+        order = batches(len(self.x), self.batch_size, torch.Generator().manual_seed(seed))
+        return torch.stack([self.gradient(w, next(order)).square() for _ in range(draws)]).mean(0).sqrt()
+
+
+def shrinkage_by_gradient(
+    task: Regression, *, lr: float = 1e-3, decay: float = 1e-3, l2: float = 0.02, steps: int = 400, seeds: int = 8,
+    groups: int = 10,
+) -> list[dict[str, Any]]:
+    r"""How much Adam + L2 and AdamW shrink weights of small and of large gradients (paper, section 2 end).
+
+    Each is compared with plain Adam on the same batches: the shrinkage of a group of weights is
+    :math:`1-\langle w,w_{plain}\rangle/\|w_{plain}\|^2` over the group, the groups being tenths of the weights by their
+    root mean square gradient at the start. Weights that never see a gradient (pixels always 0) are left out.
+    """
+    decayed = {
+        "Adam + L2": lambda w, g, s: rules.adam(w, g, s, lr=lr, weight_decay=l2),
+        "AdamW": lambda w, g, s: rules.adamw(w, g, s, lr=lr, weight_decay=decay),
+    }
+    rows = []
+    for seed in range(seeds):
+        size = task.root_mean_square_gradient(task.start(seed), seed=seed)[0]
+        plain = task.path(lambda w, g, s: rules.adam(w, g, s, lr=lr), steps, seed)[-1]
+        parts = size.argsort()[int((size == 0).sum()) :].tensor_split(groups)
+        for name, rule in decayed.items():
+            end = task.path(rule, steps, seed)[-1]
+            for group, part in enumerate(parts):
+                shrinkage = 1 - (end[part] @ plain[part]) / (plain[part] @ plain[part])
+                rows.append({"rule": name, "seed": seed, "group": group, "gradient": size[part].mean().item(),
+                             "shrinkage": shrinkage.item()})
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pure noise: the decay alone
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def decay_rates(
+    scales: Tensor, *, lr: float = 1e-4, l2: float = 0.1, decay: float = 1e-5, steps: int = 1000, pairs: int = 16,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    r"""Rate at which weights of 1 shrink under gradients that are pure noise of size s: scales (n,) -> rates (n,).
+
+    The rate is :math:`-\log(\bar w_T)/T` of the mean over rows. Rows come in pairs with opposite noise, which cancels
+    the random walk of the weights and leaves the decay.
+    """
+    methods = {
+        "Adam + L2": lambda w, g, s: rules.adam(w, g, s, lr=lr, weight_decay=l2),
+        "AdamW": lambda w, g, s: rules.adamw(w, g, s, lr=lr, weight_decay=decay),
+    }
+    found = {}
+    for name, rule in methods.items():
+        generator = torch.Generator().manual_seed(seed)
+        w, state = torch.ones(2 * pairs, len(scales), dtype=torch.float64), None
+        for _ in range(steps):
+            noise = scales * torch.randn(pairs, len(scales), dtype=torch.float64, generator=generator)
+            w, state = rule(w, torch.cat([noise, -noise]), state)
+        found[name] = -w.mean(0).log() / steps
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A quadratic in two dimensions: where each method ends
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    r""":math:`f(\theta)=\frac12(\theta-c)^\top H(\theta-c)` under the fixed preconditioner M = diag(1/s).
+
+    Attributes:
+        h: H, (2, 2).
+        c: its minimiser, (2,).
+        s: the scales, (2,).
+    """
+
+    h: Tensor
+    c: Tensor
+    s: Tensor
+
+    def end_of_decay(self, decay: float, lr: float) -> Tensor:
+        r"""Fixed point of :math:`\theta\leftarrow(1-\lambda)\theta-\alpha M\nabla f`."""
+        return torch.linalg.solve(self.h + decay / lr * torch.diag(self.s), self.h @ self.c)
+
+    def end_of_l2(self, l2: float) -> Tensor:
+        r"""Fixed point of :math:`\theta\leftarrow\theta-\alpha M(\nabla f+\lambda'\theta)`: M has no say in it."""
+        return torch.linalg.solve(self.h + l2 * torch.eye(2, dtype=self.h.dtype), self.h @ self.c)
+
+    def descend(self, lr: float, *, decay: float = 0.0, l2: float = 0.0, steps: int = 20_000) -> Tensor:
+        """Iterate either update from the minimiser of f and return where it comes to rest."""
+        w = self.c.clone()
+        for _ in range(steps):
+            w = w - lr * (self.h @ (w - self.c) + l2 * w) / self.s - decay * w
+        return w
+
+
+def quadratic() -> Quadratic:
+    """The example of the notebook: weight 2 has seen gradients eight times larger than weight 1."""
+    as_tensor = lambda values: torch.tensor(values, dtype=torch.float64)  # noqa: E731
+    return Quadratic(as_tensor([[1.0, 0.3], [0.3, 2.0]]), as_tensor([2.0, 1.5]), as_tensor([0.5, 4.0]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The Bayesian filter
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drift:
+    r"""Weights that drift, :math:`\theta_{t+1}=(1-a)\theta_t+N(0,q)`, and are seen as :math:`y_t=\theta_t+N(0,r)`.
+
+    Attributes:
+        a: forgetting; A = a I in eq. 4.
+        q: variance of the drift.
+        r: noise variance of each coordinate, (D,).
+    """
+
+    a: float
+    q: float
+    r: Tensor
+
+    def simulate(self, steps: int, seeds: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Return truth and observations, each (seeds, steps, D), the truth from its stationary law."""
+        generator = torch.Generator().manual_seed(seed)
+        shape = (seeds, len(self.r))
+        draw = lambda: torch.randn(shape, dtype=torch.float64, generator=generator)  # noqa: E731
+        theta, truth = (self.q / (1 - (1 - self.a) ** 2)) ** 0.5 * draw(), []
+        for _ in range(steps):
+            theta = (1 - self.a) * theta + self.q**0.5 * draw()
+            truth.append(theta)
+        truth = torch.stack(truth, 1)
+        noise = torch.randn(truth.shape, dtype=torch.float64, generator=generator)
+        return truth, truth + self.r.sqrt() * noise
+
+    def filter(self, y: Tensor, *, l2: float | Tensor | None = None) -> tuple[Tensor, Tensor]:
+        r"""Return posterior means, (seeds, steps, D), and variances, (steps, D).
+
+        Eq. 3, :math:`\mu_{post}=\mu_{prior}+\Sigma_{post}\,g`, g the gradient of the log-likelihood, after the
+        prediction :math:`\mu_{prior}=(1-a)\mu` of eq. 4. With ``l2`` the prediction does not shrink and the likelihood
+        is regularised instead: :math:`\mu_{post}=\mu+\Sigma_{post}\,(g-\lambda'\mu)`, one coefficient for all
+        coordinates or (D,).
+        """
+        mu = torch.zeros_like(y[:, 0])
+        variance = torch.full_like(self.r, self.q / (1 - (1 - self.a) ** 2))
+        means, variances = [], []
+        for observed in y.unbind(1):
+            variance = 1 / (1 / ((1 - self.a) ** 2 * variance + self.q) + 1 / self.r)
+            mu = (1 - self.a) * mu if l2 is None else mu
+            g = (observed - mu) / self.r - (0.0 if l2 is None else l2) * mu
+            mu = mu + variance * g
+            means.append(mu)
+            variances.append(variance)
+        return torch.stack(means, 1), torch.stack(variances)
+
+    def posterior(self, y: Tensor, coordinate: int) -> tuple[float, float]:
+        """Mean and variance of the last state of one coordinate by the dense joint Gaussian: y is (steps,)."""
+        times = torch.arange(len(y), dtype=torch.float64)
+        prior = self.q / (1 - (1 - self.a) ** 2) * (1 - self.a) ** (times[:, None] - times).abs()
+        seen = prior + self.r[coordinate] * torch.eye(len(y), dtype=torch.float64)
+        gain = torch.linalg.solve(seen, prior[:, -1])
+        return float(gain @ y), float(prior[-1, -1] - gain @ prior[:, -1])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the classes do
+# ---------------------------------------------------------------------------------------------------------------------
+
+CLASSES: dict[str, type[torch.optim.Optimizer]] = {
+    "torch.optim.SGD": torch.optim.SGD, "torch.optim.Adam": torch.optim.Adam, "torch.optim.AdamW": torch.optim.AdamW,
+    "sharpnb.optim.SGDW": optim.SGDW, "sharpnb.optim.AdamW": optim.AdamW,
+}
+
+
+def one_step(name: str, gradient: float, *, weight: float = 1.0, **options: Any) -> float:
+    """Make one step of a class of :data:`CLASSES` on a single weight and return the weight after it."""
+    w = torch.nn.Parameter(torch.tensor([weight], dtype=torch.float64))
+    w.grad = torch.tensor([gradient], dtype=torch.float64)
+    CLASSES[name]([w], **options).step()
+    return w.item()
+
+
+def class_path(
+    task: Regression, name: str, steps: int, *, etas: Sequence[float] | None = None, **options: Any
+) -> Tensor:
+    """Run a class of :data:`CLASSES` on the batches of ``task.path``, its lr times ``etas``: (steps + 1, 640)."""
+    w = torch.nn.Parameter(task.start(0))
+    optimizer = CLASSES[name]([w], **options)
+    order = batches(len(task.x), task.batch_size, torch.Generator().manual_seed(0))
+    points = [w.detach().clone()]
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = options["lr"] * (etas[step] if etas else 1.0)
+        w.grad = task.gradient(w.detach(), next(order))
+        optimizer.step()
+        points.append(w.detach().clone())
+    return torch.cat(points)
+
+
+def rule_path(
+    task: Regression, rule: Callable[..., Any], steps: int, *, etas: Sequence[float] | None = None, **options: Any
+) -> Tensor:
+    """Run a rule of :mod:`sharpnb.rules` on the same batches, its eta taken from ``etas``: (steps + 1, 640)."""
+    factors = iter(etas or [1.0] * steps)
+    return task.path(lambda w, g, state: rule(w, g, state, eta=next(factors), **options), steps)
+
+
+def rank_correlation(rows: Sequence[Mapping[str, Any]], rule: str) -> list[float]:
+    """For each seed the rank correlation of shrinkage and gradient over the groups of weights."""
+    from scipy.stats import spearmanr
+
+    seeds = sorted({row["seed"] for row in rows})
+    part = {seed: [row for row in rows if row["seed"] == seed and row["rule"] == rule] for seed in seeds}
+    found: list[Any] = [spearmanr([r["gradient"] for r in p], [r["shrinkage"] for r in p]) for p in part.values()]
+    return [float(result.statistic) for result in found]

@@ -1,0 +1,224 @@
+"""Notebook 04: m-sharpness, to train with (SAM's Fig. 3 middle) and to predict the generalisation gap by (right)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sharpnb import rules
+from sharpnb.lab import models
+from sharpnb.lab.augment import Augment, shift_and_flip
+from sharpnb.lab.data import Data, load_data, with_label_noise
+from sharpnb.lab.many import train_many
+from sharpnb.lab.notebook import Notebook
+from sharpnb.lab.records import Record
+from sharpnb.lab.rows import Rows, losses
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is trained.
+
+    Attributes:
+        label: net and data in a few words, for the claims.
+        data, train_size: name of the data set; training images, drawn by each seed where the set is split by us.
+        model: (width, seed) -> net.
+        width: of the net that is trained with m-sharpness.
+        steps, lr, momentum, batch_size: of SGD, and of SAM's base.
+        noises: shares of wrong training labels.
+        rhos: for each m, images that share a perturbation, its radii; the last m is the batch.
+        seeds: number of seeds.
+        family: values of each hyperparameter in the family of nets whose gap is predicted (with SGD).
+        measured: the m's of the measure, at radius ``rho``.
+        rho: radius of the measure (default 0.05: SAM's).
+        dtype, augment, chunk: as elsewhere.
+    """
+
+    label: str
+    data: str
+    train_size: int | None
+    model: Callable[[int, int], nn.Module]
+    width: int
+    steps: int
+    batch_size: int
+    noises: tuple[float, ...]
+    rhos: dict[int, tuple[float, ...]]
+    seeds: int
+    family: dict[str, tuple[float, ...]]
+    measured: tuple[int, ...]
+    rho: float = 0.05
+    lr: float = 0.1
+    momentum: float = 0.9
+    dtype: torch.dtype = torch.float32
+    augment: Augment | None = None
+    chunk: int = 32
+
+
+# Images, batch and learning rate are taken over from a survey made before this notebook (480 steps). A trial with a
+# third of its steps on a narrower net did not come to memorise wrong labels, and SAM had nothing to gain. Each m has
+# radii up to its collapse, which comes the sooner the smaller m is.
+QUICK = Settings("MLP, digits", "digits", 300, lambda width, seed: models.mlp((64, width, 10), seed=seed), width=24,
+                 steps=240, batch_size=64, noises=(0.0, 0.4), seeds=4,
+                 rhos={1: (0.05, 0.1), 4: (0.05, 0.1, 0.2), 16: (0.05, 0.1, 0.2, 0.4), 64: (0.05, 0.1, 0.2, 0.4)},
+                 family={"width": (8, 16, 48), "batch_size": (16, 64), "lr": (0.03, 0.1), "weight_decay": (0.0, 3e-3)},
+                 measured=(1, 4, 16, 64, 256), dtype=torch.float64)
+FULL = Settings("ResNet-8, CIFAR-10", "cifar10", None, lambda width, seed: models.resnet(8, width=width, seed=seed),
+                width=16, steps=100 * 195, batch_size=256, noises=(0.0,),
+                rhos=dict.fromkeys((4, 16, 64, 256), (0.02, 0.05, 0.1, 0.15)), seeds=3,
+                family={"width": (8, 16, 32), "batch_size": (64, 256), "lr": (0.03, 0.1), "weight_decay": (0.0, 5e-4)},
+                measured=(4, 16, 64, 256), augment=shift_and_flip(4, flip=True), chunk=16)
+TOY = Settings("CNN, digits", "digits", 64, lambda width, seed: models.cnn(width, seed=seed), width=4, steps=3,
+               batch_size=16, noises=(0.0,), rhos={4: (0.05,), 16: (0.05,)}, seeds=2,
+               family={"width": (2, 4), "batch_size": (16,), "lr": (0.02, 0.05), "weight_decay": (0.0, 1e-3)},
+               measured=(4, 16))
+
+
+def settings(profile: str) -> Settings:
+    """Return the settings of a profile."""
+    return {"quick": QUICK, "full": FULL, "toy": TOY}[profile]
+
+
+@cache
+def split(name: str, size: int | None, seed: int, dtype: torch.dtype, noise: float = 0.0) -> Data:
+    """Load the data of a seed, with a share of wrong training labels."""
+    data = load_data(name, train_size=size, seed=seed if name == "digits" else 0, dtype=dtype)
+    return with_label_noise(data, noise, seed)
+
+
+def trained(s: Settings, nb: Notebook) -> list[Row]:
+    """Train for every noise, m, radius and seed (Fig. 3 middle); the batch and its order are the same for every m."""
+    grid = [(m, rho) for m, radii in s.rhos.items() for rho in radii] + [(s.batch_size, 0.0)]  # the last is SGD
+    rows = [{"noise": noise, "m": m, "rho": rho, "seed": seed}
+            for noise, (m, rho), seed in product(s.noises, grid, range(s.seeds))]
+    sets = [split(s.data, s.train_size, row["seed"], s.dtype, row["noise"]) for row in rows]
+    base = {"rule": "sam", "lr": s.lr, "momentum": s.momentum}
+    configs = [{**base, "rho": row["rho"], "seed": row["seed"], "m": row["m"]} for row in rows]
+    many = train_many(configs, [nb.uses(d) for d in sets], lambda seed: s.model(s.width, seed), steps=s.steps,
+                      batch_size=s.batch_size, augment=s.augment, dtype=s.dtype, device=str(nb.device), chunk=s.chunk)
+    return [row | {"test_error": final["test_error"]} for row, final in zip(rows, many.final(), strict=True)]
+
+
+def m_sharpness(rows: Rows, w: Tensor, rho: float) -> Tensor:
+    r"""Return the first-order m-sharpness of each row, m being the batch size of ``rows``, (K,).
+
+    .. math:: S_m = \frac1G\sum_B\big[L_B(w+\hat\epsilon_B)-L_B(w)\big],\qquad \hat\epsilon_B=\rho\,g_B/\|g_B\|
+
+    :func:`sharpnb.curvature.sharpness` measures one model; this measures K at once.
+    """
+    rises = []
+    for batch in rows.in_order():
+        eps = rules.sam_perturbation(rows.gradient(batch)(w), rho)
+        with torch.no_grad():
+            here, there = (losses(rows.forward(at, batch[0]), batch[1]) for at in (w, w + eps))
+        rises.append(there - here)
+    return torch.stack(rises).mean(0)
+
+
+def family(s: Settings, nb: Notebook) -> list[Row]:
+    """Train the family with SGD and measure it: one row a net, with its gap (points) and its sharpness for each m."""
+    out = []
+    for width, batch_size in product(s.family["width"], s.family["batch_size"]):
+        rest = list(product(s.family["lr"], s.family["weight_decay"], range(s.seeds)))
+        sets = [split(s.data, s.train_size, seed, s.dtype) for _, _, seed in rest]
+        configs = [{"rule": "sgd", "lr": lr, "weight_decay": decay, "momentum": s.momentum, "seed": seed}
+                   for lr, decay, seed in rest]
+
+        def model(seed: int, width: int = int(width)) -> nn.Module:
+            return s.model(width, seed)
+
+        many = train_many(configs, sets, model, steps=s.steps, batch_size=int(batch_size), augment=s.augment,
+                          dtype=s.dtype, device=str(nb.device), chunk=s.chunk)
+        seeds, w = [seed for _, _, seed in rest], many.weights.to(nb.device)
+        sharp = {m: m_sharpness(Rows(seeds, sets, model, batch_size=m, device=nb.device, dtype=s.dtype), w, s.rho)
+                 for m in s.measured}
+        for k, (final, (lr, decay, seed)) in enumerate(zip(many.final(), rest, strict=True)):
+            out.append({"width": width, "batch_size": batch_size, "lr": lr, "weight_decay": decay, "seed": seed,
+                        "gap": final["test_error"] - final["train_error"], "train_loss": final["train_loss"],
+                        **{f"sharpness_{m}": sharp[m][k].item() for m in s.measured}})
+    return out
+
+
+def information(measure: Sequence[float], gap: Sequence[float], hyper: Sequence[Sequence[float]]) -> float:
+    r"""Conditional mutual information of Jiang et al. (ICLR 2020, section 4.2), normalised, in [0, 1].
+
+    .. math::
+        \min_{|S|\le2}\ I(V_\mu;V_g\mid U_S)\,/\,H(V_g\mid U_S)
+
+    over pairs of nets: :math:`V_\mu` and :math:`V_g` are the signs of the differences in measure and in gap, and
+    :math:`U_S` the values of the hyperparameters in S for both nets, so that a measure gets nothing for telling what
+    they tell. Pairs of equal gap are left out, and sets S that leave nothing uncertain.
+
+    Args:
+        measure: one number a net.
+        gap: one number a net.
+        hyper: for each net its hyperparameters.
+    """
+    mu, g, u = np.asarray(measure), np.asarray(gap), np.asarray(hyper)
+    i, j = np.nonzero(g[:, None] != g[None, :])
+    signs = (mu[i] > mu[j]).astype(int), (g[i] > g[j]).astype(int)
+    shares = []
+    for size in range(3):
+        for chosen in combinations(range(u.shape[1]), size):
+            keys = np.concatenate([u[i][:, list(chosen)], u[j][:, list(chosen)]], axis=1)
+            _, label = np.unique(keys, axis=0, return_inverse=True) if size else (None, np.zeros(len(i), dtype=int))
+            shares.append(_conditional(*signs, label.ravel()))
+    return float(np.nanmin(shares))
+
+
+def _conditional(v: np.ndarray, g: np.ndarray, label: np.ndarray) -> float:
+    """Return I(v; g | label) / H(g | label) for binary v and g, NaN where there is no uncertainty to share."""
+    table = np.zeros((label.max() + 1, 2, 2))
+    np.add.at(table, (label, v, g), 1.0)
+    p = table / table.sum()
+
+    def entropy(q: np.ndarray) -> float:
+        q = q[q > 0]
+        return float(-(q * np.log(q)).sum())
+
+    cell, of_label = entropy(p), entropy(p.sum((1, 2)))
+    h_g, h_v = entropy(p.sum(1)) - of_label, entropy(p.sum(2)) - of_label
+    return (h_v + h_g - (cell - of_label)) / h_g if h_g > 1e-12 else float("nan")
+
+
+def predictive(s: Settings, rows: Sequence[Row]) -> list[Row]:
+    """Return, for each seed and m, Kendall's τ between sharpness and gap over the family, and the information."""
+    from scipy.stats import kendalltau
+
+    out = []
+    for seed in range(s.seeds):
+        nets = [row for row in rows if row["seed"] == seed]
+        gap, hyper = [row["gap"] for row in nets], [[row[name] for name in s.family] for row in nets]
+        for m in s.measured:
+            measure = [row[f"sharpness_{m}"] for row in nets]
+            tau, _ = kendalltau(measure, gap)
+            out.append({"seed": seed, "m": m, "tau": float(tau), "information": information(measure, gap, hyper)})
+    return out
+
+
+def recorded(name: str, run: Callable[[Settings, Notebook], list[Row]], s: Settings, nb: Notebook) -> list[Row]:
+    """Run and record an experiment; the full profile returns a finished record instead of training again."""
+    found = Record.find(nb.name, name, nb.profile) if nb.full else None
+    if found and found.provenance.get("parameters") == nb.parameters:
+        return found.values["rows"]
+    rows = run(s, nb)
+    nb.record(name, {"rows": rows}, rtol=5e-2, atol=0.5)
+    return rows
+
+
+def best(rows: Sequence[Row], m: int, noise: float, rhos: Sequence[float]) -> tuple[float, list[float]]:
+    """Return the radius of least mean error among ``rhos``, and the errors there by seed."""
+    def errors(rho: float) -> list[float]:
+        found = [r for r in rows if (r["noise"], r["m"], r["rho"]) == (noise, m, rho)]
+        return [r["test_error"] for r in sorted(found, key=lambda r: r["seed"])]
+
+    chosen = min(rhos, key=lambda rho: sum(errors(rho)))
+    return chosen, errors(chosen)

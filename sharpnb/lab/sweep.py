@@ -1,0 +1,295 @@
+"""A grid of settings as a table of results: cut into shards, resumed after a kill, on this machine or on a cluster."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import threading
+import tomllib
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sharpnb import paths
+from sharpnb.lab import settings
+from sharpnb.lab.grid import PER_CALL, Grid, cells_of
+from sharpnb.lab.shard import METRICS, Shard, plain, run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_Open = Callable[[], AbstractContextManager[Executor]]
+
+
+def sweep(
+    grid: Grid, data: Mapping[str, Any], model: Mapping[str, Any], *, steps: int | None = None, batch_size: int = 64,
+    schedule: str = "cosine", evaluate_every: int = 0, dtype: str = "float32", device: str = "auto", client: Any = None,
+    jobs: int = 1, shard_size: int = 32, folder: str | Path | None = None, progress: bool | None = None,
+) -> pd.DataFrame:
+    """Train every cell of a grid and return the table of results, one row a cell, in the grid's order.
+
+    The grid is cut into shards of cells that form one batched program. A finished shard is kept in ``folder`` under a
+    name made of everything it depends on, so the same call after a kill trains only what is missing, and a call with
+    other settings or changed sources never finds it. Shards do not depend on who runs them: any number of processes or
+    machines of one kind gives the same table to the last bit.
+
+    A shard that fails (an error, a worker's death) is tried once more by itself. If it fails again its cells are rows
+    with the ``reason`` and no numbers, a warning names their settings, and the next call tries them anew.
+
+    Example::
+
+        sweep({"rule": ["sgd", "sgdw"], "lr": log2_grid(-8, 0), "weight_decay": [0, 1e-3], "seed": range(3)},
+              data={"name": "digits", "train_size": 500}, model={"name": "mlp", "sizes": (64, 24, 10)}, steps=100)
+
+    Args:
+        grid: see :func:`cells_of`.
+        data: ``name`` and arguments of :func:`sharpnb.lab.load_data`; ``"seed": "cell"`` gives each seed its own split.
+        model: ``name`` and arguments of a builder in :mod:`sharpnb.lab.models`, or of one's own as
+            ``"module:function"``; it is called with ``seed=`` too.
+        steps: updates of each cell, unless it is an axis of the grid.
+        batch_size: images an update, unless it is an axis of the grid.
+        schedule: by its name, unless it is an axis of the grid.
+        evaluate_every: evaluate each so many steps (0: at the end alone).
+        dtype: by its name, ``"float32"`` or ``"float64"``.
+        device: as in :func:`sharpnb.lab.train_many`.
+        client: a ``distributed.Client`` or the address of a Dask scheduler; None runs here.
+        jobs: processes here, one thread each; 1 is this process.
+        shard_size: cells in a shard at most (default 32: one chunk of ``train_many``).
+        folder: where finished shards are kept; default ``data/runs/sweeps``.
+        progress: show a bar with cells a second and the time left (default: where one can be drawn).
+
+    Returns:
+        The cells' settings, the final metrics (nats and percent; those of SWA and Lookahead as ``average_…``),
+        ``reason`` (empty if all went well, else why there are no numbers) and ``curve``, the list of evaluations.
+
+    Raises:
+        ValueError: for a bad grid, data set or model, before anything is trained.
+    """
+    cells = cells_of(grid)
+    if steps is None and not all("steps" in cell for cell in cells):
+        raise ValueError("steps is missing: give steps=, or steps as an axis of the grid.")
+    if jobs < 1 or shard_size < 1:
+        raise ValueError(f"jobs = {jobs}, shard_size = {shard_size}: one of each at least.")
+    common = {"steps": steps, "batch_size": batch_size, "schedule": schedule, "evaluate_every": evaluate_every,
+              "dtype": dtype, "device": device}
+    shards = _shards(cells, plain(data), plain(model), common, shard_size)
+    _try_first(next(iter(shards.values()))[1])
+    return _table(cells, _results(shards, client, jobs, Path(folder or paths.runs("sweeps")), progress))
+
+
+def _shards(
+    cells: list[dict[str, Any]], data: dict[str, Any], model: dict[str, Any], common: dict[str, Any], size: int
+) -> dict[str, tuple[list[int], Shard]]:
+    """Return key -> (places of its cells, shard)."""
+    budgets: dict[tuple[Any, ...], list[int]] = {}
+    for k, cell in enumerate(cells):
+        budgets.setdefault(tuple(cell.get(name, common[name]) for name in PER_CALL), []).append(k)
+    shards = {}
+    for budget, members in budgets.items():
+        own = [{name: value for name, value in cells[k].items() if name not in PER_CALL} for k in members]
+        training = common | dict(zip(PER_CALL, budget, strict=True))
+        for group in settings.grouped([settings.validated(cell, k) for k, cell in enumerate(own)], size):
+            shard = Shard([own[k] for k in group], data, model, training)
+            shards[shard.key] = ([members[k] for k in group], shard)
+    return shards
+
+
+def _try_first(shard: Shard) -> None:
+    """Raise at once what would fail every shard: no such data set, no such model, the two do not fit."""
+    try:
+        data = shard.data_of(0)
+        shard.net(0).eval()(data.train_x[:2])
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"data = {shard.data} with model = {shard.model}: {error}") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Running shards
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _results(
+    shards: dict[str, tuple[list[int], Shard]], client: Any, jobs: int, folder: Path, progress: bool | None
+) -> dict[int, dict[str, Any]]:
+    """Return the result of each cell by its place, from the folder where it is there."""
+    results: dict[int, dict[str, Any]] = {}
+
+    def take(key: str, rows: list[dict[str, Any]]) -> None:
+        results.update(zip(shards[key][0], rows, strict=True))
+
+    missing = []
+    for key in shards:
+        rows = _stored(folder / f"{key}.json")
+        missing.append(key) if rows is None else take(key, rows)
+    with _bar(sum(len(places) for places, _ in shards.values()), len(results), progress) as advance:
+
+        def finished(key: str, rows: list[dict[str, Any]]) -> None:
+            text = json.dumps({"shard": vars(shards[key][1]), "rows": rows})
+            paths.write_whole(folder / f"{key}.json", text)
+            take(key, json.loads(text)["rows"])  # as a resumed sweep would read them
+            advance(len(rows))
+
+        work, window = {key: shards[key][1] for key in missing}, jobs if client is None else len(missing)
+        failed = _attempt(work, _opener(client, jobs), window, finished)
+        failed = _attempt({key: work[key] for key in failed}, _opener(client, jobs), 1, finished)
+    for key, error in failed.items():
+        reason = f"failed twice: {type(error).__name__}: {error}"
+        take(key, [{"reason": reason, "curve": []} for _ in shards[key][0]])
+        warnings.warn(f"A shard {reason}. Its cells have no result: {work[key].cells}", stacklevel=3)
+    return results
+
+
+def _stored(path: Path) -> list[dict[str, Any]] | None:
+    try:
+        return json.loads(path.read_text())["rows"]
+    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+        return None  # not there, or damaged by something else than us: trained again
+
+
+def _attempt(
+    work: Mapping[str, Shard], open_executor: _Open, window: int, finished: Callable[[str, list[dict[str, Any]]], None]
+) -> dict[str, BaseException]:
+    """Run shards, ``window`` of them at once; return the errors of those that failed."""
+    failed: dict[str, BaseException] = {}
+    waiting = deque(work)
+    while waiting:
+        with open_executor() as executor:  # a new one when the death of a worker broke the last
+            running: dict[Future[Any], str] = {}
+            broken = False
+            while running or (waiting and not broken):
+                while waiting and len(running) < window and not broken:
+                    try:
+                        running[executor.submit(run, work[waiting[0]])] = waiting[0]
+                        waiting.popleft()
+                    except BrokenExecutor:
+                        broken = True
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    key = running.pop(future)
+                    try:
+                        rows = future.result()
+                    except (Exception, CancelledError) as error:
+                        failed[key] = error
+                        broken = broken or isinstance(error, BrokenExecutor)
+                    else:
+                        finished(key, rows)
+    return failed
+
+
+class _Here(Executor):
+    """Runs what is submitted at once, in this process."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def _opener(client: Any, jobs: int) -> _Open:
+    if isinstance(client, str):
+        return lambda: _at_address(client)
+    if client is not None:
+        return lambda: client.get_executor(pure=False)
+    if jobs == 1:
+        return _Here
+    context = multiprocessing.get_context("spawn")
+    return lambda: ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with_parent)
+
+
+@contextmanager
+def _at_address(address: str) -> Any:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ValueError("A Dask scheduler needs dask and distributed: pip install 'sharpnb[scale]'.") from error
+    with Client(address) as client, client.get_executor(pure=False) as executor:
+        yield executor
+
+
+def _end_with_parent() -> None:
+    """End this worker when the driver is killed: a SIGKILL leaves nobody to tell it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _bar(total: int, done: int, wanted: bool | None) -> Any:
+    hidden = os.environ.get("TQDM_DISABLE") == "1" if wanted is None else not wanted
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        hidden = True
+    if hidden:
+        yield lambda cells: None
+        return
+    with tqdm(total=total, initial=done, desc="sweep", unit="cell", smoothing=0.1) as bar:
+        yield bar.update
+
+
+def _table(cells: list[dict[str, Any]], results: Mapping[int, Mapping[str, Any]]) -> pd.DataFrame:
+    import pandas as pd
+
+    names: Iterable[str] = dict.fromkeys(name for k in sorted(results) for name in results[k] if name != "step")
+    order = dict.fromkeys((*METRICS, *names))
+    rows = [cell | {name: results[k].get(name, float("nan")) for name in order} for k, cell in enumerate(cells)]
+    last = ["reason", "curve"]
+    columns = dict.fromkeys(name for row in rows for name in row if name not in last)
+    return pd.DataFrame(rows, columns=[*columns, *last])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From a file
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def sweep_file(path: str | Path, scheduler: str | None = None, jobs: int | None = None, **options: Any) -> pd.DataFrame:
+    """Run the sweep that a TOML file describes and write its table beside it, as ``<name>.csv`` (without the curves).
+
+    The file has ``[data]``, ``[model]``, ``[train]`` (the other arguments of :func:`sweep`) and one or several
+    ``[[grid]]``; an axis is a value, a list, or ``{log2 = [-8, 0], times = 0.1}``.
+
+    Args:
+        path: the file.
+        scheduler: address of a Dask scheduler; None runs here.
+        jobs: processes here (default: one for each processor).
+        options: further arguments of :func:`sweep`.
+
+    Raises:
+        ValueError: if the file is missing, is no TOML, or lacks a part; and as :func:`sweep`.
+    """
+    path = Path(path)
+    try:
+        told = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"{path}: {error}. Give a TOML file with [data], [model], [train] and [[grid]].") from error
+    parts = {"data", "model", "train", "grid"}
+    if set(told) != parts:
+        raise ValueError(f"{path}: it has {sorted(told)}, and needs {sorted(parts)}: see the help of sweep_file.")
+    given = dict(told["train"]) | {"client": scheduler, "jobs": jobs or os.cpu_count() or 1} | options
+    try:
+        table = sweep(told["grid"], told["data"], told["model"], **given)
+    except TypeError as error:
+        raise ValueError(f"{path}: [train]: {error}.") from error
+    paths.write_whole(path.with_suffix(".csv"), table.drop(columns="curve").to_csv(index=False))
+    return table

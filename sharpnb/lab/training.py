@@ -1,0 +1,202 @@
+"""One model on one device: the trainer that every full-size experiment uses."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sharpnb.lab.augment import Augment
+from sharpnb.lab.augment import shift_and_flip as shift_and_flip
+from sharpnb.lab.data import Data
+
+Schedule = Callable[[float], float]
+
+# A schedule maps the share of training that is done, in [0, 1), to the multiplier eta_t.
+SCHEDULES: dict[str, Schedule] = {
+    "constant": lambda done: 1.0,
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "step": lambda done: 0.1 ** ((done >= 0.5) + (done >= 0.75)),
+}
+
+
+@dataclass
+class History:
+    """What a training leaves behind.
+
+    Attributes:
+        rows: one dictionary an evaluation: ``step``, ``epoch``, ``train_loss``, ``train_error``, ``test_loss``,
+            ``test_error`` (errors in percent, losses in nats).
+        weights: step -> flat copy of the parameters (on the CPU), for the steps asked for.
+        diverged: the step at which the loss was no longer finite and training stopped, or None.
+    """
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    weights: dict[int, Tensor] = field(default_factory=dict)
+    diverged: int | None = None
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """Return the device that ``device`` names; ``"auto"`` is the GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: if the device is unknown or not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device = {device!r} is not a device. Use 'auto', 'cpu', 'cuda' or 'cuda:1'.") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device = {device!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices. "
+            "Use device='auto' (the GPU where there is one, else the CPU) or 'cpu'; `sharpnb doctor` says more."
+        )
+    return chosen
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: tuple[Tensor, Tensor], *, batch_size: int = 2048) -> tuple[float, float]:
+    """Return mean cross-entropy (nats) and error (percent) in evaluation mode; the mode is put back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    loss, wrong = 0.0, 0
+    try:
+        for x, y in zip(data[0].split(batch_size), data[1].split(batch_size), strict=True):
+            logits = model(x)
+            loss += F.cross_entropy(logits, y, reduction="sum").item()
+            wrong += int((logits.argmax(1) != y).sum())
+    finally:
+        for module, training in modes:
+            module.training = training
+    return loss / len(data[1]), 100.0 * wrong / len(data[1])
+
+
+def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield index tensors for ever: a new order each epoch, the last incomplete batch left out."""
+    size = min(batch_size, n)
+    while True:
+        order = torch.randperm(n, generator=generator)
+        for start in range(0, n - size + 1, size):
+            yield order[start : start + size]
+
+
+def train(
+    model: nn.Module, data: Data, optimizer: torch.optim.Optimizer, *, steps: int, batch_size: int = 64,
+    schedule: str | Schedule = "cosine", seed: int = 0, augment: Augment | None = None, label_smoothing: float = 0.0,
+    device: str | torch.device = "auto", bf16: bool = False, evaluate_every: int = 0, keep: tuple[int, ...] = (),
+    progress: bool | None = None,
+) -> History:
+    """Train ``model`` in place with ``optimizer.step(closure)``.
+
+    The closure clears the gradients, computes the loss of one batch, back-propagates and returns it, so that any
+    ``torch.optim`` optimizer and any wrapper of :mod:`sharpnb.optim` does here what it does elsewhere.
+
+    Args:
+        model: moved to ``device``.
+        data: moved to ``device`` whole, in the type of the model's parameters.
+        optimizer: over the model's parameters; its learning rates are multiplied by the schedule and put back after.
+        steps: number of updates.
+        batch_size: images an update (default 64, chosen by us for the small data sets; the papers use 128 or 256).
+        schedule: ``"cosine"`` (the SAM paper's, to zero), ``"constant"``, ``"step"`` or a function of the share done.
+        seed: of batch order and augmentation. The weights are the model's own.
+        augment: a function of a batch and a generator, e.g. :func:`shift_and_flip`.
+        label_smoothing: as ``torch.nn.functional.cross_entropy``.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``.
+        bf16: run forward passes under bfloat16 autocast.
+        evaluate_every: evaluate each so many steps (0: at the end alone).
+        keep: steps (0 is the start) at which a flat copy of the weights is kept.
+        progress: show a progress bar (default: where one can be drawn).
+
+    Returns:
+        The curves and the kept weights. If the loss stops being finite, training stops and ``diverged`` says where.
+
+    Raises:
+        ValueError: for an unknown schedule, a device that is not there, or steps below 1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps = {steps}: train for at least one step.")
+    eta = _schedule(schedule)
+    where = device if isinstance(device, torch.device) else pick_device(device)
+    model.to(where)
+    data = data.to(where, next(model.parameters()).dtype)
+    generator = torch.Generator().manual_seed(seed)
+    history, base_lrs = History(), [group["lr"] for group in optimizer.param_groups]
+    order = batches(len(data.train_y), batch_size, generator)
+    per_epoch = max(1, len(data.train_y) // batch_size)
+    model.train()
+    try:
+        for step in _progress(steps, progress):
+            if step in keep:
+                history.weights[step] = _flat(model)
+            for group, lr in zip(optimizer.param_groups, base_lrs, strict=True):
+                group["lr"] = lr * eta(step / steps)
+            index = next(order).to(where)
+            x, y = data.train_x[index], data.train_y[index]
+            x = augment(x, generator) if augment else x
+            loss = optimizer.step(_closure(model, optimizer, x, y, label_smoothing, bf16))
+            if not math.isfinite(float(loss)):  # one host read a step; it also keeps the bar honest
+                history.diverged = step
+                break
+            if evaluate_every and (step + 1) % evaluate_every == 0 and step + 1 < steps:
+                history.rows.append(_row(model, data, step + 1, per_epoch))
+        history.rows.append(_row(model, data, step + 1, per_epoch))
+        if steps in keep and history.diverged is None:
+            history.weights[steps] = _flat(model)
+    finally:
+        for group, lr in zip(optimizer.param_groups, base_lrs, strict=True):
+            group["lr"] = lr
+    return history
+
+
+def _schedule(schedule: str | Schedule) -> Schedule:
+    if callable(schedule):
+        return schedule
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule = {schedule!r}: choose {', '.join(SCHEDULES)} or a function of the share done.")
+    return SCHEDULES[schedule]
+
+
+def _closure(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, smoothing: float, bf16: bool
+) -> Callable[[], Any]:  # a tensor; torch declares a float
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(model(x), y, label_smoothing=smoothing)
+        loss.backward()
+        return loss.detach()
+
+    return closure
+
+
+def _flat(model: nn.Module) -> Tensor:
+    return torch.nn.utils.parameters_to_vector(model.parameters()).detach().cpu().clone()
+
+
+def _row(model: nn.Module, data: Data, step: int, per_epoch: int) -> dict[str, float]:
+    train_loss, train_error = evaluate(model, data.train)
+    test_loss, test_error = evaluate(model, data.test)
+    return {
+        "step": step, "epoch": step / per_epoch, "train_loss": train_loss, "train_error": train_error,
+        "test_loss": test_loss, "test_error": test_error,
+    }
+
+
+def _progress(steps: int, wanted: bool | None) -> Any:
+    if wanted is False:
+        return range(steps)
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        return range(steps)
+    # Batch runs set TQDM_DISABLE=1, which tqdm itself heeds in a terminal but not in a notebook.
+    hidden = os.environ.get("TQDM_DISABLE") == "1" if wanted is None else not wanted
+    return tqdm(range(steps), desc="training", leave=False, disable=hidden)

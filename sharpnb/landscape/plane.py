@@ -1,0 +1,148 @@
+r"""Two-dimensional slices of weight space, with coordinates, and the projection onto them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sharpnb.landscape.directions import Normalize, Vectors, filter_normalized_direction
+
+Weights = Tensor | nn.Module
+
+
+class Projection(NamedTuple):
+    """Where points lie seen from a plane; each field (K,), or () for one point.
+
+    Attributes:
+        x: first coordinate of the nearest point of the plane.
+        y: second coordinate.
+        distance: Euclidean distance to it. A point off the plane does not have the loss that the plane shows there.
+    """
+
+    x: Tensor
+    y: Tensor
+    distance: Tensor
+
+
+@dataclass(frozen=True)
+class Plane:
+    r"""The points :math:`P(x,y) = o + x\,u + y\,v`.
+
+    Attributes:
+        origin: o, (n,), float64 on the CPU, in the order of ``model.parameters()``.
+        u: first direction, (n,).
+        v: second direction, (n,).
+        window: x from, x to, y from, y to: what :func:`sharpnb.landscape.surface` draws by default.
+        unit: of the coordinates, for the axes' labels.
+        points: label -> coordinates of the points that made the plane.
+        explained: share of the variance along u and along v (:meth:`principal`), else empty.
+    """
+
+    origin: Tensor
+    u: Tensor
+    v: Tensor
+    window: tuple[float, float, float, float]
+    unit: str = "distance in weight space"
+    points: dict[str, tuple[float, float]] = field(default_factory=dict)
+    explained: tuple[float, ...] = ()
+
+    @classmethod
+    def through(cls, w1: Weights, w2: Weights, w3: Weights, *, margin: float = 0.2) -> Plane:
+        r"""The plane through three points (Garipov et al., NeurIPS 2018; SWA paper, footnote 1).
+
+        .. math:: \hat u = \frac{w_2-w_1}{\|w_2-w_1\|}, \qquad
+                  \hat v = \frac{v}{\|v\|},\quad v = (w_3-w_1) - \langle w_3-w_1,\hat u\rangle\,\hat u
+
+        so coordinates are distances in weight space, the same unit on both axes, and the points lie at (0, 0),
+        (‖w₂ − w₁‖, 0) and (⟨w₃ − w₁, û⟩, ‖v‖).
+
+        Args:
+            w1: flat weights, or a model.
+            w2: the second point, on the x axis.
+            w3: the third.
+            margin: of the window around the points, as a share of their extent (the authors' 0.2).
+
+        Raises:
+            ValueError: if the points lie on one line, or have different sizes.
+        """
+        origin, second, third = (flat(w) for w in (w1, w2, w3))
+        if not origin.shape == second.shape == third.shape:
+            raise ValueError(f"The points have {len(origin)}, {len(second)} and {len(third)} weights; three "
+                             "points of one architecture make a plane.")
+        u, v = second - origin, third - origin
+        along = u.norm()
+        u = u / along
+        x3 = v @ u
+        v = v - x3 * u
+        v = v - (v @ u) * u  # again: the first pass leaves rounding of the size of x3
+        height = v.norm()
+        if not (along > 0 and height > 1e-8 * max(along, abs(x3))):
+            raise ValueError("The three points lie on one line and make no plane. Take another third point, or draw "
+                             "the line with sharpnb.landscape.line.")
+        corners = {"1": (0.0, 0.0), "2": (float(along), 0.0), "3": (float(x3), float(height))}
+        return cls(origin, u, v / height, _around(corners, margin), points=corners)
+
+    @classmethod
+    def random(
+        cls, model: nn.Module, seed: int = 0, *, normalize: Normalize = "filter", vectors: Vectors = "zero",
+        span: float = 1.0,
+    ) -> Plane:
+        r"""The plane at a model's weights along two random directions, see :func:`filter_normalized_direction`.
+
+        As in the paper the directions are not orthogonalised, which would undo the normalisation; in high dimension
+        their cosine is near 0. The window is [−span, span] on both axes (the paper's 1).
+        """
+        generator = torch.Generator().manual_seed(seed)
+        u, v = (filter_normalized_direction(model, generator, normalize=normalize, vectors=vectors) for _ in range(2))
+        unit = {"filter": "filter norms", "layer": "layer norms", "none": "standard deviations"}[normalize]
+        return cls(flat(model), u, v, (-span, span, -span, span), unit, {"model": (0.0, 0.0)})
+
+    @classmethod
+    def principal(cls, trajectory: Tensor, *, margin: float = 0.2) -> Plane:
+        """The plane at the last point of a trajectory (T, n) along the first two principal components of w_t − w_T.
+
+        As Li et al. (section 7): the differences are not centred. ``explained`` holds the two components' shares.
+
+        Raises:
+            ValueError: for fewer than three points, or if they lie on one line.
+        """
+        if trajectory.dim() != 2 or len(trajectory) < 3:
+            raise ValueError(f"A trajectory of shape {tuple(trajectory.shape)} makes no plane; give (T, n), T ≥ 3.")
+        w = trajectory.detach().cpu().double()
+        _, s, components = torch.linalg.svd(w - w[-1], full_matrices=False)
+        if not s[1] > 1e-8 * s[0]:
+            raise ValueError("The trajectory lies on one line and makes no plane; draw it with sharpnb.landscape.line.")
+        explained = tuple((s[:2].square() / s.square().sum()).tolist())
+        x, y = ((w - w[-1]) @ components[:2].T).T
+        corners = {"x": (float(x.min()), float(y.min())), "y": (float(x.max()), float(y.max()))}
+        window, end = _around(corners, margin), {"end": (0.0, 0.0)}
+        return cls(w[-1], components[0], components[1], window, points=end, explained=explained)
+
+    def at(self, x: float, y: float) -> Tensor:
+        """The weights at (x, y), (n,) in float64."""
+        return self.origin + x * self.u + y * self.v
+
+    def project(self, w: Weights) -> Projection:
+        """Coordinates of the nearest points of the plane and the distances to them, for weights (n,) or rows (K, n)."""
+        away = flat(w) - self.origin
+        basis = torch.stack([self.u, self.v])
+        rows = away.reshape(-1, len(self.u))
+        xy = torch.linalg.solve(basis @ basis.T, basis @ rows.T).T
+        left = rows - xy @ basis
+        shape = away.shape[:-1]
+        return Projection(xy[:, 0].reshape(shape), xy[:, 1].reshape(shape), left.norm(dim=1).reshape(shape))
+
+
+def flat(w: Weights) -> Tensor:
+    """Weights of a model, or given ones, as float64 on the CPU: (n,) or (K, n)."""
+    vector = nn.utils.parameters_to_vector(w.parameters()) if isinstance(w, nn.Module) else w
+    return vector.detach().cpu().double()
+
+
+def _around(points: dict[str, tuple[float, float]], margin: float) -> tuple[float, float, float, float]:
+    xs, ys = zip(*points.values(), strict=True)
+    dx, dy = margin * (max(xs) - min(xs)), margin * (max(ys) - min(ys))
+    return min(xs) - dx, max(xs) + dx, min(ys) - dy, max(ys) + dy

@@ -1,0 +1,190 @@
+r"""Losses over a plane or along a line, with BatchNorm statistics recomputed at each point when asked."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sharpnb.landscape._points import Points
+from sharpnb.landscape.losses import Losses
+from sharpnb.landscape.plane import Plane, Weights, flat
+from sharpnb.paths import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Losses on a grid over a plane.
+
+    Attributes:
+        plane: the plane.
+        x: first coordinates, (nx,).
+        y: second coordinates, (ny,).
+        values: name -> (ny, nx) in float64, raw: NaN and infinity are kept. Names are ``"<set>_<loss>"``, or
+            ``"<loss>"`` where the data has no name.
+    """
+
+    plane: Plane
+    x: np.ndarray
+    y: np.ndarray
+    values: dict[str, np.ndarray]
+
+    def lowest(self, name: str) -> tuple[float, float]:
+        """Return the coordinates of the grid's smallest finite value."""
+        finite = np.where(np.isfinite(self.values[name]), self.values[name], np.inf)
+        row, column = np.unravel_index(int(finite.argmin()), finite.shape)
+        return float(self.x[column]), float(self.y[row])
+
+    def plot(self, name: str, ax: Axes | None = None, **options: Any) -> Axes:
+        """Draw filled contours; see :func:`sharpnb.landscape._plot.contours` for the options."""
+        from sharpnb.landscape._plot import contours
+
+        return contours(self, name, ax, **options)
+
+    def plot3d(self, name: str, ax: Any = None, **options: Any) -> Any:
+        """Draw the surface in three dimensions; see :func:`sharpnb.landscape._plot.relief` for the options."""
+        from sharpnb.landscape._plot import relief
+
+        return relief(self, name, ax, **options)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Losses along a line.
+
+    Attributes:
+        t: positions, (T,).
+        values: name -> (T,); names as in :class:`Surface`.
+    """
+
+    t: np.ndarray
+    values: dict[str, np.ndarray]
+
+
+def surface(
+    model: nn.Module, plane: Plane, data: Any, losses: Losses = ("loss", "error"), size: int | tuple[int, int] = 41, *,
+    window: tuple[float, float, float, float] | None = None, update_bn: Any = None, batch_size: int | None = None,
+    checkpoint: str | Path | None = None, progress: bool = False,
+) -> Surface:
+    """Measure losses on a grid over a plane, in evaluation mode; the model is not touched.
+
+    Chains of linear layers, convolutions and activations without BatchNorm run many points at a time (the first layer's
+    output is affine in the coordinates; then batched products or grouped convolutions); other nets run one forward pass
+    a point, with the weights written into a private copy. Everything is computed in the model's type, sums over
+    batches, weighted by their size, in float64.
+
+    Args:
+        model: the architecture, type and device; its own weights do not matter.
+        plane: where.
+        data: ``(x, y)``, a list of such batches, a ``DataLoader``, or a dictionary of those, e.g. ``{"train": …,
+            "test": …}``: all are read once and held on the device.
+        losses: ``"loss"`` (mean cross-entropy, nats), ``"error"`` (percent), or name -> function of output and target
+            that returns the mean over the batch.
+        size: points along x and y (default 41; Li et al. 51, Garipov et al. 21).
+        window: x from, x to, y from, y to; default the plane's.
+        update_bn: training data for :func:`sharpnb.averaging.update_bn`, run anew at *each* point (Garipov et al.).
+            Without it a net with BatchNorm keeps the model's own statistics, and the surface is not that of the nets
+            one would deploy at these points.
+        batch_size: samples a forward pass (default 250 on the CPU, 2,048 on the GPU).
+        checkpoint: a file; an interrupted call continues from it. The grid is filled coarse to fine.
+        progress: show a progress bar (needs tqdm).
+
+    Raises:
+        ValueError: if plane and model do not fit, data or losses are empty or unknown, or the checkpoint belongs to
+            another surface.
+    """
+    columns, rows = (size, size) if isinstance(size, int) else size
+    x0, x1, y0, y1 = window or plane.window
+    x, y = np.linspace(x0, x1, columns), np.linspace(y0, y1, rows)
+    points = Points(model, plane, data, losses, update_bn, batch_size)
+    found = _fill(points, x, y, checkpoint, progress)
+    return Surface(plane, x, y, {name: found[:, :, i] for i, name in enumerate(points.names)})
+
+
+def line(
+    model: nn.Module, start: Weights, direction: Weights, t: Sequence[float] | np.ndarray, data: Any,
+    losses: Losses = ("loss", "error"), *, update_bn: Any = None, batch_size: int | None = None,
+) -> Line:
+    r"""Measure losses along :math:`w(t) = w_0 + t\,d`: a ray, or an interpolation with :math:`d = w_1 - w_0`.
+
+    Arguments as for :func:`surface`, which says more.
+    """
+    origin, d = flat(start), flat(direction)
+    plane = Plane(origin, d, torch.zeros_like(d), (float(t[0]), float(t[-1]), 0.0, 0.0))
+    points = Points(model, plane, data, losses, update_bn, batch_size)
+    found = points([(float(each), 0.0) for each in t]).numpy()
+    return Line(np.asarray(t, dtype=float), {name: found[:, i] for i, name in enumerate(points.names)})
+
+
+def _fill(points: Points, x: np.ndarray, y: np.ndarray, checkpoint: str | Path | None, progress: bool) -> np.ndarray:
+    """Evaluate the grid coarse to fine, (ny, nx, names)."""
+    file = None if checkpoint is None else Path(checkpoint)
+    key = _key(points, x, y) if file else ""
+    values, done = _load(file, key, (len(y), len(x), len(points.names)))
+    todo = [(i, j) for i, j in _coarse_to_fine(len(y), len(x)) if not done[i, j]]
+    last = time.monotonic()
+    try:
+        for block in _progress([todo[s : s + points.at_once] for s in range(0, len(todo), points.at_once)], progress):
+            rows, columns = zip(*block, strict=True)
+            values[rows, columns] = points([(float(x[j]), float(y[i])) for i, j in block]).numpy()
+            done[rows, columns] = True
+            if file and time.monotonic() - last > 30:
+                _save(file, key, values, done)
+                last = time.monotonic()
+    finally:
+        if file and todo:
+            _save(file, key, values, done)
+    return values
+
+
+def _coarse_to_fine(rows: int, columns: int) -> list[tuple[int, int]]:
+    """Every fourth point of both axes first, then every second, then the rest."""
+    def level(i: int, j: int) -> int:
+        return next(n for n, stride in enumerate((4, 2, 1)) if i % stride == 0 and j % stride == 0)
+
+    return sorted(((i, j) for i in range(rows) for j in range(columns)), key=lambda ij: level(*ij))
+
+
+def _key(points: Points, x: np.ndarray, y: np.ndarray) -> str:
+    digest = hashlib.sha256(repr((points.names, str(points.dtype))).encode())
+    held = [t for batches in points.sets.values() for batch in batches for t in batch]
+    for tensor in (torch.from_numpy(x), torch.from_numpy(y), points.vectors, *held):
+        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _load(file: Path | None, key: str, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    if file is None or not file.exists():
+        return np.full(shape, np.nan), np.zeros(shape[:2], dtype=bool)
+    with np.load(file, allow_pickle=False) as saved:
+        if str(saved["key"]) != key:
+            raise ValueError(f"{file} is the checkpoint of another surface (other plane, grid, data or losses). Delete "
+                             "it to start anew, or give this surface a file of its own.")
+        return saved["values"], saved["done"]
+
+
+def _save(file: Path, key: str, values: np.ndarray, done: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, key=np.array(key), values=values, done=done)
+    write_whole(file, buffer.getvalue())
+
+
+def _progress(blocks: list[Any], wanted: bool) -> Any:
+    if not wanted:
+        return blocks
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError("progress=True needs tqdm: pip install tqdm, or pass progress=False.") from error
+    return tqdm(blocks, desc="surface", leave=False)

@@ -1,0 +1,356 @@
+r"""The protocol of every optimizer that needs the gradient at two points: in one place, for the whole family.
+
+.. math::
+    g=\nabla L(w),\qquad \hat\epsilon=\rho\,R\,\frac{d(Rg)}{\|d(Rg)\|_p},\qquad \tilde g=\nabla L(w+\hat\epsilon),\qquad
+    w\leftarrow\mathrm{base}\big(w,\ u(g,\tilde g)\big)
+
+:math:`d(z)=\mathrm{sign}(z)|z|^{q-1}` with 1/p + 1/q = 1 is the steepest ascent direction of the p-norm (z itself for
+p = 2), and the diagonal :math:`R` gives the ball its shape, :math:`\|R^{-1}\epsilon\|_p\le\rho`. A relative of SAM is
+a choice of :math:`R` (:meth:`SharpnessAware._shape`) and of :math:`u` (:meth:`SharpnessAware._combine`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from sharpnb.optim import distributed, foreach
+from sharpnb.optim.foreach import Bucket
+from sharpnb.optim.passes import FrozenStatistics, RandomNumbers, SameGroups
+from sharpnb.optim.wrapper import WrappingOptimizer
+
+Closure = Callable[..., Any]
+
+
+class SharpnessAware(WrappingOptimizer):
+    r"""What all two-pass optimizers share: they wrap a base optimizer, perturb, evaluate again, restore and call it.
+
+    Two ways to build one::
+
+        SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.05)
+        SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1, momentum=0.9)
+
+    Two ways to step::
+
+        loss = optimizer.step(closure)                     # closure: compute the loss, back-propagate it, return it
+        optimizer.first_step(zero_grad=True)               # after a backward pass at w
+        optimizer.second_step(zero_grad=True)              # after another one, at the perturbed weights
+
+    ``param_groups`` and ``state`` *are* the base's, so schedulers, hooks, checkpoints and added groups act on both; the
+    method's hyperparameters live in the groups beside the learning rate, and each group may have its own.
+
+    How it differs from the popular code, and why: (1) the base's state is in ``state_dict``, so a run resumes exactly;
+    (2) weights return by copying them back in place, bit by bit, so storage stays where captured graphs, flattened RNN
+    weights and views expect it; (3) exactly the set that was perturbed is restored, whatever has a gradient in the
+    second pass; (4) no constant in the denominator: a gradient of norm zero, or not finite, is not followed at all.
+
+    Args:
+        optimizer: the base optimizer, or the parameters (then ``base_optimizer`` is its class).
+        base_optimizer: class of the base, which gets the remaining keyword arguments.
+        rho: radius of the perturbation, in the units of the weights (0 is the base optimizer).
+        p: the norm of the ball, in [1, inf].
+        options: the method's other hyperparameters with their defaults; they go into the groups.
+        model: names the model where hooks cannot see its layers (``torch.compile``), and under
+            ``DistributedDataParallel``, so that each rank perturbs on its own shard. It also spares small models the
+            hook's microseconds.
+        common_perturbation: under ``DistributedDataParallel``, perturb every rank alike, on the averaged gradient.
+        skip_nonfinite: when a gradient of either pass is not finite, leave weights and state exactly as they were (one
+            host read a step). False never reads the device, for CUDA graphs; a ``GradScaler`` still skips.
+        same_dropout: give all passes the same random numbers, as the authors' JAX code does (needs ``step(closure)``).
+        base_kwargs: what is left for ``base_optimizer``.
+
+    Raises:
+        TypeError: if ``optimizer`` is neither an optimizer nor parameters with a class.
+        ValueError: if a hyperparameter is out of range.
+    """
+
+    keeps_gradient: bool = False  # whether u needs the gradient at w: one more copy of the weights in the second pass
+    _own = ("p", "model", "common_perturbation", "skip_nonfinite", "same_dropout")
+    closure_only: str = ""  # why first_step and second_step cannot do the method, or empty
+    _step_supports_amp_scaling = True  # GradScaler.step then always reaches us, and perturbed weights always return
+
+    def __init__(
+        self, optimizer: Optimizer | Iterable[Any], base_optimizer: type[Optimizer] | None = None, *, rho: float = 0.05,
+        p: float = 2.0, options: dict[str, Any] | None = None, model: nn.Module | None = None,
+        common_perturbation: bool = False, skip_nonfinite: bool = True, same_dropout: bool = False, **base_kwargs: Any,
+    ) -> None:
+        if not p >= 1:
+            raise ValueError(f"p = {p}: the norm of the perturbation needs p in [1, inf]. Use 2, the papers' choice.")
+        self.p, self.model, self.common_perturbation = p, model, common_perturbation
+        self.skip_nonfinite, self.same_dropout = skip_nonfinite, same_dropout
+        super().__init__(optimizer, base_optimizer, {"rho": rho, **(options or {})}, base_kwargs)
+
+    # -- what a relative supplies -------------------------------------------------------------------------------------
+
+    def _shape(self, bucket: Bucket) -> list[Tensor] | None:
+        """Return the diagonal R for a bucket's tensors (``bucket.w`` and ``bucket.g`` are there), or None for R = I."""
+        return None
+
+    def _kind(self, group: dict[str, Any], p: Tensor) -> Any:
+        """Return what puts a parameter in a bucket of its own sort (``bucket.kind``), if anything does."""
+
+    def _radius(self, group: dict[str, Any]) -> Any:
+        """Return the radius that a group has in this step."""
+        return group["rho"]
+
+    def _ascends(self) -> bool:
+        """Return whether this step perturbs at all."""
+        return True
+
+    def _at_perturbed(self, run: Closure, scaler: Any, first: dict[Tensor, Tensor]) -> None:
+        """Leave the gradient of the perturbed loss in ``.grad``; norm statistics are frozen meanwhile."""
+        self._evaluate(run, scaler)
+
+    def _combine(self, buckets: list[Bucket]) -> None:
+        """Overwrite each ``g_adv`` with u, what the base gets; set ``after`` to what :meth:`_past_base` needs.
+
+        Called only if ``keeps_gradient``.
+        """
+
+    def _past_base(self, after: dict[Tensor, Tensor]) -> None:
+        """Do what follows the base's step; ``after`` is averaged over shards and ranks as u is."""
+
+    def _check(self, group: dict[str, Any]) -> None:
+        """Raise ValueError where a group's hyperparameters are out of range."""
+        if not (group["rho"] >= 0 and math.isfinite(group["rho"])):
+            raise ValueError(f"rho = {group['rho']}: the radius must be finite and not negative. Use rho=0 for none.")
+
+    # -- a whole step -------------------------------------------------------------------------------------------------
+
+    def step(self, closure: Closure | Sequence[Closure] | None = None, *, scaler: Any = None) -> Any:
+        """Make one step and return the loss of the unperturbed pass.
+
+        Args:
+            closure: computes the loss, back-propagates it and returns it; it may zero the gradients or not. It is
+                called as often as the method needs. A list of closures, one a shard of equal size, is m-sharpness: each
+                perturbs on its own gradient, the outcomes are averaged, and so is the returned loss. None does the
+                second half of a step that :meth:`first_step` began.
+            scaler: a ``torch.amp.GradScaler`` whose ``scale`` the closure applied; call ``scaler.update()`` afterwards.
+
+        Raises:
+            RuntimeError: without a closure and without a ``first_step``; with a closure in the middle of a step.
+            ValueError: if the list of closures is empty.
+        """
+        with torch.no_grad():
+            return self._second_half() if closure is None else self._whole_step(closure, scaler)
+
+    def _whole_step(self, closure: Closure | Sequence[Closure], scaler: Any) -> Any:
+        self._begin("step(closure)")
+        shards = [closure] if callable(closure) else list(closure)
+        if not shards:
+            raise ValueError("step([]): the list of closures is empty. Give one closure a shard of the batch.")
+        losses, total = [], ({}, {})
+        for run in shards:
+            losses.append(self._two_passes(run, scaler))
+            if len(shards) > 1:
+                self._add_share(total, 1 / len(shards))
+        if len(shards) == 1:
+            self._descend()
+            return losses[0]
+        for p, u in total[0].items():
+            p.grad = u
+        self._after = total[1]
+        self._descend()
+        return sum(losses) / len(losses)
+
+    def _two_passes(self, run: Closure, scaler: Any) -> Any:
+        """Leave u in ``.grad`` and the weights as they were; return the loss of the unperturbed pass."""
+        self._numbers = RandomNumbers(self.param_groups) if self.same_dropout else None
+        with self._no_sync():
+            loss = self._evaluate(run, scaler)
+        first = self._climb()
+        if self._ascends():
+            try:
+                self._statistics.start()
+                with self._no_sync() if self.keeps_gradient else nullcontext():
+                    self._at_perturbed(run, scaler, first)
+            finally:
+                self.restore()
+        self._finish_gradient(first)
+        return loss
+
+    def _evaluate(self, run: Closure, scaler: Any) -> Any:
+        """Clear the gradients, call the closure, unscale; return its loss."""
+        self._prepare()
+        with torch.enable_grad():
+            loss = run()
+        self._unscale(scaler)
+        return loss
+
+    # -- two halves of a step -----------------------------------------------------------------------------------------
+
+    def first_step(self, zero_grad: bool = False, *, scaler: Any = None) -> None:
+        """Perturb the weights on the gradients that are there: the first half of a step.
+
+        Args:
+            zero_grad: clear the gradients afterwards, as the second backward pass needs it.
+            scaler: a ``torch.amp.GradScaler`` whose ``scale`` was applied; ``scaler.step(self)`` makes the second half.
+
+        Raises:
+            RuntimeError: if the weights are perturbed already, or the method needs ``step(closure)``.
+        """
+        reason = self.closure_only or ("same_dropout=True rewinds the random numbers" if self.same_dropout else "")
+        if reason:
+            raise RuntimeError(f"{type(self).__name__}.first_step: {reason}, which needs step(closure).")
+        self._begin("first_step()")
+        self._unscale(scaler)
+        with torch.no_grad():
+            first = self._climb()
+        self._first = first if zero_grad else {p: g.clone() for p, g in first.items()}  # the next pass may add to them
+        self._statistics.start()
+        if zero_grad:
+            self._clear()
+
+    def second_step(self, zero_grad: bool = False) -> None:
+        """Restore the weights and make the base's step on the gradients that are there: the second half of a step."""
+        self.step()
+        if zero_grad:
+            self._clear()
+
+    def _second_half(self) -> None:
+        if self._first is None:
+            raise RuntimeError("step() without a closure: no first_step() came before it. Call step(closure), or "
+                               "first_step() and second_step() around a second backward pass.")
+        first = self._first
+        self.restore()
+        scale = getattr(self, "grad_scale", None)  # set by GradScaler.step, unless the gradients are unscaled already
+        if scale is not None:
+            for p, g in foreach.gradients(self.param_groups).items():
+                p.grad = g / scale.to(g.device)
+        self._finish_gradient(first)
+        self._descend()
+
+    def restore(self) -> None:
+        """Put weights and norm statistics back as they were before the perturbation; harmless when they are."""
+        self._statistics.stop()
+        if self._backup:
+            with torch.no_grad():
+                self._copy_back()
+        self._backup, self._first = [], None
+
+    # -- the parts ----------------------------------------------------------------------------------------------------
+
+    def _rest(self) -> None:
+        self._statistics = FrozenStatistics(self.model)
+        self._backup: list[tuple[Bucket, list[Tensor]]] = []  # what was perturbed, and the weights to return to
+        self._first: dict[Tensor, Tensor] | None = None  # between the halves of a step
+        self._after: dict[Tensor, Tensor] = {}
+        self._numbers: RandomNumbers | None = None
+
+    def _unsettled(self) -> str:
+        return "" if self._first is None else "the weights are perturbed. Call second_step() or restore() first"
+
+    def _begin(self, call: str) -> None:
+        if self._first is not None:
+            raise RuntimeError(f"{call} in the middle of a step: first_step() was called and second_step() was not. "
+                               "Call second_step(), or restore() to give that step up.")
+        self._lengths: list[Tensor] = []  # not finite where an ascent gradient was not
+        self._proxies: list[SameGroups] = []
+        self._after: dict[Tensor, Tensor] = {}
+
+    def _prepare(self) -> None:
+        self._clear()
+        if self._numbers is not None:
+            self._numbers.rewind()
+
+    def _clear(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+
+    def _unscale(self, scaler: Any) -> None:
+        if scaler is not None:
+            self._proxies.append(SameGroups(self.param_groups))  # kept: the scaler tells optimizers apart by id
+            scaler.unscale_(self._proxies[-1])
+
+    def _climb(self) -> dict[Tensor, Tensor]:
+        """Perturb the weights on their gradients; return these if the method keeps them, else nothing."""
+        first = foreach.gradients(self.param_groups) if self.keeps_gradient else {}
+        buckets = foreach.buckets(self.param_groups, kind=self._kind) if self._ascends() else []
+        if buckets:
+            directions, length = self._direction(buckets)
+            strides: dict[Any, tuple[Tensor, Tensor]] = {}
+            for bucket, d in zip(buckets, directions, strict=True):
+                radius, w = self._radius(bucket.group), bucket.w
+                key = (radius, w[0].device, w[0].dtype)
+                if key not in strides:
+                    strides[key] = foreach.stride(radius / length, w)
+                self._backup.append((bucket, foreach.clone(w)))
+                foreach.ascend(w, d, *strides[key])
+                bucket.g = []  # the first gradient is freed before the second pass, unless the method keeps it
+        return first
+
+    def _direction(self, buckets: list[Bucket]) -> tuple[Sequence[foreach.Tensors], Tensor]:
+        r"""Return :math:`R\,d(Rg)` and :math:`\|d(Rg)\|_p`."""
+        shapes = [self._shape(bucket) for bucket in buckets]
+        z = [b.g if r is None else foreach.mul(r, b.g) for b, r in zip(buckets, shapes, strict=True)]
+        d, length = foreach.steepest(z, self.p)
+        self._lengths.append(length)
+        return [x if r is None else foreach.mul(r, x) for x, r in zip(d, shapes, strict=True)], length
+
+    def _copy_back(self) -> None:
+        for bucket, copies in self._backup:
+            foreach.copy_(bucket.w, copies)
+
+    def _perturbed(self, gradients: dict[Tensor, Tensor]) -> list[Bucket]:
+        """Sort gradients into the buckets that were perturbed, in that order; a missing one is zero."""
+        return [foreach.Bucket(b.group, b.params, b.w, [foreach.dense(p, gradients.get(p)) for p in b.params])
+                for b, _ in self._backup]
+
+    def _finish_gradient(self, first: dict[Tensor, Tensor]) -> None:
+        """Turn the two gradients into u."""
+        self._after = {}
+        if not self.keeps_gradient:
+            return
+        buckets = foreach.buckets(self.param_groups, first, foreach.gradients(self.param_groups))
+        if buckets:
+            self._combine(buckets)
+        for bucket in buckets:
+            for p, u in zip(bucket.params, bucket.g_adv, strict=True):
+                p.grad = foreach.like(u, p)
+            self._after |= {p: foreach.like(t, p) for p, t in zip(bucket.params, bucket.after, strict=False)}
+
+    def _add_share(self, total: tuple[dict[Tensor, Tensor], dict[Tensor, Tensor]], share: float) -> None:
+        for sums, news in zip(total, (foreach.gradients(self.param_groups), self._after), strict=True):
+            for p, t in news.items():
+                sums[p] = t * share if p not in sums else sums[p].add_(t, alpha=share)
+
+    def _descend(self) -> None:
+        """Let the base make its step, unless something was not finite."""
+        if self.keeps_gradient and self._local():
+            grads = foreach.gradients(self.param_groups)
+            distributed.average(self.param_groups, [grads, self._after], self.model)
+            for p, g in grads.items():
+                p.grad = g
+        scaled = bool(self._proxies) or hasattr(self, "found_inf")  # a GradScaler skips a bad step anyway
+        if (self.skip_nonfinite or scaled) and not self._all_finite():
+            return
+        self.base_optimizer.step()
+        self._past_base(self._after)
+        self._after = {}
+
+    def _all_finite(self) -> bool:
+        tensors = [g for group in self.param_groups for p in group["params"] if (g := p.grad) is not None]
+        parts = foreach.norms([*tensors, *self._after.values()])
+        if not parts:
+            return True
+        home = parts[0].device
+        numbers = [*parts, *self._lengths]
+        if any(t.device != home or t.dtype != parts[0].dtype for t in numbers):
+            numbers = [t.to(home, torch.float64) for t in numbers]
+        total = torch.stack(numbers).sum()  # as little finite as any of them
+        return math.isfinite(distributed.total(total, self.model) if self._local() else total)
+
+    def _local(self) -> bool:
+        """Return whether each rank perturbs on its own shard."""
+        return isinstance(self.model, DistributedDataParallel) and not self.common_perturbation
+
+    def _no_sync(self) -> AbstractContextManager[Any]:
+        return self.model.no_sync() if self._local() else nullcontext()  # type: ignore[union-attr]

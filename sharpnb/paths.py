@@ -1,0 +1,76 @@
+"""Where the project's files are, and how a file is written whole or not at all.
+
+No torch here: the command line starts with this module alone.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def root() -> Path:
+    """Return the project folder: ``$SHARPNB_ROOT``, else the checkout around the working directory, else the package's.
+
+    A folder is a checkout when it holds both ``notebooks/`` and ``sharpnb/``. An installed package without a checkout
+    falls back to the working directory, so that a user's own notebook writes beside itself.
+    """
+    chosen = os.environ.get("SHARPNB_ROOT")
+    if chosen:
+        return Path(chosen).resolve()
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[1]):
+        if (folder / "notebooks").is_dir() and (folder / "sharpnb").is_dir():
+            return folder
+    return here
+
+
+def notebooks() -> Path:
+    """Return the folder of the numbered notebooks."""
+    return root() / "notebooks"
+
+
+def figures(notebook: str) -> Path:
+    """Return the folder of one notebook's committed figures (PNG, SVG and the plotted data as CSV)."""
+    return root() / "figures" / notebook
+
+
+def records(notebook: str, profile: str) -> Path:
+    """Return the folder of one notebook's committed results under one profile."""
+    return root() / "data" / "records" / notebook / profile
+
+
+def runs(profile: str) -> Path:
+    """Return the folder of executed copies and their keys (ignored by git)."""
+    return root() / "data" / "runs" / profile
+
+
+def datasets() -> Path:
+    """Return the folder of the data sets in torchvision's layout: ``$SHARPNB_DATA``, else ``data/datasets``."""
+    chosen = os.environ.get("SHARPNB_DATA")
+    return Path(chosen).expanduser().resolve() if chosen else root() / "data" / "datasets"
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write ``content`` to ``path`` so that a reader, or a kill at any moment, meets the old file or the new whole one.
+
+    Raises:
+        OSError: if the disk is full or the folder cannot be written; the old file is then still there.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException as error:
+        Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.add_note(f"Could not write {path}; what was there before is untouched. Free some space, or choose "
+                           "another folder.")
+        raise

@@ -1,0 +1,67 @@
+"""One run at a time in a checkout."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from sharpnb.runner.errors import RunnerError
+
+
+@contextmanager
+def only_one(file: Path, patience: float = 5.0) -> Iterator[int]:
+    """Hold the lock ``file`` and yield its descriptor, for the workers to inherit.
+
+    The lock is the operating system's: it is free again when the last process that holds the descriptor is gone, killed
+    or not, so that a new run never meets the last moments of an old one's workers. Where the driver that the file names
+    is gone already, its workers are given ``patience`` seconds to follow.
+
+    Raises:
+        RunnerError: if another run holds it; the message names the process.
+    """
+    import fcntl  # not on Windows, where the runner has not been tried
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a+") as handle:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                owner = _owner(file)
+                if time.monotonic() > deadline or _alive(owner.get("pid")):
+                    raise RunnerError(
+                        f"Another run is at work in this checkout: process {owner.get('pid', '?')}, started "
+                        f"{owner.get('started', '?')}: {owner.get('command', '?')}. Wait for it, or stop it with "
+                        f"`kill {owner.get('pid', 'PID')}`; what it has finished is kept."
+                    ) from None
+                time.sleep(0.05)
+        handle.seek(0)
+        handle.truncate()
+        started = datetime.now().strftime("%H:%M:%S")
+        json.dump({"pid": os.getpid(), "started": started, "command": " ".join(sys.argv)}, handle)
+        handle.flush()
+        yield handle.fileno()
+
+
+def _owner(file: Path) -> dict[str, object]:
+    try:
+        return json.loads(file.read_text())
+    except ValueError:
+        return {}
+
+
+def _alive(pid: object) -> bool:
+    import psutil
+
+    try:
+        return psutil.Process(int(str(pid))).status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, ValueError):
+        return False

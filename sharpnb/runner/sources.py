@@ -1,0 +1,99 @@
+"""Which package sources a notebook runs: the files that its code imports, directly or through one another.
+
+Found from the syntax trees, without importing anything. Imports inside functions count, and so does a string that
+spells a module's full name (``importlib.import_module("sharpnb.lab")``); a name put together at run time does not.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import sharpnb
+from sharpnb import paths
+
+_PACKAGE = "sharpnb"
+_MODULE_NAME = re.compile(rf"{_PACKAGE}(\.\w+)+")
+
+
+def package_folder() -> Path:
+    """Return the folder of the package that the kernels import: the checkout's own, else the installed one."""
+    own = paths.root() / _PACKAGE
+    return own if (own / "__init__.py").exists() else Path(sharpnb.__file__).parent
+
+
+def digests(code: list[str]) -> dict[str, str]:
+    """Return ``{"sharpnb/rules.py": sha256, …}`` of every package file that the code cells reach.
+
+    Files of other kinds in the package (a style sheet, say) count when anything of the package is reached: nothing
+    static tells who opens them.
+    """
+    folder = package_folder()
+    waiting = [name for cell in code for name in _imported(_tree(cell), "")]
+    seen: set[Path] = set()
+    while waiting:
+        file = _file(waiting.pop(), folder)
+        if file is None or file in seen:
+            continue
+        seen.add(file)
+        waiting += _imported_by(file, file.stat().st_mtime_ns, folder)
+    if seen:
+        other = {".py", ".pyc", ".partial"}
+        seen |= {file for file in folder.rglob("*.*") if file.suffix not in other and file.is_file()}
+    return {f"{_PACKAGE}/{file.relative_to(folder).as_posix()}": digest(file) for file in sorted(seen)}
+
+
+def digest(file: Path) -> str:
+    """Return the sha256 of a file's content, first 16 hexadecimal digits."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def _tree(code: str) -> ast.Module:
+    """Parse code; lines of IPython's own (``%magic``, ``!shell``) are passed over."""
+    for text in (code, re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", code)):
+        try:
+            return ast.parse(text)
+        except SyntaxError:
+            continue
+    return ast.Module(body=[], type_ignores=[])  # it will fail when it runs, and say so better there
+
+
+@cache
+def _imported_by(file: Path, changed: int, folder: Path) -> tuple[str, ...]:
+    """Return what a package file imports; ``changed`` (its time of change) keeps the cache honest."""
+    package = ".".join((_PACKAGE, *file.relative_to(folder).parent.parts))
+    return tuple(_imported(_tree(file.read_text(encoding="utf-8")), package))
+
+
+def _imported(tree: ast.Module, package: str) -> Iterator[str]:
+    """Yield the full names of modules (and of names in modules, which may be modules too) that ``tree`` imports."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                found = {alias.name for alias in names}
+            case ast.ImportFrom(module=module, names=names, level=level):
+                parts = package.split(".")[: len(package.split(".")) - level + 1] if level else []
+                base = ".".join([*parts, *([module] if module else [])])
+                # `import *` brings the submodules of __all__ along only if __init__ imports them, which is followed.
+                found = {f"{base}.{alias.name}" for alias in names}
+            case ast.Constant(value=str(text)) if _MODULE_NAME.fullmatch(text):
+                found = {text}
+            case _:
+                continue
+        for name in found:
+            if name.split(".")[0] == _PACKAGE:
+                parts = name.split(".")
+                yield from (".".join(parts[:n]) for n in range(1, len(parts) + 1))
+
+
+def _file(module: str, folder: Path) -> Path | None:
+    """Return the file of a module, or None where the name is not one (a function in a module, say)."""
+    stem = folder.joinpath(*module.split(".")[1:])
+    for file in (stem / "__init__.py", stem.with_name(stem.name + ".py")):
+        if file.is_file() and file.is_relative_to(folder):
+            return file
+    return None

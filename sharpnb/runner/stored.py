@@ -1,0 +1,101 @@
+"""The form in which a notebook is committed: outputs and nothing that differs between two equal runs.
+
+papermill leaves some seventy lines of times and random ids in a five-cell notebook; two people who re-run a notebook
+should see a difference only where a result differs.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from typing import Any
+
+_KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def normalised(notebook: dict[str, Any]) -> dict[str, Any]:
+    """Return ``notebook`` (format 4 JSON) as it is committed; the argument stays as it is.
+
+    Dropped: papermill's and JupyterLab's execution metadata, the injected parameter cell, error markers, Python's
+    version, the state and the views of widgets (their models die with the kernel; the static picture beside them
+    stays). Set: the kernel ``python3``, execution counts 1 to n over the executed cells, stream outputs in one piece.
+    """
+    result = copy.deepcopy(notebook)
+    metadata = result["metadata"]
+    for name in ("papermill", "widgets"):
+        metadata.pop(name, None)
+    metadata["kernelspec"] = dict(_KERNELSPEC)
+    metadata["language_info"] = {"name": "python"}
+    result["cells"] = [cell for cell in result["cells"] if not _of_papermill(cell)]
+    executed = 0
+    for cell in result["cells"]:
+        for name in ("papermill", "execution", "ExecuteTime"):
+            cell["metadata"].pop(name, None)
+        if cell["cell_type"] != "code":
+            continue
+        executed += cell["execution_count"] is not None
+        cell["execution_count"] = cell["execution_count"] and executed
+        cell["outputs"] = _outputs(cell["outputs"], cell["execution_count"])
+    return result
+
+
+def with_outputs(source: dict[str, Any], executed: dict[str, Any]) -> dict[str, Any]:
+    """Return ``source`` with the outputs that its cells have in ``executed``, matched by id, normalised.
+
+    Raises:
+        ValueError: if a code cell of ``source`` was not executed.
+    """
+    by_id = {cell["id"]: cell for cell in executed["cells"] if cell["cell_type"] == "code"}
+    result = copy.deepcopy(source)
+    for cell in result["cells"]:
+        if cell["cell_type"] == "code":
+            if cell["id"] not in by_id:
+                raise ValueError(f"Cell {cell['id']} was not executed: the notebook changed meanwhile. Run it again.")
+            cell["outputs"] = by_id[cell["id"]]["outputs"]
+            cell["execution_count"] = by_id[cell["id"]]["execution_count"]
+    return normalised(result)
+
+
+def digest(notebook: dict[str, Any]) -> str:
+    """Return the sha256 of all that :func:`with_outputs` may set: outputs, counts and metadata; 16 digits."""
+    code = [[cell["metadata"], cell["execution_count"], cell["outputs"]]
+            for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    return hashlib.sha256(json.dumps([notebook["metadata"], code], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def text(notebook: dict[str, Any]) -> str:
+    """Return the file content, in the layout that nbformat and JupyterLab write.
+
+    Raises:
+        ValueError: if it is not a valid notebook.
+    """
+    import nbformat
+
+    node = nbformat.from_dict(notebook)
+    try:
+        nbformat.validate(node)
+    except nbformat.ValidationError as error:
+        raise ValueError(f"The outputs do not make a valid notebook: {error}") from None
+    return nbformat.writes(node) + "\n"
+
+
+def _of_papermill(cell: dict[str, Any]) -> bool:
+    return bool({"injected-parameters", "papermill-error-cell-tag"} & set(cell["metadata"].get("tags", [])))
+
+
+def _outputs(outputs: list[dict[str, Any]], count: int | None) -> list[dict[str, Any]]:
+    kept: list[dict[str, Any]] = []
+    for output in outputs:
+        if _WIDGET in output.get("data", {}):
+            continue
+        if output["output_type"] == "execute_result":
+            output["execution_count"] = count
+        if output["output_type"] == "stream":
+            output["text"] = "".join(output["text"])  # a text or its lines
+            if kept and kept[-1].get("name") == output["name"]:
+                kept[-1]["text"] += output["text"]
+                continue
+        kept.append(output)
+    return kept

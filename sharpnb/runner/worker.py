@@ -1,0 +1,90 @@
+"""The process that executes one notebook: papermill in its own process, told by a pipe, dead when the pipe closes.
+
+Started by :mod:`sharpnb.runner.execute` as ``python -m sharpnb.runner.worker``. Standard input brings one line of JSON
+(the job) and then stays open: its end means that the driver is gone, however it went, and the worker takes the kernel
+and itself down. That is the same on every system, and at once, where a poll for the parent would take a second.
+Standard output carries one JSON line per event; whatever else prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any, TextIO
+
+from sharpnb.paths import write_whole
+
+
+def main() -> None:
+    """Read the job, execute, report."""
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_die_with_the_driver, daemon=True).start()
+    os.environ.update(job["environment"])
+    _tell(events, **_execute(job, events))
+
+
+def _execute(job: dict[str, Any], events: TextIO) -> dict[str, Any]:
+    """Execute ``job["source"]`` and return how it ended; what a failure leaves stays in the partial file.
+
+    Paths are relative to that folder: papermill formats them as templates, so a brace in the checkout's own path
+    would be taken for a parameter.
+    """
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    folder, name = Path(job["folder"]), job["name"]
+    os.chdir(folder)
+    partial = folder / f"{name}.partial.ipynb"
+    source = os.path.relpath(job["source"])
+    cells = sum(cell.cell_type == "code" for cell in nbformat.read(source, 4).cells) + bool(job["parameters"])
+    started = itertools.count(1)
+
+    def on_cell_start(cell: Any, cell_index: int) -> None:
+        if cell.cell_type == "code":
+            _tell(events, cell=next(started), of=cells)
+
+    try:
+        notebook = papermill.execute_notebook(
+            source, partial.name, job["parameters"], progress_bar=False, cwd=job["working_folder"],
+            on_cell_start=on_cell_start, autosave_cell_every=0,
+        )
+        write_whole(folder / f"{name}.ipynb", nbformat.writes(notebook))
+        partial.unlink()
+        return {"end": "done"}
+    except papermill.PapermillExecutionError as error:
+        return {"end": "failed", "detail": "\n".join(error.traceback) or str(error)}
+    except DeadKernelError:
+        return {"end": "kernel died"}
+    except OSError as error:
+        notes = getattr(error, "__notes__", [])
+        if error.errno == errno.ENOSPC and not notes:
+            notes = [f"The disk of {folder} is full; the last good copy is untouched. Free some space and call again."]
+        return {"end": "failed", "detail": "\n".join([str(error), *notes])}
+    except Exception:
+        return {"end": "failed", "detail": traceback.format_exc()}
+
+
+def _tell(events: TextIO, **event: Any) -> None:
+    print(json.dumps(event), file=events, flush=True)
+
+
+def _die_with_the_driver() -> None:
+    sys.stdin.read()
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

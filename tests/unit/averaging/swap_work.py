@@ -1,0 +1,55 @@
+"""A tiny SWAP: functions of a module, so that other processes can import them."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+from sharpnb.averaging import Swapped, swap
+
+GENERATOR = torch.Generator().manual_seed(5)
+X = torch.randn(64, 4, dtype=torch.float64, generator=GENERATOR)
+Y = (X[:, 0] + X[:, 1] ** 2 > 0.8).long()
+
+
+def net() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).double()
+
+
+def large(model: nn.Module, epoch: int, lr: float = 0.5) -> float:
+    """One step of gradient descent on everything; the training accuracy of the batch."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    logits = model(X)
+    F.cross_entropy(logits, Y).backward()
+    optimizer.step()
+    return (logits.argmax(1) == Y).double().mean().item()
+
+
+def small(model: nn.Module, worker: int) -> None:
+    """Ten steps of small batches drawn from the global random state, which swap seeds."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(10):
+        index = torch.randint(64, (8,))
+        optimizer.zero_grad()
+        F.cross_entropy(model(X[index]), Y[index]).backward()
+        optimizer.step()
+
+
+def run(**options: object) -> tuple[nn.Module, Swapped]:
+    """Run the three phases."""
+    model = net()
+    settings: dict = {"tau": 0.75, "max_epochs": 30, "workers": 3, "seed": 7, **options}
+    return model, swap(model, large, settings.pop("small", small), X.split(20), **settings)
+
+
+def rank(number: int, world: int, port: int, folder: str) -> None:
+    """Run as one rank of a process group and save what it ends with."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=number, world_size=world)
+    model, result = run()
+    torch.save((model.state_dict(), result.workers, result.accuracies), f"{folder}/{number}.pt")
+    dist.destroy_process_group()

@@ -1,0 +1,210 @@
+"""SWA and the BatchNorm pass against arithmetic means, NumPy moments, and torch.optim.swa_utils where that is right."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim import swa_utils
+
+from sharpnb.averaging import SWA, update_bn
+
+X = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def net(seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4, 2)).to(dtype)
+
+
+def flat(model: nn.Module) -> torch.Tensor:
+    return nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+
+
+def collected(swa: SWA, model: nn.Module, count: int) -> list[torch.Tensor]:
+    rows = []
+    for seed in range(count):
+        model.load_state_dict(net(seed).to(next(model.parameters()).dtype).state_dict())
+        swa.update(model)
+        rows.append(flat(model))
+    return rows
+
+
+def test_the_equal_average_is_the_mean_and_torchs():
+    model = net()
+    swa, theirs = SWA(model), swa_utils.AveragedModel(model)
+    rows = []
+    for seed in range(7):
+        model.load_state_dict(net(seed).state_dict())
+        swa.update(model)
+        theirs.update_parameters(model)
+        rows.append(flat(model))
+    torch.testing.assert_close(swa.vector(), torch.stack(rows).mean(0), rtol=1e-13, atol=1e-15)
+    torch.testing.assert_close(swa.vector(), flat(theirs.module), rtol=1e-13, atol=1e-15)
+    assert (swa.vector() - rows[-1]).abs().max() > 0.1
+
+
+def test_the_exponential_average():
+    model = net()
+    swa = SWA(model, decay=0.8)
+    rows = collected(swa, model, 4)
+    weights = torch.tensor([0.8**3, 0.2 * 0.8**2, 0.2 * 0.8, 0.2], dtype=torch.float64)
+    torch.testing.assert_close(swa.vector(), weights @ torch.stack(rows), rtol=1e-13, atol=1e-15)
+
+
+def test_half_precision_is_averaged_in_float32():
+    # In bfloat16 the increment of the 1000th collection, 1/1000 of the distance, would vanish.
+    model = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
+    swa = SWA(model)
+    for i in range(1000):
+        nn.init.constant_(model.weight, 1.0 + (i % 2))
+        swa.update()
+    assert swa.average["weight"].dtype == torch.float32
+    assert swa.vector().item() == pytest.approx(1.5, abs=1e-5)
+
+
+def test_swapping_in_leaves_training_exactly_as_it_was():
+    model = net()
+    swa = SWA(model)
+    rows = collected(swa, model, 3)
+    swa.update_bn(X.split(16))
+    before = copy.deepcopy(model.state_dict())
+    pointers = [p.data_ptr() for p in model.parameters()]
+    with pytest.raises(KeyError), swa.average_weights():
+        torch.testing.assert_close(flat(model), torch.stack(rows).mean(0))
+        with pytest.raises(RuntimeError, match="inside average_weights"):
+            swa.update()
+        raise KeyError("whatever happens inside")
+    assert all(torch.equal(a, before[name]) for name, a in model.state_dict().items())
+    assert [p.data_ptr() for p in model.parameters()] == pointers
+    assert not torch.equal(swa.statistics["1.running_mean"], before["1.running_mean"])
+
+
+def test_resumes_bit_by_bit():
+    model = net()
+    swa = SWA(model)
+    collected(swa, model, 3)
+    file = io.BytesIO()
+    torch.save(swa.state_dict(), file)
+    file.seek(0)
+    again = SWA(net())
+    again.load_state_dict(torch.load(file, weights_only=True))
+    for each in (swa, again):
+        each.update(net(9))
+    assert again.n == 4 and torch.equal(again.vector(), swa.vector())
+    fresh = SWA(net())
+    fresh.update(net(9))
+    assert not torch.equal(fresh.vector(), swa.vector())
+
+
+def test_a_compiled_or_parallel_wrapper_is_the_same_model():
+    swa = SWA(net())
+    swa.update(nn.DataParallel(net(1)))
+    assert torch.equal(swa.vector(), flat(net(1)))
+    with swa.average_weights(nn.DataParallel(swa.model)):
+        assert torch.equal(flat(swa.model), flat(net(1)))
+
+
+def test_misuse_is_named():
+    model = net()
+    with pytest.raises(RuntimeError, match="no average yet"), SWA(model).average_weights():
+        pass
+    swa = SWA(model)
+    swa.update()
+    with pytest.raises(ValueError, match="differ in"):
+        swa.update(nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"decay = 1.0"):
+        SWA(model, decay=1.0)
+
+
+# -- BatchNorm ----------------------------------------------------------------------------------------------------------
+
+
+def test_bn_statistics_are_weighted_by_batch_size():
+    model = net()
+    model[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy()))
+    seen: list[np.ndarray] = []
+    update_bn(model, [X[:40], X[40:]])
+    mean = (40 * seen[0].mean(0) + 10 * seen[1].mean(0)) / 50
+    var = (40 * seen[0].var(0, ddof=1) + 10 * seen[1].var(0, ddof=1)) / 50
+    np.testing.assert_allclose(model[1].running_mean.numpy(), mean, rtol=1e-13)
+    np.testing.assert_allclose(model[1].running_var.numpy(), var, rtol=1e-13)
+    np.testing.assert_allclose(model[1].running_mean.numpy(), np.concatenate(seen).mean(0), rtol=1e-12)
+    theirs = net()  # torch weighs the two batches equally
+    swa_utils.update_bn([X[:40], X[40:]], theirs)
+    assert (theirs[1].running_mean - model[1].running_mean).abs().max() > 1e-3
+
+
+def test_with_equal_batches_it_is_torchs():
+    ours, theirs = net(), net()
+    theirs[3].eval()
+    ours[3].p = theirs[3].p = 0.0
+    update_bn(ours, X.split(10))
+    swa_utils.update_bn(X.split(10), theirs)
+    torch.testing.assert_close(ours[1].running_mean, theirs[1].running_mean, rtol=1e-13, atol=1e-15)
+    torch.testing.assert_close(ours[1].running_var, theirs[1].running_var, rtol=1e-13, atol=1e-15)
+
+
+def test_modes_momenta_and_random_state_are_put_back():
+    model = net()
+    model[3].eval()
+    model[1].momentum = 0.3
+    modes, random = [m.training for m in model.modules()], torch.get_rng_state()
+    update_bn(model, [(X, None)])
+    assert [m.training for m in model.modules()] == modes and model[1].momentum == 0.3
+    assert torch.equal(torch.get_rng_state(), random)
+    model.eval()
+    update_bn(model, (X, torch.zeros(50).long()))  # a net in evaluation mode as a whole has no frozen layers
+    assert not model[1].training and not torch.equal(model[1].running_mean, torch.zeros(4, dtype=torch.float64))
+
+
+def test_a_frozen_layer_keeps_its_statistics():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)).double()
+    model[0].eval()
+    before = copy.deepcopy(model[0].state_dict())
+    update_bn(model, X.split(25))
+    assert all(torch.equal(value, before[name]) for name, value in model[0].state_dict().items())
+    torch.testing.assert_close(model[1].running_mean * (1 + 1e-5) ** 0.5, X.mean(0), rtol=1e-9, atol=1e-12)
+    assert model[1].num_batches_tracked == 2
+    assert not model[0].training and model[1].training
+
+
+def test_batches_of_other_kinds_and_none():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.norm = nn.Parameter(torch.ones(1, dtype=torch.float64)), nn.BatchNorm1d(3).double()
+
+        def forward(self, a, b):
+            return self.norm(self.scale * (a + b))
+
+    model = Two()
+    update_bn(model, [{"a": X, "b": X}], call=lambda m, batch: m(**batch))
+    torch.testing.assert_close(model.norm.running_mean, 2 * X.mean(0))
+    with pytest.raises(ValueError, match="no batch"):
+        update_bn(model, iter(()))
+    torch.testing.assert_close(model.norm.running_mean, 2 * X.mean(0))  # what was there before is untouched
+    with pytest.raises(ValueError, match="is a tensor of shape"):
+        update_bn(net(), X)
+    update_bn(nn.Linear(3, 1), [])  # without BatchNorm there is nothing to do
+
+
+def test_swa_has_statistics_of_its_own():
+    model = net()
+    swa = SWA(model)
+    collected(swa, model, 3)
+    model[1].running_mean.fill_(7.0)
+    swa.update_bn(X.split(16))
+    assert (model[1].running_mean == 7.0).all()
+    reference = net()
+    nn.utils.vector_to_parameters(swa.vector(), reference.parameters())
+    update_bn(reference, X.split(16))
+    with swa.average_weights() as averaged:
+        torch.testing.assert_close(averaged.eval()(X), reference.eval()(X), rtol=1e-12, atol=1e-13)
+    swa.update(net(5))
+    assert swa.statistics == {}  # a new average has none yet

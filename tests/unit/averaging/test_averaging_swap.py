@@ -1,0 +1,89 @@
+"""SWAP: the phases one by one, and the same bits wherever the workers run."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import swap_work as work
+import torch
+import torch.multiprocessing
+from torch import nn
+
+from sharpnb.averaging import swap, update_bn
+
+
+def same(a: dict, b: dict) -> bool:
+    return all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def test_the_phases_one_by_one():
+    model, result = work.run()
+    by_hand, accuracies = work.net(), []
+    while not accuracies or accuracies[-1] < 0.75:
+        accuracies.append(work.large(by_hand, len(accuracies)))
+    assert result.accuracies == accuracies and result.reached and 1 < len(accuracies) < 30
+    assert torch.equal(result.start, nn.utils.parameters_to_vector(by_hand.parameters()))
+    ends = []
+    for worker in range(3):
+        one = work.net()
+        one.load_state_dict(by_hand.state_dict())
+        torch.manual_seed(7 + worker)
+        work.small(one, worker)
+        ends.append(nn.utils.parameters_to_vector(one.parameters()).detach())
+    assert torch.equal(result.workers, torch.stack(ends))
+    assert (ends[0] - ends[1]).norm() > 1e-2
+    nn.utils.vector_to_parameters(torch.stack(ends).mean(0), by_hand.parameters())
+    update_bn(by_hand, work.X.split(20))
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, by_hand.state_dict()[name], rtol=1e-12, atol=1e-14)
+
+
+def test_phase_one_ends_at_the_cap_too():
+    _, result = work.run(tau=1.0, max_epochs=4)
+    assert len(result.accuracies) == 4 and not result.reached
+
+
+def test_the_callers_random_state_is_untouched():
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    work.run()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_two_processes_give_the_same_bits():
+    alone, ours = work.run()
+    spread, theirs = work.run(processes=2)
+    assert torch.equal(ours.workers, theirs.workers) and same(alone.state_dict(), spread.state_dict())
+    other, _ = work.run(seed=8)
+    assert not same(alone.state_dict(), other.state_dict())
+
+
+def test_two_ranks_give_the_same_bits(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = torch.multiprocessing.get_context("fork")  # they need not import torch again
+    both = [ranks.Process(target=work.rank, args=(number, 2, port, str(tmp_path))) for number in range(2)]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join(60)
+    alone, ours = work.run()
+    for number in range(2):
+        state, workers, accuracies = torch.load(tmp_path / f"{number}.pt")
+        assert torch.equal(workers, ours.workers) and accuracies == ours.accuracies and same(alone.state_dict(), state)
+
+
+@pytest.mark.parametrize("options, said", [
+    ({"tau": 95.0}, "tau = 95.0"), ({"max_epochs": 0}, "max_epochs = 0"), ({"workers": 0}, "workers = 0"),
+    ({"processes": 2, "small": lambda model, worker: None}, "cannot be sent"),
+])
+def test_misuse_is_named(options, said):
+    with pytest.raises(ValueError, match=said):
+        work.run(**options)
+
+
+def test_an_accuracy_in_percent_is_refused():
+    with pytest.raises(ValueError, match="not percent"):
+        swap(work.net(), lambda model, epoch: 97.0, work.small, [work.X], tau=0.9, max_epochs=2)

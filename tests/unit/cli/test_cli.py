@@ -1,0 +1,161 @@
+"""The command as a user types it, in this process."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import toy
+
+from sharpnb import cli, doctor, paths, runner
+from sharpnb.lab import Claim
+from sharpnb.runner import Result
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "160")
+    return toy.checkout(tmp_path, {"01_toy": toy.guarded(), "02_more": toy.plain("02", "pass")})
+
+
+@pytest.fixture
+def sharpnb(monkeypatch, capsys):
+    """Call the command; return its exit status, what it said, and what it said to standard error."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sharpnb", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return end.value.code or 0, said.out, said.err
+
+    return call
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """Stand in for the runner; return what it is called with."""
+    seen = {}
+
+    def run(names, profile, jobs, given, **options):
+        seen.update(names=names, profile=profile, jobs=jobs, given=given, **options)
+        return [Result("01_toy", "because", "done", 1.0), Result("02_more", "because", seen.get("end", "up to date"))]
+
+    monkeypatch.setattr(runner, "run", run)
+    return seen
+
+
+def test_the_list_shows_every_notebook(sharpnb):
+    status, out, _ = sharpnb("list")
+    assert status == 0
+    assert "02_more" in out and "A toy" in out and "Fig. 2" in out and "not run yet" in out
+
+
+def test_a_dry_run_says_what_and_why_and_does_nothing(sharpnb, root):
+    status, out, _ = sharpnb("run", "--dry-run", "2")
+    assert (status, out) == (0, "run  02_more: not run yet on this machine\n")
+    assert not (root / "data").exists()
+
+
+def test_every_option_reaches_the_runner(sharpnb, called):
+    status, out, _ = sharpnb(
+        "run", "01", "2", "--profile", "full", "--jobs", "3", "-p", "seed", "-3", "-p", "rho=0.1", "--parameter",
+        "device", "cuda:1", "--force", "--timeout", "5")
+    assert status == 0
+    assert called["names"] == ["01", "2"]
+    assert called["given"] == {"seed": "-3", "rho": "0.1", "device": "cuda:1"}
+    assert [called[name] for name in ("profile", "jobs", "force", "update", "timeout")] == ["full", 3, True, False, 5.0]
+    assert "01_toy" in out and "because" in out and "up to date" in out
+
+
+def test_a_failure_is_the_exit_status(sharpnb, called):
+    called["end"] = "kernel died"
+    assert sharpnb("run")[0] == 1
+
+
+def test_an_interrupt_says_how_to_go_on(sharpnb, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", interrupted)
+    status, _, err = sharpnb("run")
+    assert status == 130 and "the same command goes on from there" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "03"], "There is no notebook '03'"),
+        (["run", "--profile", "quik"], "Did you mean 'quick'?"),
+        (["run", "-p", "sede", "1"], "Did you mean 'seed'?"),
+        (["run", "-p", "seed"], "a parameter needs a name and a value"),
+        (["run", "-p", "seed", "many"], "of type int"),
+        (["report"], "There are no claims in data/records yet"),
+    ],
+)
+def test_what_can_be_foreseen_is_a_message_and_no_traceback(sharpnb, arguments, message):
+    status, out, err = sharpnb(*arguments)
+    assert status == 2 and message in err and "Traceback" not in out + err
+
+
+def test_a_missing_package_is_a_message(sharpnb, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sharpnb.lab", None)
+    status, _, err = sharpnb("report")
+    assert status == 2 and "pip install 'sharpnb[notebooks]'" in err
+
+
+def test_without_its_libraries_the_command_says_what_to_install():
+    code = "import sys; sys.modules['typer'] = None; import sharpnb.cli"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "The sharpnb command needs typer: pip install 'sharpnb[notebooks]'\n")
+
+
+def test_a_full_disk_is_a_message_with_what_is_untouched(sharpnb, monkeypatch):
+    def full(*arguments, **options):
+        error = OSError(28, "No space left on device")
+        error.add_note("what was there before is untouched")
+        raise error
+
+    monkeypatch.setattr(runner, "run", full)
+    status, _, err = sharpnb("run")
+    assert status == 2 and "No space left" in err and "untouched" in err
+
+
+def test_the_report_is_written_and_summed_up(sharpnb, root):
+    claim = Claim("a", "SAM (ICLR 2021)", "Fig. 3", "s", "sign", measured=1.0, stderr=0.1, n=8)
+    record = paths.records("01_toy", "quick") / "claims.json"
+    paths.write_whole(record, json.dumps({"values": {"claims": [claim.as_dict()]}, "provenance": {}}))
+    status, out, _ = sharpnb("report")
+    assert status == 0 and "SAM (ICLR 2021)" in out and "All 1 claims" in out
+    assert "| 1.00 ± 0.10 (8) |" in (root / "REPORT.md").read_text()
+    paths.write_whole(record, "{")
+    status, _, err = sharpnb("report")
+    assert status == 2 and "is damaged" in err
+
+
+def test_data_says_where_each_set_belongs(sharpnb, root):
+    status, out, _ = sharpnb("data")
+    assert status == 0 and "cifar10" in out and "SHARPNB_DATA" in out
+    assert str(paths.datasets()) in out.replace("\n", "")
+
+
+def test_the_doctors_problems_are_the_exit_status(sharpnb, monkeypatch):
+    monkeypatch.setattr(doctor, "examine", lambda: iter([doctor.Finding("disk", "problem", "full: make room")]))
+    status, out, _ = sharpnb("doctor")
+    assert status == 1 and "problem" in out and "disk: full: make room" in out
+    monkeypatch.setattr(doctor, "examine", lambda: iter([doctor.Finding("GPU", "note", "none")]))
+    assert sharpnb("doctor")[0] == 0
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list"]])
+def test_nothing_heavy_is_imported_for_a_quick_answer(arguments):
+    code = (
+        "import sys; from sharpnb import cli\n"
+        f"sys.argv = ['sharpnb', *{arguments!r}]\n"
+        "try:\n    cli.main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'papermill', 'nbformat', 'pandas', 'matplotlib'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,270 @@
+"""Spectral density against dense spectra: mass, moments, error bars, brackets, outliers, degenerate spectra."""
+
+import multiprocessing
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from sharpnb.curvature import Ending, HessianOperator, basis_bytes, lanczos, spectral_density
+from sharpnb.curvature.spectrum import wasserstein
+
+OUTLIERS = np.array([12.0, 8.0, 5.0, 3.0, 2.0])
+
+
+@pytest.fixture(scope="module")
+def networklike(request):
+    """Order 400: five outliers, a bulk decaying towards zero, a small negative part."""
+    from conftest import with_spectrum
+
+    rng = np.random.default_rng(0)
+    bulk = np.sort(0.6 * rng.random(395) ** 6 - 0.02 * rng.random(395) ** 2)
+    values = np.sort(np.r_[bulk, OUTLIERS])
+    return with_spectrum(values), values
+
+
+def error(result, values):
+    nodes = np.r_[result.atoms, result.nodes]
+    weights = np.r_[np.full(len(result.atoms), 1 / result.n), result.weights]
+    return wasserstein(nodes, weights, values, np.full(len(values), 1 / len(values)))
+
+
+def test_first_ten_moments_are_the_dense_ones_within_their_errors(case):
+    op = HessianOperator(case.model, case.loss, (case.x, case.y))
+    result = spectral_density(op, steps=20, probes=12, deflate=0, seed=1)
+    moments = result.moments(10)
+    truth = np.array([(case.eigenvalues**k).mean() for k in range(1, 11)])
+    assert moments.value.shape == moments.stderr.shape == (10,)
+    assert (np.abs(moments.value - truth) <= 3.5 * moments.stderr).all()
+    assert (moments.stderr < np.abs(truth)).all(), "errors wider than the value would make the line above empty"
+    deflated = spectral_density(op, steps=20, probes=12, seed=1).moments(10)
+    assert (np.abs(deflated.value - truth) <= 3.5 * deflated.stderr + 1e-6 * np.abs(truth)).all()
+    assert deflated.stderr[3] < 0.2 * moments.stderr[3]
+
+
+def test_density_integrates_to_one_and_scales(networklike):
+    op, _ = networklike
+    result = spectral_density(op, steps=40, probes=4)
+    grid = result.grid(4000)
+    curve = result.density(grid)
+    assert curve.shape == grid.shape and (curve >= 0).all()
+    assert np.trapezoid(curve, grid) == pytest.approx(1, abs=1e-3)
+    assert np.trapezoid(result.density(grid, width=0.05), grid) == pytest.approx(1, abs=1e-3)
+    assert result.density(grid.reshape(40, 100)).shape == (40, 100)
+    assert result.weights.sum() + len(result.atoms) / result.n == pytest.approx(1, abs=1e-12)
+    for factor in (1e-6, 1e3):
+        scaled = spectral_density(op._matrix * factor, steps=40, probes=4)
+        np.testing.assert_allclose(scaled.density(grid * factor) * factor, curve, rtol=1e-5, atol=1e-9)
+        assert scaled.trace.value == pytest.approx(factor * result.trace.value, rel=1e-9)
+        assert scaled.width == pytest.approx(factor * result.width, rel=1e-9)
+
+
+def test_outliers_are_counted_exactly_on_every_seed(networklike):
+    op, _ = networklike
+    for seed in range(12):
+        result = spectral_density(op, steps=20, probes=2, seed=seed)
+        assert result.n * (1 - result.cdf(1.0).value) == pytest.approx(5, abs=1e-9)
+        np.testing.assert_allclose(result.top[:5], OUTLIERS, rtol=1e-6)
+        assert result.ratio(1, 5) == pytest.approx(6, rel=1e-6)
+    plain = [spectral_density(op, steps=20, probes=2, seed=seed, deflate=0) for seed in range(12)]
+    counts = [p.n * (1 - p.cdf(1.0).value) for p in plain]
+    assert np.std(counts) > 0.5, "plain quadrature does not know the number: this is what deflation repairs"
+    with pytest.raises(ValueError, match=r"ratio\(1, 5\) needs the 5 largest.*deflate=10"):
+        plain[0].ratio(1, 5)
+
+
+def test_deflation_beats_plain_quadrature_at_equal_products(networklike):
+    op, values = networklike
+    deflated = [spectral_density(op, steps=60, probes=8, seed=s) for s in range(4)]
+    plain = [spectral_density(op, steps=80, probes=10, deflate=0, seed=s) for s in range(4)]
+    assert max(d.products for d in deflated) <= min(p.products for p in plain)
+    assert np.mean([error(d, values) for d in deflated]) < 0.5 * np.mean([error(p, values) for p in plain])
+    few = [spectral_density(op, steps=60, probes=2, seed=s) for s in range(4)]
+    assert max(f.products for f in few) <= 180
+    assert np.mean([error(f, values) for f in few]) < np.mean([error(p, values) for p in plain])
+
+
+def test_stated_trace_interval_covers_the_truth(networklike):
+    op, values = networklike
+    for deflate in (0, "auto"):
+        results = [spectral_density(op, steps=12, probes=8, deflate=deflate, seed=s).trace for s in range(40)]
+        z = np.array([(r.value - values.sum()) / r.stderr for r in results])
+        assert (np.abs(z) <= 1.96).mean() >= 0.85
+        spread = np.std([r.value for r in results])
+        assert np.mean([r.stderr for r in results]) < 1.5 * spread, "an interval wider than that says nothing"
+
+
+def test_cdf_bracket_always_contains_the_probes_own_distribution(spectrum_of):
+    values = np.sort(np.random.default_rng(1).normal(size=60))
+    op = spectrum_of(values)
+    start = torch.randn(60, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    _, vectors = np.linalg.eigh(op._matrix.numpy())
+    mass = (vectors.T @ (start / start.norm()).numpy()) ** 2
+    run = lanczos(op, 12, start)
+    from sharpnb.curvature.spectrum import SpectralDensity
+
+    none = np.zeros(0)
+    result = SpectralDensity(60, none, none, (run,), 12, 0, 12, run.ending, 0)
+    x = np.linspace(-4, 4, 400)
+    exact = np.array([mass[values <= at].sum() for at in x])
+    bracket = result.cdf(x)
+    assert (bracket.lower <= exact + 1e-12).all() and (exact <= bracket.upper + 1e-12).all()
+    assert (bracket.upper - bracket.lower).mean() < 0.4
+    assert (np.abs(bracket.value - exact) > 1e-3).any(), "the bracket is needed: the value alone is wrong somewhere"
+
+
+def test_negative_share_comes_with_its_bracket(networklike):
+    op, values = networklike
+    result = spectral_density(op, steps=80, probes=8)
+    share = result.negative_share(tol=1e-3)
+    truth = (values < -1e-3 * values.max()).mean()
+    assert share.lower <= truth + 2 * share.stderr and truth - 2 * share.stderr <= share.upper
+    assert share.lower <= share.value <= share.upper
+    at_zero = result.negative_share(0)
+    assert at_zero.upper - at_zero.lower > share.upper - share.lower
+
+
+def test_frobenius_norm_and_trace_are_the_dense_ones(networklike):
+    op, values = networklike
+    result = spectral_density(op)
+    for estimate, truth in [(result.trace, values.sum()), (result.frobenius, np.sqrt((values**2).sum()))]:
+        assert abs(estimate.value - truth) <= 4 * estimate.stderr + 1e-5 * truth
+        assert estimate.stderr < 0.05 * truth
+    assert result.lambda_max == pytest.approx(values[-1], rel=1e-8)
+
+
+@pytest.mark.parametrize(("matrix", "values"), [
+    (torch.zeros(6, 6), np.zeros(6)),
+    (torch.eye(6) * 2, np.full(6, 2.0)),
+    (torch.tensor([[-3.0]]), [-3.0]),
+    (torch.diag(torch.tensor([4.0, 4.0, 4.0, 1.0, 1.0, 0.0])), [0, 1, 1, 4, 4, 4]),
+    (torch.diag(torch.tensor([2.0, -1.0] + [0.0] * 48)), [-1, *[0] * 48, 2]),
+], ids=["zero", "2I", "1x1", "repeated", "rank2"])
+@pytest.mark.parametrize("deflate", [0, "auto", 1])
+def test_degenerate_spectra(matrix, values, deflate):
+    result = spectral_density(matrix, deflate=deflate, probes=30)
+    values = np.asarray(values, dtype=float)
+    nodes = np.r_[result.atoms, result.nodes]
+    assert np.abs(nodes[:, None] - values).min(axis=1).max() < 1e-5, "no node where there is no eigenvalue"
+    grid = result.grid(4000)
+    curve = result.density(grid)
+    assert np.isfinite(curve).all() and np.trapezoid(curve, grid) == pytest.approx(1, abs=1e-3)
+    assert result.ending is Ending.BREAKDOWN
+    assert abs(result.trace.value - values.sum()) <= 4 * result.trace.stderr + 1e-5
+    assert np.isfinite([result.frobenius.value, result.lambda_max, result.lambda_min]).all()
+
+
+def test_rademacher_probes_have_no_variance_on_a_diagonal_matrix():
+    diagonal = torch.linspace(-1, 5, 80, dtype=torch.float64)
+    estimate = spectral_density(torch.diag(diagonal), probes=3, steps=10, deflate=0, distribution="rademacher").trace
+    assert estimate.value == pytest.approx(float(diagonal.sum()), rel=1e-12) and estimate.stderr < 1e-10
+    assert spectral_density(torch.diag(diagonal), probes=3, steps=10, deflate=0).trace.stderr > 1
+
+
+class Breaking:
+    def __init__(self, op, at, error=None):
+        self.op, self.at, self.error = op, at, error
+        self.shape, self.dtype, self.device, self.made = op.shape, op.dtype, op.device, 0
+
+    def __matmul__(self, v):
+        self.made += 1
+        if self.made == self.at:
+            if self.error:
+                raise self.error
+            return torch.full_like(v, float("nan"))
+        return self.op @ v
+
+
+@pytest.mark.parametrize(("error", "ending"), [(None, Ending.NON_FINITE), (KeyboardInterrupt(), Ending.INTERRUPTED)])
+@pytest.mark.parametrize("at", [1, 8, 45, 70])
+def test_a_bad_product_leaves_a_partial_result(networklike, error, ending, at):
+    op, _ = networklike
+    result = spectral_density(Breaking(op, at, error), steps=30, probes=4, memory=2 * 30 * 400 * 8)
+    assert result.ending is ending and not result.complete
+    assert result.products <= 150
+    assert isinstance(result.summary(), str) and result.to_dict()["ending"] == ending.name.lower()
+    if at >= 45:
+        assert result.lambda_max == pytest.approx(12, rel=1e-6)
+        assert np.trapezoid(result.density(result.grid()), result.grid()) == pytest.approx(1, abs=1e-2)
+
+
+def test_memory_is_bounded_on_request_and_changes_nothing_but_rounding(networklike):
+    op, _ = networklike
+    one = 30 * 400 * 8
+    a, b = (spectral_density(op, steps=30, probes=4, memory=m) for m in (one, 10 * one))
+    assert a.bytes == one and b.bytes == 4 * one
+    np.testing.assert_allclose(a.trace, b.trace, rtol=1e-9)
+    with pytest.raises(ValueError, match="use steps=29"):
+        spectral_density(op, steps=30, memory=one - 1)
+
+
+def test_wrong_arguments_say_what_to_do():
+    op = torch.eye(5)
+    for options, words in [({"steps": 0}, "steps = 0"), ({"probes": 0}, "probes = 0"), ({"deflate": 6}, "deflate = 6"),
+                           ({"deflate": "all"}, "'all'"), ({"distribution": "uniform"}, "'uniform'")]:
+        with pytest.raises(ValueError, match=words):
+            spectral_density(op, **options)
+    with pytest.raises(ValueError, match="width = 0"):
+        spectral_density(op).density([1.0], width=0)
+
+
+class Dying:
+    """A diagonal operator whose process is killed, without a chance to say goodbye, at one product."""
+
+    def __init__(self, at):
+        self.values = torch.linspace(-1, 3, 80, dtype=torch.float64) ** 3
+        self.shape, self.dtype, self.device, self.made, self.at = (80, 80), torch.float64, torch.device("cpu"), 0, at
+
+    def __matmul__(self, v):
+        self.made += 1
+        if self.made == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.values * v
+
+
+def checkpointed(path, at=0):
+    return spectral_density(Dying(at), steps=12, probes=4, checkpoint=path, checkpoint_every=0, memory=12 * 80 * 8)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_killed_run_continues_bit_for_bit(tmp_path):
+    path = tmp_path / "state.npz"
+    child = multiprocessing.get_context("fork").Process(target=checkpointed, args=(path, 60))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL and path.exists()
+    whole, resumed = checkpointed(None), checkpointed(path)
+    np.testing.assert_array_equal(resumed.nodes, whole.nodes)
+    np.testing.assert_array_equal(resumed.atoms, whole.atoms)
+    assert resumed.products == whole.products and resumed.ending is whole.ending
+    with np.load(path) as state:
+        assert int(state["runs"]) >= 1 and int(state["spent"]) > 0
+    with pytest.raises(ValueError, match="another run"):
+        spectral_density(Dying(0), steps=13, probes=4, checkpoint=path)
+
+
+class Wide:
+    """Order 300,000 and five outliers: a product without a matrix."""
+
+    def __init__(self, n=300_000):
+        self.values = torch.linspace(0, 1, n) ** 4
+        self.values[:5] = torch.tensor([9.0, 7.0, 5.0, 4.0, 3.0])
+        self.shape, self.dtype, self.device = (n, n), torch.float32, torch.device("cpu")
+
+    def __matmul__(self, v):
+        return self.values * v if v.dim() == 1 else self.values[:, None] * v
+
+
+def test_a_large_operator_fits_into_the_memory_that_it_states():
+    op, steps = Wide(), 16
+    assert basis_bytes(op, steps) == steps * 300_000 * 4
+    result = spectral_density(op, steps=steps, probes=2, memory=basis_bytes(op, steps) + 1)
+    assert result.bytes == basis_bytes(op, steps)
+    np.testing.assert_allclose(result.top[:5], [9, 7, 5, 4, 3], rtol=1e-5)
+    truth = float(op.values.double().sum())
+    assert abs(result.trace.value - truth) < 5 * result.trace.stderr + 1e-3 * truth
+    wide = Wide(5)
+    wide.shape = (56_000_000, 56_000_000)
+    assert basis_bytes(wide, 60) == pytest.approx(13.4e9, rel=0.01)

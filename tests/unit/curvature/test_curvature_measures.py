@@ -1,0 +1,185 @@
+"""Rank correlation, the table of measures, trace estimates, plots, and products over several processes."""
+
+import copy
+import math
+import multiprocessing
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from sharpnb.curvature import (
+    HessianOperator,
+    kendall_tau,
+    measure,
+    predictive_power,
+    spectral_density,
+    top_eigenvalues,
+    trace,
+)
+
+# ---- trace ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["hutch++", "hutchinson"])
+def test_stated_trace_interval_covers_the_truth(spectrum_of, method):
+    values = np.r_[30, 12, 5, np.linspace(-0.2, 1, 197)]
+    op = spectrum_of(values)
+    found = [trace(op, 30, method, seed=s) for s in range(40)]
+    z = np.array([(f.value - values.sum()) / f.stderr for f in found])
+    assert (np.abs(z) <= 1.96).mean() >= 0.85
+    assert np.mean([f.stderr for f in found]) < 1.5 * np.std([f.value for f in found])
+    assert op.products == 40 * 30 == sum(f.products for f in found)
+
+
+def test_hutchpp_beats_hutchinson_on_outliers(spectrum_of):
+    op = spectrum_of(np.r_[30, 12, 5, np.linspace(-0.2, 1, 197)])
+    better, plain = (np.mean([trace(op, 30, m, seed=s).stderr for s in range(10)]) for m in ("hutch++", "hutchinson"))
+    assert better < 0.5 * plain
+
+
+def test_trace_special_cases():
+    diagonal = torch.linspace(-1, 4, 50, dtype=torch.float64)
+    found = trace(torch.diag(diagonal), 10, "hutchinson")
+    assert found.value == pytest.approx(float(diagonal.sum()), rel=1e-12) and found.stderr < 1e-12
+    small = trace(torch.diag(torch.tensor([3.0, -1.0])), 30)
+    assert small.value == pytest.approx(2, rel=1e-6) and small.stderr == 0
+    assert trace(torch.zeros(20, 20), 12).value == 0
+    scaled, whole = (trace(torch.diag(diagonal) * f, 12).value for f in (1e-6, 1))
+    assert scaled == pytest.approx(1e-6 * whole, rel=1e-9)
+    for options, words in [({"products": 5}, "products = 5.*at least 6"), ({"method": "xtrace"}, "'xtrace'")]:
+        with pytest.raises(ValueError, match=words):
+            trace(torch.eye(3), **options)
+
+
+# ---- measures -------------------------------------------------------------------------------------------------------
+
+
+def test_kendall_tau_is_scipys():
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        x, y = rng.integers(0, 8, 30), rng.integers(0, 5, 30)
+        assert kendall_tau(x, y) == pytest.approx(stats.kendalltau(x, y).statistic, abs=1e-12)
+    assert math.isnan(kendall_tau([1, 1, 1], [1, 2, 3]))
+
+
+def test_predictive_power_of_a_constructed_table():
+    rng = np.random.default_rng(1)
+    error = rng.random(25)
+    table = {"test_error": error, "same": np.exp(error), "opposite": -error, "noise": rng.random(25),
+             "gaps": np.where(np.arange(25) < 20, error, np.nan), "constant": np.ones(25)}
+    found = {r.measure: r for r in predictive_power(table, "test_error")}
+    assert found["same"].tau == 1 and found["opposite"].tau == -1
+    assert found["noise"].lower < 0 < found["noise"].upper and abs(found["noise"].tau) < 0.4
+    assert found["gaps"].tau == 1 and found["gaps"].n == 20
+    assert math.isnan(found["constant"].tau)
+    assert next(iter(found)) in ("same", "opposite", "gaps") and list(found)[-1] == "constant"
+    rows = [{name: column[i] for name, column in table.items()} for i in range(25)]
+    assert predictive_power(rows, "test_error", ["noise"])[0] == found["noise"]
+    with pytest.raises(ValueError, match="no column 'accuracy'"):
+        predictive_power(table, "accuracy")
+    with pytest.raises(ValueError, match="different lengths"):
+        predictive_power({"a": [1, 2], "b": [1]}, "a")
+
+
+def test_bootstrap_interval_covers_a_known_correlation():
+    """For bivariate normals tau = 2 asin(r) / pi (Greiner)."""
+    rng, r = np.random.default_rng(2), 0.7
+    truth, hits = 2 * math.asin(r) / math.pi, 0
+    for _ in range(30):
+        x = rng.normal(size=40)
+        y = r * x + math.sqrt(1 - r * r) * rng.normal(size=40)
+        found = predictive_power({"x": x, "y": y}, "y")[0]
+        hits += found.lower <= truth <= found.upper
+        assert found.upper - found.lower < 0.6
+    assert hits >= 25
+
+
+def test_a_row_of_measures_is_made_of_their_dense_values(mlp_case):
+    row = measure(mlp_case.model, mlp_case.loss, (mlp_case.x, mlp_case.y), rho=0.05)
+    ev = mlp_case.eigenvalues
+    assert row["lambda_max"] == pytest.approx(ev[-1], rel=1e-6)
+    assert row["ratio_1_5"] == pytest.approx(ev[-1] / ev[-5], rel=1e-5)
+    assert row["trace"] == pytest.approx(ev.sum(), rel=0.2)
+    assert row["frobenius"] == pytest.approx(np.sqrt((ev**2).sum()), rel=0.01)
+    assert row["sharpness_worst"] >= row["sharpness"]
+    assert row["sharpness_average"] == pytest.approx(0.5 * 0.05**2 * ev.sum() / len(ev), rel=0.5)
+    assert all(np.isfinite(list(row.values())))
+
+
+# ---- plots ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_plot_shows_bulk_and_every_outlier(spectrum_of):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("Agg")
+    values = np.r_[40, 25, 11, np.linspace(-0.1, 1, 297)]
+    result = spectral_density(spectrum_of(values))
+    figure, ax = pyplot.subplots()
+    assert result.plot(ax) is ax and ax.get_yscale() == "log"
+    curve, tops = ax.get_lines()
+    assert set(np.round([40, 25, 11], 6)) <= set(np.round(tops.get_xdata(), 6))
+    low, high = ax.get_ylim()
+    heights = curve.get_ydata()
+    shown = np.isfinite(heights)
+    assert (tops.get_ydata() > low).all() and (tops.get_ydata() < high).all() and heights[shown].max() <= high
+    x = curve.get_xdata()
+    inside = (x > 0.1) & (x < 0.9)
+    assert heights[inside].min() > low and not shown[(x > 3) & (x < 9)].any(), "no curve where there is nothing"
+    assert f"{result.products} products" in ax.get_legend().get_texts()[0].get_text()
+    figure.savefig(os.devnull, format="png")
+    for matrix in (torch.zeros(4, 4), torch.eye(4)):
+        spectral_density(matrix).plot()
+    pyplot.close("all")
+
+
+def test_a_progress_bar_counts_products(spectrum_of, capsys):
+    pytest.importorskip("tqdm")
+    spectral_density(spectrum_of(np.linspace(0, 1, 60)), steps=10, probes=2, deflate=0, progress=True)
+    assert "20/20" in capsys.readouterr().err
+    spectral_density(spectrum_of(np.linspace(0, 1, 60)), steps=10, probes=2, deflate=0)
+    assert capsys.readouterr().err == ""
+
+
+# ---- several processes ----------------------------------------------------------------------------------------------
+
+def one_rank(rank, store, results):
+    """Compare a product summed over two ranks with the product over all of the data."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)).double()
+    x, y = torch.randn(50, 5).double(), torch.randint(0, 3, (50,))
+    loss = torch.nn.functional.cross_entropy
+    shard = (x[:35], y[:35]) if rank == 0 else (x[35:], y[35:])
+    v = torch.randn(57, 2).double()
+    shared, alone, cut = (HessianOperator(model, loss, data, group=group)
+                          for data, group in ((shard, None), ((x, y), False), (shard, False)))
+    torch.testing.assert_close(shared @ v, alone @ v, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(shared.gradient(), alone.gradient(), rtol=1e-12, atol=1e-14)
+    assert not torch.allclose(cut @ v, alone @ v)
+    results.put([top_eigenvalues(op, 2).values.tolist() for op in (shared, alone)])
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or not torch.distributed.is_available(), reason="needs fork and gloo")
+def test_products_are_summed_over_ranks(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    results = fork.SimpleQueue()
+    ranks = [fork.Process(target=one_rank, args=(rank, tmp_path / "store", results)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(60)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    first, second = results.get(), results.get()
+    assert first == second
+    np.testing.assert_allclose(first[0], first[1], rtol=1e-9)
+
+
+def test_float32_agrees_with_float64(mlp_case):
+    single = HessianOperator(copy.deepcopy(mlp_case.model).float(), mlp_case.loss, (mlp_case.x.float(), mlp_case.y))
+    result = spectral_density(single, probes=4)
+    assert result.lambda_max == pytest.approx(mlp_case.eigenvalues[-1], rel=1e-4)
+    assert abs(result.trace.value - mlp_case.eigenvalues.sum()) < 4 * result.trace.stderr

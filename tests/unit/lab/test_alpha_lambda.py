@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+
+from sharpnb.lab import notebook
+from sharpnb.lab.studies import alpha_lambda as study
+
+A, L = np.indices((8, 9))
+
+
+def test_separability_tells_axes_from_diagonals_and_noise_from_both():
+    axis = 5 + (A - 4) ** 2 / 3 + (L - 5.0) ** 2 / 3
+    diagonal = 5 + (A - 4) ** 2 / 9 + (A + L - 8.0) ** 2 / 3
+    assert study.separability(axis) > 0.05 and study.separability(diagonal) < -0.05
+    draws = [study.separability(np.random.default_rng(k).uniform(5, 20, (8, 9))) for k in range(40)]
+    assert abs(np.mean(draws)) < 3 * np.std(draws) / np.sqrt(40)
+
+
+def test_separability_of_exact_sums_has_an_r2_of_one():
+    y = (2.0 * A + np.sin(L)).ravel()
+    assert study._adjusted_r2(y, A.ravel(), L.ravel()) == pytest.approx(1.0)
+    assert study._adjusted_r2((A * L).astype(float).ravel(), A.ravel(), L.ravel()) < 0.95
+
+
+@pytest.mark.parametrize("truth", [-1.0, 0.0, 1.0])
+def test_the_slope_is_that_of_the_valley(truth):
+    errors = 5 + 4 * (np.indices((5, 13))[1] - 6 - truth * (np.indices((5, 13))[0] - 2)) ** 2.0
+    assert study.slope(errors) == pytest.approx(truth, abs=1e-3)
+    errors[0] = 60 + np.arange(13)  # a row that does not reach the valley is left out
+    assert study.slope(errors) == pytest.approx(truth, abs=1e-3)
+
+
+def test_the_best_cells_are_the_best():
+    errors = np.random.default_rng(0).uniform(size=(4, 5))
+    rows, columns = study.best_cells(errors, 6)
+    assert sorted(errors[rows, columns]) == sorted(errors.ravel())[:6] and errors[rows[0], columns[0]] == errors.min()
+
+
+def test_the_full_profiles_code_runs_as_a_toy(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    nb = notebook.Notebook("11_alpha_lambda_heatmaps", "toy", "cpu", {})
+    table = study.run(study.TOY, ["sgd", "adamw"], nb, "cells")
+    assert study.maps(table, "sgd").shape == (2, 3, 4) and np.isfinite(study.maps(table, "adamw")).all()
+    again = study.run(study.TOY, ["sgd", "adamw"], nb, "cells")  # from the record
+    assert np.allclose(study.maps(again, "sgd"), study.maps(table, "sgd"))
+    assert [row["rule"] for row in study.numbers(table, study.TOY, ["sgd", "adamw"])] == ["sgd"] * 2 + ["adamw"] * 2

@@ -1,0 +1,68 @@
+import pytest
+import torch
+from torch import nn
+
+from sharpnb.lab import load_data, models
+from sharpnb.lab.batched import batched_forward
+
+DATA = load_data("digits", train_size=200)
+
+
+def _flat(model):
+    return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+@pytest.mark.parametrize("model", [
+    models.mlp((64, 9, 7, 10), activation="tanh"), models.mlp((64, 9, 10), norm=True), models.cnn(3), models.cnn(3, norm=True),
+    models.resnet(8, width=2, channels=1), models.wide_resnet(10, 1, channels=1, norm=False),
+    nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.LayerNorm(6), nn.Linear(6, 10)),
+])
+def test_the_batched_forward_is_the_models_own(model):
+    model = model.double()
+    rows = torch.stack([_flat(model), 2 * _flat(model)])
+    x = DATA.train_x[:12].double().view(2, 6, 1, 8, 8)
+    out = batched_forward(model)(rows, x)
+    assert torch.allclose(out[0], model(x[0]), atol=1e-12)
+    nn.utils.vector_to_parameters(rows[1], model.parameters())
+    assert torch.allclose(out[1], model(x[1]), atol=1e-12)
+
+
+class _MixesChannels(nn.Module):
+    """A forward pass that the twins would get wrong, K models being channels: it must run by vmap."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 4, 3), nn.Linear(4, 10)
+        self.norm = nn.BatchNorm2d(4) if norm else nn.Identity()
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x)).softmax(1).mean((2, 3)))
+
+
+def test_a_forward_pass_of_ones_own_is_never_silently_wrong():
+    model = _MixesChannels(norm=False).double()
+    rows, x = torch.stack([_flat(model), 2 * _flat(model)]), DATA.train_x[:12].double().view(2, 6, 1, 8, 8)
+    out = batched_forward(model)(rows, x)
+    assert torch.allclose(out[0], model(x[0]), atol=1e-12)
+    with pytest.raises(ValueError, match=r"BatchNorm.*Conv2d"):
+        batched_forward(_MixesChannels(norm=True))
+
+
+def test_dropout_is_refused_with_the_way_out():
+    with pytest.raises(ValueError, match=r"Dropout.*one model at a time"):
+        batched_forward(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(), nn.Linear(8, 10)))
+
+
+def test_statistics_count_chunks_by_their_size_as_update_bn_does():
+    model = models.cnn(2, norm=True).double()
+    chunks = [x.double() for x in DATA.train_x.split(80)]
+    torch.optim.swa_utils.update_bn(chunks, model)  # counts chunks alike, whatever their size
+    net, row = batched_forward(model), _flat(model)[None]
+    (mean, _), _ = net.statistics(row, [x[None] for x in chunks[:2]])
+    first = nn.functional.conv2d(torch.cat(chunks[:2]), model[0].weight, padding=1)
+    assert torch.allclose(mean, first.mean((0, 2, 3)), atol=1e-12)
+    (mean, _), _ = net.statistics(row, [x[None] for x in chunks])
+    assert torch.allclose(mean, nn.functional.conv2d(torch.cat(chunks), model[0].weight, padding=1).mean((0, 2, 3)), atol=1e-12)
+    assert not torch.allclose(mean, model[1].running_mean, atol=1e-6)  # 80, 80 and 40 images
+    whole = net.statistics(row, [torch.cat(chunks)[None]])[0][1]
+    assert torch.allclose(whole, nn.functional.conv2d(torch.cat(chunks), model[0].weight, padding=1).transpose(0, 1).flatten(1).var(1))

@@ -1,0 +1,119 @@
+import shutil
+
+import pytest
+import torch
+
+from sharpnb.lab import data as module
+from sharpnb.lab.data import DataError, fingerprint, load_data, status, with_label_noise
+
+
+def test_digits_are_whole_disjoint_and_depend_on_the_seed_alone():
+    data = load_data("digits", train_size=300, seed=3)
+    assert data.train_x.shape == (300, 1, 8, 8) and data.test_x.shape == (1497, 1, 8, 8) and data.classes == 10
+    both = torch.cat([data.train_x, data.test_x]).flatten(1)
+    whole = load_data("digits", train_size=1797 - 1, seed=0)
+    everything = torch.cat([whole.train_x, whole.test_x]).flatten(1)
+    assert torch.equal(both.sum(0), everything.sum(0))  # sums of sixteenths are exact
+    assert data.checksum == load_data("digits", train_size=300, seed=3).checksum
+    assert data.checksum != load_data("digits", train_size=300, seed=4).checksum
+
+
+def test_digits_pixels_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    data, raw = load_data("digits", train_size=10, seed=0), load_digits()
+    first = int(torch.randperm(1797, generator=torch.Generator().manual_seed(0))[0])
+    assert (data.train_x[0, 0].numpy() * 16 == raw.images[first]).all() and data.train_y[0] == raw.target[first]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2, 0.8, 1.0])
+def test_label_noise_moves_exactly_its_share_to_another_class(rate):
+    data = load_data("digits", train_size=500)
+    noisy = with_label_noise(data, rate, seed=1)
+    assert int((noisy.train_y != data.train_y).sum()) == round(rate * 500)
+    assert torch.equal(noisy.test_y, data.test_y) and noisy.train_y.max() < 10
+    assert noisy.checksum != data.checksum or rate == 0
+
+
+def test_label_noise_is_uniform_over_the_other_classes():
+    data = load_data("digits", train_size=1700)
+    shifts = torch.cat([(with_label_noise(data, 1.0, seed=s).train_y - data.train_y) % 10 for s in range(20)])
+    counts = torch.bincount(shifts, minlength=10)
+    assert counts[0] == 0
+    assert (counts[1:] - 34000 / 9).abs().max() < 4 * (34000 * (1 / 9) * (8 / 9)) ** 0.5
+
+
+@pytest.mark.parametrize(("call", "words"), [
+    (lambda: load_data("mnist"), ["mnist", "digits", "cifar10"]),
+    (lambda: load_data("digits", train_size=1797), ["1797", "1 to 1796"]),
+    (lambda: with_label_noise(load_data("digits"), 1.5), ["1.5", "[0, 1]"]),
+])
+def test_bad_input_is_told_what_is_allowed(call, words):
+    with pytest.raises(ValueError) as error:
+        call()
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_missing_set_without_a_network_says_where_it_looked_and_what_to_do(tmp_path):
+    with pytest.raises(DataError) as error:
+        load_data("cifar10", root=tmp_path, download=False)
+    assert str(tmp_path) in str(error.value) and "SHARPNB_DATA" in str(error.value) and "missing" in str(error.value)
+
+
+def test_a_download_that_fails_is_told_in_the_same_words(tmp_path, monkeypatch):
+    import torchvision.datasets
+
+    def refuse(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", type("CIFAR10", (torchvision.datasets.CIFAR10,), {"__init__": refuse}))
+    with pytest.raises(DataError, match="no network"):
+        load_data("cifar10", root=tmp_path)
+
+
+def _fake_svhn(root, monkeypatch):
+    """Two small files in SVHN's place, whose true MD5s torchvision is made to expect."""
+    import hashlib
+
+    import torchvision.datasets
+
+    contents = {"train_32x32.mat": b"train", "test_32x32.mat": b"test"}
+    for name, content in contents.items():
+        (root / name).write_bytes(content)
+    splits = {part: ["url", f"{part}_32x32.mat", hashlib.md5(contents[f"{part}_32x32.mat"]).hexdigest()] for part in ("train", "test")}
+    monkeypatch.setattr(torchvision.datasets.SVHN, "split_list", splits)
+
+
+def test_status_tells_ready_missing_and_damaged_apart(tmp_path, monkeypatch):
+    _fake_svhn(tmp_path, monkeypatch)
+    assert status("svhn", tmp_path) == "ready"
+    (tmp_path / "test_32x32.mat").write_bytes(b"tesT")
+    assert status("svhn", tmp_path).startswith("damaged: test_32x32.mat")
+    with pytest.raises(DataError, match="damaged"):
+        load_data("svhn", root=tmp_path)
+    (tmp_path / "test_32x32.mat").unlink()
+    assert status("svhn", tmp_path).startswith("missing: test_32x32.mat")
+
+
+def test_the_fingerprint_follows_the_files(tmp_path, monkeypatch):
+    _fake_svhn(tmp_path, monkeypatch)
+    monkeypatch.setenv("SHARPNB_DATA", str(tmp_path))
+    before = fingerprint("svhn")
+    (tmp_path / "train_32x32.mat").write_bytes(b"longer than before")
+    assert fingerprint("svhn") != before
+    shutil.rmtree(tmp_path)
+    assert fingerprint("svhn") == "missing"
+    assert len(fingerprint("digits")) == 16 and "digits" in module.NAMES
+
+
+def test_images_in_every_layout_of_torchvision_become_channels_first():
+    class Part:
+        def __init__(self, data):
+            self.data, self.targets = data, [1, 2]
+
+    grey, colour = torch.randint(0, 256, (2, 5, 6), dtype=torch.uint8), torch.randint(0, 256, (2, 5, 6, 3), dtype=torch.uint8)
+    x, y = module._as_tensors(Part(grey), (0.5,), (0.25,), torch.float64)
+    assert x.shape == (2, 1, 5, 6) and torch.allclose(x[:, 0], (grey / 255 - 0.5).double() / 0.25, atol=1e-6)
+    x, _ = module._as_tensors(Part(colour.numpy()), (0.5,) * 3, (1.0,) * 3, torch.float32)
+    assert x.shape == (2, 3, 5, 6) and torch.allclose(x[1, 2], colour[1, :, :, 2] / 255 - 0.5)
+    assert y.tolist() == [1, 2]

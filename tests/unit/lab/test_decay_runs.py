@@ -1,0 +1,67 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sharpnb import lab
+from sharpnb.lab import models
+from sharpnb.lab.augment import shift_and_flip
+from sharpnb.lab.studies import decay_runs
+
+WORLD = decay_runs.World("an MLP", "digits", 80, lambda seed: models.mlp((64, 6, 10), seed=seed), batch_size=20,
+                         label_noise=0.1, augment=shift_and_flip(1, flip=False), dtype=torch.float64)
+CONFIGS = [
+    {"method": "Adam", "rule": "adam", "lr": 0.01, "weight_decay": 0.01, "seed": 1},
+    {"method": "SGD", "rule": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.01, "seed": 0, "schedule": "constant"},
+    {"method": "AdamW", "rule": "adamw", "lr": 0.01, "lambda_norm": 0.3, "seed": 0},
+    {"method": "AdamWR", "rule": "adamw", "lr": 0.01, "lambda_norm": 0.3, "seed": 1, "schedule": "restarts", "t_0": 4},
+    {"method": "SGDWR", "rule": "sgdw", "lr": 0.05, "momentum": 0.9, "lambda_norm": 0.3, "seed": 0, "schedule": "restarts", "t_0": 4},
+]
+
+
+@pytest.fixture
+def nb(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    return lab.start("n", device="cpu")
+
+
+def test_one_by_one_is_all_at_once(nb):
+    together = decay_runs.run(WORLD, nb, CONFIGS, steps=12, every=4)
+    alone = decay_runs.run(replace(WORLD, many=False), nb, CONFIGS, steps=12, every=4)
+    assert len(together) == len(alone) == 5 * 3
+    key = lambda row: (row["method"], row["step"])
+    for a, b in zip(sorted(together, key=key), sorted(alone, key=key), strict=True):
+        assert key(a) == key(b) and a["seed"] == b["seed"]
+        assert [a[m] for m in decay_runs.MEASURES] == pytest.approx([b[m] for m in decay_runs.MEASURES], rel=1e-9)
+
+
+def test_restarts_renew_the_decay_by_their_period():
+    model = WORLD.model(0).double()
+    optimizer, eta = decay_runs.optimizer_of(model, CONFIGS[3], steps=12)
+    seen = []
+    optimizer.register_step_post_hook(lambda o, *_: seen.append(o.param_groups[0]["weight_decay"]))
+    for _ in range(12):
+        optimizer.step()
+    assert seen == pytest.approx([0.3 / 2] * 4 + [0.3 / 8**0.5] * 8)
+    assert [eta(t / 12) for t in (0, 2, 4, 8)] == pytest.approx([1, 0.5, 1, 0.5])
+
+
+def test_each_seed_of_digits_has_its_own_split(nb):
+    assert not torch.equal(WORLD.images(0).test_x, WORLD.images(1).test_x)
+
+
+def test_the_quick_profile_always_trains_and_the_full_one_reads_its_record(nb, monkeypatch):
+    calls = []
+
+    def make():
+        calls.append(1)
+        return [{"x": 1.0}]
+
+    for _ in range(2):
+        assert decay_runs.recorded(nb, "r", make) == [{"x": 1.0}]
+    assert len(calls) == 2
+    full = lab.start("n", profile="toy", device="cpu")
+    for _ in range(2):
+        assert decay_runs.recorded(full, "r", make) == [{"x": 1.0}]
+    assert len(calls) == 3

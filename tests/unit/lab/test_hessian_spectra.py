@@ -1,0 +1,87 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sharpnb import lab
+from sharpnb.lab import models
+from sharpnb.lab.studies import hessian_spectra as study
+
+SMALL = replace(study.QUICK, train_size=80, model=lambda seed: models.mlp((64, 5, 10), seed=seed), steps=12, batch_size=20, seeds=2)
+
+
+@pytest.fixture
+def nb(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    return lab.start("03_hessian_spectra", device="cpu")
+
+
+def test_the_times_are_those_of_the_papers_panels():
+    assert study.times(study.QUICK) == {7: "epoch 1", 100: "middle", 600: "end"}
+    assert study.times(study.FULL) == {195: "epoch 1", 50 * 195: "middle", 300 * 195: "end"}
+
+
+@pytest.mark.parametrize("s", [SMALL, replace(study.TOY, steps=18, train_size=64, batch_size=32, seeds=1, dtype=torch.float64)])
+def test_every_row_is_the_dense_hessians_top_five(s, nb):
+    rows, kept = study.run(s, nb)
+    assert len(rows) == 2 * s.seeds * 3 and {(row["rule"], row["time"]) for row in rows} == {
+        (rule, time) for rule in ("sgd", "sam") for time in study.TIMES}
+    data, model = study.data_of(s), s.model(0).to(s.dtype)
+    x, y = (part[: s.hessian_images] for part in data.train)
+    row = next(r for r in rows if (r["rule"], r["seed"], r["time"]) == ("sam", 0, "end"))
+
+    def loss(w):
+        named, start = {}, 0
+        for name, p in model.named_parameters():
+            named[name] = w[start : start + p.numel()].view_as(p)
+            start += p.numel()
+        return F.cross_entropy(torch.func.functional_call(model, named, (x,)), y)
+
+    w, n = kept["sam", s.steps], sum(p.numel() for p in model.parameters())
+    assert w.shape == (n,)
+    if n < 1000:  # the exact Hessian by autograd, independent of the curvature package
+        exact = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, w))
+        assert [row[f"lambda_{i}"] for i in range(1, 6)] == pytest.approx(exact.flip(0)[:5].tolist(), rel=1e-4)
+    else:
+        assert row["lambda_1"] >= row["lambda_2"] > 0
+    assert row["ratio"] == pytest.approx(row["lambda_1"] / row["lambda_5"])
+
+
+def test_sgd_and_sam_start_alike_and_part(nb):
+    _, kept = study.run(replace(SMALL, steps=6), nb)
+    assert not torch.equal(kept["sgd", 6], kept["sam", 6])
+    _, again = study.run(replace(SMALL, steps=6), nb)
+    assert torch.equal(kept["sam", 6], again["sam", 6])
+
+
+def test_pairs_and_changes_go_by_seed():
+    rows = [{"rule": r, "seed": s, "time": t, "x": v} for r, s, t, v in [
+        ("sgd", 0, "end", 8.0), ("sam", 0, "end", 2.0), ("sgd", 1, "end", 9.0), ("sam", 1, "end", 3.0),
+        ("sgd", 1, "middle", 0.9), ("sgd", 0, "middle", 80.0)]]
+    assert study.paired(rows, "end", "x", lambda a, b: a / b) == [4.0, 3.0]
+    assert study.change(rows, "sgd", "x", "middle", "end") == pytest.approx([-1.0, 1.0])
+
+
+def test_the_quadrature_and_the_dense_spectrum_agree(nb):
+    data = study.data_of(SMALL)
+    both = study.quadrature_and_dense(SMALL, data, torch.nn.utils.parameters_to_vector(SMALL.model(0).double().parameters()))
+    assert both.estimated.lambda_max == pytest.approx(both.exact[-1], rel=1e-6)
+    moments, truth = both.estimated.moments(5), [np.mean(both.exact**j) for j in range(1, 6)]
+    assert (np.abs(moments.value - truth) <= 5 * moments.stderr + 1e-12).all()
+
+
+def test_a_finished_full_run_is_not_trained_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    nb = lab.start("03_hessian_spectra", profile="toy", device="cpu")
+    nb.record("clean", {"rows": [{"rule": "sgd"}]})
+    monkeypatch.setattr(study, "run", lambda *a, **k: pytest.fail("trained again"))
+    assert study.rows_of(study.TOY, nb, "clean") == ([{"rule": "sgd"}], {})
+
+
+def test_batchnorm_rows_have_shares_between_nought_and_one(nb):
+    rows = study.batchnorm(nb, seeds=1, steps=60, top=3)
+    assert [row["net"] for row in rows] == ["no BatchNorm"] * 3 + ["BatchNorm"] * 3
+    assert all(0 <= row["gradient_share"] <= 1 + 1e-9 and row["ratio"] >= 1 for row in rows)

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from sharpnb import lab
+from sharpnb.curvature import sharpness
+from sharpnb.lab import models
+from sharpnb.lab.rows import Rows
+from sharpnb.lab.studies import m_sharpness as study
+
+GRID = [(a, b) for a in range(5) for b in range(6)]
+
+
+def test_information_on_its_extremes():
+    random = np.random.default_rng(0)
+    gap = random.normal(size=len(GRID)) + [a for a, _ in GRID]
+    assert study.information(gap, gap, GRID) == pytest.approx(1.0)
+    assert study.information(-gap, gap, GRID) == pytest.approx(1.0)
+    assert study.information([a for a, _ in GRID], gap, GRID) == pytest.approx(0.0, abs=1e-12)
+    noisy = study.information(gap + random.normal(size=len(GRID)), gap, GRID)
+    assert 0.02 < noisy < 0.9
+
+
+def test_information_of_a_table_written_out():
+    v, g = np.array([0, 0, 0, 1, 1, 1, 0, 1]), np.array([0, 0, 0, 1, 1, 1, 1, 0])
+    p = np.array([[3, 1], [1, 3]]) / 8
+    truth = (p * np.log(p / 0.25)).sum() / np.log(2)
+    assert study._conditional(v, g, np.zeros(8, dtype=int)) == pytest.approx(truth)
+    assert np.isnan(study._conditional(v, np.ones(8, dtype=int), np.zeros(8, dtype=int)))
+    split = np.array([0, 0, 0, 1, 1, 1, 2, 3])  # where the label tells g, nothing is left to share
+    assert np.isnan(study._conditional(v, g, split))
+
+
+@pytest.mark.parametrize("m", [8, 32])
+def test_batched_measure_is_that_of_each_net(m):
+    data = lab.load_data("digits", train_size=32, dtype=torch.float64)
+    rows = Rows([0, 1], data, lambda seed: models.mlp((64, 6, 10), seed=seed), batch_size=m)
+    found = study.m_sharpness(rows, rows.w, 0.1)
+    for k in range(2):
+        alone = sharpness(models.mlp((64, 6, 10), seed=k).double(), cross_entropy, data.train, 0.1, m=m).value
+        assert found[k].item() == pytest.approx(alone, rel=1e-10)
+
+
+def test_the_study_runs_at_the_size_of_a_test_and_ranks_what_it_should():
+    s, nb = study.TOY, lab.start("04_m_sharpness", profile="toy", device="cpu")
+    trained, family = study.trained(s, nb), study.family(s, nb)
+    assert len(trained) == s.seeds * (1 + len(s.rhos)) and len(family) == s.seeds * 8
+    rho, errors = study.best(trained, min(s.rhos), 0.0, [0.05])
+    assert rho == 0.05 and len(errors) == s.seeds
+    planted = [row | {"sharpness_4": row["gap"], "sharpness_16": -row["gap"]} for row in family]
+    for row in study.predictive(s, planted):
+        assert row["tau"] == pytest.approx(1.0 if row["m"] == 4 else -1.0)

@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from sharpnb.lab import models
+from sharpnb.lab.data import load_data, with_label_noise
+from sharpnb.lab.mixup import Mixup, bootstrapped
+from sharpnb.lab.rows import Rows
+
+
+def test_images_and_labels_are_mixed_alike():
+    x = torch.eye(8, dtype=torch.float64).expand(2, 8, 8).clone()  # image i is the i-th unit vector
+    y = torch.arange(8).expand(2, 8)
+    mixed, soft = Mixup([1.0, 8.0], classes=8, seeds=[0, 1])((x, y))
+    assert torch.allclose(mixed, soft, atol=1e-15)  # so an image shows its own mixture
+    assert torch.allclose(soft.sum(2), torch.ones(2, 8, dtype=torch.float64))
+    share = soft.diagonal(dim1=1, dim2=2)
+    for k in range(2):
+        assert share[k].unique().numel() <= 2  # λ, or 1 where the permutation leaves an image in place
+
+
+def test_alpha_sets_the_spread_of_the_mixing_coefficient():
+    x, y = torch.zeros(2, 2, 1), torch.tensor([[0, 1], [0, 1]])
+    mix = Mixup([0.1, 32.0], classes=2, seeds=[0, 0])
+    drawn = torch.stack([mix((x, y))[1][:, 0, 0] for _ in range(400)])
+    drawn = [column[(column > 0) & (column < 1)] for column in drawn.T]
+    # Var Beta(a, a) = 1 / (4 (2a + 1)): 0.208 and 0.0038; identities (no partner) are left out.
+    assert drawn[0].var() > 0.15 and drawn[1].var() == pytest.approx(1 / 260, rel=0.35)
+
+
+def test_mixup_is_repeatable_and_refuses_a_bad_alpha():
+    batch = torch.randn(1, 4, 3), torch.tensor([[0, 1, 2, 0]])
+    first, second = (Mixup([2.0], 3, [5])(batch)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    with pytest.raises(ValueError, match="one positive number a row"):
+        Mixup([0.0], 3, [5])
+    with pytest.raises(ValueError, match="one positive number a row"):
+        Mixup([1.0, 2.0], 3, [5])
+
+
+def test_bootstrap_puts_predictions_in_the_place_of_labels():
+    data = with_label_noise(load_data("digits", train_size=40, dtype=torch.float64), 0.5)
+    rows = Rows([0, 1], data, lambda seed: models.mlp((64, 10), seed=seed))
+    first, second = bootstrapped(rows, rows.w)
+    for k, found in enumerate((first, second)):
+        net = models.mlp((64, 10), seed=k).double()
+        assert torch.equal(found.train_y, net(data.train_x).argmax(1)) and torch.equal(found.test_y, data.test_y)
+    assert not torch.equal(first.train_y, second.train_y)

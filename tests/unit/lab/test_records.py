@@ -1,0 +1,216 @@
+import json
+import math
+
+import matplotlib
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+import torch
+
+from sharpnb import lab, paths
+from sharpnb.lab import Claim, Record, RecordMismatch, claims, figures
+from sharpnb.lab.records import first_difference
+
+matplotlib.use("Agg")
+ALT = "A line that rises from zero to one as the number of steps grows."
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    monkeypatch.delenv("SHARPNB_CHECK", raising=False)
+    return tmp_path
+
+
+def _picture(slope=1.0, draw=True):
+    figure, ax = plt.subplots()
+    if draw:
+        ax.fill_between([0, 1], [0, slope])
+    return figure, pd.DataFrame({"x": [0.25, 1.5], "y": [0.5, slope + 0.5], "series": ["a", "a"]})
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_record_comes_back_as_it_was_and_knows_where_it_is_from():
+    nb = lab.start("07_x", seed=3)
+    path = nb.record("r", {"a": [1.0, float("nan")], "t": torch.tensor([1, 2]), "s": "text", "none": None})
+    back = Record.load(path)
+    assert path == paths.records("07_x", "quick") / "r.json"
+    assert back.values["t"] == [1, 2] and math.isnan(back.values["a"][1]) and back.values["none"] is None
+    assert back.provenance["parameters"]["seed"] == 3 and back.provenance["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_the_same_result_keeps_its_first_provenance_and_another_replaces_it():
+    first = lab.start("n").record("r", {"a": 1.0})
+    before = first.read_bytes()
+    lab.start("n", seed=9).record("r", {"a": 1.0})
+    assert first.read_bytes() == before
+    lab.start("n", seed=9).record("r", {"a": 1.0 + 1e-15})
+    assert Record.load(first).provenance["parameters"]["seed"] == 9
+
+
+def test_checking_compares_within_the_tolerance_and_writes_nothing(monkeypatch):
+    path = lab.start("n").record("r", {"a": {"b": [1.0, 2.0]}, "word": "x"})
+    before = path.read_bytes()
+    monkeypatch.setenv("SHARPNB_CHECK", "1")
+    nb = lab.start("n")
+    nb.record("r", {"a": {"b": [1.0, 2.0 * (1 + 0.9e-3)]}, "word": "x"})
+    for wrong in ({"a": {"b": [1.0, 2.0 * (1 + 2e-3)]}, "word": "x"}, {"a": {"b": [1.0, 2.0]}, "word": "y"},
+                  {"a": {"b": [1.0]}, "word": "x"}, {"word": "x"}, {"a": {"b": [1.0, float("nan")]}, "word": "x"}):
+        with pytest.raises(RecordMismatch):
+            nb.record("r", wrong)
+    with pytest.raises(RecordMismatch, match="no committed record"):
+        nb.record("other", {"a": 1.0})
+    assert path.read_bytes() == before and not (path.parent / "other.json").exists()
+
+
+@pytest.mark.parametrize(("old", "new", "where"), [
+    ({"a": 1}, {"a": 2}, "a is 2, committed is 1"), ([1, [2, 3]], [1, [2, 4]], "[1][1]"), ({"a": 1}, {"a": "1"}, "a is '1'"),
+    ({"a": 1}, {"b": 1}, "other entries"), ({"a": True}, {"a": 1}, "a is 1"), ({"a": None}, {"a": 0.0}, "a is 0.0"),
+])
+def test_the_first_difference_is_named(old, new, where):
+    assert where in first_difference(old, new, 1e-3, 1e-9)
+    assert first_difference(old, old, 0, 0) is None
+
+
+def test_a_damaged_record_says_what_to_do_and_is_replaced_by_the_next_run():
+    path = lab.start("n").record("r", {"a": 1.0})
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(ValueError, match=r"damaged.*sharpnb run n --force"):
+        Record.load(path)
+    lab.start("n").record("r", {"a": 1.0})
+    assert Record.load(path).values == {"a": 1.0}
+
+
+def test_a_full_disk_leaves_the_old_file_whole(monkeypatch):
+    path = lab.start("n").record("r", {"a": 1.0})
+    before = path.read_bytes()
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        lab.start("n").record("r", {"a": 2.0})
+    assert "untouched" in error.value.__notes__[0]
+    assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ["r.json"]
+
+
+def test_a_value_that_json_cannot_hold_is_refused():
+    with pytest.raises(ValueError, match="Figure"):
+        lab.start("n").record("r", {"a": plt.figure()})
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_figure_is_a_picture_a_drawing_and_its_numbers(project):
+    figure, data = _picture()
+    path = figures.save(figure, paths.figures("n"), "f", alt=ALT, data=data)
+    svg, png = path.with_suffix(".svg").read_bytes(), path.read_bytes()
+    assert pd.read_csv(path.with_suffix(".csv")).equals(data) and ALT.encode() in svg and b"Software" not in png
+    figure, data = _picture()
+    figures.save(figure, paths.figures("m"), "f", alt=ALT, data=data)
+    again = paths.figures("m") / "f.png"
+    assert again.read_bytes() == png and again.with_suffix(".svg").read_bytes() == svg  # the same picture is the same bytes
+
+
+def test_checking_a_figure_sees_moved_numbers_and_a_blank_picture(monkeypatch):
+    figure, data = _picture()
+    figures.save(figure, paths.figures("n"), "f", alt=ALT, data=data)
+    monkeypatch.setenv("SHARPNB_CHECK", "1")
+    figures.save(_picture()[0], paths.figures("n"), "f", alt=ALT, data=data)
+    moved = data.assign(y=data["y"] * (1 + 2e-3))
+    with pytest.raises(RecordMismatch, match=r"f\.csv differs"):
+        figures.save(_picture()[0], paths.figures("n"), "f", alt=ALT, data=moved)
+    with pytest.raises(RecordMismatch, match="looks different"):
+        figures.save(_picture(draw=False)[0], paths.figures("n"), "f", alt=ALT, data=data)
+    with pytest.raises(RecordMismatch, match="no committed figure"):
+        figures.save(_picture()[0], paths.figures("n"), "new", alt=ALT, data=data)
+
+
+@pytest.mark.parametrize(("alt", "rows", "words"), [("", 2, "too short"), ("A plot.", 2, "too short"), (ALT, 0, "empty")])
+def test_a_figure_without_alternative_text_or_numbers_is_refused(alt, rows, words):
+    figure, data = _picture()
+    with pytest.raises(ValueError, match=words):
+        figures.save(figure, paths.figures("n"), "f", alt=alt, data=data.head(rows))
+
+
+# --- claims ----------------------------------------------------------------------------------------------------------
+
+
+def _claim(kind="order", **fields):
+    return Claim("id", "P", "Fig. 1", "states", kind, **fields)
+
+
+@pytest.mark.parametrize(("fields", "verdict"), [
+    ({"measured": None}, "not run"),
+    ({"measured": 1.0, "stderr": 0.1, "n": 10, "comparable": False}, "not comparable"),
+    ({"measured": 1.0, "stderr": 0.1, "n": 10}, "reproduced"),                       # 1 - 0.226 > 0
+    ({"measured": 0.2, "stderr": 0.1, "n": 10}, "consistent within uncertainty"),   # interval holds 0
+    ({"measured": -0.2, "stderr": 0.1, "n": 10}, "inconclusive"),
+    ({"measured": -1.0, "stderr": 0.1, "n": 10}, "contradicted"),
+    ({"measured": 1.0, "stderr": None, "n": 1}, "consistent within uncertainty"),   # one run proves nothing
+    ({"measured": 1.0, "stderr": 0.0}, "reproduced"),
+    ({"measured": math.nan, "stderr": 0.1, "n": 10}, "inconclusive"),
+    ({"kind": "ratio", "measured": 1.5, "stderr": 0.1, "n": 10, "tolerance": 1.0}, "reproduced"),
+    ({"kind": "value", "paper_value": 2.0, "measured": 2.04, "stderr": 0.0, "tolerance": 0.05}, "reproduced"),
+    ({"kind": "value", "paper_value": 2.0, "measured": 2.2, "stderr": 0.1, "n": 10, "tolerance": 0.05}, "consistent within uncertainty"),
+    ({"kind": "value", "paper_value": 2.0, "measured": 2.2, "stderr": 0.0, "tolerance": 0.05}, "contradicted"),
+])
+def test_the_verdict_follows_from_the_numbers(fields, verdict):
+    assert _claim(**{"kind": "order", **fields}).verdict == verdict
+
+
+def test_the_interval_is_students():
+    claim = Claim.from_samples([1.0, 2.0, 3.0], id="i", paper="P", item="F", statement="s", kind="order")
+    assert claim.measured == 2 and claim.stderr == pytest.approx(1 / math.sqrt(3)) and claim.half_width == pytest.approx(4.302653 / math.sqrt(3))
+    assert claims.mean_stderr([1.0, 2.0, 3.0]) == pytest.approx((2.0, 1 / math.sqrt(3)))
+
+
+@pytest.mark.parametrize("fields", [
+    {"kind": "guess"}, {"kind": "value", "tolerance": 0.1}, {"kind": "value", "paper_value": 0.05, "tolerance": 0.05},
+    {"kind": "value", "paper_value": 1.0, "tolerance": 0.0},
+])
+def test_a_claim_that_cannot_fail_is_refused(fields):
+    with pytest.raises(ValueError, match="claim id"):
+        _claim(**fields)
+
+
+def test_claims_are_kept_with_their_verdicts_and_need_ids_of_their_own(capsys):
+    nb = lab.start("n")
+    nb.claims([_claim(measured=1.0, stderr=0.1, n=10)])
+    stored = json.loads((paths.records("n", "quick") / "claims.json").read_text())["values"]["claims"]
+    assert stored[0]["verdict"] == "reproduced" and stored[0]["n"] == 10
+    assert "✔ reproduced" in claims.as_markdown([_claim(measured=1.0, stderr=0.1, n=10)])
+    with pytest.raises(ValueError, match="repeated"):
+        nb.claims([_claim(), _claim()])
+
+
+# --- the notebook's context ------------------------------------------------------------------------------------------
+
+
+def test_a_check_passes_below_its_bound_and_fails_above_it_or_on_nan(capsys):
+    nb = lab.start("n")
+    nb.check("it holds", -1e-13, 1e-12)
+    assert capsys.readouterr().out == "✔ it holds (residual ≤ 1e-12)\n"
+    for residual in (2e-12, float("nan")):
+        with pytest.raises(AssertionError, match="it fails"):
+            nb.check("it fails", residual, 1e-12)
+
+
+@pytest.mark.parametrize(("parameters", "words"), [({"profile": "fast"}, "quick, full"), ({"device": "tpu9"}, "device")])
+def test_bad_parameters_are_told_what_is_allowed(parameters, words):
+    with pytest.raises(ValueError, match=words):
+        lab.start("n", **parameters)
+
+
+def test_a_figure_is_shown_with_its_text_relative_to_the_working_folder(project, monkeypatch):
+    shown = []
+    monkeypatch.setattr(lab.Notebook, "_show", staticmethod(shown.append))
+    (project / "notebooks").mkdir()
+    monkeypatch.chdir(project / "notebooks")
+    figure, data = _picture()
+    lab.start("n").figure(figure, "f", alt=ALT, caption="**Fig.**", data=data)
+    assert shown[0].startswith(f"![{ALT}](<../figures/n/f.png>)") and "[numbers](<../figures/n/f.csv>)" in shown[0]

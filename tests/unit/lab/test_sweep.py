@@ -1,0 +1,221 @@
+"""Sweeps: the table, what survives a kill, what fails aloud. The truth is train_many and an uninterrupted sweep."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import pandas as pd
+import pytest
+
+from sharpnb.lab import load_data, log2_grid, models, sweep, train_many
+from sharpnb.lab import shard as shard_module
+from sharpnb.lab.grid import cells_of
+
+sweep_module = sys.modules["sharpnb.lab.sweep"]  # the package shows the function by this name
+sweep_file = sweep_module.sweep_file
+
+DATA = {"name": "digits", "train_size": 100}
+MODEL = {"name": "mlp", "sizes": (64, 6, 10)}
+GRID = {"rule": ["sgd", "sgdw"], "lr": [0.05, 0.1], "weight_decay": [0.0, 0.01], "seed": [0, 1]}
+OPTIONS = {"steps": 8, "batch_size": 25, "dtype": "float64", "device": "cpu", "progress": False, "shard_size": 3}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return sweep(GRID, DATA, MODEL, **OPTIONS, folder=tmp_path_factory.mktemp("whole"))
+
+
+def test_the_table_is_the_grid_with_train_manys_results(whole):
+    assert list(zip(whole["rule"], whole["lr"], whole["weight_decay"], whole["seed"], strict=True)) == [
+        (r, a, d, s) for r in GRID["rule"] for a in GRID["lr"] for d in GRID["weight_decay"] for s in GRID["seed"]]
+    cell = {"rule": "sgdw", "lr": 0.1, "weight_decay": 0.01, "seed": 1}
+    alone = train_many([cell], load_data("digits", train_size=100), partial(_net), steps=8, batch_size=25,
+                       dtype=shard_module.torch.float64, device="cpu", progress=False).final()[0]
+    assert whole.iloc[-1]["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-9)
+    assert (whole["reason"] == "").all() and whole["curve"].map(len).eq(1).all()
+
+
+def _net(seed):
+    return models.mlp((64, 6, 10), seed=seed)
+
+
+def test_steps_are_an_axis_too_and_each_seed_can_have_its_own_split(tmp_path):
+    grid = {"rule": "sgd", "lr": 0.1, "seed": [0, 1], "steps": [4, 8]}
+    options = {k: v for k, v in OPTIONS.items() if k != "steps"}
+    table = sweep(grid, DATA | {"seed": "cell"}, MODEL, **options, evaluate_every=4, folder=tmp_path)
+    assert [len(curve) for curve in table["curve"]] == [1, 2, 1, 2]
+    fixed = sweep(grid, DATA, MODEL, **options, folder=tmp_path)
+    assert fixed["test_loss"][0] == pytest.approx(table["test_loss"][0]) and fixed["test_loss"][3] != table["test_loss"][3]
+
+
+def test_a_diverging_cell_is_a_row_with_its_reason(tmp_path):
+    table = sweep({"rule": "sgd", "lr": [1e300, 0.1]}, DATA, MODEL, **OPTIONS, folder=tmp_path)
+    assert "not finite at step 8" in table["reason"][0] and math.isnan(table["train_loss"][0])
+    assert table["reason"][1] == "" and math.isfinite(table["train_loss"][1])
+
+
+@pytest.mark.parametrize(("grid", "words"), [
+    ({}, ["has no cell"]), ([], ["has no cell"]), ({"rule": "sgd", "lr": []}, ["lr = []"]),
+    ({"rule": "sgd", "lr": [0.1, 0.1]}, ["0 and 1", "same"]), ({"rule": "sgd", "lr": [0.1, -0.1]}, ["setting 1", "lr = -0.1"]),
+    ({"rule": "sgd", "lr": [0.0]}, ["positive"]), ({"rule": "sgd", "lr": 0.1, "rho": 0.1}, ["rho", "momentum"]),
+    ([{"rule": "sgd", "lr": 0.1}, {"rule": "sgd", "lr": [0.2, 0.1], "seed": 0}], ["0 and 2"]),
+    ({"rule": "sgd", "lr": 0.1, "steps": [0]}, ["steps = 0"]), ({"rule": "sgd", "lr": {"log": [1, 2]}}, ["log2"]),
+])
+def test_bad_grids_are_told_at_once(grid, words):
+    with pytest.raises(ValueError) as error:
+        cells_of(grid)
+    assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"data": {"name": "digit"}}, ["digit"]), ({"model": {"name": "mpl"}}, ["mpl", "module:function"]),
+    ({"model": {"name": "mlp", "sizes": [10, 10]}}, ["shape"]), ({"model": {"name": "mlp", "width": 3}}, ["width"]),
+    ({"model": {"name": "mlp", "f": print}}, ["numbers, texts"]), ({"jobs": 0}, ["jobs = 0"]), ({"steps": None}, ["steps is missing"]),
+])
+def test_bad_data_models_and_arguments_are_told_at_once(change, words, tmp_path):
+    given = {"grid": GRID, "data": DATA, "model": MODEL, **OPTIONS, "folder": tmp_path} | change
+    with pytest.raises(ValueError) as error:
+        sweep(**given)
+    assert all(word in str(error.value) for word in words) and not list(tmp_path.iterdir())
+
+
+def test_a_call_again_trains_nothing_and_another_call_finds_nothing(whole, tmp_path, monkeypatch):
+    trained = []
+    original = sweep_module.run
+    monkeypatch.setattr(sweep_module, "run", lambda shard: trained.append(shard) or original(shard))
+    options = OPTIONS | {"folder": tmp_path}
+    first = sweep(GRID, DATA, MODEL, **options)
+    shards = len(trained)
+    pd.testing.assert_frame_equal(first, whole, check_exact=True)
+    pd.testing.assert_frame_equal(sweep(GRID, DATA, MODEL, **options), whole, check_exact=True)
+    assert len(trained) == shards == 6
+    next(tmp_path.iterdir()).write_text('{"half a')
+    pd.testing.assert_frame_equal(sweep(GRID, DATA, MODEL, **options), whole, check_exact=True)
+    assert len(trained) == shards + 1
+    sweep(GRID, DATA, MODEL, **options | {"batch_size": 20})
+    assert len(trained) == 2 * shards + 1
+
+
+def test_sources_are_part_of_what_a_result_depends_on(monkeypatch):
+    shard = shard_module.Shard([{"rule": "sgd", "lr": 0.1}], DATA, {"name": "mlp"}, {"steps": 1})
+    before = shard.key
+    monkeypatch.setattr(shard_module, "_sources", lambda: "other")
+    assert shard.key != before
+
+
+def test_a_failing_shard_is_tried_once_more_and_then_told(whole, tmp_path, monkeypatch):
+    original, tried = sweep_module.run, []
+
+    def fails(shard, always):
+        if shard.cells[0]["rule"] == "sgdw" and shard.cells[0]["lr"] == 0.05 and (always or shard.key not in tried):
+            tried.append(shard.key)
+            raise RuntimeError("the disk is on fire")
+        return original(shard)
+
+    monkeypatch.setattr(sweep_module, "run", partial(fails, always=False))
+    pd.testing.assert_frame_equal(sweep(GRID, DATA, MODEL, **OPTIONS, folder=tmp_path / "once"), whole, check_exact=True)
+    assert tried
+    monkeypatch.setattr(sweep_module, "run", partial(fails, always=True))
+    with pytest.warns(UserWarning, match=r"the disk is on fire.*'lr': 0\.05"):
+        table = sweep(GRID, DATA, MODEL, **OPTIONS, folder=tmp_path / "always")
+    failed = table["reason"].str.contains("failed twice: RuntimeError: the disk is on fire")
+    assert 0 < failed.sum() < len(table) and table.loc[failed, "test_loss"].isna().all()
+    pd.testing.assert_frame_equal(table[~failed], whole[~failed], check_exact=True)
+    monkeypatch.setattr(sweep_module, "run", original)  # the fire is out: the same call completes the table
+    pd.testing.assert_frame_equal(sweep(GRID, DATA, MODEL, **OPTIONS, folder=tmp_path / "always"), whole, check_exact=True)
+
+
+SLOW = {"rule": "sgd", "lr": log2_grid(-8, -3), "seed": [0, 1]}
+SLOW_OPTIONS = OPTIONS | {"steps": 150, "shard_size": 1}
+
+
+def test_a_driver_killed_in_mid_sweep_goes_on_where_it_was(tmp_path):
+    call = (f"from sharpnb.lab import sweep; sweep({SLOW!r}, {DATA!r}, {MODEL!r}, **{SLOW_OPTIONS!r}, "
+            f"folder={str(tmp_path / 'killed')!r})")
+    driver = subprocess.Popen([sys.executable, "-c", call])
+    deadline = time.monotonic() + 100
+    while not list((tmp_path / "killed").glob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    done = {file: file.stat().st_mtime_ns for file in (tmp_path / "killed").glob("*.json")}
+    assert 0 < len(done) < 12
+    resumed = sweep(SLOW, DATA, MODEL, **SLOW_OPTIONS, folder=tmp_path / "killed")
+    pd.testing.assert_frame_equal(resumed, sweep(SLOW, DATA, MODEL, **SLOW_OPTIONS, folder=tmp_path / "new"), check_exact=True)
+    assert all(file.stat().st_mtime_ns == written for file, written in done.items())  # kept, not trained again
+
+
+DIES_ONCE = """
+import os, pathlib, signal
+from sharpnb.lab import models
+def build(flag, seed):
+    if seed == 1 and not pathlib.Path(flag).exists():
+        pathlib.Path(flag).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return models.mlp((64, 6, 10), seed=seed)
+"""
+
+
+def _undisturbed(grid, model, tmp_path):
+    return sweep(grid, DATA, model, **OPTIONS, folder=tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("kind", ["two processes", "two Dask workers"])
+def test_a_killed_worker_costs_nothing_but_its_shard_and_two_workers_are_one_to_the_last_bit(kind, tmp_path, monkeypatch):
+    (tmp_path / "dies_once.py").write_text(DIES_ONCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    flag, folder = tmp_path / "died", tmp_path / "disturbed"
+    model = {"name": "dies_once:build", "flag": str(flag)}
+    if kind == "two processes":
+        table = sweep(GRID, DATA, model, **OPTIONS, jobs=2, folder=folder)
+    else:
+        distributed = pytest.importorskip("distributed")
+        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+            table = sweep(GRID, DATA, model, **OPTIONS, client=cluster.scheduler_address, folder=folder)
+            with distributed.Client(cluster) as client:
+                again = sweep(GRID, DATA, model, **OPTIONS, client=client, folder=tmp_path / "by client")
+        pd.testing.assert_frame_equal(again, table, check_exact=True)
+    assert flag.exists()  # a worker did die
+    pd.testing.assert_frame_equal(table, _undisturbed(GRID, model, tmp_path), check_exact=True)
+
+
+FILE = """
+data = {name = "digits", train_size = 100}
+model = {name = "mlp", sizes = [64, 6, 10]}
+train = {steps = 8, batch_size = 25, dtype = "float64", device = "cpu"}
+[[grid]]
+rule = ["sgd", "sgdw"]
+lr = {log2 = [-1, 0], times = 0.1}
+weight_decay = [0.0, 0.01]
+seed = [0, 1]
+"""
+
+
+def test_a_file_says_the_same_as_a_call(whole, tmp_path):
+    (tmp_path / "heatmap.toml").write_text(FILE)
+    table = sweep_file(tmp_path / "heatmap.toml", jobs=1, folder=tmp_path, shard_size=3, progress=False)
+    pd.testing.assert_frame_equal(table, whole, check_exact=True)
+    written = pd.read_csv(tmp_path / "heatmap.csv", keep_default_na=False)
+    assert written["test_loss"].tolist() == whole["test_loss"].tolist() and "curve" not in written
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    (None, ["heatmap.toml", "No such file"]), ("= 3", ["[data]"]), ("[data]", ["'grid'"]),
+    (FILE.replace("steps = 8", "step = 8"), ["[train]", "step"]), (FILE.replace('rule = ["sgd", "sgdw"]', 'rule = "sdg"'), ["sdg"]),
+])
+def test_a_bad_file_is_told(text, words, tmp_path):
+    if text is not None:
+        (tmp_path / "heatmap.toml").write_text(text)
+    with pytest.raises(ValueError) as error:
+        sweep_file(tmp_path / "heatmap.toml", jobs=1, folder=tmp_path, progress=False)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_what_is_kept_is_whole_and_readable(tmp_path):
+    sweep({"rule": "sgd", "lr": 0.1}, DATA, MODEL, **OPTIONS, folder=tmp_path)
+    (file,) = tmp_path.iterdir()
+    assert json.loads(file.read_text())["shard"]["cells"] == [{"rule": "sgd", "lr": 0.1, "seed": 0}]

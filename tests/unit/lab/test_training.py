@@ -1,0 +1,76 @@
+import pytest
+import torch
+from torch import nn
+
+from sharpnb.lab import load_data, models, train
+from sharpnb.lab.training import SCHEDULES, batches, evaluate, pick_device, shift_and_flip
+
+DATA = load_data("digits", train_size=200)
+
+
+def _flat(model):
+    return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+def test_training_learns_and_tells_loss_and_error_as_they_are():
+    model = models.mlp((64, 16, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    history = train(model, DATA, optimizer, steps=150, evaluate_every=50, keep=(0, 150), device="cpu", progress=False)
+    assert [row["step"] for row in history.rows] == [50, 100, 150] and history.diverged is None
+    logits = model(DATA.test_x)
+    assert history.rows[-1]["test_loss"] == pytest.approx(nn.functional.cross_entropy(logits, DATA.test_y).item(), rel=1e-5)
+    assert history.rows[-1]["test_error"] == pytest.approx(100 * (logits.argmax(1) != DATA.test_y).float().mean().item())
+    assert history.rows[-1]["train_error"] < 5 < 80 < 100 * (models.mlp((64, 16, 10))(DATA.train_x).argmax(1) != DATA.train_y).float().mean()
+    assert torch.equal(history.weights[150], _flat(model)) and torch.equal(history.weights[0], _flat(models.mlp((64, 16, 10))))
+    assert optimizer.param_groups[0]["lr"] == 0.1  # put back after the schedule
+
+
+def test_evaluation_leaves_modes_and_statistics_alone():
+    model = models.cnn(4, norm=True)
+    model[1].eval()  # one frozen layer
+    before = [b.clone() for b in model.buffers()]
+    evaluate(model, DATA.test)
+    assert model.training and not model[1].training and model[4].training
+    assert all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))
+
+
+def test_a_diverging_run_stops_and_says_where():
+    model = models.mlp((64, 16, 10))
+    history = train(model, DATA, torch.optim.SGD(model.parameters(), lr=1e30), steps=50, device="cpu", progress=False)
+    assert history.diverged is not None and history.diverged < 10
+
+
+def test_schedules_are_those_of_the_papers():
+    assert SCHEDULES["cosine"](0.0) == 1.0 and SCHEDULES["cosine"](0.5) == pytest.approx(0.5)
+    assert [SCHEDULES["step"](x) for x in (0.0, 0.49, 0.5, 0.75)] == pytest.approx([1, 1, 0.1, 0.01])
+
+
+def test_batches_show_each_image_once_an_epoch():
+    order = batches(10, 3, torch.Generator().manual_seed(0))
+    epoch = torch.cat([next(order) for _ in range(3)])
+    assert len(epoch.unique()) == 9
+
+
+def test_shift_is_a_translation_with_zeros_and_flip_a_mirror():
+    x = torch.arange(2 * 1 * 4 * 4, dtype=torch.float32).view(2, 1, 4, 4) + 1
+    padded = nn.functional.pad(x, (1,) * 4)
+    windows = [padded[:, :, i : i + 4, j : j + 4] for i in range(3) for j in range(3)]
+    generator = torch.Generator().manual_seed(0)
+    moved, seen = shift_and_flip(1, flip=True), set()
+    for _ in range(60):
+        for k, image in enumerate(moved(x, generator)):
+            found = [(w, f) for w, window in enumerate(windows) for f in (0, 1)
+                     if torch.equal(image, window[k].flip(-1) if f else window[k])]
+            assert found
+            seen.update(found)
+    assert len(seen) == 18  # each of nine shifts, both ways round
+
+
+def test_a_device_that_is_not_there_is_told_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto").type == "cpu"
+    with pytest.raises(ValueError, match=r"0 CUDA devices.*'cpu'"):
+        pick_device("cuda")
+    with pytest.raises(ValueError, match="is not a device"):
+        pick_device("gpu0")

@@ -1,0 +1,84 @@
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sharpnb import lab
+from sharpnb.lab.studies import warm_restarts as study
+
+
+@pytest.fixture
+def nb(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    return lab.start("13_warm_restarts", profile="toy", device="cpu")
+
+
+def test_periods_end_where_the_paper_says():
+    assert study.ends(100, 2, 1800) == [100, 300, 700, 1500] and study.ends(10, 2, 150) == [10, 30, 70, 150]
+    assert study.ends(5, 1, 19) == [5, 10, 15] and study.ends(5, 2, 4) == []
+
+
+@pytest.mark.parametrize("profile", ["quick", "full", "toy"])
+def test_the_budget_ends_with_a_period_and_is_evaluated_there(profile):
+    s = study.ANYTIME[profile]
+    ends = study.ends(s.t_0, 2, s.steps)
+    assert ends[-1] == s.steps and all(end % s.every == 0 for end in ends)
+
+
+def _rows(errors):
+    return [{"method": "a", "seed": seed, "step": step, "test_error": error}
+            for seed, own in enumerate(errors) for step, error in zip((10, 20, 30), own, strict=True)]
+
+
+def test_values_go_by_seed_and_the_first_time_is_found():
+    rows = _rows([[5, 3, 4], [9, 9, 9]])
+    assert study.at(rows[::-1], "a", 20).tolist() == [3, 9]
+    assert study.first_reached(rows, "a", np.array([3.5, 8]), (10, 20, 30)).tolist() == [20, np.inf]
+
+
+@pytest.mark.parametrize("power", [-0.5, 0.3])
+def test_the_exponent_of_a_made_up_law_is_found(power):
+    decays = 2.0 ** -np.arange(12, 1, -1)
+    rows = [{"method": "m", "seed": seed, "budget": t, "lr": lr, "weight_decay": d,
+             "test_error": 5 + lr + (np.log2(d) + 6 - power * np.log2(t / 100)) ** 2}
+            for seed in (0, 1) for t in (50, 200, 800) for lr in (0.1, 0.2) for d in decays]
+    best = study.optimum(pd.DataFrame(rows))
+    assert study.exponents(best, "m") == pytest.approx([power, power], abs=1e-9) and not best["edge"].any()
+
+
+def test_an_optimum_at_the_edge_is_marked():
+    rows = [{"method": "m", "seed": 0, "budget": 1, "lr": 1, "weight_decay": d, "test_error": d} for d in (0.25, 0.5, 1)]
+    best = study.optimum(pd.DataFrame(rows))
+    assert best["edge"].tolist() == [True] and best["log2_decay"].tolist() == [-2]
+
+
+def test_the_best_cell_is_that_of_the_lowest_mean():
+    cells = {(0.1, 0.0): (3, 9), (0.2, 0.0): (5, 5), (0.2, 1.0): (8, 4.5)}
+    rows = [{"method": "m", "lr": lr, "weight_decay": l2, "seed": seed, "test_error": e}
+            for (lr, l2), own in cells.items() for seed, e in enumerate(own)]
+    assert study.best_cell(rows, "m") == [5, 5]
+
+
+def test_the_full_profiles_code_runs_at_the_size_of_a_test(nb):
+    s = replace(study.ANYTIME["toy"], seeds=1)
+    rows = study.anytime(s, nb)
+    assert {row["method"] for row in rows} >= {"Adam", "AdamW", "AdamWR", "SGDW", "SGDWR"}
+    assert study.at(rows, "AdamWR", s.steps).shape == (s.seeds,) and nb.full
+    assert study.anytime(s, nb) == rows  # read from its record, not trained again
+
+    b = replace(study.BUDGETS["toy"], seeds=1)
+    table = pd.DataFrame(study.budgets(b, nb))
+    assert len(table) == 2 * 3 * 3 and set(table["method"]) == {"AdamW", "SGDW"}  # methods, budgets, decays
+    assert (table["step"] == table["budget"]).all()
+
+    long = pd.DataFrame(study.long_adam(replace(study.LONG["toy"], seeds=1), nb))
+    assert long.groupby("method")["step"].max().to_dict() == {
+        "Adam, fixed": 18, "Adam, cosine": 18, "AdamW, 1/18": 1, "AdamW, 1/6": 3, "AdamW, 1/2": 9}
+
+
+def test_the_l2_of_lowest_final_mean_is_kept(nb):
+    s = replace(study.ANYTIME["toy"], world=study.ANYTIME["quick"].world, l2=(0.0, 100.0))
+    kept = {row["weight_decay"] for row in study.anytime(s, nb) if row["method"] == "Adam"}
+    assert len(kept) == 1

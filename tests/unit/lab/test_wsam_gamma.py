@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+
+from sharpnb import lab, paths, rules
+from sharpnb.lab.studies import wsam_gamma as study
+from sharpnb.lab.studies import wsam_theory as theory
+
+
+@pytest.mark.parametrize("decouple", [True, False])
+def test_the_matrix_is_the_rule_and_its_limit_is_the_edge_of_stability(decouple):
+    hyper = {"rho": 0.1, "lr": 0.3, "momentum": 0.9, "decouple": decouple}
+    matrix, x, state, v = theory.heavy_ball(2.0, 4.0, **hyper), torch.ones(1, 1, dtype=torch.float64), None, np.array([1.0, 0.0])
+    for _ in range(30):
+        x, state = rules.wsam(x, lambda x: 2.0 * x, state, gamma=0.8, perturbation=lambda w, g, rho: rho * g, **hyper)
+        v = matrix @ v
+    assert float(x) == pytest.approx(v[0], abs=1e-13)
+    limit = theory.largest_stable_weight(2.0, **hyper)
+    inside, outside = (theory.contraction(theory.heavy_ball(2.0, f * limit, **hyper)) for f in (0.999, 1.001))
+    assert inside < 1 < outside
+
+
+def test_without_momentum_the_forms_have_one_matrix_and_one_limit():
+    both = [theory.heavy_ball(3.0, 2.0, rho=0.1, lr=0.1, momentum=0.0, decouple=d) for d in (True, False)]
+    assert theory.contraction(both[0]) == pytest.approx(theory.contraction(both[1]))
+    limits = [theory.largest_stable_weight(3.0, rho=0.1, lr=0.1, momentum=0.0, decouple=d) for d in (True, False)]
+    assert limits[0] == pytest.approx(limits[1])
+
+
+def test_adam_feels_the_scale_of_the_loss_only_when_decoupled():
+    scales = torch.tensor([1.0, 100.0], dtype=torch.float64)
+    apart = theory.adam_pull(scales, gamma=0.9, rho=0.05, decouple=True)
+    assert float(apart[1] / apart[0]) == pytest.approx(100, rel=1e-6)
+    together = theory.adam_pull(scales, gamma=0.9, rho=0.05, decouple=False, steps=5)
+    assert float(together[1] / together[0]) == pytest.approx(1, rel=1e-3) and float(together[0]) > 0
+
+
+def test_objective_and_bound_at_the_special_weights():
+    assert theory.wsam_loss(2.0, 3.0, 0.0) == 2.0 and theory.wsam_loss(2.0, 3.0, 0.5) == 3.0
+    assert theory.wsam_loss(2.0, 3.0, 0.75) == pytest.approx(5.0)
+    size = {"samples": 1000, "weights": 50, "dimension": 100.0, "norm": 5.0, "rho": 0.1}
+    assert theory.bound(0.5, **size)["loss"] == 0 and theory.bound(0.0, **size)["sharpness"] == 0
+    more = theory.bound(0.5, **size | {"samples": 10**6})
+    assert 0 < more["sharpness"] < theory.bound(0.5, **size)["sharpness"]
+
+
+def test_without_sharpness_the_convex_run_is_sgd_and_regret_falls():
+    found = theory.online((0.0, 0.9), convex=True, rho=lambda t: 0.0, steps=200, seeds=2, lr=0.1)
+    assert torch.allclose(found["regret"][0], found["regret"][1], atol=1e-12)  # ρ = 0: γ does nothing
+    late = found["regret"][0, 0, 49:].numpy()
+    assert theory.slope(np.arange(50, 201), late) < -0.5
+    assert (found["gradient"][..., 1:] <= found["gradient"][..., :-1]).all()
+    assert found["gradient"].shape == (2, 2, len(theory.looks(200)))
+
+
+def test_slope_of_a_power():
+    t = np.arange(1, 50)
+    assert theory.slope(t, 3.0 * t**-0.7) == pytest.approx(-0.7)
+
+
+def test_the_toy_profile_runs_the_full_code(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    nb = lab.start("08_wsam_gamma", profile="toy", device="cpu")
+    toy = study.study_of("toy")
+    table = study.table_of(toy, nb)
+    assert (paths.records("08_wsam_gamma", "toy") / "gamma.json").exists()
+    again = study.table_of(toy, nb)  # from the record
+    assert again["test_error"].tolist() == table["test_error"].tolist()
+    first = table[table["net"] == toy.nets[0].label]
+    assert set(first["method"]) == {"SAM", "decoupled", "coupled"}
+    at_zero = first[first["trial"] == 0.0].pivot_table(index=["noise", "seed"], columns="method", values="test_error")
+    assert at_zero["decoupled"].equals(at_zero["coupled"].rename("decoupled"))  # γ = 0 is SGD in either form
+    rivals = study.rivals(table, toy)
+    assert set(rivals[rivals["method"] == "SAM, ρ tuned"]["trial"]) == {*toy.rhos, *toy.more}
+
+
+def test_best_inside_and_outside_are_chosen_on_validation():
+    rows = [{"method": "decoupled", "trial": g, "seed": s, "val_error": v, "test_error": e}
+            for g, v, e in ((0.0, 5.0, 5.0), (0.5, 4.0, 6.0), (0.9, 3.0, 2.0), (0.94, 9.0, 8.0)) for s in range(3)]
+    part = study.pd.DataFrame(rows)
+    assert study.inside_or_outside(part).tolist() == [4.0] * 3
+    assert study.worst_inside(part).tolist() == [-3.0] * 3

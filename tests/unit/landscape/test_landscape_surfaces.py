@@ -1,0 +1,242 @@
+"""Surfaces against one honest forward pass a point, quadratics, BatchNorm by hand, and what must stay untouched."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sharpnb.averaging import update_bn
+from sharpnb.lab import models
+from sharpnb.landscape import Plane, line, surface
+from sharpnb.landscape._points import Points
+
+G = torch.Generator().manual_seed(0)
+X, Y = torch.randn(70, 1, 8, 8, dtype=torch.float64, generator=G), torch.randint(0, 10, (70,), generator=G)
+CHAINS = {
+    "mlp": lambda: models.mlp((64, 12, 12, 10)), "tanh": lambda: models.mlp((64, 12, 10), activation="tanh"),
+    "linear": lambda: models.mlp((64, 10)), "cnn": lambda: models.cnn(4),
+    "flattened": lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.5), nn.Linear(27, 10, bias=False)),
+}
+OTHERS = {
+    "residual": lambda: models.resnet(8, width=4, channels=1, norm=False), "with BatchNorm": lambda: models.cnn(4, norm=True),
+    "grouped": lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(64, 10)),
+}
+
+
+def one_by_one(model: nn.Module, plane: Plane, x: np.ndarray, y: np.ndarray, bn: object = None) -> dict[str, np.ndarray]:
+    """The reference: set the weights, recompute the statistics, evaluate everything at once."""
+    model = copy.deepcopy(model)
+    found = {"loss": np.empty((len(y), len(x))), "error": np.empty((len(y), len(x)))}
+    for i, b in enumerate(y):
+        for j, a in enumerate(x):
+            nn.utils.vector_to_parameters(plane.at(float(a), float(b)).to(next(model.parameters())), model.parameters())
+            if bn is not None:
+                model.train()
+                update_bn(model, bn)
+            model.eval()
+            with torch.no_grad():
+                out = model(X.to(next(model.parameters()).dtype))
+            found["loss"][i, j] = F.cross_entropy(out, Y).item()
+            found["error"][i, j] = 100 * (out.argmax(1) != Y).double().mean().item()
+    return found
+
+
+@pytest.mark.parametrize("name", [*CHAINS, *OTHERS])
+def test_it_is_one_forward_pass_a_point(name):
+    model = {**CHAINS, **OTHERS}[name]().double()
+    plane = Plane.random(model, seed=1)
+    found = surface(model, plane, (X, Y), size=(5, 4), batch_size=32)  # 32 + 32 + 6: the last batch counts as 6
+    truth = one_by_one(model, plane, found.x, found.y)
+    assert (Points(model, plane, (X, Y), ("loss",)).stacked is not None) == (name in CHAINS)
+    for key in truth:
+        np.testing.assert_allclose(found.values[key], truth[key], rtol=1e-11, atol=1e-11)
+    assert truth["loss"].std() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_in_float32_the_error_is_below_1e_6(name):
+    model = CHAINS[name]()
+    plane = Plane.random(model, seed=2)
+    found = surface(model, plane, (X.float(), Y), ("loss",), size=7)
+    truth = one_by_one(copy.deepcopy(model).double(), plane, found.x, found.y)
+    assert np.abs(found.values["loss"] / truth["loss"] - 1).max() < 1e-6
+
+
+class Coordinates(nn.Module):
+    """Two weights, and the output is both: a loss of them shows where a cell was evaluated."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+
+    def forward(self, x):
+        return self.w.expand(len(x), 2)
+
+
+def test_every_cell_is_at_its_printed_coordinate():
+    model = Coordinates()
+    w = torch.eye(2, dtype=torch.float64)
+    plane = Plane.through(torch.zeros(2), w[0], w[1])
+    data = (torch.zeros(3, 1, dtype=torch.float64), torch.zeros(3, 2))
+    found = surface(model, plane, data, {"place": lambda out, _: out[0, 0] + 100 * out[0, 1]}, size=(7, 5), window=(-1, 2, -3, 1))
+    np.testing.assert_allclose(found.values["place"], found.x[None] + 100 * found.y[:, None], rtol=1e-13)
+    assert (found.x[0], found.x[-1], found.y[0], found.y[-1]) == (-1, 2, -3, 1)
+    bowl = surface(model, plane, data, {"bowl": lambda out, _: (out[0] - torch.tensor([0.5, -1.0])).square().sum()}, size=(7, 5), window=(-1, 2, -3, 1))
+    assert bowl.lowest("bowl") == (0.5, -1.0)
+
+
+def test_a_quadratic_and_its_curvature():
+    a = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    a = a @ a.T
+    model = nn.Linear(6, 1, bias=False).double()
+    plane = Plane.random(model, seed=4, normalize="none")
+    data = (torch.eye(6, dtype=torch.float64), torch.zeros(6))  # the outputs are the weights
+    found = surface(model, plane, data, {"f": lambda out, _: 0.5 * out[:, 0] @ a @ out[:, 0]}, size=9)
+    w, basis = plane.origin, torch.stack([plane.u, plane.v])
+    for i, y in enumerate(found.y):
+        for j, x in enumerate(found.x):
+            point = w + torch.tensor([x, y]) @ basis
+            assert found.values["f"][i, j] == pytest.approx((0.5 * point @ a @ point).item(), rel=1e-12)
+    h = found.x[1] - found.x[0]
+    centre = found.values["f"][4]
+    assert (centre[5] - 2 * centre[4] + centre[3]) / h**2 == pytest.approx((plane.u @ a @ plane.u).item(), rel=1e-9)
+
+
+def test_batchnorm_is_recomputed_at_every_point():
+    model, three = models.cnn(4, norm=True).double(), [models.cnn(4, norm=True, seed=s).double() for s in range(3)]
+    plane, bn = Plane.through(*three), [(X[:50], None), (X[50:], None)]
+    before = copy.deepcopy(model.state_dict())
+    found = surface(model, plane, {"train": (X, Y)}, size=(3, 2), update_bn=bn)
+    truth = one_by_one(model, plane, found.x, found.y, bn)
+    np.testing.assert_allclose(found.values["train_loss"], truth["loss"], rtol=1e-11)
+    stale = surface(model, plane, (X, Y), size=(3, 2))
+    assert np.abs(stale.values["loss"] - truth["loss"]).max() > 1e-2
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_frozen_batchnorm_layer_keeps_its_statistics_at_every_point():
+    model = models.cnn(4, norm=True).double()
+    model.train()
+    model[1].eval()
+    reference = copy.deepcopy(model)
+    plane = Plane.random(model)
+    found = surface(model, plane, (X, Y), size=1, window=(0, 0, 0, 0), update_bn=[X])
+    update_bn(reference, [X])
+    reference.eval()
+    assert found.values["loss"].item() == pytest.approx(F.cross_entropy(reference(X), Y).item(), rel=1e-12)
+
+
+def test_several_sets_and_losses_at_once():
+    model = models.mlp((64, 8, 10)).double()
+    plane = Plane.random(model)
+    found = surface(model, plane, {"train": [(X[:40], Y[:40]), (X[40:60], Y[40:60])], "test": (X[60:], Y[60:])}, size=3)
+    assert list(found.values) == ["train_loss", "train_error", "test_loss", "test_error"]
+    whole = surface(model, plane, (X[:60], Y[:60]), size=3)
+    np.testing.assert_allclose(found.values["train_loss"], whole.values["loss"], rtol=1e-12)
+    np.testing.assert_allclose(found.values["test_error"], surface(model, plane, (X[60:], Y[60:]), ("error",), size=3).values["error"])
+
+
+def test_a_line_is_the_row_of_a_surface():
+    model = models.mlp((64, 8, 10)).double()
+    plane = Plane.random(model, seed=5)
+    row = surface(model, plane, (X, Y), size=(9, 1), window=(-1, 1, 0, 0))
+    along = line(model, model, plane.u, np.linspace(-1, 1, 9), (X, Y))
+    np.testing.assert_allclose(along.values["loss"], row.values["loss"][0], rtol=1e-12)
+
+
+def test_the_three_points_have_their_own_losses():
+    three = [models.mlp((64, 8, 10), seed=s).double() for s in range(3)]
+    plane = Plane.through(*three)
+    for model, (x, y) in zip(three, plane.points.values(), strict=True):
+        found = surface(three[0], plane, (X, Y), size=1, window=(x, x, y, y))
+        assert found.values["loss"].item() == pytest.approx(F.cross_entropy(model(X), Y).item(), rel=1e-12)
+
+
+def test_the_surface_of_a_rescaled_relu_net_is_the_same():
+    model = models.mlp((64, 8, 10)).double()
+    scaled = copy.deepcopy(model)
+    with torch.no_grad():
+        for p, c in ((scaled[1].weight, 10), (scaled[1].bias, 10), (scaled[3].weight, 0.1)):
+            p.mul_(c)
+    a, b = (surface(m, Plane.random(m, seed=6), (X, Y), size=5).values["loss"] for m in (model, scaled))
+    np.testing.assert_allclose(a, b, rtol=1e-10)
+    plain = [surface(m, Plane.random(m, seed=6, normalize="none"), (X, Y), size=5).values["loss"] for m in (model, scaled)]
+    assert np.abs(plain[0] / plain[1] - 1).max() > 0.1  # without the normalisation it is not
+
+
+def test_cells_are_raw_and_the_model_is_untouched():
+    model = models.mlp((64, 8, 10)).double()
+    plane, before = Plane.random(model), copy.deepcopy(model.state_dict())
+    model.train()
+    state = torch.get_rng_state()
+    found = surface(model, plane, (X, Y), size=3, window=(0, 1e308, 0, 1))
+    again = surface(model, plane, (X, Y), size=3, window=(0, 1e308, 0, 1))
+    assert math.isfinite(found.values["loss"][0, 0]) and not np.isfinite(found.values["loss"][0, -1])
+    assert found.values["error"][0, -1] == 100.0
+    np.testing.assert_array_equal(found.values["loss"], again.values["loss"])
+    assert model.training and torch.equal(torch.get_rng_state(), state) and all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_an_interrupted_surface_continues(tmp_path, monkeypatch):
+    model = models.resnet(8, width=2, channels=1, norm=False).double()
+    plane, file = Plane.random(model), tmp_path / "surface.npz"
+    whole = surface(model, plane, (X, Y), size=5)
+    calls, one = [], Points._one
+
+    def killed(self, row):
+        calls.append(row)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return one(self, row)
+
+    monkeypatch.setattr(Points, "_one", killed)
+    with pytest.raises(KeyboardInterrupt):
+        surface(model, plane, (X, Y), size=5, checkpoint=file)
+    saved = np.load(file)
+    assert saved["done"].sum() == 7 and saved["done"][::4, ::4].all()  # coarse to fine: the corners first
+    again = surface(model, plane, (X, Y), size=5, checkpoint=file)
+    assert len(calls) == 8 + 25 - 7
+    np.testing.assert_array_equal(again.values["loss"], whole.values["loss"])
+    with pytest.raises(ValueError, match="another surface"):
+        surface(model, plane, (X + 1, Y), size=5, checkpoint=file)
+
+
+def test_pictures_have_the_numbers():
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    model = models.mlp((64, 8, 10)).double()
+    plane = Plane.random(model)
+    found = surface(model, plane, (X, Y), size=9)
+    found.values["loss"][0, 0] = math.nan
+    path = torch.stack([plane.at(0.1 * t, 0.05 * t * t) for t in range(4)])
+    ax = found.plot("loss", marks={"model": model, "corner": (1.0, 1.0)}, trajectory=path)
+    assert ax.get_aspect() == 1.0 and "filter norms" in ax.get_xlabel()
+    drawn = {artist.get_label(): artist.get_xydata() for artist in ax.lines}
+    np.testing.assert_allclose(drawn["model"], [[0, 0]], atol=1e-12)
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), [[0.1 * t, 0.05 * t * t] for t in range(4)], atol=1e-12)
+    assert found.plot3d("error").name == "3d"
+    found.values["loss"][:] = math.nan
+    with pytest.raises(ValueError, match="no finite value"):
+        found.plot("loss")
+    plt.close("all")
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"losses": ("accuracy",)}, "'accuracy'"), ({"losses": "loss"}, "losses = 'loss'"), ({"losses": ()}, "losses = "), ({"data": []}, "no sample"),
+    ({"model": models.mlp((64, 9, 10)).double()}, "weights of 1 types"),
+])
+def test_misuse_is_named(change, said):
+    model = models.mlp((64, 8, 10)).double()
+    arguments = {"model": model, "plane": Plane.random(model), "data": (X, Y), "size": 2, **change}
+    with pytest.raises(ValueError, match=said):
+        surface(**arguments)

@@ -1,0 +1,120 @@
+"""DistributedDataParallel in two processes (gloo) against the formula in one: step([closure of shard 0, of shard 1])."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from sharpnb.optim import ASAM, GSAM, SAM, WSAM, FisherSAM, LookSAM
+
+BUILDS: dict[str, Any] = {
+    "SAM": SAM, "ASAM": ASAM, "FisherSAM": FisherSAM, "GSAM": GSAM, "LookSAM": partial(LookSAM, k=2), "WSAM": WSAM,
+    "WSAM coupled": partial(WSAM, decouple=False, gamma=0.7), "SAM common": partial(SAM, common_perturbation=True),
+    "GSAM common": partial(GSAM, common_perturbation=True), "SAM second": partial(SAM, second_order=True),
+}
+STEPS = 4
+
+
+class Net(nn.Module):
+    """``aside`` runs on rank 0 only when asked to, and ``never`` on none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.aside, self.never, self.last = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.double()
+
+    def forward(self, x: Tensor, aside: bool) -> Tensor:
+        h = self.first(x).tanh()
+        return self.last(h + self.aside(h).tanh() if aside else h)
+
+
+def _shard(rank: int) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(10 + rank)
+    return torch.randn(8, 4, generator=draw, dtype=torch.float64), torch.randint(2, (8,), generator=draw)
+
+
+def _closure(model: nn.Module, rank: int, aside: bool, bad: Any = None) -> Any:
+    x, y = _shard(rank)
+
+    def closure() -> Tensor:
+        loss = F.cross_entropy(model(x, aside and rank == 0), y)
+        if bad is not None and bad():
+            loss = loss * float("nan")
+        loss.backward()
+        return loss
+
+    return closure
+
+
+def _vector(model: nn.Module) -> Tensor:
+    return nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+
+
+def _worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2,
+                            timeout=timedelta(seconds=60))
+    ends: dict[str, Tensor] = {}
+    for name, build in BUILDS.items():
+        for aside in (False, True):
+            model = DistributedDataParallel(Net(), find_unused_parameters=True)
+            base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+            optimizer = build(base, rho=0.3, model=model)
+            for _ in range(STEPS):
+                optimizer.step(_closure(model, rank, aside))
+            ends[f"{name} {aside}"] = _vector(model.module)
+    for name in ("SAM", "WSAM"):  # a bad first pass on one rank: all ranks skip, or their weights part
+        model = DistributedDataParallel(Net(), find_unused_parameters=True)
+        optimizer = BUILDS[name](torch.optim.SGD(model.parameters(), lr=0.1), rho=0.3, model=model)
+        calls: list[int] = []
+        optimizer.step(_closure(model, rank, False, lambda calls=calls: calls.append(1) or len(calls) == rank))
+        ends[f"{name} nan"] = _vector(model.module)
+    torch.save(ends, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+    folder: Path = tmp_path_factory.mktemp("ddp")
+    torch.multiprocessing.spawn(_worker, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("aside", [False, True], ids=["all used", "one unused on rank 1"])
+@pytest.mark.parametrize("name", BUILDS)
+def test_two_processes_equal_the_formula(ranks: list[dict[str, Tensor]], name: str, aside: bool) -> None:
+    model = Net()
+    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    optimizer = BUILDS[name](base, rho=0.3)
+    shards = [_closure(model, rank, aside) for rank in range(2)]
+
+    def together() -> Tensor:  # the averaged gradient, as one closure over both shards
+        losses = [shard() for shard in shards]
+        for p in model.parameters():
+            p.grad = None if p.grad is None else p.grad / 2
+        return sum(losses) / 2
+
+    for _ in range(STEPS):
+        optimizer.step(together if "common" in name else shards)
+    assert torch.equal(ranks[0][f"{name} {aside}"], ranks[1][f"{name} {aside}"])
+    assert torch.allclose(ranks[0][f"{name} {aside}"], _vector(model), rtol=0, atol=1e-12)
+
+
+def test_negative_control_common_and_own_perturbations_differ(ranks: list[dict[str, Tensor]]) -> None:
+    assert (ranks[0]["SAM False"] - ranks[0]["SAM common False"]).abs().max() > 1e-5
+
+
+def test_a_bad_gradient_on_one_rank_skips_the_step_on_all(ranks: list[dict[str, Tensor]]) -> None:
+    for name in ("SAM", "WSAM"):
+        assert torch.equal(ranks[0][f"{name} nan"], ranks[1][f"{name} nan"])
+        assert torch.equal(ranks[0][f"{name} nan"], _vector(Net()))

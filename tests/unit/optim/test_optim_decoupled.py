@@ -1,0 +1,245 @@
+"""SGDW, AdamW and the schedules against NumPy over two restarts, in both conventions and in mid-cycle."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import family
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sharpnb.optim import SAM, SGDW, AdamW
+from sharpnb.optim.schedules import CosineRestarts, normalized_weight_decay
+
+N = 4  # batches an epoch; the periods are 2, 4 and 8 epochs long, so 60 batches cross two restarts
+
+
+def _eta(batch: int, official: bool) -> tuple[float, int]:
+    """Return the multiplier and the period in epochs, with T_cur counted as the text says it."""
+    start, period = 0, 2
+    while batch >= start + period * N:
+        start, period = start + period * N, 2 * period
+    t_cur = (batch - start + (1 if official else 0)) / N
+    return 0.5 + 0.5 * math.cos(math.pi * t_cur / period), period
+
+
+def _numpy(kind: str, official: bool, lambda_norm: float, steps: int) -> np.ndarray:
+    w, m, v, path = family.START, np.zeros(family.N), np.zeros(family.N), []
+    alpha = np.where(family.SECOND, 0.5, 1.0) * (0.05 if kind.startswith("sgdw") else 0.01)
+    for t in range(steps):
+        eta, period = _eta(t, official)
+        decay, g, old = lambda_norm * math.sqrt(1 / (N * period)), family.numpy_gradient(w), w
+        if kind == "adamw":
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+            w = w - eta * alpha * (m / (1 - 0.9 ** (t + 1))) / (np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8)
+        elif kind == "sgdw":
+            m = 0.9 * m + eta * alpha * g
+            w = w - m
+        elif kind == "sgdw nesterov":
+            m = 0.9 * m + eta * alpha * g
+            w = w - (eta * alpha * g + 0.9 * m)
+        else:
+            m = 0.9 * m + g
+            w = w - eta * alpha * m
+        w = w - eta * decay * old
+        path.append(w)
+    return np.array(path)
+
+
+def _optimizer(kind: str, params: list[nn.Parameter]) -> Any:
+    lr = 0.05 if kind.startswith("sgdw") else 0.01
+    groups = family.groups(params, {}, {"lr": 0.5 * lr})
+    if kind == "adamw":
+        return AdamW(groups, lr=lr)
+    return SGDW(groups, lr, momentum=0.9, nesterov=kind.endswith("nesterov"), lr_in_momentum="outside" not in kind)
+
+
+def _steps(optimizer: Any, schedule: Any, params: list[nn.Parameter], steps: int) -> np.ndarray:
+    path = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        optimizer.step(family.closure_for(params))
+        schedule.step()
+        path.append(family.flat(params).detach().numpy().copy())
+    return np.array(path)
+
+
+@pytest.mark.parametrize("preset", ["paper", "official"])
+@pytest.mark.parametrize("kind", ["sgdw", "sgdw nesterov", "sgdw outside", "adamw"])
+def test_two_restarts_equal_numpy(kind: str, preset: str) -> None:
+    params = family.parameters()
+    optimizer = _optimizer(kind, params)
+    schedule = CosineRestarts(optimizer, 2, batches_per_epoch=N, lambda_norm=0.1, preset=preset)
+    path = _steps(optimizer, schedule, params, 60)
+    assert np.abs(path - _numpy(kind, preset == "official", 0.1, 60)).max() < 1e-12
+    assert np.abs(path - _numpy(kind, preset != "official", 0.1, 60)).max() > 1e-4  # the presets are not the same
+
+
+def test_the_two_conventions_of_sgdw_part_when_the_rate_changes_and_not_before() -> None:
+    ends: dict[tuple[bool, bool], np.ndarray] = {}
+    for inside in (True, False):
+        for constant in (True, False):
+            params = family.parameters()
+            optimizer = SGDW(params, 0.05, momentum=0.9, weight_decay=0.01, lr_in_momentum=inside)
+            schedule = CosineRestarts(optimizer, 10, eta_min=1.0 if constant else 0.0)
+            ends[inside, constant] = _steps(optimizer, schedule, params, 8)[-1]
+    assert np.allclose(ends[True, True], ends[False, True], rtol=0, atol=1e-13)
+    assert np.abs(ends[True, False] - ends[False, False]).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["sgdw", "adamw"])
+def test_resume_in_mid_cycle(kind: str) -> None:
+    params = family.parameters()
+    optimizer = _optimizer(kind, params)
+    schedule = CosineRestarts(optimizer, 2, batches_per_epoch=N, lambda_norm=0.1)
+    _steps(optimizer, schedule, params, 13)  # five batches into the second period
+    again = copy.deepcopy(params)
+    other = _optimizer(kind, again)
+    other_schedule = CosineRestarts(other, 2, batches_per_epoch=N, lambda_norm=0.1)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    other_schedule.load_state_dict(schedule.state_dict())
+    assert np.array_equal(_steps(optimizer, schedule, params, 40), _steps(other, other_schedule, again, 40))
+
+
+@pytest.mark.parametrize("kind", ["cosine", "step", "one cycle"])
+def test_pytorchs_adamw_is_the_case_lambda_is_alpha_times_decay(kind: str) -> None:
+    ends = []
+    for ours in (True, False):
+        params = family.parameters()
+        optimizer = AdamW(params, lr=0.01, weight_decay=0.01 * 0.3) if ours else torch.optim.AdamW(
+            params, lr=0.01, weight_decay=0.3)
+        schedule = (torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 7) if kind == "cosine" else
+                    torch.optim.lr_scheduler.StepLR(optimizer, 9, 0.3))
+        if kind == "one cycle":
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: (t + 1) / 10)
+        ends.append(_steps(optimizer, schedule, params, 50))
+    assert np.abs(ends[0] - ends[1]).max() < 1e-12
+
+
+def test_without_decay_momentum_outside_is_pytorchs_sgd() -> None:
+    for nesterov in (False, True):
+        ends = []
+        for ours in (True, False):
+            params = family.parameters()
+            optimizer = (SGDW(params, 0.05, momentum=0.9, nesterov=nesterov, lr_in_momentum=False) if ours else
+                         torch.optim.SGD(params, 0.05, momentum=0.9, nesterov=nesterov))
+            ends.append(_steps(optimizer, CosineRestarts(optimizer, 5), params, 40))
+        assert np.abs(ends[0] - ends[1]).max() < 1e-13
+
+
+def test_two_dtypes_decay_once_each() -> None:
+    params = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, dtype=torch.float64))]
+    for optimizer in (SGDW(params, 0.1, weight_decay=0.1), AdamW(params, weight_decay=0.1)):
+        with torch.no_grad():
+            for p in params:
+                p.fill_(1.0)
+                p.grad = torch.zeros_like(p)
+        optimizer.step()
+        assert all(torch.allclose(p.double(), torch.full((2,), 0.9, dtype=torch.float64)) for p in params)
+
+
+def test_a_parameter_that_missed_steps_has_its_own_bias_correction() -> None:
+    late, alone = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    both = AdamW([nn.Parameter(torch.ones(2)), late], lr=0.1)
+    for t in range(4):
+        both.param_groups[0]["params"][0].grad = torch.ones(2)
+        late.grad = torch.ones(3) if t == 3 else None
+        both.step()
+    alone.grad = torch.ones(3)
+    AdamW([alone], lr=0.1).step()
+    assert torch.equal(late, alone)
+
+
+def test_gradients_are_not_touched() -> None:
+    for make in (lambda p: SGDW(p, 0.1, momentum=0.9, weight_decay=0.1, nesterov=True), AdamW):
+        p = nn.Parameter(torch.ones(3))
+        p.grad = torch.full((3,), 2.0)
+        make([p]).step()
+        assert torch.equal(p.grad, torch.full((3,), 2.0))
+
+
+@pytest.mark.parametrize(("build", "message"), [
+    (lambda p: SGDW(p, -0.1), "lr = -0.1"), (lambda p: SGDW(p, 0.1, momentum=1.0), "momentum = 1.0"),
+    (lambda p: SGDW(p, 0.1, weight_decay=-1), "weight_decay = -1"), (lambda p: AdamW(p, betas=(0.9, 1.0)), "betas"),
+    (lambda p: AdamW(p, eps=-1), "eps = -1"), (lambda p: CosineRestarts(SGDW(p, 0.1), 0), "t_0 = 0"),
+    (lambda p: CosineRestarts(SGDW(p, 0.1), 2, t_mult=1.5), "t_mult = 1.5"),
+    (lambda p: CosineRestarts(SGDW(p, 0.1), 2, eta_min=2.0), "eta_min = 2.0"),
+    (lambda p: CosineRestarts(SGDW(p, 0.1), 2, preset="lua"), "preset = 'lua'"),
+    (lambda p: normalized_weight_decay(0.1, 0, 10, 1), "batch_size=0"),
+])  # fmt: skip
+def test_wrong_arguments_are_named(build: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build([nn.Parameter(torch.ones(2))])
+
+
+# -- the schedules themselves -----------------------------------------------------------------------------------------
+
+
+def test_restarts_fall_where_the_paper_has_them() -> None:
+    p = nn.Parameter(torch.ones(1))
+    optimizer = SGDW([p], 0.1)
+    schedule = CosineRestarts(optimizer, 100)  # Supplementary Figure 1: T_0 = 100, T_mult = 2
+    assert [t for t in range(1, 1600) if schedule.eta(t) == 1.0] == [100, 300, 700, 1500]
+    assert schedule.eta(0) == 1.0 and schedule.eta(200) == pytest.approx(0.5)
+    official = CosineRestarts(SGDW([p], 0.1), 100, preset="official")
+    assert official.eta(99) == 0.0 and official.eta(0) < 1.0
+
+
+def test_normalized_decay_is_the_papers_example() -> None:
+    assert normalized_weight_decay(0.025, 128, 50_000, 100) == pytest.approx(1.265e-4, rel=1e-3)
+    assert normalized_weight_decay(0.025, 128, 50_000, 1800) == pytest.approx(2.98e-5, rel=1e-3)
+    ratio = normalized_weight_decay(1, 128, 50_000, 10) / normalized_weight_decay(1, 128, 1_281_167, 10)
+    assert ratio == pytest.approx(5.06, abs=0.01)
+
+
+def test_proposition_1_decay_and_l2_are_one_for_sgd() -> None:
+    ends = []
+    for decoupled in (True, False):
+        params = family.parameters()
+        optimizer = (SGDW(params, 0.05, weight_decay=0.02) if decoupled else
+                     torch.optim.SGD(params, 0.05, weight_decay=0.02 / 0.05))
+        for _ in range(100):
+            optimizer.zero_grad()
+            optimizer.step(family.closure_for(params))
+        ends.append(family.flat(params).detach())
+    assert torch.allclose(*ends, rtol=0, atol=1e-12)
+
+
+def test_they_are_bases_of_the_family() -> None:
+    params = family.parameters()
+    optimizer = SAM(SGDW(params, 0.05, momentum=0.9, weight_decay=0.01), rho=0.1)
+    schedule = CosineRestarts(optimizer, 2, batches_per_epoch=N, lambda_norm=0.1)
+    losses: list[Tensor] = []
+    for _ in range(20):
+        losses.append(optimizer.step(family.closure_for(params)))
+        schedule.step()
+    assert losses[-1] < 0.5 * losses[0]
+    assert optimizer.base_optimizer.param_groups[0]["weight_decay"] == pytest.approx(0.1 / math.sqrt(16))
+
+
+def test_complex_and_sparse_gradients_are_the_plain_ones() -> None:
+    start = torch.randn(5, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+    for make in (lambda p: SGDW(p, 0.1, momentum=0.9, weight_decay=0.1), lambda p: AdamW(p, weight_decay=0.1)):
+        z, pair = nn.Parameter(start.clone()), nn.Parameter(torch.view_as_real(start).clone())
+        for p, value in ((z, lambda z=z: z), (pair, lambda pair=pair: torch.view_as_complex(pair))):
+            optimizer = make([p])
+            for _ in range(5):
+                optimizer.zero_grad()
+                (value() - 1).abs().square().sum().backward()
+                optimizer.step()
+        assert torch.allclose(torch.view_as_real(z), pair, rtol=0, atol=1e-14)
+        tables = []
+        for sparse in (True, False):
+            torch.manual_seed(0)
+            table = nn.Embedding(6, 3, sparse=sparse)
+            optimizer = make(table.parameters())
+            for _ in range(3):
+                optimizer.zero_grad()
+                table(torch.tensor([1, 1, 4])).square().sum().backward()
+                optimizer.step()
+            tables.append(table.weight)
+        assert torch.equal(*tables)

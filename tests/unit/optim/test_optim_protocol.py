@@ -1,0 +1,464 @@
+"""The protocol: how a step is made, what it calls, what it leaves untouched."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import family
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sharpnb.optim import ASAM, ESAM, GSAM, SAM, WSAM, FisherSAM, LookSAM
+
+SNIPPET = """
+base_optimizer = torch.optim.SGD  # define an optimizer for the "sharpness-aware" update
+optimizer = SAM(model.parameters(), base_optimizer, lr=0.1, momentum=0.9)
+
+for input, output in data:
+    # first forward-backward pass
+    loss = loss_function(output, model(input))  # use this loss for any training statistics
+    loss.backward()
+    optimizer.first_step(zero_grad=True)
+
+    # second forward-backward pass
+    loss_function(output, model(input)).backward()  # make sure to do a full forward pass
+    optimizer.second_step(zero_grad=True)
+"""
+
+
+def _model(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+
+
+def _data(steps: int = 5) -> list[tuple[Tensor, Tensor]]:
+    draw = torch.Generator().manual_seed(1)
+    return [(torch.randn(16, 4, generator=draw, dtype=torch.float64), torch.randn(16, 1, generator=draw).double())
+            for _ in range(steps)]
+
+
+def _weights(model: nn.Module) -> Tensor:
+    return nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+
+
+def _closure(model: nn.Module, x: Tensor, y: Tensor, zero: bool = False) -> Callable[[], Tensor]:
+    def closure() -> Tensor:
+        if zero:
+            model.zero_grad()
+        loss = F.mse_loss(model(x), y)
+        loss.backward()
+        return loss
+
+    return closure
+
+
+def _sgd(model: nn.Module, **kwargs: Any) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, **kwargs)
+
+
+def test_the_circulating_snippet_runs_with_only_its_import_replaced() -> None:
+    model, twin = _model(), _model()
+    exec(SNIPPET, {"torch": torch, "SAM": SAM, "model": model, "data": _data(), "loss_function": F.mse_loss})
+    velocity = torch.zeros_like(_weights(twin))
+    for x, y in _data():  # Algorithm 1 over heavy-ball SGD by hand
+        def gradient(x: Tensor = x, y: Tensor = y) -> Tensor:
+            return torch.cat([g.reshape(-1) for g in
+                              torch.autograd.grad(F.mse_loss(twin(x), y), list(twin.parameters()))])
+
+        w, g = _weights(twin), gradient()
+        nn.utils.vector_to_parameters(w + 0.05 * g / g.norm(), twin.parameters())
+        velocity = 0.9 * velocity + gradient()
+        nn.utils.vector_to_parameters(w - 0.1 * velocity, twin.parameters())
+    assert torch.allclose(_weights(model), _weights(twin), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", family.CLASSES)
+def test_both_constructor_forms_are_one(name: str) -> None:
+    ends = []
+    for build in (lambda m: family.CLASSES[name](_sgd(m), rho=0.2),
+                  lambda m: family.CLASSES[name](m.parameters(), torch.optim.SGD, rho=0.2, lr=0.1, momentum=0.9),
+                  lambda m: family.CLASSES[name](m.parameters(), base_optimizer=torch.optim.SGD, rho=0.2, lr=0.1,
+                                                 momentum=0.9)):
+        model = _model()
+        optimizer = build(model)
+        assert optimizer.param_groups is optimizer.base_optimizer.param_groups
+        assert optimizer.state is optimizer.base_optimizer.state
+        for x, y in _data():
+            optimizer.step(family.closure_of(name, lambda m=model, x=x, y=y: (m(x) - y).square().mean(1)))
+        ends.append(_weights(model))
+    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
+
+
+@pytest.mark.parametrize(("build", "kind", "message"), [
+    (lambda p: SAM(torch.optim.SGD(p, lr=0.1), lr=0.2), TypeError, "lr"),
+    (lambda p: SAM(p), TypeError, "not a class of optimizers"),
+    (lambda p: SAM(torch.optim.SGD(p, lr=0.1), 0.05), TypeError, "0.05"),
+    (lambda p: SAM(torch.optim.SGD(p, lr=0.1), rho=-1.0), ValueError, "rho = -1.0"),
+    (lambda p: SAM(torch.optim.SGD(p, lr=0.1), p=0.5), ValueError, "p = 0.5"),
+    (lambda p: SAM(torch.optim.SGD(p, lr=0.1), adaptive=True), ValueError, "ASAM"),
+    (lambda p: SAM(torch.optim.SGD(p, lr=0.1), inner_steps=0), ValueError, "inner_steps = 0"),
+    (lambda p: SAM(torch.optim.SGD(p, lr=0.1), second_order=True, p=1), ValueError, "p = 1"),
+    (lambda p: SAM(torch.optim.Adadelta(p)), ValueError, "'rho'"),
+    (lambda p: GSAM(torch.optim.RMSprop(p)), ValueError, "'alpha'"),
+    (lambda p: ASAM(torch.optim.SGD(p, lr=0.1), eta=-0.1), ValueError, "eta = -0.1"),
+    (lambda p: FisherSAM(torch.optim.SGD(p, lr=0.1), eta=-0.1), ValueError, "eta = -0.1"),
+    (lambda p: GSAM(torch.optim.SGD(p, lr=0.1), alpha=-0.1), ValueError, "alpha = -0.1"),
+    (lambda p: GSAM(torch.optim.SGD(p, lr=0.1), rho_min=0.2), ValueError, "rho_min = 0.2"),
+    (lambda p: GSAM(torch.optim.SGD(p, lr=0.1), rho_min=0.0, lr_min=0.5), ValueError, "lr_min = 0.5"),
+    (lambda p: ESAM(torch.optim.SGD(p, lr=0.1), beta=0.0), ValueError, "beta = 0.0"),
+    (lambda p: ESAM(torch.optim.SGD(p, lr=0.1), gamma=1.5), ValueError, "gamma = 1.5"),
+    (lambda p: ESAM(torch.optim.SGD(p, lr=0.1), swp="row"), ValueError, "swp = 'row'"),
+    (lambda p: LookSAM(torch.optim.SGD(p, lr=0.1), k=0), ValueError, "k = 0"),
+    (lambda p: WSAM(torch.optim.SGD(p, lr=0.1), gamma=1.0), ValueError, "gamma = 1.0"),
+    (lambda p: WSAM(torch.optim.SGD(p, lr=0.1), perturbation="x"), ValueError, "perturbation = 'x'"),
+])  # fmt: skip
+def test_wrong_arguments_are_named(build: Callable[[Any], Any], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        build(list(_model().parameters()))
+
+
+@pytest.mark.parametrize(("name", "calls"), [
+    ("SAM", [2, 2, 2, 2]), ("SAM inner", [3, 3, 3, 3]), ("SAM second", [4, 4, 4, 4]), ("ASAM", [2, 2, 2, 2]),
+    ("ESAM", [2, 2, 2, 2]), ("GSAM", [2, 2, 2, 2]), ("LookSAM", [2, 1, 1, 2]), ("WSAM", [2, 2, 2, 2]),
+])  # fmt: skip
+def test_the_closure_is_called_as_often_as_the_method_needs_and_the_clean_loss_returns(
+    name: str, calls: list[int]
+) -> None:
+    model = _model()
+    optimizer = family.CLASSES[name](_sgd(model), rho=0.2)
+    for (x, y), expected in zip(_data(4), calls, strict=True):
+        clean = F.mse_loss(model(x), y).item()
+        seen: list[float] = []
+
+        def each(x: Tensor = x, y: Tensor = y, seen: list[float] = seen) -> Tensor:
+            assert torch.is_grad_enabled()
+            value = (model(x) - y).square().mean(1)
+            seen.append(value.mean().item())
+            return value
+
+        with torch.no_grad():  # a step inside no_grad must still differentiate
+            loss = optimizer.step(family.closure_of(name, each))
+        assert loss.item() == clean == seen[0]
+        assert len(seen) == expected
+        assert expected == 1 or seen[1] > seen[0]  # uphill
+
+
+@pytest.mark.parametrize("name", family.CLASSES)
+def test_stale_gradients_do_not_count(name: str) -> None:
+    """The closure may zero the gradients or not, and a backward pass before step changes nothing."""
+    if name.startswith("ESAM"):
+        pytest.skip("its closure does not back-propagate")
+    ends = []
+    for zero, before in ((False, False), (True, False), (False, True)):
+        model = _model()
+        optimizer = family.CLASSES[name](_sgd(model), rho=0.2)
+        for x, y in _data():
+            if before:
+                F.mse_loss(model(x), y).backward()
+            optimizer.step(_closure(model, x, y, zero))
+        ends.append(_weights(model))
+    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
+
+
+@pytest.mark.parametrize("name", family.TWO_HALVES)
+@pytest.mark.parametrize("zero_grad", ["flag", "None", "zeros"])
+def test_two_halves_are_one_step(name: str, zero_grad: str) -> None:
+    whole, halves = _model(), _model()
+    one, two = (family.CLASSES[name](_sgd(m), rho=0.2) for m in (whole, halves))
+    for x, y in _data():
+        one.step(_closure(whole, x, y))
+        for half in (two.first_step, two.second_step):
+            F.mse_loss(halves(x), y).backward()
+            half(zero_grad=zero_grad == "flag")
+            if zero_grad != "flag":
+                two.zero_grad(set_to_none=zero_grad == "None")
+    assert torch.allclose(_weights(whole), _weights(halves), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["ESAM", "SAM inner", "SAM second"])
+def test_methods_that_need_a_closure_say_so(name: str) -> None:
+    with pytest.raises(RuntimeError, match="needs step\\(closure\\)"):
+        family.CLASSES[name](_sgd(_model())).first_step()
+
+
+def test_halves_out_of_order_are_errors() -> None:
+    model, (x, y) = _model(), _data(1)[0]
+    optimizer, start = SAM(_sgd(model)), _weights(model)
+    with pytest.raises(RuntimeError, match="no first_step"):
+        optimizer.second_step()
+    with pytest.raises(ValueError, match="empty"):
+        optimizer.step([])
+    F.mse_loss(model(x), y).backward()
+    optimizer.first_step(zero_grad=True)
+    for call in (optimizer.first_step, lambda: optimizer.step(_closure(model, x, y)), optimizer.state_dict,
+                 lambda: optimizer.load_state_dict({})):
+        with pytest.raises(RuntimeError, match="in the middle of a step"):
+            call()
+    assert not torch.equal(_weights(model), start)
+    optimizer.restore()
+    assert torch.equal(_weights(model), start)
+    optimizer.restore()  # harmless
+    optimizer.step(_closure(model, x, y))
+    assert not torch.equal(_weights(model), start)
+
+
+@pytest.mark.parametrize("name", family.CLASSES)
+def test_an_exception_in_the_second_pass_leaves_everything_as_it_was(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1)).double()
+    optimizer, (x, y) = family.CLASSES[name](_sgd(model), rho=0.2), _data(1)[0]
+    calls = []
+
+    def each() -> Tensor:
+        calls.append(1)
+        value = (model(x) - y).square().mean(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return value
+
+    start = _weights(model)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(family.closure_of(name, each))
+    assert torch.equal(_weights(model), start)
+    assert model[1].num_batches_tracked == 1
+    assert not torch.nn.modules.module._global_forward_pre_hooks
+    optimizer.step(family.closure_of(name, each))
+    assert not torch.equal(_weights(model), start)
+
+
+# -- shards and accumulation ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["SAM", "SAM p=inf", "ASAM", "GSAM", "LookSAM", "WSAM", "WSAM coupled"])
+def test_a_list_of_closures_is_m_sharpness(method: str) -> None:
+    """Each shard perturbs on its own gradient; the outcomes are averaged: by the formula, over NumPy-checked parts."""
+    model = _model()
+    optimizer = family.CLASSES[method](torch.optim.SGD(model.parameters(), lr=0.1), rho=0.2)
+    x, y = _data(1)[0]
+    shards = list(zip(x.chunk(4), y.chunk(4), strict=True))
+    start = _weights(model)
+    outcomes, losses = [], []
+    for a, b in shards:  # without momentum a step is -lr times what is averaged
+        nn.utils.vector_to_parameters(start.clone(), model.parameters())
+        alone = family.CLASSES[method](torch.optim.SGD(model.parameters(), lr=0.1), rho=0.2)
+        losses.append(alone.step(_closure(model, a, b)))
+        outcomes.append(_weights(model))
+    nn.utils.vector_to_parameters(start.clone(), model.parameters())
+    loss = optimizer.step([_closure(model, a, b) for a, b in shards])
+    assert torch.allclose(_weights(model), torch.stack(outcomes).mean(0), rtol=0, atol=1e-14)
+    assert loss.item() == pytest.approx(torch.stack(losses).mean().item())
+    nn.utils.vector_to_parameters(start.clone(), model.parameters())
+    family.CLASSES[method](torch.optim.SGD(model.parameters(), lr=0.1), rho=0.2).step(_closure(model, x, y))
+    assert not torch.allclose(_weights(model), torch.stack(outcomes).mean(0), rtol=0, atol=1e-5)  # m matters
+
+
+@pytest.mark.parametrize("method", ["SAM", "GSAM", "LookSAM", "WSAM", "WSAM coupled"])
+def test_a_parameter_of_one_shard_counts_for_that_shard_only(method: str) -> None:
+    torch.manual_seed(0)
+    start = torch.randn(2, 3, dtype=torch.float64)
+
+    def closures(a: nn.Parameter, b: nn.Parameter) -> list[Callable[[], Tensor]]:
+        return [family.closure_of(method, lambda: torch.stack([(a**2).sum() + (b**3).sum()])),
+                family.closure_of(method, lambda: torch.stack([(a**4).sum()]))]
+
+    ends = []
+    for shards in ([0, 1], [0], [1]):
+        a, b = (nn.Parameter(row.clone()) for row in start)
+        optimizer = family.CLASSES[method](torch.optim.SGD([a, b], lr=0.1), rho=0.2)
+        optimizer.step([closures(a, b)[shard] for shard in shards])
+        ends.append(torch.stack([a, b]).detach() - start)
+    assert torch.equal(ends[2][1], torch.zeros(3, dtype=torch.float64))
+    assert torch.allclose(ends[0], (ends[1] + ends[2]) / 2, rtol=0, atol=1e-14)
+
+
+def test_one_closure_over_micro_batches_is_the_big_batch() -> None:
+    whole, parts = _model(), _model()
+    one, two = WSAM(_sgd(whole), rho=0.2), WSAM(_sgd(parts), rho=0.2)
+    for x, y in _data():
+        def accumulate(x: Tensor = x, y: Tensor = y) -> Tensor:
+            total = torch.zeros((), dtype=torch.float64)
+            for a, b in zip(x.chunk(4), y.chunk(4), strict=True):
+                loss = F.mse_loss(parts(a), b) / 4
+                loss.backward()
+                total += loss.detach()
+            return total
+
+        first = one.step(_closure(whole, x, y))
+        assert two.step(accumulate).item() == pytest.approx(first.item())
+    assert torch.allclose(_weights(whole), _weights(parts), rtol=0, atol=1e-13)
+
+
+def test_clipping_in_the_closure_acts_on_what_the_base_gets() -> None:
+    model, (x, y) = _model(), _data(1)[0]
+    optimizer = SAM(torch.optim.SGD(model.parameters(), lr=1.0), rho=0.2)
+    start = _weights(model)
+
+    def closure() -> Tensor:
+        loss = F.mse_loss(model(x), y)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        return loss
+
+    optimizer.step(closure)
+    assert (_weights(model) - start).norm().item() == pytest.approx(1e-3, rel=1e-4)
+
+
+# -- groups, schedulers, hooks ----------------------------------------------------------------------------------------
+
+
+def test_each_group_has_its_radius_under_one_norm() -> None:
+    params = family.parameters()
+    optimizer = SAM(family.groups(params, {"rho": 0.3}, {}), torch.optim.SGD, rho=0.1, lr=0.1)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "rho": 0.7, "lr": 0.5})
+    assert [g["rho"] for g in optimizer.base_optimizer.param_groups] == [0.3, 0.1, 0.7]
+    with pytest.raises(ValueError, match="rho = -3"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "rho": -3})
+    start, seen = family.flat(params).detach().clone(), []
+
+    def closure() -> Tensor:
+        seen.append(family.flat(params).detach().clone())
+        return family.closure_for(params)()
+
+    optimizer.step(closure)
+    eps, g = seen[1] - start, torch.as_tensor(family.numpy_gradient(family.START))
+    rho = torch.as_tensor(np.where(family.SECOND, 0.1, 0.3))
+    assert torch.allclose(eps, rho * g / g.norm(), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("target", ["wrapper", "base"])
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("scheduler", [
+    lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10),
+    lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.2, total_steps=10),
+    lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+    lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, patience=0),
+])  # fmt: skip
+def test_schedulers_act_on_both_without_warnings(scheduler: Callable[[Any], Any], halves: bool, target: str) -> None:
+    model = _model()
+    optimizer = WSAM(_sgd(model), rho=0.2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        schedule = scheduler(optimizer if target == "wrapper" else optimizer.base_optimizer)
+        rates = []
+        for x, y in _data():
+            if halves:
+                F.mse_loss(model(x), y).backward()
+                optimizer.first_step(zero_grad=True)
+                F.mse_loss(model(x), y).backward()
+                optimizer.second_step(zero_grad=True)
+            else:
+                optimizer.step(_closure(model, x, y))
+            schedule.step(*([1.0] if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau) else []))
+            rates.append(optimizer.base_optimizer.param_groups[0]["lr"])
+    assert len(set(rates)) > 2
+
+
+def test_hooks_of_both_fire_once_a_step_in_either_form() -> None:
+    model, fired = _model(), []
+    optimizer = SAM(_sgd(model))
+    optimizer.register_step_pre_hook(lambda *_: fired.append("wrapper pre"))
+    optimizer.register_step_post_hook(lambda *_: fired.append("wrapper post"))
+    optimizer.base_optimizer.register_step_post_hook(lambda *_: fired.append("base post"))
+    x, y = _data(1)[0]
+    optimizer.step(_closure(model, x, y))
+    assert fired == ["wrapper pre", "base post", "wrapper post"]
+    fired.clear()
+    F.mse_loss(model(x), y).backward()
+    optimizer.first_step()
+    optimizer.second_step()
+    assert fired == ["wrapper pre", "base post", "wrapper post"]
+
+
+@pytest.mark.parametrize("base", [
+    lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, foreach=False), lambda p: torch.optim.SGD(p, lr=0.1, fused=True),
+    lambda p: torch.optim.AdamW(p, lr=0.1, fused=True), torch.optim.RMSprop, torch.optim.Rprop, torch.optim.Adagrad,
+])  # fmt: skip
+def test_the_base_keeps_its_own_ways(base: Callable[[Any], Any]) -> None:
+    model = _model()
+    optimizer, first = SAM(base(model.parameters()), rho=0.1), None
+    for x, y in _data(1) * 20:
+        loss = optimizer.step(_closure(model, x, y))
+        first = loss if first is None else first
+    assert loss < first
+
+
+# -- parameters without gradients -------------------------------------------------------------------------------------
+
+
+class _Paths(nn.Module):
+    """Two branches; which of them runs is decided from outside, as with stochastic depth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.always, self.left, self.right, self.never, self.frozen = (nn.Linear(3, 3).double() for _ in range(5))
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x: Tensor, branch: str) -> Tensor:
+        return self.frozen(getattr(self, branch)(self.always(x)))
+
+
+@pytest.mark.parametrize("name", family.CLASSES)
+@pytest.mark.parametrize("branches", [("left", "left"), ("left", "right"), ("right", "left")])
+def test_parameters_of_one_pass_come_back_and_unused_ones_never_move(name: str, branches: tuple[str, str]) -> None:
+    model = _Paths()
+    optimizer = family.CLASSES[name](torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9), rho=0.5)
+    start = {key: value.clone() for key, value in model.state_dict().items()}
+    x, order = torch.randn(6, 3, dtype=torch.float64), []
+
+    def each() -> Tensor:
+        order.append(1)
+        return model(x, branches[0] if len(order) % 2 else branches[1]).square().mean(1)
+
+    for _ in range(3):
+        optimizer.step(family.closure_of(name, each))
+    assert all(torch.equal(value, start[key]) for key, value in model.state_dict().items())
+    assert model.never.weight not in optimizer.state
+
+
+def test_no_gradient_at_all_is_no_step() -> None:
+    model = _model()
+    start = _weights(model)
+    for name, build in family.CLASSES.items():
+        if not name.startswith("ESAM"):
+            build(_sgd(model)).step(lambda: torch.tensor(1.0))
+    assert torch.equal(_weights(model), start)
+
+
+def test_zero_gradient_means_no_perturbation() -> None:
+    p = nn.Parameter(torch.tensor([3.0]))
+    for build in family.CLASSES.values():
+        if build is ESAM or getattr(build, "func", None) is ESAM:
+            continue
+        seen = []
+
+        def closure(seen: list[float] = seen) -> Tensor:
+            loss = (p * 0.0).sum()
+            loss.backward()
+            seen.append(p.item())
+            return loss
+
+        build(torch.optim.SGD([p], lr=0.1)).step(closure)
+        assert seen == [3.0] * len(seen) and p.item() == 3.0
+
+
+def test_tied_weights_stay_tied() -> None:
+    torch.manual_seed(0)
+    embed, head = nn.Embedding(7, 5), nn.Linear(5, 7, bias=False)
+    head.weight = embed.weight
+    model = nn.ModuleList([embed, head])
+    optimizer = GSAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.1)
+    ids = torch.tensor([1, 2, 3])
+
+    def closure() -> Tensor:
+        loss = F.cross_entropy(head(embed(ids)), ids)
+        loss.backward()
+        return loss
+
+    first = optimizer.step(closure)
+    assert head.weight is embed.weight and optimizer.step(closure) < first

@@ -1,0 +1,154 @@
+"""The runner at work on real kernels."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from toy import checkout, plain
+
+from sharpnb import paths
+from sharpnb.runner import RunnerError, execute, lock, plan, run
+
+SHOW = """
+import os
+from pathlib import Path
+from sharpnb import here
+Path("../../../figures/01_a").mkdir(parents=True)
+Path("../../../figures/01_a/path.png").write_text("drawn")
+print(seed, here.value, os.environ["OMP_NUM_THREADS"], Path.cwd().name, repr(os.environ["SHARPNB_CHECK"]))
+"""
+
+
+class Log(execute.Silence):
+    """A watcher that remembers."""
+
+    def __init__(self):
+        self.cells, self.order = [], []
+
+    def cell(self, name, number, total):
+        self.cells.append((name, number, total))
+
+    def ended(self, result):
+        self.order.append(result.name)
+
+
+def outputs(file) -> str:
+    cells = json.loads(file.read_text())["cells"]
+    return "".join("".join(out.get("text", "")) for cell in cells for out in cell.get("outputs", []))
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    root = tmp_path / "ein Ort mit {Klammern} und ü"
+    monkeypatch.setenv("SHARPNB_ROOT", str(root))
+    monkeypatch.setenv("SHARPNB_CHECK", "1")
+    notebooks = {
+        "00_index": plain("00", "print('last')", sharpnb={"after": "all"}),
+        "01_a": plain("01", SHOW),
+        "02_bad": plain("02", "def fails():\n    return 1 / 0\nprint('before')\nfails()"),
+        "03_dies": plain("03", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"),
+        "04_slow": plain("04", "import time\ntime.sleep(600)"),
+    }
+    return checkout(root, notebooks, {"__init__.py": "", "here.py": "value = 'own source'\n"})
+
+
+def test_a_run_from_end_to_end(root):
+    log = Log()
+    ended = run(["0", "1", "2", "3"], jobs=4, parameters={"seed": 5}, watcher=log)
+    results = {result.name: result for result in ended}
+    assert [result.outcome for result in results.values()] == ["done", "failed", "kernel died", "done"]
+    assert log.order[-1] == "00_index"
+    assert [cell for cell in log.cells if cell[0] == "01_a"] == [("01_a", n, 3) for n in (1, 2, 3)]
+    copy = results["01_a"].kept
+    assert copy == paths.runs("quick") / "01_a.ipynb"
+    assert outputs(copy) == "5 own source 1 quick ''\n"
+
+    bad = results["02_bad"]
+    assert "ZeroDivisionError" in bad.detail and "fails" in bad.detail
+    assert outputs(bad.kept) == "before\n" and bad.kept.name == "02_bad.failed.ipynb"
+    assert "want of memory" in results["03_dies"].detail and "cell 3 of 3" in results["03_dies"].detail
+
+    steps = {step.name: step for step in plan(given={"seed": 5})}
+    assert steps["01_a"].why == ()
+    assert list(steps["01_a"].last["wrote"]) == ["figures/01_a/path.png"]
+    assert steps["02_bad"].why == ("its last run failed or was interrupted",)
+    assert not list(root.rglob("*partial*"))
+
+
+def test_update_stores_the_outputs_in_the_committed_notebook_once(root):
+    source = root / "notebooks" / "00_index.ipynb"
+    before = json.loads(source.read_text())
+    assert [result.outcome for result in run(["0"], update=True)] == ["done"]
+    after = json.loads(source.read_text())
+    assert outputs(source) == "last\n"
+    assert [cell["source"] for cell in after["cells"]] == [cell["source"].splitlines(True) for cell in before["cells"]]
+    assert "papermill" not in source.read_text()
+    assert [result.outcome for result in run(["0"], update=True)] == ["up to date"]
+
+    after["cells"][0]["source"] = "# A better title"
+    source.write_text(json.dumps(after))
+    assert plan(["0"], update=True)[0].why == ()
+    after["cells"][2]["outputs"] = []
+    source.write_text(json.dumps(after))
+    assert plan(["0"], update=True)[0].why == ("its stored outputs are not those of the last run",)
+
+
+def test_a_notebook_that_takes_too_long_is_ended_and_kept(root, monkeypatch):
+    class Timer:
+        """Time that is up when the notebook reaches its last cell."""
+
+        def __init__(self, seconds, action):
+            self.seconds, Timer.action = seconds, staticmethod(action)
+
+        def start(self):
+            assert self.seconds == 60
+
+        def cancel(self):
+            """Come too late."""
+
+    class Fuse(Log):
+        def cell(self, name, number, total):
+            if number == total:
+                Timer.action()
+
+    monkeypatch.setattr(execute.threading, "Timer", Timer)
+    (result,) = run(["4"], timeout=60, watcher=Fuse())
+    assert result.outcome == "timed out" and "in cell 2 of 2. Give more time with --timeout" in result.detail
+    assert result.kept == paths.runs("quick") / "04_slow.failed.ipynb"
+
+
+def test_a_second_run_is_refused_and_names_the_first(root):
+    file = root / "data" / "runs" / ".lock"
+    with lock.only_one(file), pytest.raises(RunnerError, match=f"process {os.getpid()}, started"):
+        run(["1"])
+    assert not (paths.runs("quick") / "01_a.json").exists()
+
+
+def test_a_lock_whose_holder_is_gone_is_free(tmp_path):
+    file = tmp_path / ".lock"
+    hold = "import sys, pathlib; from sharpnb.runner import lock\nwith lock.only_one(pathlib.Path(sys.argv[1])): pass"
+    subprocess.run([sys.executable, "-c", hold, str(file)], check=True)
+    with lock.only_one(file):
+        assert json.loads(file.read_text())["pid"] == os.getpid()
+
+
+def test_a_full_disk_is_a_message_and_the_old_key_stays(root, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    old = paths.runs("quick") / "01_a.json"
+    paths.write_whole(old, "{}")
+    monkeypatch.setattr(paths, "write_whole", full)
+    (result,) = run(["1"])
+    assert (result.outcome, result.ok) == ("failed", False)
+    assert "No space left on device" in result.detail
+    assert old.read_text() == "{}"
+
+
+def test_leftovers_of_a_killed_write_are_swept(root):
+    leftover = paths.records("01_a", "quick") / ".claims.json.x1.partial"
+    paths.write_whole(leftover, "{")
+    execute._prepare(plan(["1"])[0])
+    assert not leftover.exists()

@@ -1,0 +1,86 @@
+"""A run that is killed outright leaves nothing half-done, and the next one finishes the rest."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+from toy import checkout, plain
+
+from sharpnb import paths
+from sharpnb.runner import run
+
+WAITS = """
+import os
+import time
+from pathlib import Path
+
+Path("process").write_text(str(os.getpid()))
+while not Path("go").exists():
+    time.sleep(0.05)
+print("went on")
+"""
+
+
+def wait_for(condition, seconds=60.0):
+    """Wait until ``condition()`` is true, and return what it returned."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return value
+
+
+def end_in_the_waiting_cell(how: signal.Signals) -> tuple[int, str]:
+    """Start a run, end the driver by a signal while a kernel works, and see worker and kernel go too."""
+    process = paths.runs("quick") / "process"
+    process.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "sharpnb.cli", "run", "--jobs", "1"]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    kernel = int(wait_for(lambda: process.exists() and process.read_text()))
+    family = psutil.Process(driver.pid).children(recursive=True)
+    assert kernel in {member.pid for member in family} and len(family) >= 2  # the worker and the kernel
+    driver.send_signal(how)
+    _, said = driver.communicate()
+    wait_for(lambda: not any(_runs(member.pid) for member in family))
+    return driver.returncode, said
+
+
+def test_a_killed_run_takes_its_kernels_along_and_the_next_one_finishes(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    checkout(tmp_path, {"01_done": plain("01", "print('first')"), "02_waits": plain("02", WAITS)})
+    assert end_in_the_waiting_cell(signal.SIGKILL) == (-signal.SIGKILL, "")
+    status, said = end_in_the_waiting_cell(signal.SIGINT)
+    assert status == 130 and "the same command goes on from there" in said
+
+    assert json.loads((paths.runs("quick") / "01_done.json").read_text())["key"]
+    assert not (paths.runs("quick") / "02_waits.ipynb").exists()
+    (paths.runs("quick") / "go").touch()
+    assert [result.outcome for result in run()] == ["up to date", "done"]
+    assert "went on" in (paths.runs("quick") / "02_waits.ipynb").read_text()
+    assert not list(tmp_path.rglob("*partial*"))
+
+
+def test_a_worker_that_is_killed_is_reported_and_its_kernel_goes_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    body = WAITS.replace("while not", "os.kill(os.getppid(), 9)\nwhile not")
+    checkout(tmp_path, {"01_worker": plain("01", body)})
+    (result,) = run()
+    assert result.outcome == "worker died" and "in cell 2 of 2" in result.detail
+    assert "(exit status -9)" in result.detail
+    kernel = int((paths.runs("quick") / "process").read_text())
+    wait_for(lambda: not _runs(kernel))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_the_process_of_the_test_itself_is_alive():
+    assert _runs(os.getpid())  # the negative control of the helper above

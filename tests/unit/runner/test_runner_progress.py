@@ -1,0 +1,62 @@
+import io
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from sharpnb.runner import Result
+from sharpnb.runner.progress import Progressing, summary
+
+STEP = SimpleNamespace(name="01_a", reason="sharpnb/rules.py changed")
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def told(terminal: bool, *results: Result) -> str:
+    """Tell a watcher of a start, five cells three seconds apart and these ends; return what it printed."""
+    out, now = io.StringIO(), iter(range(0, 300, 3))
+    console = Console(file=out, force_terminal=terminal, width=100, color_system=None)
+    with Progressing(console, clock=lambda: next(now)) as watcher:
+        watcher.started(STEP)
+        for number in range(1, 6):
+            watcher.cell("01_a", number, 5)
+        for result in results:
+            watcher.ended(result)
+    return out.getvalue()
+
+
+def test_a_log_gets_plain_lines_and_not_too_many():
+    said = told(False, Result("01_a", "", "done", 12.4)).splitlines()
+    assert said[0] == "01_a: sharpnb/rules.py changed"
+    assert said[-1] == "01_a: done in 12 s"
+    assert len(said) == 3 and said[1].startswith("01_a: cell 4 of 5, ")
+
+
+def test_a_terminal_gets_a_bar():
+    said = told(True)
+    assert "cell 5/5" in said and "━" in said
+    assert "01_a: done in 12 s" in told(True, Result("01_a", "", "done", 12.4))
+
+
+def test_a_failure_shows_the_traceback_in_full_and_where_the_notebook_is(root):
+    trace = "\n".join([f"line {number} " + "x" * 200 for number in range(60)] + ["\x1b[31mValueError\x1b[0m: [no] markup"])
+    kept = root / "data" / "runs" / "quick" / "01_a.failed.ipynb"
+    said = told(False, Result("01_a", "", "failed", 1.0, trace, kept)).splitlines()
+    assert said[-2:] == ["ValueError: [no] markup",
+                         "01_a: the notebook as far as it came: data/runs/quick/01_a.failed.ipynb"]
+    assert sum(line.startswith("line ") and line.endswith("x" * 200) for line in said) == 60
+
+
+def test_the_closing_table_has_a_line_each():
+    out = io.StringIO()
+    results = [Result("01_a", "sharpnb/rules.py changed", "done", 12.44), Result("02_b", "up to date: …", "up to date"),
+               Result("03_c", "--force", "kernel died", 3.0, kept=Path("x"))]
+    Console(file=out, width=100).print(summary(results))
+    lines = out.getvalue().splitlines()[3:6]
+    assert [line.strip("│ ").split("│")[-1].strip() for line in lines] == ["done", "up to date", "kernel died"]
+    assert "12.4" in lines[0] and "rules.py" in lines[0] and "up to date: …" not in lines[1]

@@ -1,0 +1,66 @@
+import pytest
+from toy import checkout
+
+from sharpnb.runner import sources
+
+FILES = {
+    "__init__.py": "",
+    "rules.py": "import math\n",
+    "alone.py": "",
+    "late.py": "",
+    "named.py": "",
+    "lab/__init__.py": "from sharpnb.lab.train import train\nfrom . import figures\n",
+    "lab/train.py": "from .. import rules\ndef train():\n    from sharpnb import late\n    import importlib\n"
+                    "    importlib.import_module('sharpnb.named')\n",
+    "lab/figures.py": "from ..lab import train\n",  # a circle
+}
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    return checkout(tmp_path, {}, FILES)
+
+
+def reached(*code: str) -> set[str]:
+    return {name.removeprefix("sharpnb/") for name in sources.digests(list(code))}
+
+
+@pytest.mark.parametrize(
+    "line", ["from sharpnb import lab", "import sharpnb.lab", "def f():\n    from sharpnb.lab import train"]
+)
+def test_everything_behind_an_import_is_found(root, line):
+    assert reached(line) == set(FILES) - {"alone.py"}
+
+
+def test_one_module_brings_only_itself_and_its_package(root):
+    assert reached("import numpy", "from sharpnb.rules import sgd") == {"__init__.py", "rules.py"}
+    assert reached("import numpy as np") == set()
+
+
+def test_other_files_of_the_package_count(root):
+    (root / "sharpnb" / "lab" / "style.mplstyle").write_text("x")
+    assert "lab/style.mplstyle" in reached("import sharpnb.alone")
+
+
+def test_magics_do_not_hide_imports(root):
+    assert "rules.py" in reached("%matplotlib inline\nif True:\n    !ls\nfrom sharpnb import rules")
+
+
+def test_a_file_that_is_no_python_counts_and_stops_nothing(root):
+    (root / "sharpnb" / "alone.py").write_text("def broken(:\n")
+    assert reached("import sharpnb.alone") == {"__init__.py", "alone.py"}
+
+
+def test_a_changed_file_changes_its_digest_and_its_imports(root):
+    before = sources.digests(["import sharpnb.rules"])
+    (root / "sharpnb" / "rules.py").write_text("from sharpnb import alone\n")
+    after = sources.digests(["import sharpnb.rules"])
+    assert after.keys() - before.keys() == {"sharpnb/alone.py"}
+    assert after["sharpnb/rules.py"] != before["sharpnb/rules.py"]
+    assert after["sharpnb/__init__.py"] == before["sharpnb/__init__.py"]
+
+
+def test_without_sources_of_its_own_a_checkout_uses_the_installed_package(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(checkout(tmp_path, {})))
+    assert {"sharpnb/__init__.py", "sharpnb/rules.py"} <= sources.digests(["from sharpnb import rules"]).keys()

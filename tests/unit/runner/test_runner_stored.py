@@ -1,0 +1,85 @@
+import copy
+
+import pytest
+from toy import code, markdown, notebook
+
+from sharpnb.runner import stored
+
+CLEAN = notebook(markdown("# A", "h"), code("print(1)", "a", output="1\n"), code("2", "b"))
+
+
+def executed() -> dict:
+    """Make the same notebook as papermill would leave it."""
+    result = copy.deepcopy(CLEAN)
+    info = {"name": "python", "version": "3.11.7"}
+    kernel = {"name": "my-env", "display_name": "mine"}
+    result["metadata"] |= {"papermill": {"duration": 1.5}, "widgets": {}, "language_info": info, "kernelspec": kernel}
+    injected = {**code("seed = 1", "random"), "metadata": {"tags": ["injected-parameters"]}, "execution_count": 1}
+    result["cells"].insert(1, injected)
+    for number, cell in enumerate(result["cells"]):
+        cell["metadata"]["papermill"] = {"start_time": "now"}
+        if cell["cell_type"] == "code":
+            cell["metadata"]["execution"] = {}
+            cell["execution_count"] = number + 4
+    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "random"}, "text/plain": "Box()"}
+    result["cells"][2]["outputs"] = [
+        {"output_type": "stream", "name": "stdout", "text": "1"},
+        {"output_type": "stream", "name": "stdout", "text": ["\n"]},
+        {"output_type": "display_data", "data": widget, "metadata": {}},
+    ]
+    return result
+
+
+def test_what_differs_between_equal_runs_is_gone():
+    expected = copy.deepcopy(CLEAN)
+    before = executed()
+    keep = copy.deepcopy(before)
+    assert stored.normalised(before) == expected
+    assert before == keep
+
+
+def test_normalising_twice_changes_nothing():
+    once = stored.normalised(executed())
+    assert stored.normalised(once) == once
+
+
+def test_an_unexecuted_cell_is_not_made_to_look_executed():
+    bare = copy.deepcopy(CLEAN)
+    bare["cells"][1]["execution_count"] = None
+    counts = [cell.get("execution_count") for cell in stored.normalised(bare)["cells"]]
+    assert counts == [None, None, 1]
+
+
+def test_results_carry_the_cells_count():
+    shown = copy.deepcopy(CLEAN)
+    shown["cells"][2]["execution_count"] = 9
+    shown["cells"][2]["outputs"] = [{"output_type": "execute_result", "execution_count": 9, "data": {}, "metadata": {}}]
+    assert stored.normalised(shown)["cells"][2]["outputs"][0]["execution_count"] == 2
+
+
+def test_outputs_are_put_back_by_id_and_the_text_around_them_stays():
+    source = copy.deepcopy(CLEAN)
+    source["cells"][0]["source"] = "# Edited while it ran"
+    source["cells"][1]["outputs"] = []
+    result = stored.with_outputs(source, executed())
+    assert result["cells"][0]["source"] == "# Edited while it ran"
+    assert result["cells"][1]["outputs"] == [{"output_type": "stream", "name": "stdout", "text": "1\n"}]
+    assert [cell["id"] for cell in result["cells"]] == ["h", "a", "b"]
+
+
+def test_a_cell_that_was_not_executed_is_an_error():
+    source = copy.deepcopy(CLEAN)
+    source["cells"][2]["id"] = "new"
+    with pytest.raises(ValueError, match="Cell new was not executed"):
+        stored.with_outputs(source, executed())
+
+
+def test_the_file_is_a_valid_notebook_and_reads_back_as_it_was():
+    import nbformat
+
+    clean = stored.normalised(executed())
+    text = stored.text(clean)
+    assert text.endswith("}\n")
+    assert nbformat.reads(text, 4) == clean
+    with pytest.raises(ValueError, match="id"):
+        stored.text({**clean, "cells": [{**clean["cells"][0], "id": "not an id"}]})

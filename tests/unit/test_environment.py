@@ -1,0 +1,72 @@
+"""The files that describe the environment agree with pyproject.toml, and the core imports with PyTorch and NumPy alone."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def _requirements(lines):
+    pairs = (re.match(r"\s*(?:- )?([A-Za-z0-9_-]+)\s*(.*)", line).groups() for line in lines)
+    return {name.lower().replace("_", "-"): spec.strip() for name, spec in pairs}
+
+
+def _wanted():
+    extras = PROJECT["optional-dependencies"]
+    return _requirements([*PROJECT["dependencies"], *extras["notebooks"], *extras["scale"], *extras["dev"]])
+
+
+def test_environment_yml_names_what_pyproject_names():
+    text = (ROOT / "environment.yml").read_text()
+    block = text.split("dependencies:")[1].split("  - pip\n")[0].strip().splitlines()
+    conda = _requirements(block)
+    assert conda.pop("python") == PROJECT["requires-python"]
+    wanted = _wanted()
+    wanted["pytorch"] = wanted.pop("torch")
+    assert conda == wanted
+
+
+def test_constraints_pin_every_direct_dependency_and_name_no_host():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = _requirements(lines)
+    assert _wanted().keys() <= pins.keys()
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.!-]+", line) for line in lines), "names and versions only"
+
+
+def test_the_core_imports_with_torch_and_numpy_alone():
+    """What a user of the optimizers and the Hessian tool gets by `pip install sharpnb`."""
+    code = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"pandas", "matplotlib", "scipy", "sklearn", "torchvision", "tqdm", "papermill", "typer", "rich"}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Refuse())
+import sharpnb, sharpnb.rules, sharpnb.optim, sharpnb.curvature
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_the_package_imports_no_torch():
+    code = "import sys, sharpnb, sharpnb.paths; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_layers_import_only_what_stands_below_them():
+    below = {
+        "paths.py": set(), "rules.py": set(), **{tool: {"paths", "rules"} for tool in ("optim", "curvature", "averaging")},
+        "landscape": {"paths", "rules", "averaging"},  # BatchNorm's statistics at a point are those of an average
+        "lab": {"paths", "rules", "optim", "averaging", "curvature", "landscape"},
+        "runner": {"paths", "lab"},
+    }
+    for part, allowed in below.items():
+        base = ROOT / "sharpnb" / part
+        for file in [base] if base.is_file() else base.rglob("*.py"):
+            used = set(re.findall(r"from sharpnb\.(\w+)", file.read_text())) | set(
+                re.findall(r"^\s*from sharpnb import (\w+)", file.read_text(), re.M))
+            assert used <= allowed | {part.removesuffix(".py"), "__version__"}, f"{file.name} imports {used - allowed}"
