@@ -30,7 +30,7 @@ def test_only_the_shakes_are_random_and_only_in_training(name):
 
 def test_shake_shake_mixes_value_and_gradient_by_their_own_numbers(monkeypatch):
     block, x = families.ShakeShake(2, 2, 1).double(), torch.rand(3, 2, 4, 4, dtype=torch.float64)
-    numbers = iter([torch.tensor(0.9).double(), torch.tensor(0.2).double()])
+    numbers = iter([torch.tensor(a, dtype=torch.float64) for a in (0.9, 0.2)])
     monkeypatch.setattr(families, "_uniform", lambda *_: next(numbers))
     kept = [None, None]
     for k, branch in enumerate(block.branches):

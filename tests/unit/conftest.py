@@ -1,0 +1,17 @@
+"""Every unit test draws the same random numbers wherever and beside whatever it runs."""
+
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time():
+    # Another SHARPNB_TEST_SEED finds the test whose bound holds for some draws alone.
+    seed = int(os.environ.get("SHARPNB_TEST_SEED", 0))
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
