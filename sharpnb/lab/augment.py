@@ -31,13 +31,14 @@ class ShiftAndFlip:
 
     def apply(self, x: Tensor, drawn: Tensor) -> Tensor:
         """Return the moved images, (B, C, H, W)."""
-        b, _, h, w = x.shape
+        b, c, h, w = (torch.arange(size, device=x.device) for size in x.shape)
         dy, dx, mirrored = drawn.to(x.device)
-        rows = dy[:, None] + torch.arange(h, device=x.device)
-        columns = dx[:, None] + torch.arange(w, device=x.device)
+        rows, columns = dy[:, None] + h, dx[:, None] + w
         padded = F.pad(x, (self.pad,) * 4)
-        moved = padded[torch.arange(b, device=x.device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-        moved = moved.permute(0, 3, 1, 2)
+        # All four axes are indexed, so that the result is (B, C, H, W) in memory too. As a permuted view it would lead
+        # PyTorch's CPU convolutions into channels_last, whose 1x1 stride-2 backward of 4 channels corrupts the heap
+        # on processors with AVX2 alone (PyTorch 2.15).
+        moved = padded[b.view(-1, 1, 1, 1), c.view(-1, 1, 1), rows[:, None, :, None], columns[:, None, None, :]]
         return torch.where(mirrored.bool()[:, None, None, None], moved.flip(-1), moved) if self.flip else moved
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -66,6 +66,14 @@ def test_shift_is_a_translation_with_zeros_and_flip_a_mirror():
     assert len(seen) == 18  # each of nine shifts, both ways round
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_moved_images_lie_in_memory_as_images_do(channels):
+    x = torch.rand(5, channels, 8, 8)
+    for flip in (False, True):
+        # is_contiguous() calls one channel contiguous whatever its strides, which are what a convolution looks at.
+        assert shift_and_flip(1, flip=flip)(x, torch.Generator()).stride() == x.stride()
+
+
 def test_a_device_that_is_not_there_is_told_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
