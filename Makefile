@@ -12,7 +12,7 @@ JOBS ?= 2
 # One intra-op thread a process: two were measured nine times slower on shared cores.
 export OMP_NUM_THREADS = 1
 
-.PHONY: help reproduce test test-oldest lab lint format bench lock clean
+.PHONY: help reproduce test test-oldest test-recipes lab lint format bench lock clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
@@ -49,6 +49,15 @@ lab: .venv/ready
 test-oldest: .venv-oldest/ready
 	.venv-oldest/bin/python -m pytest -o addopts="" tests/unit
 
+# The recipes for other people's training loops, with what they need in an environment of its own.
+.venv-recipes/ready: pyproject.toml constraints.txt
+	@test -x .venv-recipes/bin/python || $(PYTHON) -m venv .venv-recipes
+	@.venv-recipes/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e ".[recipes,dev]"
+	@touch .venv-recipes/ready
+
+test-recipes: .venv-recipes/ready
+	.venv-recipes/bin/python -m pytest -o addopts="" tests/recipes
+
 lint: .venv/ready
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m pyright
@@ -65,4 +74,4 @@ lock: .venv/ready
 	@mv .venv/constraints.new constraints.txt
 
 clean:
-	rm -rf .venv .venv-oldest data/runs
+	rm -rf .venv .venv-oldest .venv-recipes data/runs
