@@ -44,7 +44,7 @@ def update_bn(model: nn.Module, data: Any, call: Call | None = None) -> None:
     layers = [m for m in layers if m.training or not model.training]
     if not layers:
         return
-    where, seen = next(model.parameters()).device, 0
+    where, seen = next(b.device for b in layers[0].buffers()), 0
     with _statistics_mode(model, layers):
         for layer in layers:
             layer.reset_running_stats()

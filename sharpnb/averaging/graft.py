@@ -77,10 +77,11 @@ def graft(
 
 
 def _mix(own: dict[str, Tensor], peer: dict[str, Tensor], shares: dict[str, float]) -> None:
-    share = next(iter(shares.values()))
+    share, done = next(iter(shares.values())), set()
     for name, tensor in own.items():
         share = shares.get(name, share)
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and (tensor.data_ptr(), tensor.shape) not in done:  # tied weights have two names
+            done.add((tensor.data_ptr(), tensor.shape))
             tensor.mul_(share).add_(peer[name].to(tensor.device), alpha=1 - share)
 
 

@@ -134,8 +134,20 @@ class SWA:
         return {"n": self.n, "decay": self.decay, "average": average, "statistics": statistics}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`, on the devices of the model's parameters."""
-        where = {_plain(name): t.device for name, t in (*self.model.named_parameters(), *self.model.named_buffers())}
+        """Continue from :meth:`state_dict`, on the devices of the model's parameters.
+
+        Raises:
+            RuntimeError: inside :meth:`average_weights`.
+            ValueError: if the state is that of another model; nothing is loaded then.
+        """
+        if self._shown:
+            raise RuntimeError("load_state_dict() inside average_weights(): leave it first.")
+        own = {_plain(name): t for name, t in (*self.model.named_parameters(), *self.model.named_buffers())}
+        where = {name: t.device for name, t in own.items()}
+        for name, t in (*state["average"].items(), *state["statistics"].items()):
+            if name not in own or own[name].shape != t.shape:
+                raise ValueError(f"load_state_dict: {name} of shape {tuple(t.shape)} is not in the model. Resume with "
+                                 "the architecture that the average was saved from.")
         self.n, self.decay = state["n"], state["decay"]
         for part in ("average", "statistics"):
             setattr(self, part, {name: t.to(where[name], copy=True) for name, t in state[part].items()})

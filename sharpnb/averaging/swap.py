@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import parameters_to_vector
 
 from sharpnb.averaging.batchnorm import Call, update_bn
 
@@ -72,9 +72,12 @@ def swap(
 
     Raises:
         ValueError: for a ``tau``, ``max_epochs``, ``workers`` or ``processes`` out of range, an accuracy outside
-            [0, 1], or a ``small`` that cannot be sent to a process.
+            [0, 1], a ``small`` that cannot be sent to a process, or a model that is wrapped for data parallelism.
     """
     ranked = dist.is_available() and dist.is_initialized()
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise ValueError("model is a DistributedDataParallel, whose copies would go on exchanging gradients in phase "
+                         "2. Give swap model.module, and wrap it inside large.")
     _check(tau, max_epochs, workers, processes, ranked, small)
     accuracies: list[float] = []
     while len(accuracies) < max_epochs and (not accuracies or accuracies[-1] < tau):
@@ -90,7 +93,7 @@ def swap(
     else:
         ends = [_flat(_worker(copy.deepcopy(model), small, w, seed)) for w in range(workers)]
     stacked = torch.stack([end.to(start.device) for end in ends])
-    vector_to_parameters(stacked.double().mean(0).to(start.dtype), model.parameters())
+    _fill(model, stacked.mean(0, dtype=torch.float64))
     update_bn(model, data, call)
     return Swapped(accuracies, accuracies[-1] >= tau, start, stacked)
 
@@ -134,6 +137,14 @@ def _packed(what: Any) -> bytes:
 
 def _flat(model: nn.Module) -> Tensor:
     return parameters_to_vector(model.parameters()).detach().clone()
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, weights: Tensor) -> None:
+    """Write flat weights into the model in place: an optimizer or DistributedDataParallel over it stays valid."""
+    parameters = list(model.parameters())
+    for p, piece in zip(parameters, weights.split([p.numel() for p in parameters]), strict=True):
+        p.copy_(piece.view_as(p))
 
 
 def _accuracy(value: float) -> float:

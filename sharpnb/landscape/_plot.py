@@ -21,7 +21,7 @@ _MARKERS = "osD^vP*X"
 def contours(
     surface: Surface, name: str, ax: Axes | None = None, *, levels: int = 10, cap: float | None = None,
     marks: Mapping[str, Weights | tuple[float, float]] | None = None, trajectory: Tensor | None = None,
-    label: str | None = None, cmap: str = "viridis", colour_bar: bool = True,
+    label: str | None = None, cmap: str = "viridis", colour_bar: bool = True, finest: float = 0.0,
 ) -> Axes:
     """Draw a surface as filled contours and return the axes; both axes have the same unit and scale.
 
@@ -39,11 +39,14 @@ def contours(
         label: of the colour bar; default the name.
         cmap: a matplotlib colour map.
         colour_bar: whether to draw it.
+        finest: the height of the lowest level above the minimum, where a fiftieth of the height is less than the data
+            can resolve: an error on 1,000 images has steps of 0.1 %, and contours of those are noise.
 
     Raises:
         ValueError: if no value is finite.
     """
     import matplotlib.pyplot as plt
+    from matplotlib.colors import BoundaryNorm
 
     ax = plt.subplots()[1] if ax is None else ax
     values = surface.values[name]
@@ -52,9 +55,11 @@ def contours(
         raise ValueError(f"{name} has no finite value on this grid: take a smaller window.")
     low, high = float(finite.min()), float(np.quantile(finite, 0.75)) if cap is None else cap
     high = high if high > low else low + 1e-9 + abs(low) * 1e-9
-    steps = low + (high - low) * np.concatenate([[0], np.geomspace(0.02, 1, levels)])
+    lowest = min(max(0.02, finest / (high - low)), 0.5)
+    steps = low + (high - low) * np.concatenate([[0], np.geomspace(lowest, 1, levels)])
     shown = np.where(np.isfinite(values), values, 2 * high - low)  # what is not finite has the last colour too
-    filled = ax.contourf(surface.x, surface.y, shown, levels=steps, cmap=cmap, extend="max")
+    colours = BoundaryNorm(steps, plt.get_cmap(cmap).N, extend="max")  # each band its own, however thin in height
+    filled = ax.contourf(surface.x, surface.y, shown, levels=steps, cmap=cmap, norm=colours, extend="max")
     filled.set_rasterized(True)
     ax.contour(surface.x, surface.y, shown, levels=steps, colors="white", linewidths=0.4)
     if colour_bar:

@@ -114,9 +114,21 @@ def sets(data: Data) -> dict[str, tuple[Tensor, Tensor]]:
     return {"train": data.train, "test": data.test}
 
 
-def plane_surface(data: Data, points: Sequence[Tensor], size: int = 31) -> Surface:
+def square(plane: Plane, margin: float) -> tuple[float, float, float, float]:
+    """A square window around a plane's points, with a margin as a share of their larger extent.
+
+    Square, because the points may lie nearly on a line: a window of their own shape would cut the valley off.
+    """
+    x, y = np.array(list(plane.points.values())).T
+    half = (0.5 + margin) * max(np.ptp(x), np.ptp(y))
+    centre = [(side.min() + side.max()) / 2 for side in (x, y)]
+    return centre[0] - half, centre[0] + half, centre[1] - half, centre[1] + half
+
+
+def plane_surface(data: Data, points: Sequence[Tensor], size: int = 41, margin: float = 0.8) -> Surface:
     """Train and test loss and error on the plane through three points."""
-    return surface(MAIN.net(0).double(), Plane.through(*points, margin=0.35), sets(data), size=size)
+    plane = Plane.through(*points)
+    return surface(MAIN.net(0).double(), plane, sets(data), size=size, window=square(plane, margin))
 
 
 def along(data: Data, start: Tensor, end: Tensor, t: np.ndarray) -> dict[str, np.ndarray]:

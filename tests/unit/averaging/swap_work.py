@@ -46,6 +46,45 @@ def run(**options: object) -> tuple[nn.Module, Swapped]:
     return model, swap(model, large, settings.pop("small", small), X.split(20), **settings)
 
 
+def plain() -> nn.Module:
+    """A net without BatchNorm, whose statistics would differ from rank to rank."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+
+
+class Parallel:
+    """A phase 1 in DistributedDataParallel: each rank has every other image of the batch."""
+
+    def __init__(self) -> None:
+        self.wrapped: nn.Module | None = None
+
+    def __call__(self, model: nn.Module, epoch: int) -> float:
+        self.wrapped = self.wrapped or nn.parallel.DistributedDataParallel(model)
+        optimizer, mine = torch.optim.SGD(model.parameters(), lr=0.5), slice(dist.get_rank(), None, 2)
+        optimizer.zero_grad()
+        logits = self.wrapped(X[mine])
+        F.cross_entropy(logits, Y[mine]).backward()
+        optimizer.step()
+        return (logits.argmax(1) == Y[mine]).double().mean().item()
+
+
+def cleared(model: nn.Module, epoch: int) -> float:
+    """Do on one process what :class:`Parallel` does on two."""
+    model.zero_grad()
+    return large(model, epoch)
+
+
+def parallel_rank(number: int, world: int, port: int, folder: str) -> None:
+    """Run as one rank with a data-parallel phase 1."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=number, world_size=world)
+    model = plain()
+    result = swap(model, Parallel(), small, [X], tau=0.8, max_epochs=30, workers=3, seed=7)
+    torch.save((model.state_dict(), result.workers, result.accuracies), f"{folder}/{number}.pt")
+    dist.destroy_process_group()
+
+
 def rank(number: int, world: int, port: int, folder: str) -> None:
     """Run as one rank of a process group and save what it ends with."""
     torch.set_num_threads(1)

@@ -111,6 +111,21 @@ def test_a_net_without_convolutions_is_grafted_by_its_linear_layers():
         graft([nn.BatchNorm1d(3), nn.BatchNorm1d(3)])
 
 
+def test_tied_weights_are_mixed_once():
+    def tied(seed):
+        model = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3)).double()
+        with torch.no_grad():
+            model[0].weight.normal_(generator=torch.Generator().manual_seed(seed))
+        model[1].weight = model[0].weight
+        return model
+
+    models = [tied(0), tied(1)]
+    mean = (models[0][0].weight + models[1][0].weight).detach() / 2
+    graft(models, a=0.0)
+    torch.testing.assert_close(models[0][0].weight.detach(), mean)
+    torch.testing.assert_close(models[1][1].weight.detach(), mean)
+
+
 def test_optimizer_state_is_untouched():
     models = [net(0), net(1)]
     optimizer = torch.optim.SGD(models[0].parameters(), lr=0.1, momentum=0.9)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from sharpnb.averaging import Lookahead
+from sharpnb.averaging import SWA, Lookahead
+from sharpnb.optim import SAM
 
 X = torch.randn(32, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 Y = torch.randn(32, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -183,6 +184,30 @@ def test_a_group_added_later_and_a_layer_thawed_later_start_with_their_first_ste
     advance(model, optimizer, 1)  # the fourth step: the first group pulls half of its first step back
     torch.testing.assert_close(optimizer.state[model[0].weight]["slow"], model[0].weight.detach())
     assert (model[0].weight - frozen).abs().max().item() == pytest.approx(0.05, rel=1e-3)  # Adam's first step is lr
+
+
+def test_over_sam_and_under_swa():
+    def run(wrap, steps=12):
+        model = net()
+        optimizer, ends = wrap(SAM(model.parameters(), torch.optim.SGD, rho=0.1, lr=0.05, momentum=0.9)), []
+        swa = SWA(model)
+
+        def closure():
+            loss = (model(X) - Y).square().mean()
+            loss.backward()
+            return loss
+
+        for step in range(1, steps + 1):
+            optimizer.step(closure)
+            if step % 4 == 0:
+                swa.update()
+                ends.append(flat(model))
+        torch.testing.assert_close(swa.vector(), torch.stack(ends).mean(0), rtol=1e-13, atol=1e-15)
+        return flat(model)
+
+    bare = run(lambda sam: sam)
+    assert torch.equal(run(lambda sam: Lookahead(sam, k=4, alpha=1.0)), bare)
+    assert (run(lambda sam: Lookahead(sam, k=4, alpha=0.5)) - bare).abs().max() > 1e-4
 
 
 def test_half_precision_weights():

@@ -57,6 +57,35 @@ def test_the_exponential_average():
     torch.testing.assert_close(swa.vector(), weights @ torch.stack(rows), rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.parametrize("cyclic", [False, True])
+def test_any_schedule_and_evaluation_in_between_changes_no_bit_of_training(cyclic):
+    def run(look):
+        model = net()
+        model[3].p = 0.0
+        optimizer, swa, kept = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), SWA(model), []
+        constant = swa_utils.SWALR(optimizer, swa_lr=0.02, anneal_epochs=2)
+        teeth = torch.optim.lr_scheduler.CyclicLR(optimizer, 0.01, 0.1, step_size_up=1, step_size_down=4, cycle_momentum=False)
+        for step in range(20):
+            optimizer.zero_grad()
+            model(X).square().mean().backward()
+            optimizer.step()
+            lowest = optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+            if (lowest and step) if cyclic else step >= 10:  # at the ends of the cycles, or each step of the tail
+                swa.update()
+                kept.append(flat(model))
+                if look:
+                    swa.update_bn(X.split(16))
+                    with swa.average_weights() as averaged:
+                        averaged.eval()(X)
+                        averaged.train()
+            (teeth if cyclic else constant).step()
+        torch.testing.assert_close(swa.vector(), torch.stack(kept).mean(0), rtol=1e-13, atol=1e-15)
+        assert len(kept) == (3 if cyclic else 10)
+        return model.state_dict()
+
+    assert all(torch.equal(a, b) for a, b in zip(run(False).values(), run(True).values(), strict=True))
+
+
 def test_half_precision_is_averaged_in_float32():
     # In bfloat16 the increment of the 1000th collection, 1/1000 of the distance, would vanish.
     model = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
@@ -118,6 +147,10 @@ def test_misuse_is_named():
     swa.update()
     with pytest.raises(ValueError, match="differ in"):
         swa.update(nn.Linear(3, 2))
+    with pytest.raises(ValueError, match="weight of shape"):
+        SWA(nn.Sequential(nn.Linear(7, 7))).load_state_dict(swa.state_dict())
+    with swa.average_weights(), pytest.raises(RuntimeError, match="inside average_weights"):
+        swa.load_state_dict(swa.state_dict())
     with pytest.raises(ValueError, match=r"decay = 1.0"):
         SWA(model, decay=1.0)
 
@@ -191,6 +224,9 @@ def test_batches_of_other_kinds_and_none():
     torch.testing.assert_close(model.norm.running_mean, 2 * X.mean(0))  # what was there before is untouched
     with pytest.raises(ValueError, match="is a tensor of shape"):
         update_bn(net(), X)
+    bare = nn.BatchNorm1d(3, affine=False).double()  # no parameter at all
+    update_bn(bare, X.split(25))
+    torch.testing.assert_close(bare.running_mean, X.mean(0))
     update_bn(nn.Linear(3, 1), [])  # without BatchNorm there is nothing to do
 
 

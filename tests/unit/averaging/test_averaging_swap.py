@@ -59,20 +59,60 @@ def test_two_processes_give_the_same_bits():
     assert not same(alone.state_dict(), other.state_dict())
 
 
-def test_two_ranks_give_the_same_bits(tmp_path):
+def two_ranks(target, folder) -> list:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = torch.multiprocessing.get_context("fork")  # they need not import torch again
-    both = [ranks.Process(target=work.rank, args=(number, 2, port, str(tmp_path))) for number in range(2)]
+    both = [ranks.Process(target=target, args=(number, 2, port, str(folder))) for number in range(2)]
     for each in both:
         each.start()
     for each in both:
         each.join(60)
+    return [torch.load(folder / f"{number}.pt") for number in range(2)]
+
+
+def test_two_ranks_give_the_same_bits(tmp_path):
     alone, ours = work.run()
-    for number in range(2):
-        state, workers, accuracies = torch.load(tmp_path / f"{number}.pt")
+    for state, workers, accuracies in two_ranks(work.rank, tmp_path):
         assert torch.equal(workers, ours.workers) and accuracies == ours.accuracies and same(alone.state_dict(), state)
+
+
+def test_a_data_parallel_phase_one_is_the_whole_batch_on_one_process(tmp_path):
+    alone = work.plain()
+    ours = swap(alone, work.cleared, work.small, [work.X], tau=0.8, max_epochs=30, workers=3, seed=7)
+    assert 1 < len(ours.accuracies) < 30 and ours.reached
+    for state, workers, accuracies in two_ranks(work.parallel_rank, tmp_path):
+        assert accuracies == pytest.approx(ours.accuracies, abs=1e-12)
+        torch.testing.assert_close(workers, ours.workers, rtol=1e-9, atol=1e-11)  # two halves are added in another order
+        for name, value in alone.state_dict().items():
+            torch.testing.assert_close(state[name], value, rtol=1e-9, atol=1e-11)
+
+
+def test_the_average_is_written_in_place_and_in_each_parameters_own_type():
+    model = nn.Sequential(nn.Linear(4, 8).double(), nn.Linear(8, 2).double())
+    model[1].bias = nn.Parameter(model[1].bias.detach().float())
+    pointers, ends = [p.data_ptr() for p in model.parameters()], []
+
+    def small(copied, worker):
+        with torch.no_grad():
+            for p in copied.parameters():
+                p.add_(0.1 * (worker + 1))
+        ends.append(copied)
+
+    swap(model, lambda model, epoch: 1.0, small, [work.X], tau=1.0, max_epochs=1, workers=3)
+    assert [p.data_ptr() for p in model.parameters()] == pointers and model[1].bias.dtype == torch.float32
+    for mean, *each in zip(model.parameters(), *(end.parameters() for end in ends), strict=True):
+        torch.testing.assert_close(mean.detach(), torch.stack(each).mean(0).detach())
+
+
+def test_a_wrapped_model_is_refused():
+    class Wrapped(nn.parallel.DistributedDataParallel):
+        def __init__(self):
+            nn.Module.__init__(self)
+
+    with pytest.raises(ValueError, match="wrap it inside large"):
+        swap(Wrapped(), work.large, work.small, [work.X], tau=0.9, max_epochs=2)
 
 
 @pytest.mark.parametrize("options, said", [

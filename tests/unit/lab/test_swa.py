@@ -49,3 +49,14 @@ def test_the_full_profile_runs_as_a_toy(tmp_path, monkeypatch):
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
     rows = study.full_rows(lab.start("14_swa_landscapes", profile="toy", device="cpu"))
     assert [row["method"] for row in rows] == ["sgd", "swa"] * 2 and "average_test_error" in rows[1]
+
+
+def test_the_window_of_a_plane_is_square_and_its_lowest_level_no_finer_than_asked():
+    data = lab.load_data("digits", train_size=60, dtype=torch.float64)
+    points = [torch.nn.utils.parameters_to_vector(study.MAIN.net(seed).parameters()).detach().double() for seed in range(2)]
+    points.append(points[0] + 0.3 * (points[1] - points[0]) + 1e-3 * torch.arange(len(points[0])).double().cos())  # nearly on their line
+    found = study.plane_surface(data, points, size=5)
+    assert np.ptp(found.x) == pytest.approx(np.ptp(found.y)) and np.ptp(found.x) > 2 * (points[1] - points[0]).norm()
+    for finest, gap in ((0.0, None), (3.0, 3.0)):
+        levels = found.plot("test_error", finest=finest, colour_bar=False).collections[0].levels
+        assert levels[1] - levels[0] == pytest.approx(gap or 0.02 * (levels[-1] - levels[0]))
