@@ -1,33 +1,42 @@
-"""A loss surface of 41 x 41 points: seconds against copying weights into the module, paired, on one thread.
+"""A loss surface of 41 x 41 points beside copying weights into the module: ratios of CPU time, paired, on one thread.
 
 The reference is what the landscape scripts of today do: for each point copy every parameter into the module and run
-batches of 128, a host read a batch. Run it as ``python benchmarks/landscape.py``; it prints ratios and asserts nothing.
+batches of 128, a host read a batch. Both sides have the allocator's setting of ``sharpnb.memory``.
+
+The floor is the arithmetic that no method can leave out, the layers after the first, at the rate of a large matrix
+product. Run: ``python benchmarks/landscape.py [--write]``; it prints, asserts nothing, and writes RESULTS_landscape.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from sharpnb.lab import models
 from sharpnb.landscape import Plane, surface
+from sharpnb.memory import keep_freed_memory
 
-CASES: dict[str, tuple[Callable[[], nn.Module], int, float]] = {  # net, samples, the design's goal
-    "MLP 64-64-10": (lambda: models.mlp((64, 64, 10)), 1000, 5.0),
-    "CNN of width 8": (lambda: models.cnn(8), 1000, 3.5),
-    "CNN of width 8, 2 conv more": (lambda: _deeper(), 1000, 3.5),
+PAGE = Path(__file__).with_name("RESULTS_landscape.md")
+SAMPLES = 1000
+CASES: dict[str, tuple[Callable[[], nn.Sequential], float]] = {  # net, the design's goal
+    "MLP 64-64-10": (lambda: models.mlp((64, 64, 10)), 5.0),
+    "CNN, width 8": (lambda: models.cnn(8), 3.5),
+    "CNN, 3 convolutions": (lambda: _deeper(), 3.5),
 }
 
 
-def _deeper() -> nn.Module:
-    """A CNN of about 3,000 parameters: 1-8-8-16 channels on 8 x 8 images."""
+def _deeper() -> nn.Sequential:
+    """1-8-8-16 channels on 8 x 8 images."""
     return nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
         nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10),
@@ -50,28 +59,77 @@ def copied(model: nn.Module, plane: Plane, x: torch.Tensor, y: torch.Tensor, siz
     return found
 
 
+def rate() -> float:
+    """Return the operations a second of a large matrix product on one thread."""
+    a, b, best = torch.randn(768, 768), torch.randn(768, 768), 0.0
+    for _ in range(10):
+        started = time.process_time()
+        _ = [a @ b for _ in range(3)]
+        best = max(best, 3 * 2 * 768**3 / (time.process_time() - started))
+    return best
+
+
+def operations(model: nn.Sequential, x: torch.Tensor) -> float:
+    """Return the operations of one point in the layers after the first."""
+    first = next(i for i, layer in enumerate(model) if list(layer.parameters()))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        later = model[: first + 1](x)
+        before = counter.get_total_flops()
+        model[first + 1 :](later)
+    return counter.get_total_flops() - before
+
+
+def machine() -> str:
+    """Return what the ratios depend on, in neutral words."""
+    return (f"{os.cpu_count()} cores, one thread used, PyTorch {torch.__version__}, "
+            f"{torch.backends.cpu.get_cpu_capability()}.")
+
+
+def measure(name: str, size: int, pairs: int, speed: float) -> list[str]:
+    """Return a case's row of the table."""
+    build, goal = CASES[name]
+    torch.manual_seed(0)
+    x, y, model = torch.randn(SAMPLES, 1, 8, 8), torch.randint(0, 10, (SAMPLES,)), build().eval()
+    floor = operations(model, x) * size**2 / speed
+    print(f"{name}: floor {floor:.2f} s", flush=True)
+    plane, slow, fast, error = Plane.random(model), [], [], 0.0
+    surface(model, plane, (x, y), ("loss",), 5)  # warm-up
+    for _ in range(pairs):
+        started = time.process_time()
+        truth = copied(build().eval(), plane, x, y, size)
+        between = time.process_time()
+        found = surface(model, plane, (x, y), ("loss",), size).values["loss"]
+        slow.append(between - started)
+        fast.append(time.process_time() - between)
+        error = max(error, float(np.abs(found / truth - 1).max()))
+    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+    print(f"  copying {statistics.median(slow):.2f} s, surface {statistics.median(fast):.2f} s", flush=True)
+    return [name, str(len(plane.origin)), f"{statistics.median(s / floor for s in slow):.1f}",
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})", f"{goal}", f"{error:.0e}"]
+
+
 def main() -> None:
-    """Print one line a case: the reference's CPU seconds, ours, the median of the paired ratios, the largest error."""
+    """Print the floor, then one row a case; with ``--write`` keep the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", type=int, default=41)
     parser.add_argument("--pairs", type=int, default=3)
-    options = parser.parse_args()
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{options.size} x {options.size} points, {options.pairs} pairs, one thread, CPU seconds")
-    for name, (build, samples, goal) in CASES.items():
-        x, y = torch.randn(samples, 1, 8, 8), torch.randint(0, 10, (samples,))
-        model = build().eval()
-        plane, ratios = Plane.random(model), []
-        for _ in range(options.pairs):
-            t0 = time.process_time()
-            slow = copied(build().eval(), plane, x, y, options.size)
-            t1 = time.process_time()
-            fast = surface(model, plane, (x, y), ("loss",), options.size).values["loss"]
-            t2 = time.process_time()
-            ratios.append((t1 - t0) / (t2 - t1))
-        error, weights = np.abs(fast / slow - 1).max(), len(plane.origin)
-        print(f"{name:28s} {weights:6d} weights  {t1 - t0:6.2f} s  {t2 - t1:6.2f} s  "
-              f"x{statistics.median(ratios):.1f} (goal x{goal})  largest relative error {error:.1e}")
+    keep_freed_memory()
+    speed = rate()
+    head = ["net", "weights", "copying / floor", "copying / `surface` (range)", "goal", "largest relative error"]
+    table = [head, ["---"] * len(head), *(measure(name, given.size, given.pairs, speed) for name in CASES)]
+    lines = [
+        "# Loss surfaces", "", "Generated by `python benchmarks/landscape.py --write`; not edited by hand.", "",
+        f"{given.size} x {given.size} points, {SAMPLES} images of 8 x 8, CPU time, median of {given.pairs} pairs. "
+        "Copying: each point's weights copied into the module, batches of 128. Floor: the arithmetic of the layers "
+        "after the first at the rate of a large matrix product; no method can be faster than copying / floor.", "",
+        *(f"| {' | '.join(row)} |" for row in table), "", machine(),
+    ]
+    print("\n".join(lines))
+    if given.write:
+        PAGE.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """What a SAM step costs beside its two gradients, side by side with the peers that are installed.
 
-    python benchmarks/optimizers.py [--device cuda] [--reps 31] [--only steps|parts|calls]
+    python benchmarks/optimizers.py [--device cuda]                  # all of it, some ten minutes
+    python benchmarks/optimizers.py --only MLP --store FILE          # one piece, kept beside earlier ones
+    python benchmarks/optimizers.py --page --store FILE              # RESULTS_optimizers.md from the pieces kept
 
-Three tables. *Whole steps*: a step as a ratio to the floor, two plain forward and backward passes and one step of
+*Whole steps*: a step as a ratio to the floor, two plain forward and backward passes and one step of
 ``torch.optim.SGD``. *Optimizer only*: both halves and the base's step on ResNet-18's tensors, the gradients given, as a
 ratio to the base's step alone; and the ascent and restore alone, as a ratio to the popular class's. *Calls*: aten calls
 and bytes moved of one step on ResNet-50's 161 tensors.
@@ -15,12 +17,17 @@ median and quartiles over repetitions. No peer is needed: what cannot be importe
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import json
+import os
+import platform
 import random
 import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +38,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sharpnb.optim import ASAM, GSAM, SAM, WSAM
 
 Step = Callable[[], None]
+PAGE = Path(__file__).with_name("RESULTS_optimizers.md")
 
 
 class PopularSAM(torch.optim.Optimizer):
@@ -67,6 +75,35 @@ class PopularSAM(torch.optim.Optimizer):
             self.zero_grad()
 
 
+class ExchangingSAM(PopularSAM):
+    """What we decided against: perturbed weights in memory of their own, and pointers that change twice a step.
+
+    It moves half the bytes, and whoever holds an address (a graphed callable, a view) never sees the perturbation.
+    """
+
+    @torch.no_grad()
+    def first_step(self, zero_grad: bool = False) -> None:
+        """Climb into other memory."""
+        self.tensors = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        grads = [p.grad for p in self.tensors if p.grad is not None]
+        length = torch.stack(torch._foreach_norm(grads)).norm()
+        self.old = [p.data for p in self.tensors]
+        new = torch._foreach_add(self.old, grads, alpha=self.param_groups[0]["rho"] / float(length))
+        for p, w in zip(self.tensors, new, strict=True):
+            p.data = w
+        if zero_grad:
+            self.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self, zero_grad: bool = False) -> None:
+        """Point back and let the base step."""
+        for p, w in zip(self.tensors, self.old, strict=True):
+            p.data = w
+        self.base_optimizer.step()
+        if zero_grad:
+            self.zero_grad()
+
+
 class NoStep(torch.optim.SGD):
     """A base that does nothing, to see the wrapper alone."""
 
@@ -86,6 +123,7 @@ def candidates() -> dict[str, Callable[[nn.Module, type], Any]]:
         "sharpnb WSAM": lambda m, base: WSAM(m.parameters(), base, **SGD),
         "sharpnb GSAM": lambda m, base: GSAM(m.parameters(), base, **SGD),
         "popular class (own writing)": lambda m, base: PopularSAM(m.parameters(), base, rho=0.05, **SGD),
+        "exchanged pointers (own writing)": lambda m, base: ExchangingSAM(m.parameters(), base, rho=0.05, **SGD),
     }
     try:
         import pytorch_optimizer as peer
@@ -183,42 +221,43 @@ def ratios(steps: dict[str, Step], floor: str, inner: int, reps: int, device: st
     return found
 
 
-def table(title: str, columns: dict[str, dict[str, list[float]]]) -> None:
-    """Print medians and quartiles as Markdown, one row a candidate."""
-    print(f"\n### {title}\n\n| | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
-    for name in next(iter(columns.values())):
-        cells = []
-        for column in columns.values():
-            low, middle, high = statistics.quantiles(column[name], n=4)
-            cells.append(f"{middle:.3f} ({low:.2f} to {high:.2f})")
-        print(f"| {name} | " + " | ".join(cells) + " |")
+def table(title: str, found: dict[str, list[float]]) -> list[str]:
+    """Return medians and quartiles as Markdown, one row a candidate."""
+    lines = [f"## {title}", "", "| | median | quartiles |", "|---|---|---|"]
+    for name, values in found.items():
+        low, middle, high = statistics.quantiles(values, n=4)
+        lines.append(f"| {name} | {middle:.3f} | {low:.3f} to {high:.3f} |")
+    return lines
 
 
-# -- the three tables -------------------------------------------------------------------------------------------------
+# -- the tables -----------------------------------------------------------------------------------------------------
 
 
-def whole_steps(device: str, reps: int) -> None:
-    """Compare whole training steps."""
-    settings: dict[str, tuple[Any, int]] = {"MLP": (mlp, 40), "CNN 8x8": (lambda: cnn(8), 8),
-                                            "CNN 32x32": (lambda: cnn(32), 1)}
-    columns = {}
-    for title, (make, inner) in settings.items():
-        steps: dict[str, Step] = {}
-        x = torch.randn(make()[1], device=device)
-        y = torch.randint(10, (len(x),), device=device)
+SETTINGS: dict[str, tuple[Any, int]] = {"MLP": (mlp, 40), "CNN 8x8": (lambda: cnn(8), 8),
+                                        "CNN 32x32": (lambda: cnn(32), 1)}
 
-        def fresh(make: Any = make) -> nn.Module:
-            torch.manual_seed(0)
-            return make()[0].to(device)
 
-        steps["2 gradients + SGD"] = _plain(fresh(), x, y, step=True)
-        steps["2 gradients only"] = _plain(fresh(), x, y, step=False)
-        for name, build in candidates().items():
-            steps[name] = _halves(build, fresh(), x, y)
-        steps["sharpnb SAM, step(closure)"] = _closure(fresh(), x, y)
-        steps["sharpnb SAM, step(closure), model= given"] = _closure(fresh(), x, y, named=True)
-        columns[title] = ratios(steps, "2 gradients + SGD", inner, reps, device)
-    table("Whole steps, ratio to two gradients and torch.optim.SGD", columns)
+def whole_steps(title: str, device: str, reps: int) -> list[str]:
+    """Compare whole training steps of one network."""
+    make, inner = SETTINGS[title]
+    steps: dict[str, Step] = {}
+    model, shape = make()
+    x = torch.randn(shape, device=device)
+    y = torch.randint(10, (len(x),), device=device)
+
+    def fresh() -> nn.Module:
+        torch.manual_seed(0)
+        return make()[0].to(device)
+
+    steps["2 gradients + SGD"] = _plain(fresh(), x, y, step=True)
+    steps["2 gradients only"] = _plain(fresh(), x, y, step=False)
+    for name, build in candidates().items():
+        steps[name] = _halves(build, fresh(), x, y)
+    steps["sharpnb SAM, step(closure)"] = _closure(fresh(), x, y)
+    steps["sharpnb SAM, step(closure), model= given"] = _closure(fresh(), x, y, named=True)
+    weights = sum(p.numel() for p in model.parameters())
+    return table(f"Whole steps, {title} ({weights:,} weights, batches of {len(x)}), over two gradients and "
+                 "torch.optim.SGD", ratios(steps, "2 gradients + SGD", inner, reps, device))
 
 
 def _plain(model: nn.Module, x: Tensor, y: Tensor, step: bool) -> Step:
@@ -255,7 +294,7 @@ def _closure(model: nn.Module, x: Tensor, y: Tensor, named: bool = False) -> Ste
     return lambda: optimizer.step(closure)
 
 
-def optimizer_only(device: str, reps: int) -> None:
+def optimizer_only(device: str, reps: int) -> list[str]:
     """Compare both halves on ResNet-18's tensors, the gradients given."""
     def given(base: type, builders: dict[str, Any]) -> dict[str, Step]:
         steps: dict[str, Step] = {}
@@ -278,11 +317,11 @@ def optimizer_only(device: str, reps: int) -> None:
     for p in model.parameters():
         p.grad = torch.randn_like(p)
     steps = {"torch.optim.SGD alone": lambda: base.step(), **steps}
-    table("Optimizer only, 11 million weights, ratio to one step of torch.optim.SGD",
-          {"both halves and the base": ratios(steps, "torch.optim.SGD alone", 2, reps, device)})
+    lines = table("Both halves and the base, 11 million weights, over one step of torch.optim.SGD",
+                  ratios(steps, "torch.optim.SGD alone", 2, reps, device))
     alone = given(NoStep, candidates())
-    table("Ascent and restore only (a base that does nothing), 11 million weights, ratio to the popular class",
-          {"both halves": ratios(alone, "popular class (own writing)", 2, reps, device)})
+    return [*lines, "", *table("Ascent and restore alone (a base that does nothing), 11 million weights, over the "
+                               "popular class", ratios(alone, "popular class (own writing)", 2, reps, device))]
 
 
 class Traffic(TorchDispatchMode):
@@ -313,10 +352,10 @@ def _sizes(value: Any) -> int:
     return sum(_sizes(v) for v in value) if isinstance(value, list | tuple) else 0
 
 
-def calls(device: str) -> None:
+def calls(device: str) -> list[str]:
     """Count calls and bytes of one step on ResNet-50's tensors, the base's step left out."""
-    print("\n### One step on ResNet-50's 161 tensors, the base left out\n")
-    print("| | aten calls | bytes a weight |\n|---|---|---|")
+    lines = ["## One step on ResNet-50's 161 tensors, the base left out", "",
+             "| | aten calls | bytes read and written a weight |", "|---|---|---|"]
     for name, build in candidates().items():
         model = Tensors(resnet50_shapes()).to(device)
         weights = sum(p.numel() for p in model.parameters())
@@ -331,26 +370,61 @@ def calls(device: str) -> None:
                         getattr(optimizer, half)(zero_grad=True)
                 else:
                     getattr(optimizer, half)(zero_grad=True)
-        print(f"| {name} | {sum(traffic.calls.values())} | {traffic.bytes / weights:.0f} |")
+        lines.append(f"| {name} | {sum(traffic.calls.values())} | {traffic.bytes / weights:.0f} |")
+    return lines
+
+
+def machine(device: str, reps: int) -> str:
+    """Say in neutral words where the numbers are from."""
+    where = torch.cuda.get_device_name() if device == "cuda" else f"one thread of {os.cpu_count()} CPU cores"
+    try:
+        peer = f"pytorch-optimizer {importlib.metadata.version('pytorch-optimizer')}"
+    except importlib.metadata.PackageNotFoundError:
+        peer = "no peers"
+    return (f"{where} ({platform.machine()}), PyTorch {torch.__version__.split('+')[0]}, Python "
+            f"{platform.python_version()}, {peer}, {reps} repetitions")
+
+
+PIECES = (*SETTINGS, "parts", "calls")
+
+
+def page(pieces: dict[str, dict[str, Any]]) -> str:
+    """Return the tables as Markdown."""
+    text = ["# What a sharpness-aware step costs beside its gradients", "",
+            "Written by `python benchmarks/optimizers.py`; not edited by hand. Ratios of CPU time (on CUDA: of device "
+            "time), all candidates in shuffled order within a repetition: below 1 is cheaper than what the heading "
+            "names. *No host read* is `skip_nonfinite=False`."]
+    for name in PIECES:
+        if name in pieces:
+            text += ["", *pieces[name]["lines"], "", f"({pieces[name]['machine']})"]
+    return "\n".join(text) + "\n"
 
 
 def main() -> None:
-    """Print the tables."""
+    """Measure the pieces asked for and print, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--reps", type=int, default=31)
-    parser.add_argument("--only", choices=["steps", "parts", "calls"])
+    parser.add_argument("--only", choices=PIECES, help="one piece; default all")
+    parser.add_argument("--store", type=Path, help="JSON file that gathers pieces")
+    parser.add_argument("--page", action="store_true", help=f"write {PAGE.name} from what --store has, measure nothing")
     options = parser.parse_args()
+    kept = json.loads(options.store.read_text()) if options.store and options.store.exists() else {}
+    if options.page:
+        PAGE.write_text(page(kept))
+        return
     torch.set_num_threads(1)
-    random.seed(0)
-    where = torch.cuda.get_device_name() if options.device == "cuda" else "CPU, one thread"
-    print(f"PyTorch {torch.__version__}, {where}, {options.reps} repetitions: median (quartiles)")
-    if options.only in (None, "steps"):
-        whole_steps(options.device, options.reps)
-    if options.only in (None, "parts"):
-        optimizer_only(options.device, max(7, options.reps // 3))
-    if options.only in (None, "calls"):
-        calls(options.device)
+    for name in [options.only] if options.only else PIECES:
+        random.seed(0)
+        reps = max(7, options.reps // 3) if name == "parts" else 1 if name == "calls" else options.reps
+        if name in SETTINGS:
+            lines = whole_steps(name, options.device, reps)
+        else:
+            lines = optimizer_only(options.device, reps) if name == "parts" else calls(options.device)
+        kept[name] = {"lines": lines, "machine": machine(options.device, reps)}
+        if options.store:
+            options.store.write_text(json.dumps(kept, indent=1))
+        print(page({name: kept[name]}), flush=True)
 
 
 if __name__ == "__main__":

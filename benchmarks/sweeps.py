@@ -1,36 +1,44 @@
 """How much faster is a cell of a sweep? ``train_many`` beside a plain loop of torch.optim runs and torch.func.vmap.
 
 Ratios of CPU time, one thread, paired within a round, their median and range over the rounds; equal work: the same
-steps on the same batches, no evaluation. On request the CPU seconds of a whole heatmap with its evaluations.
-Run: ``python benchmarks/sweeps.py [--rounds 5] [--members 32] [--heatmap]``.
+steps on the same batches, no evaluation; every side has the allocator's setting of ``sharpnb.memory``. The floor is the
+arithmetic of a step, forwards and backwards, at the rate of a large matrix product. On request the CPU seconds of a
+whole heatmap with its evaluations.
+Run: ``python benchmarks/sweeps.py [--rounds 5] [--members 32] [--heatmap] [--write]``; the page RESULTS_sweeps.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad, vmap
+from torch.utils.flop_counter import FlopCounterMode
 
 from sharpnb.lab import load_data, models, sweep
 from sharpnb.lab.many import _Group
 from sharpnb.lab.settings import validated
 from sharpnb.lab.studies import alpha_lambda
 from sharpnb.lab.training import batches
+from sharpnb.memory import keep_freed_memory
 from sharpnb.optim import SAM
 
+PAGE = Path(__file__).with_name("RESULTS_sweeps.md")
 DATA = load_data("digits", train_size=1000)
 NETS: dict[str, Callable[[int], nn.Module]] = {
     "MLP 64-64-10": lambda seed: models.mlp((64, 64, 10), seed=seed),
     "CNN, width 8": lambda seed: models.cnn(8, seed=seed),
     "CNN, width 8, BatchNorm": lambda seed: models.cnn(8, norm=True, seed=seed),
 }
+GOALS = {"MLP 64-64-10": "3.5", "CNN, width 8": "3.0"}  # of the design, over a loop of torch.optim runs
 BATCH, LR, MOMENTUM, RHO = 64, 0.05, 0.9, 0.05
 
 
@@ -111,33 +119,75 @@ def cpu_seconds(run: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
+def rate() -> float:
+    """Return the operations a second of a large matrix product on one thread."""
+    a, b = torch.randn(768, 768), torch.randn(768, 768)
+    return max(3 * 2 * 768**3 / cpu_seconds(lambda: [a @ b for _ in range(3)]) for _ in range(10))
+
+
+def floor(build: Callable[[int], nn.Module], rule: str, speed: float) -> float:
+    """Return the seconds that the arithmetic of one step of one cell takes at ``speed``."""
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(build(0)(DATA.train_x[:BATCH]), DATA.train_y[:BATCH]).backward()
+    return counter.get_total_flops() * (2 if rule == "sam" else 1) / speed
+
+
+def measure(name: str, rule: str, members: int, steps: int, rounds: int, speed: float) -> list[str]:
+    """Return a row of the table."""
+    build = NETS[name]
+    least = floor(build, rule, speed) * members * steps
+    print(f"{name} {rule}: floor {least:.3f} s for {members} cells and {steps} steps", flush=True)
+    mine = ours(build, members, steps, rule)
+    made = {"loop": loop(build, members, steps, rule), "vmap": by_vmap(build, members, steps, rule)}
+    rivals = {rival: run for rival, run in made.items() if run}
+    for run in (mine, *rivals.values()):
+        run()  # warm-up
+    own: list[float] = []
+    times: dict[str, list[float]] = {rival: [] for rival in rivals}
+    for _ in range(rounds):
+        own.append(cpu_seconds(mine))
+        for rival, run in rivals.items():
+            times[rival].append(cpu_seconds(run))
+    ratios = {rival: [a / b for a, b in zip(times[rival], own, strict=True)] for rival in rivals}
+    told = {k: f"{statistics.median(r):.2f} ({min(r):.2f} to {max(r):.2f})" for k, r in ratios.items()}
+    print(f"  train_many {statistics.median(own):.2f} s; rival / train_many: {told}", flush=True)
+    ceiling = f"{statistics.median(times['loop']) / least:.1f}"
+    return [name, rule, ceiling, told["loop"], GOALS.get(name, ""), told.get("vmap", "")]
+
+
 def main() -> None:
-    """Measure and print one line a net and rule."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Print the floor, then one row a net and rule; with ``--write`` keep the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--members", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--heatmap", action="store_true", help="also train the heatmap")
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"CPU time a cell over train_many's: K = {given.members}, batch {BATCH}, median (range) of {given.rounds}")
-    for name, build in NETS.items():
-        for rule in ("sgd", "sam"):
-            runs = {"torch.optim loop": loop, "torch.func.vmap": by_vmap}
-            made = {rival: make(build, given.members, given.steps, rule) for rival, make in runs.items()}
-            rivals = {rival: run for rival, run in made.items() if run}
-            mine = ours(build, given.members, given.steps, rule)
-            for run in (mine, *rivals.values()):
-                run()  # warm-up
-            ratios: dict[str, list[float]] = {rival: [] for rival in rivals}
-            for _ in range(given.rounds):
-                own = cpu_seconds(mine)
-                for rival, run in rivals.items():
-                    ratios[rival].append(cpu_seconds(run) / own)
-            told = [f"{rival} {statistics.median(r):.2f} ({min(r):.2f} to {max(r):.2f})" for rival, r in ratios.items()]
-            print(f"{name:24} {rule:4} {'; '.join(told)}")
+    keep_freed_memory()
+    speed = rate()
+    head = ["net", "rule", "loop / floor", "loop / `train_many` (range)", "goal", "vmap / `train_many` (range)"]
+    table = [head, ["---"] * len(head)]
+    table += [measure(name, rule, given.members, given.steps, given.rounds, speed)
+              for name in NETS for rule in ("sgd", "sam")]
+    lines = [
+        "# Sweeps", "", "Generated by `python benchmarks/sweeps.py --write`; not edited by hand.", "",
+        f"CPU time a cell, K = {given.members} cells, batches of {BATCH}, {given.steps} steps, median of "
+        f"{given.rounds} rounds. Loop: one `torch.optim` run after the other. Floor: the arithmetic of a step at the "
+        "rate of a large matrix product; nothing can be faster than loop / floor. vmap: "
+        "`vmap(grad(functional_call))`, where there are no buffers.", "",
+        *(f"| {' | '.join(row)} |" for row in table), "",
+    ]
     if given.heatmap:
-        print(f"heatmap, 1200 cells: {cpu_seconds(heatmap):.1f} CPU seconds")
+        took = cpu_seconds(heatmap)
+        lines += [f"Notebook 11's heatmap, 10 x 10 cells, 3 seeds, 4 optimizers, 100 steps and their evaluations: "
+                  f"{took:.0f} CPU seconds (goal: at most 60).", ""]
+    lines += [f"{os.cpu_count()} cores, one thread used, PyTorch {torch.__version__}, "
+              f"{torch.backends.cpu.get_cpu_capability()}."]
+    print("\n".join(lines))
+    if given.write:
+        PAGE.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -91,25 +91,25 @@ def run(
 
 @app.command()
 def report() -> None:
-    """Write REPORT.md: every claim of the papers, the paper's number, the measured one, the verdict."""
+    """Write REPORT.md and REPORT.html: every figure, table and claim of the papers, what was measured, the verdict."""
+    from sharpnb.lab import report as pages
     from sharpnb.lab import scoreboard
 
     try:
-        rows, page = scoreboard.rows(), scoreboard.report()
+        rows = scoreboard.rows()
+        if not rows:
+            raise RunnerError("There are no claims in data/records yet. Make them: sharpnb run")
+        pages.write()
     except ValueError as error:
         raise RunnerError(str(error)) from None
-    if not rows:
-        raise RunnerError("There are no claims in data/records yet. Make them: sharpnb run")
-    file = paths.root() / "REPORT.md"
-    if not file.exists() or file.read_text(encoding="utf-8") != page:
-        paths.write_whole(file, page)
     verdicts = [verdict for verdict, number in scoreboard.counts(rows).items() if number]
     table = Table("paper", *verdicts)
     for paper in dict.fromkeys(row.paper for row in rows):
         counted = scoreboard.counts([row for row in rows if row.paper == paper])
         table.add_row(Text(paper), *(str(counted[verdict] or "") for verdict in verdicts))
     _console.print(table)
-    _console.print(Text(f"All {len(rows)} claims with their numbers: {file}"), soft_wrap=True)
+    file = paths.root() / "REPORT.md"
+    _console.print(Text(f"All {len(rows)} claims with their numbers: {file}, REPORT.html"), soft_wrap=True)
 
 
 @app.command("data")
@@ -163,6 +163,74 @@ def sweep_command(
     bad = sum(reason != "" for reason in table["reason"])
     _console.print(Text(f"{len(table)} cells, {bad} of them with a reason and no result: {file.with_suffix('.csv')}"),
                    soft_wrap=True)
+
+
+@app.command("spectrum")
+def spectrum_command(
+    model: Annotated[str, typer.Option(
+        help="module:function (or file.py:function) that returns your network, or a torchvision model's name.",
+        show_default=False)],
+    data: Annotated[str, typer.Option(
+        help="module:function that returns (x, y), batches, a Dataset or a DataLoader; or digits, cifar10, …; or "
+        "noise:3x224x224, one synthetic batch.", show_default=False)],
+    checkpoint: Annotated[Path | None, typer.Option(
+        help="Torch file with the weights: a state dict, or a file that holds one.", show_default=False)] = None,
+    key: Annotated[str | None, typer.Option(
+        help="Where the state dict is in the file, if not found by itself.", show_default=False)] = None,
+    weights: Annotated[str | None, typer.Option(
+        help="Torchvision's pretrained weights, such as DEFAULT.", show_default=False)] = None,
+    classes: Annotated[int | None, typer.Option(
+        min=1, help="Outputs of a torchvision model, where not ImageNet's.", show_default=False)] = None,
+    loss: Annotated[str, typer.Option(
+        help="cross_entropy, mse, binary_cross_entropy, or module:function.")] = "cross_entropy",
+    operator: Annotated[str, typer.Option(help="hessian, ggn (Gauss-Newton) or fisher (empirical).")] = "hessian",
+    mode: Annotated[str, typer.Option(help="eval, batch_stats (BatchNorm by each batch) or as_is.")] = "eval",
+    params: Annotated[list[str] | None, typer.Option(
+        help="Only these parameters or layers: a name or pattern; repeat as needed.", show_default=False)] = None,
+    split: Annotated[str, typer.Option(help="train or test, of a data set named.")] = "train",
+    batch_size: Annotated[int, typer.Option(min=1, help="How data sets are cut.")] = 256,
+    batches: Annotated[int | None, typer.Option(
+        min=1, help="Take so many batches. Default: all.", show_default=False)] = None,
+    top: Annotated[int, typer.Option(min=0, help="Largest eigenvalues to find and verify; 0 for none.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Lanczos steps a probe.")] = 60,
+    probes: Annotated[int, typer.Option(min=0, help="Random probes of the density; 0 for no density.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of the probes.")] = 0,
+    memory: Annotated[float | None, typer.Option(
+        min=0, help="Gigabytes for the bases. Default: what a probe needs, and up to 2.", show_default=False)] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    out: Annotated[Path, typer.Option(help="Folder for numbers and figure.")] = Path("spectrum"),
+) -> None:
+    """Measure the Hessian's spectrum of your own network: eigenvalues, density, trace, with their errors.
+
+    After a kill the same command goes on from where it was. Files: spectrum.json, eigenvalues.csv, density.csv, .png
+    and .svg.
+    """
+    from sharpnb.lab import checkpoint as own
+    from sharpnb.lab import spectra
+    from sharpnb.lab.training import pick_device
+
+    try:
+        settings = spectra.Settings(
+            operator, mode, tuple(params or ()), top, steps, probes, seed, None if memory is None else memory * 1e9)
+        kind, at = own.float_type(dtype), pick_device(device)
+        network = own.load_model(model, checkpoint, key=key, weights=weights, classes=classes).to(at, kind)
+        found = spectra.measure_spectrum(
+            network, own.load_loss(loss),
+            own.load_batches(data, split=split, batch_size=batch_size, limit=batches, dtype=kind), settings, out,
+            origin={"model": model, "checkpoint": checkpoint and checkpoint.name, "weights": weights, "data": data,
+                    "split": split, "loss": loss},
+            progress=sys.stderr.isatty(), say=lambda text: _console.print(Text(text), soft_wrap=True))
+    except ValueError as error:
+        raise RunnerError(str(error)) from None
+    table = Table("", model, show_header=True)
+    for name, text in found.rows():
+        table.add_row(name, Text(text))
+    _console.print(table)
+    written = found.write(out)
+    _console.print(Text(f"Written: {', '.join(map(str, written))}"), soft_wrap=True)
+    if not found.complete:
+        _stop("It did not come to its end. The same command goes on from its last save, at most a minute ago.", 130)
 
 
 def main() -> None:

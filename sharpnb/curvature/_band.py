@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sharpnb.curvature.lanczos import BREAKDOWN, norm, orthogonalize, product_error, products
+from sharpnb.curvature.lanczos import BREAKDOWN, SLICE, norm, orthogonalize, product_error, products
 
 SPANNED = 1e-3  # of a unit vector, what is left outside the space may be this small before it counts as inside
 CHUNK = 16  # rows allocated together: memory grows as the space does, and nothing is copied
@@ -122,7 +122,7 @@ class Band:
         if size <= floor or self.count == self.n:
             return False
         if self.count == len(self._chunks) * CHUNK:
-            self._chunks.append(self._like.new_empty(min(CHUNK, self.n - self.count), self.n))
+            self._chunks.append(self._like.new_empty(min(CHUNK, self._most() - self.count), self.n))
         if self.count == len(self.matrix):
             self.matrix = np.pad(self.matrix, (0, CHUNK))
             self.forgotten = np.pad(self.forgotten, ((0, 0), (0, CHUNK)))
@@ -158,15 +158,28 @@ class Band:
         """
         values, _, s = self.ritz()
         j, k, s = self.done, len(keep), s[:, keep]
-        kept, coupling, forgotten = self.vectors(s), self.matrix[j, :j] @ s, self.forgotten[:, :j] @ s
-        for index, row in enumerate((*kept, self._row(j).clone()) if self.waiting else kept):
-            self._row(index).copy_(row)
+        coupling, forgotten = self.matrix[j, :j] @ s, self.forgotten[:, :j] @ s
+        self._rotate(s)
+        if self.waiting:
+            self._row(k).copy_(self._row(j))
         self.matrix, self.forgotten = np.zeros_like(self.matrix), np.zeros_like(self.forgotten)
         self.matrix[range(k), range(k)] = values[keep]
         self.forgotten[:, :k] = forgotten
         if self.waiting:
             self.matrix[k, :k] = self.matrix[:k, k] = coupling
         self.count, self._first = k + self.waiting, 0
+
+    def _most(self) -> int:
+        return min(self.n, max(self.limit, self.count + 1))
+
+    def _rotate(self, s: np.ndarray) -> None:
+        """Put the Ritz vectors with coefficients ``s`` in the place of the first rows, slice by slice, in place."""
+        j, turn = self.done, torch.from_numpy(np.ascontiguousarray(s.T)).to(self._like)
+        for start in range(0, self.n, SLICE):
+            columns = slice(start, start + SLICE)
+            turned = turn @ torch.cat([rows[:, columns] for rows in self._rows()])[:j]
+            for index, piece in enumerate(turned):
+                self._row(index)[columns] = piece
 
     def _row(self, index: int) -> Tensor:
         return self._chunks[index // CHUNK][index % CHUNK]

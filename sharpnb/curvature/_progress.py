@@ -35,3 +35,9 @@ class Progress:
         """Count products made."""
         if self._bar is not None:
             self._bar.update(products)
+
+    def expect(self, total: int) -> None:
+        """Correct the number of products expected."""
+        if self._bar is not None:
+            self._bar.total = total
+            self._bar.refresh()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -76,17 +76,49 @@ def spectral_density(
     """
     n = op.shape[0]
     _validate(op, steps, probes, deflate, distribution, memory)
-    group = max(1, min(probes, int((LOCK_STEP_BYTES if memory is None else memory) // basis_bytes(op, steps))))
-    size = basis_bytes(op, steps, group)
-    log.info("spectral_density: n = %d, %d probes of %d steps, %d at a time: bases of %.1f MB",
-             n, probes, steps, group, size / 1e6)
+    need = memory_plan(op, steps, probes, deflate, memory)
+    log.info("spectral_density: n = %d, %d probes of %d steps; %s", n, probes, steps, need)
     draw = gaussian_row if distribution == "gaussian" else rademacher_row
-    key = ("spectral_density", n, steps, probes, deflate, seed, distribution, group)
+    key = ("spectral_density", n, steps, probes, deflate, seed, distribution, need.group)
     saved = Checkpoint(checkpoint, key, checkpoint_every)
-    rows = n if memory is None else max(4, int(memory // basis_bytes(op, 1)))
-    job = _Job(op, steps, probes, deflate, group, rows, lambda index: draw(op, seed, index + 1), seed, saved)
-    ending = job.run(Progress(progress, probes * steps, "spectral density"))
-    return SpectralDensity(n, job.atoms, job.residuals, tuple(job.runs), steps, seed, job.products, ending, size)
+    job = _Job(op, steps, probes, deflate, need.group, need.rows, lambda index: draw(op, seed, index + 1), seed, saved)
+    ending = job.run(progress)
+    runs = tuple(job.runs)
+    return SpectralDensity(n, job.atoms, job.residuals, runs, steps, seed, job.products, ending, need.probing)
+
+
+class MemoryPlan(NamedTuple):
+    """What the bases of :func:`spectral_density` take.
+
+    Attributes:
+        group: probes that run in lock step.
+        probing: bytes of their bases.
+        locking: bytes of the basis of the first phase at its largest; it is gone when the probes start.
+        rows: most vectors of that basis.
+    """
+
+    group: int
+    probing: int
+    locking: int
+    rows: int
+
+    def __str__(self) -> str:
+        return (f"bases of at most {self.locking / 1e9:.3g} GB to lock outliers, then of {self.probing / 1e9:.3g} GB "
+                f"for {self.group} probes at a time")
+
+
+def memory_plan(
+    op: Any, steps: int = 60, probes: int = 8, deflate: int | Literal["auto"] = "auto", memory: float | None = None
+) -> MemoryPlan:
+    """Return what :func:`spectral_density` with these arguments will take, before it does.
+
+    On top come the locked vectors (about ten in a trained network, ``basis_bytes(op, 1)`` each), some ten vectors to
+    work with, and the gradient graphs of the operator (``op.graph_bytes()`` a batch).
+    """
+    group = max(1, min(probes, int((LOCK_STEP_BYTES if memory is None else memory) // basis_bytes(op, steps))))
+    rows = op.shape[0] if memory is None else max(4, int(memory // basis_bytes(op, 1)))
+    most = 0 if deflate == 0 else min(rows, _products_to_lock(deflate)[1] + 1)
+    return MemoryPlan(group, basis_bytes(op, steps, group), basis_bytes(op, most), rows)
 
 
 def _validate(op: Any, steps: int, probes: int, deflate: int | str, distribution: str, memory: float | None) -> None:
@@ -116,6 +148,7 @@ class _Job:
         self.atoms, self.residuals = np.zeros(0), np.zeros(0)
         self.spent = 0  # products of the first phase
         self.deflated = deflate == 0
+        self.band: Band | None = None  # the first phase, while it runs
         self.runs: list[LanczosResult] = []
         self.chains: list[Krylov] = []
 
@@ -123,23 +156,28 @@ class _Job:
     def products(self) -> int:
         return self.spent + sum(run.products for run in self.runs)
 
-    def run(self, bar: Progress) -> Ending:
+    def run(self, progress: bool) -> Ending:
         if state := self.saved.load():
             self._restore(state)
+        most = 0 if self.deflate == 0 else _products_to_lock(self.deflate)[1]
+        made = self.products + sum(chain.j for chain in self.chains) + (self.band.products if self.band else 0)
         ending: Ending | None = None
-        if not self.deflated:
-            ending = self._deflate()
-        room = self.n - len(self.locked)
-        with bar:
+        with Progress(progress, most + self.probes * self.steps, "spectral density", made) as bar:
+            if not self.deflated:
+                ending = self._deflate(bar)
+                bar.expect(self.spent + self.probes * self.steps)
+            room = self.n - len(self.locked)
             while ending is None and room and len(self.runs) < self.probes:
                 ending = self._next_group(min(self.steps, room), bar)
         return ending or self._verdict()
 
     # ---- first phase: lock ------------------------------------------------------------------------------------------
 
-    def _deflate(self) -> Ending | None:
-        band = Band(self.n, self.locked.dtype, self.op.device, self.rows)
-        band.start(gaussian_row(self.op, self.seed))
+    def _deflate(self, bar: Progress) -> Ending | None:
+        band = self.band
+        if band is None:
+            band = self.band = self._empty_band()
+            band.start(gaussian_row(self.op, self.seed))
         ending = None
         try:
             while not (band.exhausted or self._enough(band)):
@@ -150,16 +188,23 @@ class _Job:
                 if not band.step(self.op):
                     ending = Ending.NON_FINITE
                     break
+                bar.update(1)
+                self.saved.save(self._state)
         except KeyboardInterrupt:
             ending = Ending.INTERRUPTED
         self.spent = band.products
         if band.done:
             self._lock(band)
-        self.deflated = True
+        self.band, self.deflated = None, True
+        del band  # before copies are made
+        self.locked = _orthonormal(self.locked)
         return ending
 
+    def _empty_band(self) -> Band:
+        return Band(self.n, self.locked.dtype, self.op.device, self.rows)
+
     def _enough(self, band: Band) -> bool:
-        least, most = AUTO_STEPS if self.deflate == "auto" else (int(self.deflate), 40 + 4 * int(self.deflate))
+        least, most = _products_to_lock(self.deflate)
         if band.products < least:
             return False
         if band.products >= most:
@@ -176,7 +221,7 @@ class _Job:
             good = good[np.argsort(-np.abs(values[good]), kind="stable")][: int(self.deflate)]
         good = good[np.argsort(-values[good])]
         self.atoms, self.residuals = values[good], residuals[good]
-        self.locked = _orthonormal(band.vectors(s[:, good]))
+        self.locked = band.vectors(s[:, good])
 
     # ---- second phase: probe the complement -------------------------------------------------------------------------
 
@@ -202,6 +247,8 @@ class _Job:
     # ---- saving -----------------------------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, np.ndarray]:
+        if self.band is not None:
+            return {f"band_{name}": value for name, value in self.band.state().items()}
         state = {"locked": self.locked.cpu().numpy(), "atoms": self.atoms, "residuals": self.residuals,
                  "spent": np.array(self.spent), "runs": np.array(len(self.runs)), "chains": np.array(len(self.chains))}
         for i, run in enumerate(self.runs):
@@ -212,6 +259,10 @@ class _Job:
         return state
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
+        if "band_rows" in state:
+            self.band = self._empty_band()
+            self.band.restore({name.removeprefix("band_"): value for name, value in state.items()})
+            return
         self.locked = torch.from_numpy(state["locked"]).to(self.locked)
         self.atoms, self.residuals, self.spent = state["atoms"], state["residuals"], int(state["spent"])
         self.deflated = True
@@ -225,6 +276,11 @@ class _Job:
             prefix = f"chain{i}_"
             chain.restore({name.removeprefix(prefix): a for name, a in state.items() if name.startswith(prefix)})
             self.chains.append(chain)
+
+
+def _products_to_lock(deflate: int | str) -> tuple[int, int]:
+    """Return the least and most products of the first phase."""
+    return AUTO_STEPS if deflate == "auto" else (int(deflate), 40 + 4 * int(deflate))
 
 
 def _orthonormal(rows: Tensor) -> Tensor:

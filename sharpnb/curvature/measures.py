@@ -64,7 +64,7 @@ def measure(
         seed: of everything random.
 
     Returns:
-        Spectrum (``lambda_max``, ``lambda_min``, ``ratio_1_5``, ``trace``, ``frobenius``), sharpness
+        Spectrum (``lambda_max``, ``lambda_min``, ``ratio_1_5``, ``trace``, ``frobenius``, ``moment_3``), sharpness
         (``sharpness``, ``sharpness_worst`` by 20 steps, ``sharpness_adaptive``, ``sharpness_average``), and the sizes
         ``gradient_norm`` and ``weight_norm``. NaN where a measure does not exist.
     """
@@ -77,6 +77,7 @@ def measure(
         "ratio_1_5": spectrum.ratio(1, 5) if len(spectrum.top) >= 5 else float("nan"),
         "trace": spectrum.trace.value,
         "frobenius": spectrum.frobenius.value,
+        "moment_3": float(spectrum.moments(3).value[2]),
         "sharpness": sharpness(model, loss, data, rho, m, **options).value,
         "sharpness_worst": sharpness(model, loss, data, rho, m, steps=20, **options).value,
         "sharpness_adaptive": sharpness(model, loss, data, 10 * rho, m, adaptive=True, **options).value,

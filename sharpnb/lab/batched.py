@@ -41,6 +41,7 @@ class BatchedNet:
 
     A norm layer uses the statistics of the batch, each model its own, unless ``statistics`` are given. There are no
     running averages: :meth:`statistics` measures on as many images as one has, which depends on the weights alone.
+    What is random in training only (:mod:`sharpnb.lab.families`) is at rest in both, and draws from the global state.
 
     Attributes:
         normalises: whether the model has norm layers.
@@ -60,10 +61,17 @@ class BatchedNet:
                              "Linear, Conv2d and BatchNorm layers and its forward pass mixes no channels itself. Build "
                              "it so, or use sharpnb.lab.train, one model at a time.")
 
+    @property
+    def layers(self) -> nn.Module:
+        """The layers that run, twins in the places of those with weights."""
+        return self._model
+
     def __call__(self, w: Tensor, x: Tensor, statistics: Statistics | None = None) -> Tensor:
-        """Return the logits, (K, B, classes); norm layers use the batch's statistics, or the given ones."""
+        """Return the logits, (K, B, classes); norms use the batch's statistics, or (evaluation mode) the given ones."""
         if self._by_vmap:
             return self._by_vmap(w, x)
+        if self._model.training != (statistics is None):
+            self._model.train(statistics is None)
         return self._run(w, x, statistics, momentum=0.0)
 
     @torch.no_grad()
@@ -75,6 +83,7 @@ class BatchedNet:
         norms = [twin for twin in self._twins if isinstance(twin, _Norm)]
         found = [(w.new_zeros(len(w) * twin.channels), w.new_ones(len(w) * twin.channels)) for twin in norms]
         seen = 0
+        self._model.eval()
         for x in chunks if norms else ():
             seen += x.shape[1]
             self._run(w, x.expand(len(w), *x.shape[1:]), found, momentum=x.shape[1] / seen)
@@ -89,9 +98,12 @@ class BatchedNet:
         return _features(self._model(x), len(w))
 
     def _is_right(self, model: nn.Module) -> bool:
-        """Whether the twins compute what the model does, tried on two rows of noise in float64."""
+        """Whether the twins compute what the model does, tried on two rows of noise in float64, nothing random."""
         generator = torch.Generator().manual_seed(0)
-        original = copy.deepcopy(model).to("cpu", torch.float64).train()
+        original = copy.deepcopy(model).to("cpu", torch.float64).eval()
+        for norm in (m for m in original.modules() if isinstance(m, _BatchNorm)):
+            norm.train()
+        self._model.eval()
         n = sum(self._sizes)
         w = torch.randn(2, n, generator=generator, dtype=torch.float64) / n**0.25
         for shape in _plausible_inputs(model):
@@ -191,7 +203,23 @@ class _Flatten(_Twin):
         self.k = len(pieces[0])
 
     def forward(self, x: Tensor) -> Tensor:
-        return _features(x, self.k)
+        return _features(_with_gradient_like_images(x) if x.ndim == 4 else x, self.k)
+
+
+class _Mean(_Flatten):
+    def forward(self, x: Tensor) -> Tensor:  # (B, K C, H, W) -> (B, K C, 1, 1)
+        return self.layer[0](_with_gradient_like_images(x))
+
+
+def _with_gradient_like_images(x: Tensor) -> Tensor:
+    """Return images whose gradient is channels-last too.
+
+    The gradient of a mean or of flattened images comes in the usual layout, and every layer before it would then walk
+    through two layouts at once (measured a tenth of the whole step). The numbers are the same.
+    """
+    if x.requires_grad:
+        x.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
+    return x
 
 
 def _twin_of(layer: nn.Module) -> type[_Twin] | None:
@@ -201,6 +229,8 @@ def _twin_of(layer: nn.Module) -> type[_Twin] | None:
         return _Norm
     if isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) == (1, -1):
         return _Flatten
+    if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1)):
+        return _Mean
     return _Linear if isinstance(layer, nn.Linear) else None
 
 

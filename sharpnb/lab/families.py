@@ -23,9 +23,10 @@ def _mixed(forward: Tensor, backward: Tensor) -> Tensor:
     return backward + (forward - backward).detach()
 
 
-def _uniform(x: Tensor, low: float, high: float) -> Tensor:
-    """Draw one number an image, (N, 1, 1, 1)."""
-    return torch.empty(len(x), 1, 1, 1, device=x.device, dtype=x.dtype).uniform_(low, high)
+def _uniform(x: Tensor, channels: int, low: float, high: float) -> Tensor:
+    """Draw one number an image and net, (N, K * channels, 1, 1); K > 1 in :mod:`sharpnb.lab.batched`."""
+    drawn = torch.empty(len(x), x.shape[1] // channels, device=x.device, dtype=x.dtype).uniform_(low, high)
+    return drawn.repeat_interleave(channels, 1)[:, :, None, None]
 
 
 class ShakeShake(nn.Module):
@@ -48,15 +49,15 @@ class ShakeShake(nn.Module):
         )
         change = stride != 1 or fan_in != fan_out
         self.skip = nn.Conv2d(fan_in, fan_out, 1, stride, bias=False) if change else nn.Identity()
-        self.true_gradient = False
+        self.channels, self.true_gradient = fan_out, False
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C', H/stride, W/stride)
         """Return skip plus mixture."""
         u, v = (branch(x) for branch in self.branches)
         if not self.training:
             return self.skip(x) + (u + v) / 2
-        a = _uniform(x, 0.0, 1.0)
-        b = a if self.true_gradient else _uniform(x, 0.0, 1.0)
+        a = _uniform(u, self.channels, 0.0, 1.0)
+        b = a if self.true_gradient else _uniform(u, self.channels, 0.0, 1.0)
         return self.skip(x) + _mixed(a * u + (1 - a) * v, b * u + (1 - b) * v)
 
 
@@ -77,53 +78,64 @@ class Pyramid(nn.Module):
             nn.ReLU(), nn.Conv2d(fan_out, fan_out, 3, 1, 1, bias=False), nn.BatchNorm2d(fan_out),
         )
         self.stride, self.extra, self.keep = stride, fan_out - fan_in, keep
-        self.true_gradient = False
+        self.channels, self.true_gradient = fan_out, False
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C', H/stride, W/stride)
         """Return skip plus (shaken) residual."""
         skip = F.avg_pool2d(x, 2, ceil_mode=True) if self.stride == 2 else x
-        return F.pad(skip, (0, 0, 0, 0, 0, self.extra)) + self._shaken(self.body(x))
+        nets = skip.unflatten(1, (-1, self.channels - self.extra))
+        return F.pad(nets, (0, 0, 0, 0, 0, self.extra)).flatten(1, 2) + self._shaken(self.body(x))
 
     def _shaken(self, residual: Tensor) -> Tensor:
         if self.keep == 1.0 or not self.training:
             return self.keep * residual
-        gate = (_uniform(residual, 0.0, 1.0) < self.keep).to(residual.dtype)
-        a = _uniform(residual, -1.0, 1.0)
-        b = a if self.true_gradient else _uniform(residual, 0.0, 1.0)
+        gate = (_uniform(residual, self.channels, 0.0, 1.0) < self.keep).to(residual.dtype)
+        a = _uniform(residual, self.channels, -1.0, 1.0)
+        b = a if self.true_gradient else _uniform(residual, self.channels, 0.0, 1.0)
         return _mixed((gate + a - gate * a) * residual, (gate + b - gate * b) * residual)
+
+
+def set_true_gradient(model: nn.Module, on: bool) -> None:
+    """Let every shake in ``model`` use its forward numbers backward too, or draw others."""
+    for module in model.modules():
+        if isinstance(module, (ShakeShake, Pyramid)):
+            module.true_gradient = on
 
 
 @_leaves_global_state
 def shake_shake(
-    depth: int = 8, width: int = 16, *, channels: int = 3, classes: int = 10, seed: int = 0
+    depth: int = 8, width: int = 16, *, stem: int = 16, channels: int = 3, classes: int = 10, seed: int = 0
 ) -> nn.Sequential:
     """Shake-Shake net of ``depth`` = 6 n + 2 and first ``width`` (Table 1's is 26 2x96d: depth 26, width 96).
+
+    ``stem``: channels of the first convolution (16 in the papers).
 
     Raises:
         ValueError: if the depth is not 6 n + 2.
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth = {depth}: a Shake-Shake net here has 6 n + 2 layers: 8, 14, 20, 26.")
-    body, fan_in = [], 16
+    body, fan_in = [], stem
     for stage in range(3):
         for block in range((depth - 2) // 6):
             fan_out = width * 2**stage
             body.append(ShakeShake(fan_in, fan_out, 2 if stage and not block else 1))
             fan_in = fan_out
-    stem = (nn.Conv2d(channels, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16))
-    model = nn.Sequential(*stem, *body, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(fan_in, classes))
+    first = (nn.Conv2d(channels, stem, 3, 1, 1, bias=False), nn.BatchNorm2d(stem))
+    model = nn.Sequential(*first, *body, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(fan_in, classes))
     _initialise(model, seed)
     return model
 
 
 @_leaves_global_state
 def pyramid_net(
-    depth: int = 8, alpha: int = 24, *, last_keep: float = 1.0, channels: int = 3, classes: int = 10, seed: int = 0
+    depth: int = 8, alpha: int = 24, *, last_keep: float = 1.0, stem: int = 16, channels: int = 3, classes: int = 10,
+    seed: int = 0,
 ) -> nn.Sequential:
     """PyramidNet of ``depth`` = 6 n + 2 whose width grows by ``alpha`` in all (Table 1's is depth 272, alpha 200).
 
     ``last_keep`` < 1 adds ShakeDrop, the probability of an undisturbed block falling linearly to ``last_keep`` at the
-    last one (0.5 in Table 1).
+    last one (0.5 in Table 1). ``stem``: channels of the first convolution (16 in the papers).
 
     Raises:
         ValueError: if the depth is not 6 n + 2, or ``last_keep`` is no probability.
@@ -133,13 +145,13 @@ def pyramid_net(
     if not 0 < last_keep <= 1:
         raise ValueError(f"last_keep = {last_keep}: a probability, must lie in (0, 1]; 0.5 is the paper's, 1 is none.")
     blocks = (depth - 2) // 2
-    widths = [16 + round(alpha * k / blocks) for k in range(blocks + 1)]
+    widths = [stem + round(alpha * k / blocks) for k in range(blocks + 1)]
     body = []
     for k in range(blocks):
         stride = 2 if k and k % (blocks // 3) == 0 else 1
         body.append(Pyramid(widths[k], widths[k + 1], stride, 1 - (1 - last_keep) * (k + 1) / blocks))
-    stem = (nn.Conv2d(channels, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16))
+    first = (nn.Conv2d(channels, stem, 3, 1, 1, bias=False), nn.BatchNorm2d(stem))
     head = (nn.BatchNorm2d(widths[-1]), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    model = nn.Sequential(*stem, *body, *head, nn.Linear(widths[-1], classes))
+    model = nn.Sequential(*first, *body, *head, nn.Linear(widths[-1], classes))
     _initialise(model, seed)
     return model

@@ -44,6 +44,7 @@ class Feed:
         self.generators = [torch.Generator().manual_seed(seed) for _, seed in streams]
         self.orders = [batches(len(sets[0].train_y), batch_size, generator) for generator in self.generators]
         self.images = [clean[data].train_x for data, _ in streams]
+        self.shared = self.images[0] if len(clean) == 1 else None  # one look-up for all streams
         self.stream = None if stream == list(range(len(configs))) else torch.tensor(stream, device=device)
         labels = {k: part for part, rows in self.parts for k in rows.tolist()}
         self.labels = torch.stack([labels[k].train_y for k in range(len(configs))])  # (K, N)
@@ -51,7 +52,8 @@ class Feed:
     def next_batch(self) -> tuple[Tensor, Tensor]:
         """Return the next batch of every member."""
         index = torch.stack([next(order) for order in self.orders]).to(self.device)  # (streams, B)
-        x = torch.stack([images[rows] for images, rows in zip(self.images, index, strict=True)])
+        x = self.shared[index] if self.shared is not None else torch.stack(
+            [images[rows] for images, rows in zip(self.images, index, strict=True)])
         x = self._augmented(x) if self.augment else x
         if self.stream is not None:
             x, index = (x.expand(len(self.stream), *x.shape[1:]) if len(x) == 1 else x[self.stream]), index[self.stream]

@@ -23,6 +23,7 @@ from sharpnb.lab.feed import Feed
 from sharpnb.lab.m_sharpness import in_shards
 from sharpnb.lab.settings import RULES as RULES
 from sharpnb.lab.training import Schedule, _progress, _schedule, pick_device
+from sharpnb.memory import keep_freed_memory
 
 _IMAGES_AT_ONCE = 250  # of each member, in an evaluation: small blocks stay in the cache
 
@@ -110,6 +111,7 @@ def train_many(
         raise ValueError(f"{len(sets)} data sets for {len(checked)} settings: give one, or one each of one size.")
     shared = {"augment": augment, "schedule": _schedule(schedule)}
     made = functools.cache(model)
+    keep_freed_memory()
     result = Many(checked, torch.empty(0), diverged=[None] * len(checked))
     groups = [
         _Group(members, [shared | checked[k] for k in members], [sets[k] for k in members], made, steps,

@@ -150,16 +150,18 @@ def resnet18(
 
 @_leaves_global_state
 def wide_resnet(
-    depth: int = 16, width: int = 4, *, channels: int = 3, classes: int = 10, norm: bool = True, seed: int = 0
+    depth: int = 16, width: int = 4, *, stem: int = 16, channels: int = 3, classes: int = 10, norm: bool = True,
+    seed: int = 0,
 ) -> nn.Sequential:
     """WideResNet-``depth``-``width``, depth = 6 n + 4 (Zagoruyko & Komodakis, BMVC 2016), no dropout.
 
-    The SAM paper trains WRN-28-10 and, for its Hessian spectra, WRN-40-10 with ``norm=False``.
+    The SAM paper trains WRN-28-10 and, for its Hessian spectra, WRN-40-10 with ``norm=False``. ``stem``: channels of
+    the first convolution, of which the stages' are multiples (16 in the papers).
 
     Raises:
         ValueError: if the depth is not 6 n + 4.
     """
     if depth < 10 or (depth - 4) % 6:
         raise ValueError(f"depth = {depth}: a WideResNet has 6 n + 4 layers: 10, 16, 22, 28, 40.")
-    widths = (16, 16 * width, 32 * width, 64 * width)
+    widths = (stem, stem * width, 2 * stem * width, 4 * stem * width)
     return _residual_net(widths, (depth - 4) // 6, channels, classes, norm, True, seed)

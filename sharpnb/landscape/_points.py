@@ -13,11 +13,12 @@ from sharpnb.averaging.batchnorm import update_bn
 from sharpnb.landscape._stacked import Stacked, chain
 from sharpnb.landscape.losses import Losses, stacked_losses
 from sharpnb.landscape.plane import Plane
+from sharpnb.memory import keep_freed_memory
 
-# Numbers of the first layer's output that a group of points may have together: about what a core's cache holds, and
-# enough to keep a GPU busy.
-_GROUP = {"cpu": 2**18, "cuda": 2**26}
-_CHUNK = {"cpu": 250, "cuda": 2048}
+# Numbers that a group of points, or a layer's output, may hold at a time: about what a core's cache takes, and enough
+# to keep a GPU busy. Samples a forward pass at least and, for small nets, at most.
+_AT_ONCE = {"cpu": 2**19, "cuda": 2**26}
+_SAMPLES = {"cpu": (250, 1000), "cuda": (2048, 2048)}
 
 
 class Points:
@@ -40,10 +41,10 @@ class Points:
             raise ValueError(f"The model has {count} weights of {len(kinds)} types or devices, the plane has "
                              f"{len(plane.origin)}. A plane needs one type, one device, and its own architecture.")
         self.dtype, self.device = kinds.pop()
+        keep_freed_memory()
         self.losses = stacked_losses(losses)
         sets = data if isinstance(data, Mapping) else {"": data}
-        chunk = batch_size or _CHUNK.get(self.device.type, 250)
-        self.sets = {name: list(self._batches(part, chunk)) for name, part in sets.items()}
+        self.sets = {name: list(self._batches(part)) for name, part in sets.items()}
         if not all(self.sets.values()):
             raise ValueError("data holds no sample: give (x, y), a list of (x, y), or a dictionary of those.")
         self.names = [f"{part}_{loss}".lstrip("_") for part in self.sets for loss in self.losses]
@@ -51,14 +52,14 @@ class Points:
         layers = chain(model) if bn_data is None else None
         self.stacked = self._stacked(model, layers) if layers else None
         self.at_once = 128 if self.stacked else 1
+        self.sets = {name: _split(batches, batch_size or self._samples()) for name, batches in self.sets.items()}
         if not self.stacked:
             self._private_copy(model, list(bn_data) if isinstance(bn_data, Iterator) else bn_data)
 
     @torch.inference_mode()
     def __call__(self, xy: Sequence[tuple[float, float]]) -> Tensor:
         """Return the losses at the points, (P, names) in float64 on the CPU."""
-        coefficients = torch.tensor([(1.0, x, y) for x, y in xy], dtype=torch.float64)
-        means = self._by_groups(self.stacked, coefficients) if self.stacked else self._one_by_one(coefficients)
+        means = self._by_groups(self.stacked, xy) if self.stacked else torch.stack([self._one(point) for point in xy])
         return means.double().cpu()
 
     # -- chains -------------------------------------------------------------------------------------------------------
@@ -66,19 +67,31 @@ class Points:
     def _stacked(self, model: nn.Module, layers: list[nn.Module]) -> Stacked | None:
         layers = list(copy.deepcopy(nn.Sequential(*layers)).eval())
         stacked = Stacked(layers, self.vectors.to(self.device, self.dtype))
-        with torch.inference_mode():
-            shape = stacked.prepare(next(iter(self.sets.values()))[0][0][:1]).shape
-        return stacked if len(shape) in (3, 5) else None
+        return stacked if self._first_outputs(stacked).dim() in (3, 5) else None
 
-    def _by_groups(self, stacked: Stacked, coefficients: Tensor) -> Tensor:
-        coefficients = coefficients.to(self.device, self.dtype)
-        sums = torch.zeros(len(coefficients), len(self.names), dtype=torch.float64, device=self.device)
+    @torch.inference_mode()
+    def _first_outputs(self, stacked: Stacked) -> Tensor:
+        return stacked.prepare(next(iter(self.sets.values()))[0][0][:1])
+
+    def _samples(self) -> int:
+        """Return how many samples a forward pass takes for speed."""
+        least, most = _SAMPLES.get(self.device.type, _SAMPLES["cpu"])
+        if self.stacked is None:
+            return least
+        return max(least, min(most, self._limit // self._first_outputs(self.stacked)[0].numel()))
+
+    @property
+    def _limit(self) -> int:
+        return _AT_ONCE.get(self.device.type, _AT_ONCE["cpu"])
+
+    def _by_groups(self, stacked: Stacked, xy: Sequence[tuple[float, float]]) -> Tensor:
+        sums = torch.zeros(len(xy), len(self.names), dtype=torch.float64, device=self.device)
         for first, _, batches, total in self._columns():
             for x, y in batches:
                 prepared = stacked.prepare(x)
-                group = max(1, _GROUP.get(self.device.type, 2**18) // prepared[0].numel())
-                for start in range(0, len(coefficients), group):
-                    outputs = stacked(prepared, coefficients[start : start + group])
+                group = max(1, self._limit // stacked.size_of_a_point(prepared))
+                for start in range(0, len(xy), group):
+                    outputs = stacked(prepared, xy[start : start + group])
                     for column, loss in enumerate(self.losses.values(), first):
                         sums[start : start + group, column] += loss(outputs, y) * (len(x) / total)
         return sums
@@ -94,11 +107,8 @@ class Points:
             p.data = self.flat[start : start + p.numel()].view_as(p)
             start += p.numel()
 
-    def _one_by_one(self, coefficients: Tensor) -> Tensor:
-        return torch.stack([self._one(row) for row in coefficients])
-
-    def _one(self, row: Tensor) -> Tensor:
-        self.flat.copy_(row @ self.vectors)
+    def _one(self, point: tuple[float, float]) -> Tensor:
+        self.flat.copy_(self.vectors.new_tensor((1.0, *point)) @ self.vectors)
         if self.bn_data is not None:
             for module, training in self.modes:
                 module.training = training
@@ -118,10 +128,14 @@ class Points:
         for i, (name, batches) in enumerate(self.sets.items()):
             yield i * len(self.losses), name, batches, sum(len(x) for x, _ in batches)
 
-    def _batches(self, data: Any, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, data: Any) -> Iterator[tuple[Tensor, Tensor]]:
         pair = isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
         for x, y in [data] if pair else data:
             x = x.to(self.device, self.dtype if x.is_floating_point() else None)
             if x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
-            yield from zip(x.split(chunk), y.to(self.device).split(chunk), strict=True)
+            yield x, y.to(self.device)
+
+
+def _split(batches: list[tuple[Tensor, Tensor]], samples: int) -> list[tuple[Tensor, Tensor]]:
+    return [part for x, y in batches for part in zip(x.split(samples), y.split(samples), strict=True)]

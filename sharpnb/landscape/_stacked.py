@@ -1,13 +1,17 @@
 r"""Many points of a plane at a time, for nets that are a chain of linear layers, convolutions and activations.
 
 On a plane the first layer's output is affine in the coordinates, :math:`A_0 + x A_1 + y A_2`: three products for all
-points, and one matrix product mixes them. The later layers of a net of features run as batched matrix products; those
-of a net of images run point by point, on images that lie in the cache (grouped convolutions were no faster).
+points, and an addition or two mix them. Features lie samples last in memory: the later layers are matrix products with
+long rows, all points in one call, and a softmax over few classes is vectorised over the samples. Convolutions run point
+by point on channels-last images; what was no faster: grouping the points, and unfolding into matrix products, which
+wins on an idle machine and loses where others use its cache.
 
-Shapes: P points, B samples; features (P, B, F), images (P, B, C, H, W) in channels-last memory.
+Shapes: P points, B samples; features (P, F, B), images (P, B, C, H, W), channels last in memory.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -46,65 +50,76 @@ class Stacked:
     """The forward pass of a chain at P points of a plane.
 
     Args:
-        layers: from :func:`chain`.
+        layers: from :func:`chain`, in evaluation mode.
         vectors: origin, u and v, (3, n), in the type and on the device of the model.
     """
 
     def __init__(self, layers: list[nn.Module], vectors: Tensor) -> None:
-        self.layers, self.parts, start = layers, [], 0
-        for layer in layers:
-            self.parts.append([])
-            for p in layer.parameters():
-                self.parts[-1].append(vectors[:, start : start + p.numel()].view(3, *p.shape))
-                start += p.numel()
-        self.first = next(i for i, part in enumerate(self.parts) if part)
+        first = next(i for i, layer in enumerate(layers) if _count(layer))
+        self.before, self.first, self.after = layers[:first], layers[first], layers[first + 1 :]
+        self.own, self.later = vectors.split([n := _count(self.first), vectors.shape[1] - n], dim=1)
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Return the first layer's three terms for a batch, (3, B, …)."""
-        for layer in self.layers[: self.first]:
+        """Return the first layer's three terms for a batch (B, …): (3, F, B), or (3, B, C, H, W) channels last."""
+        for layer in self.before:
             x = layer(x)
-        terms = [_apply(self.layers[self.first], x, [t[k] for t in self.parts[self.first]]) for k in range(3)]
-        if x.dim() == 4:  # images
-            return torch.stack([t.permute(0, 2, 3, 1) for t in terms]).permute(0, 1, 4, 2, 3)
-        return torch.stack(terms)
+        terms = torch.stack([_one(self.first, x, _shaped(self.first, row)).movedim(1, -1) for row in self.own])
+        return terms.mT.contiguous() if terms.dim() == 3 else terms.movedim(-1, 2)
 
-    def __call__(self, prepared: Tensor, coefficients: Tensor) -> Tensor:
-        """Return the outputs (P, B, …) at ``coefficients`` (P, 3), whose first column is 1."""
-        rest = list(zip(self.layers[self.first + 1 :], self.parts[self.first + 1 :], strict=True))
-        weights = [[torch.tensordot(coefficients, t, 1) for t in part] for _, part in rest]
-        x = _mixed(prepared, coefficients)
+    def __call__(self, prepared: Tensor, xy: Sequence[tuple[float, float]]) -> Tensor:
+        """Return the outputs (P, B, …) at the points."""
+        weights = prepared.new_tensor([(1.0, x, y) for x, y in xy]) @ self.later
+        layers = list(zip(self.after, weights.split([_count(layer) for layer in self.after], dim=1), strict=True))
         if prepared.dim() == 3:
-            for (layer, _), part in zip(rest, weights, strict=True):
-                x = _apply_all(layer, x, part)
-            return x
+            x = torch.stack(list(_mixed(prepared, xy)))
+            for layer, rows in layers:
+                x = _all(layer, x, _shaped(layer, rows))
+            return x.mT
         outputs = []
-        for p, one in enumerate(x):
-            for (layer, _), part in zip(rest, weights, strict=True):
-                one = _apply(layer, one, [t[p] for t in part])
-            outputs.append(one)
+        for p, x in enumerate(_mixed(prepared, xy)):
+            for layer, rows in layers:
+                x = _one(layer, x, _shaped(layer, rows[p]))
+            outputs.append(x)
         return torch.stack(outputs)
 
-
-def _mixed(prepared: Tensor, coefficients: Tensor) -> Tensor:
-    """(3, B, …) and (P, 3) -> (P, B, …), in the memory order of ``prepared``."""
-    if prepared.dim() == 3:
-        return (coefficients @ prepared.flatten(1)).view(-1, *prepared.shape[1:])
-    in_memory = prepared.permute(0, 1, 3, 4, 2)
-    return (coefficients @ in_memory.flatten(1)).view(-1, *in_memory.shape[1:]).permute(0, 1, 4, 2, 3)
+    def size_of_a_point(self, prepared: Tensor) -> int:
+        """Return how many numbers each point of a call holds: its weights, and features (images come one by one)."""
+        return self.later.shape[1] + (prepared[0].numel() if prepared.dim() == 3 else 0)
 
 
-def _apply_all(layer: nn.Module, x: Tensor, part: list[Tensor]) -> Tensor:
-    """One layer on features (P, B, F), with P weights of its own."""
+def _mixed(prepared: Tensor, xy: Sequence[tuple[float, float]]) -> Iterator[Tensor]:
+    """Yield the mixture (…) of the three terms (3, …) at each point; those of one row share what depends on y."""
+    row, base = None, prepared[0]
+    for x, y in xy:
+        if y != row:
+            row, base = y, torch.add(prepared[0], prepared[2], alpha=y)
+        yield torch.add(base, prepared[1], alpha=x)
+
+
+def _count(layer: nn.Module) -> int:
+    return sum(p.numel() for p in layer.parameters())
+
+
+def _shaped(layer: nn.Module, rows: Tensor) -> list[Tensor]:
+    """A layer's weights, in rows (…, count), in the shapes (…, *shape) of its parameters."""
+    own = list(layer.parameters())
+    parts = rows.split([p.numel() for p in own], -1) if own else ()
+    return [part.unflatten(-1, p.shape) for part, p in zip(parts, own, strict=True)]
+
+
+def _all(layer: nn.Module, x: Tensor, weights: list[Tensor]) -> Tensor:
+    """One layer on features (P, F, B), each point with its own weights."""
     if isinstance(layer, nn.Linear):
-        return torch.baddbmm(part[1][:, None], x, part[0].mT) if layer.bias is not None else x @ part[0].mT
-    return x if isinstance(layer, nn.Flatten) else _apply(layer, x, part)
+        return torch.baddbmm(weights[1][..., None], weights[0], x) if layer.bias is not None else weights[0] @ x
+    return x if isinstance(layer, nn.Flatten) else _one(layer, x, weights)
 
 
-def _apply(layer: nn.Module, x: Tensor, part: list[Tensor]) -> Tensor:
-    """One layer on a batch, with the given weights."""
-    bias = part[1] if len(part) > 1 else None
+def _one(layer: nn.Module, x: Tensor, weights: list[Tensor]) -> Tensor:
+    """One layer on a batch (B, …), with the given weights."""
+    bias = weights[1] if len(weights) > 1 else None
     if isinstance(layer, nn.Linear):
-        return F.linear(x, part[0], bias)
+        return F.linear(x, weights[0], bias)
     if isinstance(layer, nn.Conv2d):
-        return F.conv2d(x, part[0], bias, layer.stride, layer.padding, layer.dilation)  # type: ignore[arg-type]
+        kernel = weights[0].contiguous(memory_format=torch.channels_last)
+        return F.conv2d(x, kernel, bias, layer.stride, layer.padding, layer.dilation)  # type: ignore[arg-type]
     return x.relu_() if isinstance(layer, nn.ReLU) else layer(x)

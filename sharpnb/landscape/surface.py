@@ -79,10 +79,10 @@ def surface(
 ) -> Surface:
     """Measure losses on a grid over a plane, in evaluation mode; the model is not touched.
 
-    Chains of linear layers, convolutions and activations without BatchNorm run many points at a time (the first layer's
-    output is affine in the coordinates; then batched products or grouped convolutions); other nets run one forward pass
-    a point, with the weights written into a private copy. Everything is computed in the model's type, sums over
-    batches, weighted by their size, in float64.
+    In chains of linear layers, convolutions and activations without BatchNorm the first layer runs once for many points
+    (its output is affine in the coordinates) and the linear layers for many points in one call; other nets run one
+    forward pass a point, with the weights written into a private copy. Everything is computed in the model's type, sums
+    over batches, weighted by their size, in float64.
 
     Args:
         model: the architecture, type and device; its own weights do not matter.
@@ -96,7 +96,7 @@ def surface(
         update_bn: training data for :func:`sharpnb.averaging.update_bn`, run anew at *each* point (Garipov et al.).
             Without it a net with BatchNorm keeps the model's own statistics, and the surface is not that of the nets
             one would deploy at these points.
-        batch_size: samples a forward pass (default 250 on the CPU, 2,048 on the GPU).
+        batch_size: samples a forward pass (default 250 on the CPU, up to 1,000 for small nets, 2,048 on the GPU).
         checkpoint: a file; an interrupted call continues from it. The grid is filled coarse to fine.
         progress: show a progress bar (needs tqdm).
 

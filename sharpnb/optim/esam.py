@@ -84,7 +84,7 @@ class ESAM(SharpnessAware):
     def _radius(self, group: dict[str, Any]) -> float:
         return group["rho"] / group["beta"]
 
-    def _direction(self, buckets: list[Bucket]) -> tuple[Sequence[foreach.Tensors], Tensor]:
+    def _direction(self, buckets: list[Bucket]) -> tuple[Sequence[foreach.Tensors], Tensor | float]:
         directions, length = super()._direction(buckets)
         if self.swp == "tensor":
             return directions, length

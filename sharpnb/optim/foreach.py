@@ -1,8 +1,10 @@
 # pyright: reportPrivateImportUsage=false
 r"""Operations on lists of tensors: what every optimizer here is made of.
 
-All of them are sync-free: norms and scales stay on the device as 0-dim tensors, and the decision *not* to perturb is a
-flag that the kernel reads. Memory traffic for one float32 weight: norm 4 bytes, copy 8, ascent 12, restore 8.
+All of them are sync-free: on a device, norms and scales stay there as 0-dim tensors, and the decision *not* to perturb
+is a flag that the kernel reads. On the CPU, where reading a number waits for nobody, they become Python numbers, and
+what would be small calls is arithmetic. Memory traffic for one float32 weight: norm 4 bytes, copy 8, ascent 12,
+restore 8, test for finiteness 8.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import torch
 from torch import Tensor
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
+_FEW = 16  # so many numbers are read one by one in less time than an operation on all of them takes
+_NORMAL = {dtype: (torch.finfo(dtype).tiny, torch.finfo(dtype).max) for dtype in (torch.float32, torch.float64)}
 
 # PyTorch's own multi-tensor operations, under short names and in this one place.
 add, sub, mul, div, lerp = (
@@ -61,7 +65,7 @@ def buckets(
             two = None if g_adv is None else g_adv.get(p)
             if one is None and two is None:
                 continue
-            sort = kind(group, p) if kind else None
+            sort = None if kind is None else kind(group, p)
             key = (number, p.device, p.dtype, sort)
             bucket = found.get(key)
             if bucket is None:
@@ -78,14 +82,14 @@ def dense(p: Tensor, g: Tensor | None) -> Tensor:
     """Return p's gradient as a dense real tensor of p's dtype; zeros when p took no part in that pass."""
     if g is None:
         return torch.zeros_like(real(p))
-    if g.layout != torch.strided:
+    if g.layout is not torch.strided:
         g = g.to_dense()
-    return real(g if g.dtype == p.dtype else g.to(p.dtype))
+    return real(g if g.dtype is p.dtype else g.to(p.dtype))
 
 
 def real(t: Tensor) -> Tensor:
     """Return a complex tensor as a real view, any other as it is."""
-    return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
+    return torch.view_as_real(t.resolve_conj()) if t.dtype.is_complex else t
 
 
 def like(t: Tensor, p: Tensor) -> Tensor:
@@ -93,9 +97,37 @@ def like(t: Tensor, p: Tensor) -> Tensor:
     return torch.view_as_complex(t) if p.is_complex() else t
 
 
+def on_host(t: Tensor) -> bool:
+    """Return whether reading a number from a tensor waits for nobody."""
+    return t.is_cpu
+
+
 def on(scalar: Tensor, t: Tensor) -> Tensor:
     """Move a 0-dim tensor to the device and dtype of the tensors that it multiplies."""
     return scalar.to(t.device, t.dtype, non_blocking=True)
+
+
+class Copies:
+    """Copies of lists of tensors, on the CPU in memory that is used again: fresh pages cost much of the copying there.
+
+    On a device the allocator does as much, and a captured graph needs its copy in memory that nobody else can free.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[list[Tensor]] = []
+
+    def take(self, number: int, tensors: Tensors) -> list[Tensor]:
+        """Return a copy of a list of one dtype and device; it stays as it is until its number is asked for again."""
+        if not on_host(tensors[0]):
+            return clone(tensors)
+        if number < len(self._kept):
+            kept = self._kept[number]
+            same = kept[0].dtype is tensors[0].dtype and kept[0].device == tensors[0].device
+            if same and [t.shape for t in kept] == [t.shape for t in tensors]:
+                copy_(kept, tensors)
+                return kept
+        self._kept[number:] = [clone(tensors)]
+        return self._kept[number]
 
 
 def clone(tensors: Tensors) -> list[Tensor]:
@@ -111,18 +143,43 @@ def clone(tensors: Tensors) -> list[Tensor]:
 def norm(lists: Sequence[Tensors], p: float = 2.0) -> Tensor:
     r"""Return the global p-norm of all tensors of all lists, a 0-dim tensor on the first tensor's device.
 
-    Half-precision tensors are summed in float32. A norm that overflows is infinite: such a gradient counts as
-    non-finite everywhere in this package (in float32 beyond 1.8e19).
+    Half-precision tensors are summed in float32. A norm that overflows is infinite: an ascent gradient beyond (in
+    float32, 1.8e19) counts as non-finite everywhere in this package.
     """
     return torch.linalg.vector_norm(torch.stack(_parts(lists, p)), p)
 
 
-def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the 2-norm of each tensor, of any kinds and layouts, a sparse one's by its values."""
+def length(lists: Sequence[Tensors]) -> Tensor | float:
+    """Return the global 2-norm as :func:`norm` does, but of a few tensors on the CPU as a Python number."""
+    parts = _parts(lists, 2.0)
+    if len(parts) <= _FEW and on_host(parts[0]):  # where all of them are
+        return math.hypot(*map(float, parts))
+    return torch.linalg.vector_norm(torch.stack(parts))
+
+
+def nonfinite(tensors: Sequence[Tensor], flags: dict[Any, tuple[Tensor, Tensor]]) -> Tensor:
+    """Return a 0-dim float that is 1 if any number in any tensor is infinite or NaN, else 0.
+
+    This is the kernel by which ``GradScaler`` unscales, here by 1, so the tensors stay as they are. It does write them:
+    what may overlap itself goes as a copy.
+
+    Args:
+        tensors: at least one, of any kinds and layouts.
+        flags: scratch memory of the caller, who must empty it at first and after every answer that was not 0.
+    """
     kinds: dict[Any, list[Tensor]] = {}
     for t in tensors:
-        kinds.setdefault((t.dtype, t.device), []).append(t if t.layout == torch.strided else t.coalesce().values())
-    return [part for same in kinds.values() for part in _parts([same], 2.0)]
+        t = real(t if t.layout is torch.strided else t.coalesce().values())
+        whole = t.is_contiguous() or t.is_contiguous(memory_format=torch.channels_last)
+        kinds.setdefault((t.device, t.dtype), []).append(t if whole else t.contiguous())
+    answers: list[Tensor] = []
+    for kind, alike in kinds.items():
+        if kind not in flags:
+            flags[kind] = torch.zeros((), device=kind[0]), torch.ones((), device=kind[0])
+        answer, one = flags[kind]
+        torch._amp_foreach_non_finite_check_and_unscale_(alike, answer, one)
+        answers.append(answer)
+    return answers[0] if len(answers) == 1 else torch.stack([a.to(answers[0].device) for a in answers]).sum()
 
 
 def squares(*families: Sequence[Tensors]) -> Tensor:
@@ -158,44 +215,55 @@ def projection(a: Sequence[Tensors], b: Sequence[Tensors]) -> Tensor:
     return 0.5 + 0.5 * (aa - difference) / bb.clamp(min=torch.finfo(bb.dtype).tiny)
 
 
-def steepest(z: Sequence[Tensors], p: float) -> tuple[Sequence[Tensors], Tensor]:
+def steepest(z: Sequence[Tensors], p: float) -> tuple[Sequence[Tensors], Tensor | float]:
     r"""Return the direction d that maximises :math:`d^\top z` in the p-norm ball, and :math:`\|d\|_p`.
 
     p = 2 returns z itself; p = inf its signs; p = 1 the signs of its largest entries (equal ones share the radius). The
     length is zero, infinite or NaN where z is: then there is no direction to follow.
     """
     if p == 2:
-        return z, norm(z)
+        return z, length(z)
     largest = norm(z, math.inf)
     signs = [sign(tensors) for tensors in z]
     if p == 1:
         below = [add(div(absolute(x), on(largest, x[0])), -1.0) for x in z]  # zero at the largest entries only
         d = [mul(s, add(sign(b), 1.0)) for s, b in zip(signs, below, strict=True)]
-        length = norm(d, 1)
+        size = norm(d, 1)
     elif math.isinf(p):
-        d, length = signs, torch.ones_like(largest)
+        d, size = signs, torch.ones_like(largest)
     else:
         q = p / (p - 1)
         a = [div(absolute(x), on(largest, x[0])) for x in z]
         d = [mul(s, power(x, q - 1)) for s, x in zip(signs, a, strict=True)]
-        length = norm(a, q) ** (q - 1)
-    return d, torch.where((largest > 0) & largest.isfinite(), length, largest)
+        size = norm(a, q) ** (q - 1)
+    return d, torch.where((largest > 0) & largest.isfinite(), size, largest)
 
 
-def stride(scale: Tensor, w: Tensors) -> tuple[Tensor, Tensor]:
-    """Return a step length where the tensors are, and whether to skip the step, as a float."""
-    scale = scale.to(w[0].device, torch.float64 if w[0].dtype == torch.float64 else torch.float32, non_blocking=True)
-    limits = torch.finfo(scale.dtype)
-    return scale, (scale.clamp(limits.tiny, limits.max) != scale).float()  # true for NaN, inf, 0 and below
+def stride(radius: Any, size: Tensor | float, w: Tensors) -> tuple[Any, Any]:
+    """Return the step length radius/size where the tensors are, and whether to skip the step.
 
-
-def ascend(w: Tensors, d: Tensors, scale: Tensor, skip: Tensor) -> None:
-    r"""Do :math:`w\leftarrow w+s\,d` in place, or nothing at all where ``skip`` is 1: both are from :func:`stride`.
-
-    PyTorch's fused SGD kernel is this operation: one pass over memory, the step length on the device, and a flag that
-    cancels it, so that a bad batch needs no host read. Where the kernel does not apply (other devices, strides that
-    differ, float64 on CUDA, whose step length it would round) the same is said tensor by tensor.
+    Both are Python numbers on the CPU, 0-dim tensors elsewhere (the second a float, 1 to skip).
     """
+    dtype = torch.float64 if w[0].dtype == torch.float64 else torch.float32
+    least, most = _NORMAL[dtype]
+    if on_host(w[0]) and not (isinstance(size, Tensor) and not on_host(size)):
+        scale = float(radius) / number if (number := float(size)) else 0.0
+        return scale, not least <= scale <= most  # true for NaN, inf, 0 and below
+    scale = torch.as_tensor(radius / size).to(w[0].device, dtype, non_blocking=True)
+    return scale, (scale.clamp(least, most) != scale).float()
+
+
+def ascend(w: Tensors, d: Tensors, scale: Any, skip: Any) -> None:
+    r"""Do :math:`w\leftarrow w+s\,d` in place, or nothing at all where ``skip`` says so: both are from :func:`stride`.
+
+    On a device PyTorch's fused SGD kernel is this operation: one pass over memory, the step length on the device, and a
+    flag that cancels it, so that a bad batch needs no host read. Where the kernel does not apply (other devices,
+    strides that differ, float64 on CUDA, whose step length it would round) the same is said tensor by tensor.
+    """
+    if not isinstance(scale, Tensor):
+        if not skip:
+            add_(w, d, alpha=scale)
+        return
     if _fused_applies(w, d):
         torch._fused_sgd_(
             w, d, [], weight_decay=0.0, momentum=0.0, lr=scale, dampening=0.0, nesterov=False, maximize=True,

@@ -53,9 +53,10 @@ class FrozenStatistics:
             self._saved.clear()
 
     def _remember(self, module: nn.Module, _inputs: Any = None) -> None:
-        tracks = module.training and ("running_mean" in module._buffers or "running_var" in module._buffers)
+        buffers = module._buffers  # empty in most layers, and this runs in all
+        tracks = buffers and module.training and ("running_mean" in buffers or "running_var" in buffers)
         if tracks and module not in self._saved:
-            self._saved[module] = [(b, b.detach().clone()) for b in module._buffers.values() if b is not None]
+            self._saved[module] = [(b, b.detach().clone()) for b in buffers.values() if b is not None]
 
 
 class RandomNumbers:

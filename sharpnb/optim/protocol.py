@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sharpnb.optim import distributed, foreach
 from sharpnb.optim.foreach import Bucket
@@ -27,6 +28,8 @@ from sharpnb.optim.passes import FrozenStatistics, RandomNumbers, SameGroups
 from sharpnb.optim.wrapper import WrappingOptimizer
 
 Closure = Callable[..., Any]
+_NOTHING = nullcontext()
+_set_grad_enabled = torch._C._set_grad_enabled  # what PyTorch's contexts call, without their microseconds
 
 
 class SharpnessAware(WrappingOptimizer):
@@ -47,9 +50,17 @@ class SharpnessAware(WrappingOptimizer):
     method's hyperparameters live in the groups beside the learning rate, and each group may have its own.
 
     How it differs from the popular code, and why: (1) the base's state is in ``state_dict``, so a run resumes exactly;
-    (2) weights return by copying them back in place, bit by bit, so storage stays where captured graphs, flattened RNN
-    weights and views expect it; (3) exactly the set that was perturbed is restored, whatever has a gradient in the
-    second pass; (4) no constant in the denominator: a gradient of norm zero, or not finite, is not followed at all.
+    (2) weights move and return in place, bit by bit, so storage stays where captured graphs, flattened RNN weights and
+    views expect it, in the second pass too (exchanged pointers would move half the bytes, as
+    ``benchmarks/RESULTS_optimizers.md`` shows, and whoever holds an address would miss the perturbation); (3) exactly
+    the set that was perturbed is restored, whatever has a gradient in the second pass; (4) no constant in the
+    denominator: a gradient of norm zero, or not finite, is not followed at all.
+
+    Memory in the second pass, beside weights and gradient: one copy of the weights (on the CPU it stays allocated),
+    4 bytes a float32 weight, and for GSAM, LookSAM and WSAM the gradient at w, 4 more (there both are freed). A
+    bit-exact return allows no less: in rounded arithmetic w + eps and g do not determine w, nor do w and w + eps
+    determine g. Leaving a multiple of g in ``.grad`` for the second pass to add to would do for Coupled-WSAM, but not
+    with closures that zero or clip.
 
     Args:
         optimizer: the base optimizer, or the parameters (then ``base_optimizer`` is its class).
@@ -93,8 +104,8 @@ class SharpnessAware(WrappingOptimizer):
         """Return the diagonal R for a bucket's tensors (``bucket.w`` and ``bucket.g`` are there), or None for R = I."""
         return None
 
-    def _kind(self, group: dict[str, Any], p: Tensor) -> Any:
-        """Return what puts a parameter in a bucket of its own sort (``bucket.kind``), if anything does."""
+    _kind: Callable[[dict[str, Any], Tensor], Any] | None = None
+    """What puts a parameter of a group in a bucket of its own sort (``bucket.kind``), if anything does."""
 
     def _radius(self, group: dict[str, Any]) -> Any:
         """Return the radius that a group has in this step."""
@@ -138,8 +149,19 @@ class SharpnessAware(WrappingOptimizer):
             RuntimeError: without a closure and without a ``first_step``; with a closure in the middle of a step.
             ValueError: if the list of closures is empty.
         """
-        with torch.no_grad():
+        return (self._step if self._unobserved() else self._step_observed)(closure, scaler=scaler)
+
+    step.hooked = True  # type: ignore[attr-defined] # PyTorch's wrapper, put on only where somebody looks
+
+    def _step(self, closure: Closure | Sequence[Closure] | None, *, scaler: Any) -> Any:
+        before = torch.is_grad_enabled()
+        _set_grad_enabled(False)
+        try:
             return self._second_half() if closure is None else self._whole_step(closure, scaler)
+        finally:
+            _set_grad_enabled(before)
+
+    _step_observed = Optimizer.profile_hook_step(_step)
 
     def _whole_step(self, closure: Closure | Sequence[Closure], scaler: Any) -> Any:
         self._begin("step(closure)")
@@ -169,7 +191,7 @@ class SharpnessAware(WrappingOptimizer):
         if self._ascends():
             try:
                 self._statistics.start()
-                with self._no_sync() if self.keeps_gradient else nullcontext():
+                with self._no_sync() if self.keeps_gradient else _NOTHING:
                     self._at_perturbed(run, scaler, first)
             finally:
                 self.restore()
@@ -179,8 +201,11 @@ class SharpnessAware(WrappingOptimizer):
     def _evaluate(self, run: Closure, scaler: Any) -> Any:
         """Clear the gradients, call the closure, unscale; return its loss."""
         self._prepare()
-        with torch.enable_grad():
+        _set_grad_enabled(True)
+        try:
             loss = run()
+        finally:
+            _set_grad_enabled(False)
         self._unscale(scaler)
         return loss
 
@@ -231,15 +256,18 @@ class SharpnessAware(WrappingOptimizer):
         """Put weights and norm statistics back as they were before the perturbation; harmless when they are."""
         self._statistics.stop()
         if self._backup:
-            with torch.no_grad():
-                self._copy_back()
+            self._copy_back()
         self._backup, self._first = [], None
+        if self.keeps_gradient:  # two copies are never there beside what u needs
+            self._copies = foreach.Copies()
 
     # -- the parts ----------------------------------------------------------------------------------------------------
 
     def _rest(self) -> None:
         self._statistics = FrozenStatistics(self.model)
         self._backup: list[tuple[Bucket, list[Tensor]]] = []  # what was perturbed, and the weights to return to
+        self._copies = foreach.Copies()
+        self._flags: dict[Any, tuple[Tensor, Tensor]] = {}  # scratch memory of the test for finiteness
         self._first: dict[Tensor, Tensor] | None = None  # between the halves of a step
         self._after: dict[Tensor, Tensor] = {}
         self._numbers: RandomNumbers | None = None
@@ -251,7 +279,7 @@ class SharpnessAware(WrappingOptimizer):
         if self._first is not None:
             raise RuntimeError(f"{call} in the middle of a step: first_step() was called and second_step() was not. "
                                "Call second_step(), or restore() to give that step up.")
-        self._lengths: list[Tensor] = []  # not finite where an ascent gradient was not
+        self._lengths: list[Tensor | float] = []  # not finite where an ascent gradient was not
         self._proxies: list[SameGroups] = []
         self._after: dict[Tensor, Tensor] = {}
 
@@ -276,18 +304,18 @@ class SharpnessAware(WrappingOptimizer):
         buckets = foreach.buckets(self.param_groups, kind=self._kind) if self._ascends() else []
         if buckets:
             directions, length = self._direction(buckets)
-            strides: dict[Any, tuple[Tensor, Tensor]] = {}
-            for bucket, d in zip(buckets, directions, strict=True):
+            strides: dict[Any, tuple[Any, Any]] = {}
+            for number, (bucket, d) in enumerate(zip(buckets, directions, strict=True)):
                 radius, w = self._radius(bucket.group), bucket.w
                 key = (radius, w[0].device, w[0].dtype)
                 if key not in strides:
-                    strides[key] = foreach.stride(radius / length, w)
-                self._backup.append((bucket, foreach.clone(w)))
+                    strides[key] = foreach.stride(radius, length, w)
+                self._backup.append((bucket, self._copies.take(number, w)))
                 foreach.ascend(w, d, *strides[key])
                 bucket.g = []  # the first gradient is freed before the second pass, unless the method keeps it
         return first
 
-    def _direction(self, buckets: list[Bucket]) -> tuple[Sequence[foreach.Tensors], Tensor]:
+    def _direction(self, buckets: list[Bucket]) -> tuple[Sequence[foreach.Tensors], Tensor | float]:
         r"""Return :math:`R\,d(Rg)` and :math:`\|d(Rg)\|_p`."""
         shapes = [self._shape(bucket) for bucket in buckets]
         z = [b.g if r is None else foreach.mul(r, b.g) for b, r in zip(buckets, shapes, strict=True)]
@@ -296,8 +324,9 @@ class SharpnessAware(WrappingOptimizer):
         return [x if r is None else foreach.mul(r, x) for x, r in zip(d, shapes, strict=True)], length
 
     def _copy_back(self) -> None:
-        for bucket, copies in self._backup:
-            foreach.copy_(bucket.w, copies)
+        with torch.no_grad() if torch.is_grad_enabled() else _NOTHING:
+            for bucket, copies in self._backup:
+                foreach.copy_(bucket.w, copies)
 
     def _perturbed(self, gradients: dict[Tensor, Tensor]) -> list[Bucket]:
         """Sort gradients into the buckets that were perturbed, in that order; a missing one is zero."""
@@ -338,19 +367,26 @@ class SharpnessAware(WrappingOptimizer):
 
     def _all_finite(self) -> bool:
         tensors = [g for group in self.param_groups for p in group["params"] if (g := p.grad) is not None]
-        parts = foreach.norms([*tensors, *self._after.values()])
-        if not parts:
+        tensors += self._after.values()
+        if not tensors:
             return True
-        home = parts[0].device
-        numbers = [*parts, *self._lengths]
-        if any(t.device != home or t.dtype != parts[0].dtype for t in numbers):
-            numbers = [t.to(home, torch.float64) for t in numbers]
-        total = torch.stack(numbers).sum()  # as little finite as any of them
-        return math.isfinite(distributed.total(total, self.model) if self._local() else total)
+        bad = foreach.nonfinite(tensors, self._flags)
+        for length in self._lengths:  # on the host one that is not finite says it all, but no rank may decide alone
+            if isinstance(length, Tensor) or self._local() or not math.isfinite(length):
+                bad = bad + (length.to(bad.device) if isinstance(length, Tensor) else length) * 0
+        fine = float(distributed.total(bad, self.model) if self._local() else bad) == 0
+        if not fine:
+            self._flags.clear()
+        return fine
+
+    def _unobserved(self) -> bool:
+        """Return whether no hook and no profiler wants to know about steps."""
+        return not (self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or _global_optimizer_pre_hooks
+                    or _global_optimizer_post_hooks or torch.autograd._profiler_enabled())
 
     def _local(self) -> bool:
         """Return whether each rank perturbs on its own shard."""
         return isinstance(self.model, DistributedDataParallel) and not self.common_perturbation
 
     def _no_sync(self) -> AbstractContextManager[Any]:
-        return self.model.no_sync() if self._local() else nullcontext()  # type: ignore[union-attr]
+        return self.model.no_sync() if self._local() else _NOTHING  # type: ignore[union-attr]

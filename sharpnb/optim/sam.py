@@ -94,14 +94,14 @@ class SAM(SharpnessAware):
         for bucket, d, (_, copies) in zip(buckets, directions, self._backup, strict=True):
             rho = bucket.group["rho"]
             offset = foreach.sub(bucket.w, copies)
-            foreach.ascend(offset, d, *foreach.stride(rho / length, offset))
+            foreach.ascend(offset, d, *foreach.stride(rho, length, offset))
             offsets.append(offset)
             in_radii += [foreach.div(offset, rho)] if rho > 0 else []
         self._copy_back()
         if in_radii:
-            shrink = (1 / foreach.norm(in_radii, self.p)).clamp(max=1)
+            beyond = foreach.norm(in_radii, self.p).clamp(min=1)
             for bucket, offset in zip(buckets, offsets, strict=True):
-                foreach.ascend(bucket.w, offset, *foreach.stride(shrink, offset))
+                foreach.ascend(bucket.w, offset, *foreach.stride(1.0, beyond, offset))
 
     def _add_second_order(self, run: Closure, scaler: Any, first: dict[Tensor, Tensor]) -> None:
         """Add Hz to the gradients, by two more evaluations around w."""
@@ -118,7 +118,7 @@ class SAM(SharpnessAware):
         for sign in (1, -1):
             self._copy_back()
             for bucket, x in zip(buckets, z, strict=True):
-                foreach.ascend(bucket.w, foreach.mul(x, sign), *foreach.stride(h / size, x))
+                foreach.ascend(bucket.w, foreach.mul(x, sign), *foreach.stride(h, size, x))
             self._evaluate(run, scaler)
             sides.append(self._perturbed(foreach.gradients(self.param_groups)))
         factor = torch.where(length > 0, size / (2 * h * length), 0)

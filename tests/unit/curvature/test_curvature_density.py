@@ -3,12 +3,14 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from sharpnb.curvature import Ending, HessianOperator, basis_bytes, lanczos, spectral_density
+from sharpnb.curvature import Ending, HessianOperator, basis_bytes, lanczos, memory_plan, spectral_density
 from sharpnb.curvature.spectrum import wasserstein
 
 OUTLIERS = np.array([12.0, 8.0, 5.0, 3.0, 2.0])
@@ -59,6 +61,19 @@ def test_density_integrates_to_one_and_scales(networklike):
         np.testing.assert_allclose(scaled.density(grid * factor) * factor, curve, rtol=1e-5, atol=1e-9)
         assert scaled.trace.value == pytest.approx(factor * result.trace.value, rel=1e-9)
         assert scaled.width == pytest.approx(factor * result.width, rel=1e-9)
+
+
+def test_a_loss_times_a_millionth_scales_everything(mlp_case):
+    def measured(factor):
+        op = HessianOperator(mlp_case.model, lambda z, y: factor * mlp_case.loss(z, y), (mlp_case.x, mlp_case.y))
+        s = spectral_density(op, steps=20, probes=3)
+        return np.r_[s.atoms[:5], s.lambda_min, s.trace.value, s.trace.stderr, s.frobenius.value, s.width], s
+
+    (numbers, whole), (small, tiny) = measured(1.0), measured(1e-6)
+    np.testing.assert_allclose(small, 1e-6 * numbers, rtol=1e-9)
+    assert tiny.ratio(1, 5) == pytest.approx(whole.ratio(1, 5), rel=1e-9)
+    assert tiny.negative_share().value == pytest.approx(whole.negative_share().value, rel=1e-9)
+    assert (tiny.products, tiny.ending) == (whole.products, whole.ending)
 
 
 def test_outliers_are_counted_exactly_on_every_seed(networklike):
@@ -229,12 +244,15 @@ def checkpointed(path, at=0):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_killed_run_continues_bit_for_bit(tmp_path):
+@pytest.mark.parametrize(("at", "phase"), [(9, "band_rows"), (60, "runs")], ids=["locking", "probing"])
+def test_a_killed_run_continues_bit_for_bit(tmp_path, at, phase):
     path = tmp_path / "state.npz"
-    child = multiprocessing.get_context("fork").Process(target=checkpointed, args=(path, 60))
+    child = multiprocessing.get_context("fork").Process(target=checkpointed, args=(path, at))
     child.start()
     child.join(60)
     assert child.exitcode == -signal.SIGKILL and path.exists()
+    with np.load(path) as state:
+        assert phase in state.files, "it was killed in the phase that this test is about"
     whole, resumed = checkpointed(None), checkpointed(path)
     np.testing.assert_array_equal(resumed.nodes, whole.nodes)
     np.testing.assert_array_equal(resumed.atoms, whole.atoms)
@@ -243,6 +261,21 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path):
         assert int(state["runs"]) >= 1 and int(state["spent"]) > 0
     with pytest.raises(ValueError, match="another run"):
         spectral_density(Dying(0), steps=13, probes=4, checkpoint=path)
+
+
+def test_what_a_killed_run_did_is_not_done_again(tmp_path):
+    class Stopping(Dying):
+        def __matmul__(self, v):
+            if self.made == 15:
+                raise RuntimeError("killed")
+            return super().__matmul__(v)
+
+    path, options = tmp_path / "state.npz", {"steps": 12, "probes": 4, "memory": 12 * 80 * 8}
+    with pytest.raises(RuntimeError, match="killed"):
+        spectral_density(Stopping(0), checkpoint=path, checkpoint_every=0, **options)
+    op = Dying(0)
+    resumed = spectral_density(op, checkpoint=path, **options)
+    assert op.made == resumed.products - 15
 
 
 class Wide:
@@ -265,6 +298,46 @@ def test_a_large_operator_fits_into_the_memory_that_it_states():
     np.testing.assert_allclose(result.top[:5], [9, 7, 5, 4, 3], rtol=1e-5)
     truth = float(op.values.double().sum())
     assert abs(result.trace.value - truth) < 5 * result.trace.stderr + 1e-3 * truth
-    wide = Wide(5)
-    wide.shape = (56_000_000, 56_000_000)
-    assert basis_bytes(wide, 60) == pytest.approx(13.4e9, rel=0.01)
+
+
+PEAK = """
+import resource, sys
+import numpy as np
+import torch
+sys.path.insert(0, {here!r})
+from test_curvature_density import Wide, memory_plan, spectral_density
+torch.set_num_threads(1)
+n, row = 1_000_000, 4e6
+spectral_density(Wide(1000), 5, 2)
+op = Wide(n)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+plan = memory_plan(op, 40, 2, memory=40 * row)
+result = spectral_density(op, 40, 2, memory=40 * row)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+np.testing.assert_allclose(result.top[:5], [9, 7, 5, 4, 3], rtol=1e-5)
+print(plan.group, plan.probing / row, (after - before) / row)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss has another unit elsewhere")
+def test_the_peak_is_what_was_stated_and_some_vectors():
+    here = os.path.dirname(__file__)
+    done = subprocess.run([sys.executable, "-c", PEAK.format(here=here)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    group, stated, used = map(float, done.stdout.split())
+    assert group == 1 and stated == 40
+    assert 0.8 * stated < used < stated + 20, "five locked vectors and some to work with on top"
+
+
+def test_the_memory_of_a_wide_resnet_is_stated(caplog):
+    """WideResNet-40-10: 56 million parameters, on a GPU of 80 GB; the test above holds the formula to what is used."""
+    op = Wide(5)
+    op.shape = (56_000_000, 56_000_000)
+    plan = memory_plan(op)
+    assert plan.group == 1 and plan.probing == 60 * 56_000_000 * 4 == basis_bytes(op, 60)
+    assert plan.locking == 61 * 56_000_000 * 4 and "13.7 GB" in str(plan) and "13.4 GB" in str(plan)
+    bounded = memory_plan(op, steps=20, memory=5e9)
+    assert max(bounded.probing, bounded.locking) <= 5e9
+    with caplog.at_level("INFO", "sharpnb.curvature"):
+        small = spectral_density(Wide(2000), steps=10, probes=3)
+    assert str(memory_plan(Wide(2000), 10, 3)) in caplog.text and small.bytes == memory_plan(Wide(2000), 10, 3).probing

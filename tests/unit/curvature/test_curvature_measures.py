@@ -139,6 +139,9 @@ def test_a_progress_bar_counts_products(spectrum_of, capsys):
     pytest.importorskip("tqdm")
     spectral_density(spectrum_of(np.linspace(0, 1, 60)), steps=10, probes=2, deflate=0, progress=True)
     assert "20/20" in capsys.readouterr().err
+    one_at_a_time = {"memory": 10 * 60 * 8, "deflate": 3}
+    result = spectral_density(spectrum_of(np.linspace(0, 1, 60)), steps=10, probes=3, progress=True, **one_at_a_time)
+    assert f"{result.products}/{result.products}" in capsys.readouterr().err, "the bar counts locking and every group"
     spectral_density(spectrum_of(np.linspace(0, 1, 60)), steps=10, probes=2, deflate=0)
     assert capsys.readouterr().err == ""
 

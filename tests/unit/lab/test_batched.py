@@ -66,3 +66,15 @@ def test_statistics_count_chunks_by_their_size_as_update_bn_does():
     assert not torch.allclose(mean, model[1].running_mean, atol=1e-6)  # 80, 80 and 40 images
     whole = net.statistics(row, [torch.cat(chunks)[None]])[0][1]
     assert torch.allclose(whole, nn.functional.conv2d(torch.cat(chunks), model[0].weight, padding=1).transpose(0, 1).flatten(1).var(1))
+
+
+@pytest.mark.parametrize("head", [nn.AdaptiveAvgPool2d(1), nn.Identity()])
+def test_gradients_of_images_lie_in_memory_as_the_images_do(head):
+    seen = []
+    features = 3 if isinstance(head, nn.AdaptiveAvgPool2d) else 108
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), head, nn.Flatten(), nn.Linear(features, 10))
+    net = batched_forward(model)
+    net._model[0][1].register_full_backward_hook(lambda _, grad_in, grad_out: seen.append(grad_out[0]))
+    rows = torch.stack([_flat(model)] * 2).requires_grad_()
+    net(rows, DATA.train_x[:10].view(2, 5, 1, 8, 8)).sum().backward()
+    assert seen[0].is_contiguous(memory_format=torch.channels_last) and not seen[0].is_contiguous()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from sharpnb.optim import ASAM, ESAM, GSAM, SAM, WSAM, FisherSAM, LookSAM
 
@@ -372,6 +373,39 @@ def test_hooks_of_both_fire_once_a_step_in_either_form() -> None:
     optimizer.first_step()
     optimizer.second_step()
     assert fired == ["wrapper pre", "base post", "wrapper post"]
+
+
+def test_global_hooks_and_profilers_see_each_step_once() -> None:
+    model, fired = _model(), []
+    optimizer, (x, y) = SAM(_sgd(model)), _data(1)[0]
+    handles = [register_optimizer_step_pre_hook(lambda o, *_: fired.append(("pre", type(o)))),
+               register_optimizer_step_post_hook(lambda o, *_: fired.append(("post", type(o))))]
+    optimizer.step(_closure(model, x, y))
+    for handle in handles:
+        handle.remove()
+    assert fired == [("pre", SAM), ("pre", torch.optim.SGD), ("post", torch.optim.SGD), ("post", SAM)]
+    start = _weights(model)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optimizer.step(_closure(model, x, y))
+    names = [event.key for event in profile.key_averages() if "Optimizer.step#" in event.key]
+    assert sorted(names) == ["Optimizer.step#SAM.step", "Optimizer.step#SGD.step"]
+    assert len(fired) == 4 and not torch.equal(start, _weights(model))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_mode_of_autograd_is_left_as_it_was(grad: bool) -> None:
+    model, (x, y) = _model(), _data(1)[0]
+    optimizer = SAM(_sgd(model))
+
+    def fails() -> Tensor:
+        raise KeyboardInterrupt
+
+    with torch.set_grad_enabled(grad):
+        optimizer.step(_closure(model, x, y))
+        assert torch.is_grad_enabled() == grad
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step(fails)
+        assert torch.is_grad_enabled() == grad
 
 
 @pytest.mark.parametrize("base", [

@@ -1,0 +1,303 @@
+"""A user's own network and data, named on a command line: ``module:function``, a torch file, torchvision by name."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from sharpnb.lab.data import NAMES, Data, load_data
+
+# Where the weights are in a file that holds more, in the order in which they are looked for.
+KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": nn.functional.cross_entropy, "mse": nn.functional.mse_loss,
+    "binary_cross_entropy": nn.functional.binary_cross_entropy_with_logits,
+}
+
+
+def named(spec: str, what: str) -> Any:
+    """Return what ``module:attribute`` or ``file.py:attribute`` names; modules are looked for in this folder too.
+
+    Raises:
+        ValueError: if there is no such module, file or attribute.
+    """
+    place, colon, attribute = spec.rpartition(":")
+    if not colon or not place or not attribute:
+        raise ValueError(f"{what} {spec!r}: write module:function or file.py:function.")
+    try:
+        module = _from_file(Path(place)) if place.endswith(".py") else _imported(place)
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        missing = getattr(error, "name", None) or place
+        raise ValueError(f"{what} {spec!r}: there is no {missing!r} here ({Path.cwd()}) or among the installed "
+                         "packages.") from error
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            near = get_close_matches(part, dir(found), n=1)
+            raise ValueError(f"{what} {spec!r}: {place} has no {part!r}."
+                             + (f" Did you mean {near[0]!r}?" if near else ""))
+        found = getattr(found, part)
+    return found
+
+
+def _imported(name: str) -> Any:
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as with `python -m`
+    return importlib.import_module(name)
+
+
+def _from_file(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The network
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def load_model(
+    spec: str, checkpoint: str | Path | None = None, *, key: str | None = None, weights: str | None = None,
+    classes: int | None = None,
+) -> nn.Module:
+    """Return a network.
+
+    Args:
+        spec: ``module:function`` of a function without arguments (or a module object), or a torchvision model's name.
+        checkpoint: a torch file: a state dict, or a mapping that holds one.
+        key: where the state dict is in the file; default the first of :data:`KEYS`.
+        weights: torchvision's pretrained weights, such as ``"DEFAULT"``.
+        classes: number of outputs of a torchvision model, where it is not ImageNet's.
+
+    Raises:
+        ValueError: if the model cannot be made, or the file does not fit it; the message says how they differ.
+    """
+    if ":" in spec:
+        if weights is not None or classes is not None:
+            raise ValueError("weights and classes belong to torchvision's models; your own function sets its own.")
+        made = named(spec, "model")
+        model = made if isinstance(made, nn.Module) else made()
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model {spec!r} returned a {type(model).__name__}; it must return a torch.nn.Module.")
+    else:
+        model = _torchvision(spec, weights, classes)
+    if checkpoint is not None:
+        fit(model, read_state(checkpoint, key), str(checkpoint))
+    return model
+
+
+def _torchvision(name: str, weights: str | None, classes: int | None) -> nn.Module:
+    from torchvision import models
+
+    known = models.list_models()
+    if name not in known:
+        near = get_close_matches(name, known, n=3)
+        raise ValueError(f"model {name!r} is no model of torchvision" + (f" (near: {', '.join(near)})" if near else "")
+                         + ". Name one, or write module:function for your own.")
+    options = {} if classes is None else {"num_classes": classes}
+    try:
+        return models.get_model(name, weights=weights, **options)
+    except (KeyError, ValueError, TypeError) as error:
+        allowed = ", ".join(entry.name for entry in models.get_model_weights(name))
+        raise ValueError(f"model {name!r} with weights {weights!r} and {classes or 'its own'} classes: {error}. "
+                         f"Weights there are: {allowed}, DEFAULT.") from error
+
+
+def read_state(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
+    """Return the state dict of a torch file, which is read without running any code in it (``weights_only=True``).
+
+    Raises:
+        ValueError: if the file is no torch file, needs code to be read, or holds no state dict under ``key``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"checkpoint {path}: there is no such file.")
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a pickle, zip, runtime or end-of-file error, as the file is damaged or foreign
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ValueError(f"checkpoint {path} is not read: {reason[:200]} Only files of tensors are (weights_only=True; "
+                         "a file with more could run code). Save model.state_dict() and load that.") from error
+    if key is not None:
+        if not isinstance(held, Mapping) or key not in held:
+            raise ValueError(f"checkpoint {path} has no entry {key!r}. It has {_entries(held)}.")
+        held = held[key]
+    elif isinstance(held, Mapping) and not _is_state(held):
+        key = next((k for k in KEYS if _is_state(held.get(k))), None)
+        held = held if key is None else held[key]
+    if not _is_state(held):
+        raise ValueError(f"checkpoint {path} holds no state dict where one is looked for ({', '.join(KEYS)}). It has "
+                         f"{_entries(held)}; name the entry with --key.")
+    return dict(held)
+
+
+def _is_state(held: Any) -> bool:
+    return isinstance(held, Mapping) and len(held) > 0 and all(isinstance(value, Tensor) for value in held.values())
+
+
+def _entries(held: Any) -> str:
+    if not isinstance(held, Mapping):
+        return f"a {type(held).__name__}"
+    return ", ".join(f"{k!r} ({type(v).__name__})" for k, v in list(held.items())[:12])
+
+
+def fit(model: nn.Module, state: Mapping[str, Tensor], path: str = "the checkpoint") -> None:
+    """Load ``state``, whose names may carry a wrapper's prefix (``module.``, ``_orig_mod.``, ``model.``).
+
+    With a prefix, entries without it belong to the wrapper (a counter, a loss) and are passed over; without one, every
+    entry must be the model's.
+
+    Raises:
+        ValueError: if names or shapes differ; the message has the first of them.
+    """
+    own = model.state_dict()
+    first = next(iter(own), "")
+    prefixes = [name[: -len(first)] for name in state if name == first or name.endswith("." + first)] or [""]
+    prefix = min(prefixes, key=lambda p: (sum(p + name not in state for name in own), len(p)))
+    absent = [name for name in own if prefix + name not in state]
+    foreign = [] if prefix else [name for name in state if name not in own]
+    if absent or foreign:
+        raise ValueError(f"{path} does not fit the model: {_some(absent, 'are missing in the file')}"
+                         f"{'; ' if absent and foreign else ''}{_some(foreign, 'are not in the model')}.")
+    stripped = {name: state[prefix + name] for name in own}
+    shapes = [f"{name} is {tuple(stripped[name].shape)} in the file and {tuple(own[name].shape)} in the model"
+              for name in own if stripped[name].shape != own[name].shape]
+    if shapes:
+        raise ValueError(f"{path} does not fit the model: {'; '.join(shapes[:3])}. Is the number of classes or the "
+                         "width another one?")
+    model.load_state_dict(stripped)
+
+
+def _some(names: list[str], what: str) -> str:
+    return f"{len(names)} entries {what}: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}" if names else ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data and loss
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def load_batches(
+    spec: str, *, split: str = "train", batch_size: int = 256, limit: int | None = None,
+    dtype: torch.dtype | None = None,
+) -> list[tuple[Any, Any]]:
+    """Return data as a list of batches in a fixed order.
+
+    Args:
+        spec: a data set of :func:`sharpnb.lab.load_data`; ``module:function``, whose result is a pair of tensors
+            ``(x, y)``, a list of batches, a ``Dataset`` or a ``DataLoader``; or ``noise:3x224x224``, one batch of
+            Gaussian inputs of that shape with labels 0 to 9 drawn at random, which is good for a try and nothing else.
+        split: ``"train"`` or ``"test"``, of a named data set.
+        batch_size: how tensors and data sets are cut.
+        limit: take this many batches from the start.
+        dtype: of floating-point inputs and targets.
+
+    Raises:
+        ValueError: if there is no such data, or it is no batch.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"batches = {limit}: at least one is needed.")
+    if spec.partition(":")[0] == "noise":
+        found: Any = _noise(spec, batch_size)
+    elif ":" in spec:
+        made = named(spec, "data")
+        found = made() if callable(made) and not isinstance(made, Dataset) else made
+    elif spec in NAMES:
+        found = load_data(spec)
+    else:
+        raise ValueError(f"data {spec!r}: choose {', '.join(NAMES)}, noise:CxHxW, or module:function for your own.")
+    batches = []
+    for batch in _cut(found, split, batch_size):
+        if not (isinstance(batch, tuple | list) and len(batch) == 2):
+            raise ValueError(f"data {spec!r} gives a {type(batch).__name__} as a batch; it must be a pair (inputs, "
+                             "target).")
+        batches.append(tuple(_as(part, dtype) for part in batch))
+        if len(batches) == limit:
+            break
+    return batches
+
+
+def _cut(found: Any, split: str, size: int) -> Iterable[Any]:
+    if isinstance(found, Data):
+        if split not in ("train", "test"):
+            raise ValueError(f"split = {split!r}: choose train or test.")
+        found = found.train if split == "train" else found.test
+    if isinstance(found, tuple | list) and len(found) == 2 and all(isinstance(part, Tensor) for part in found):
+        return zip(found[0].split(size), found[1].split(size), strict=True)
+    return DataLoader(found, batch_size=size) if isinstance(found, Dataset) else found
+
+
+def _noise(spec: str, size: int) -> tuple[Tensor, Tensor]:
+    try:
+        shape = [int(side) for side in (spec.partition(":")[2] or "3x224x224").split("x")]
+    except ValueError:
+        raise ValueError(f"data {spec!r}: write the shape of one input as in noise:3x224x224.") from None
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(size, *shape, generator=generator), torch.randint(10, (size,), generator=generator)
+
+
+def _as(tree: Any, dtype: torch.dtype | None) -> Any:
+    if isinstance(tree, Tensor):
+        return tree.to(dtype) if dtype is not None and tree.is_floating_point() else tree
+    if isinstance(tree, Mapping):
+        return {name: _as(value, dtype) for name, value in tree.items()}
+    return tuple(_as(value, dtype) for value in tree) if isinstance(tree, tuple | list) else tree
+
+
+def load_loss(spec: str) -> Callable[[Any, Any], Tensor]:
+    """Return a loss: one of :data:`LOSSES`, or ``module:function`` called as ``loss(output, target)``.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if ":" in spec:
+        return named(spec, "loss")
+    if spec not in LOSSES:
+        raise ValueError(f"loss {spec!r}: choose {', '.join(LOSSES)}, or module:function for your own.")
+    return LOSSES[spec]
+
+
+def float_type(name: str) -> torch.dtype:
+    """Return ``torch.float32`` or ``torch.float64`` by name.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if name not in ("float32", "float64"):
+        raise ValueError(f"dtype {name!r}: choose float32 or float64.")
+    return getattr(torch, name)
+
+
+def leaves(tree: Any) -> Iterator[Tensor]:
+    """Yield the tensors of nested tuples, lists and mappings."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping | tuple | list):
+        for value in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from leaves(value)
+
+
+def fingerprint(tree: Any) -> str:
+    """Return 16 hexadecimal digits that stand for the tensors of ``tree``: sha256 over shapes and bytes."""
+    digest = hashlib.sha256()
+    for tensor in leaves(tree):
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,114 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sharpnb import lab, paths
+from sharpnb.averaging import update_bn
+from sharpnb.lab import families
+from sharpnb.lab.batched import batched_forward
+from sharpnb.lab.records import Record
+from sharpnb.lab.rows import Rows
+from sharpnb.lab.studies import sam_minima as study
+from sharpnb.lab.studies import sam_minima_full as full_study
+from sharpnb.lab.studies import sam_minima_published as published
+
+
+@pytest.fixture
+def nb(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "records", lambda notebook, profile: tmp_path / notebook / profile)
+    return lab.start("02_sam_minima", profile="toy", device="cpu")
+
+
+def test_figure_1_left_has_the_paper_s_one_negative_dot_and_its_ranges():
+    groups = published.figure1_left()
+    assert {name: len(dots) for name, dots in groups.items()} == {
+        "CIFAR-10": 15, "CIFAR-100": 15, "ImageNet": 9, "Finetuning": 8, "SVHN, Fashion-MNIST": 8, "Noisy CIFAR-10": 4}
+    assert [round(dot, 1) for dots in groups.values() for dot in dots if dot < 0] == [-3.9]  # SVHN, Shake-Shake, AA
+    assert np.round(sorted(groups["Noisy CIFAR-10"]), 1).tolist() == [25.8, 30.0, 34.0, 41.4]
+    assert round(max(groups["Finetuning"]), 1) == 45.7
+
+
+def test_the_full_profile_is_every_cell_of_tables_1_and_5_with_a_record_each():
+    cells = full_study.full().cells
+    assert len(cells) == 30 + 8 and len({cell.name for cell in cells}) == 38
+    assert [cell.name for cell in cells if cell.flat] == ["cifar10-wrn-28-10-200-epochs-basic"]
+    assert all(("SAM, untuned" in cell.methods) == (cell.rho != 0.05) for cell in cells)
+    assert {cell.epochs for cell in cells} == {200, 1800}
+
+
+def test_a_batched_shake_draws_for_each_net_and_rests_in_evaluation():
+    for build in (study.NETS[net].build for net in study.SMALL):
+        net, model = batched_forward(build(0)), build(0)
+        w = torch.stack([torch.nn.utils.parameters_to_vector(build(seed).parameters()) for seed in (0, 0)]).detach()
+        x = torch.rand(1, 9, 1, 8, 8).expand(2, 9, 1, 8, 8)
+        torch.manual_seed(0)
+        loud = net(w, x)
+        shaken = any(isinstance(m, families.ShakeShake) or getattr(m, "keep", 1.0) < 1 for m in model.modules())
+        assert torch.allclose(loud[0], loud[1], atol=1e-5) == (not shaken)  # equal nets: only the numbers differ
+        still = net(w, x, net.statistics(w, [x[:1]]))
+        update_bn(model, (x[0], torch.zeros(9, dtype=torch.long)))
+        assert torch.allclose(still[0], model.eval()(x[0]), atol=1e-4) and torch.allclose(still[0], still[1], atol=1e-5)
+
+
+def test_the_ascent_pass_alone_has_the_true_gradient():
+    live = study.NETS["Shake-Shake 8 2x8d"]
+    rows = Rows([0], study.split(live, 0), live.build, batch_size=10, dtype=torch.float32)
+    block, seen = next(m for m in rows.forward.layers.modules() if isinstance(m, families.ShakeShake)), []
+    batch = rows.draw()
+
+    def grad(w):
+        seen.append(block.true_gradient)
+        return rows.gradient(batch)(w)
+
+    study.shaken_rule(rows, 0.05, lr=0.1)(rows.w, grad, None, eta=1.0)
+    study.shaken_rule(rows, 0.0, lr=0.1)(rows.w, grad, None, eta=1.0)
+    assert seen == [True, False, False]
+
+
+def test_sgd_is_reported_at_its_better_budget_and_sam_at_the_radius_that_validation_chose():
+    made = [("SGD, E", 0.0, 5.0, 0.0), ("SGD, 2E", 0.0, 4.0, 9.0), ("SAM", 0.1, 1.0, 8.0), ("SAM", 0.2, 3.0, 7.0)]
+    entries = [{"model": "a", "augmentation": "b", "method": method, "rho": rho, "seed": seed, "test_error": test + seed,
+                "validation_error": validation} for method, rho, test, validation in made for seed in (1, 0)]
+    assert study.errors(entries, "a", "b", "SGD").tolist() == [4.0, 5.0]
+    assert study.gains(entries, "a", "b").tolist() == [1.0, 1.0]
+    assert study.gains(entries, "a", "b", 0.1).tolist() == [3.0, 3.0]
+    assert study.gains(entries, "a", "b", against="SGD, E").tolist() == [2.0, 2.0]
+
+
+def test_the_live_table_at_the_size_of_a_test(nb):
+    nets = {net: replace(live, steps=2, seeds=2) for net, live in study.NETS.items()}
+    entries = study.run(nb, nets, [(study.MLP, study.SMOOTHED), ("PyramidNet-8 + ShakeDrop", "AA")])
+    assert len(entries) == 2 * (2 + 2) + 2 * 3 and ["values" in e for e in entries] == [True] * 8 + [False] * 6
+    assert all(np.isfinite(e["rise"]) and e["values"].shape == (25, 25) for e in entries[:8])
+    assert all(0 <= e[key] <= 100 for e in entries for key in ("test_error", "train_error", "validation_error"))
+    assert len(study.at(entries, study.MLP, study.SMOOTHED, "SAM")) == 2
+
+
+def test_flatness_of_a_quadratic_is_its_own():
+    model = torch.nn.Linear(2, 2, bias=False).double()
+    with torch.no_grad():
+        model.weight.zero_()
+    part = torch.eye(2, dtype=torch.float64), torch.tensor([0, 1])
+    found = study.flatness(model, part, size=3)
+    # Zero weights have zero filter norms: the plane is a point. The Hessian is 1/4 [[1, -1], [-1, 1]] for each image.
+    assert found["rise"] == 0 and found["loss"] == pytest.approx(np.log(2))
+    assert found["lambda_max"] == pytest.approx(0.25, rel=1e-2)
+
+
+def test_the_full_profile_runs_as_a_toy_and_goes_on_where_it_was_killed(nb, monkeypatch):
+    first = full_study.run_full(nb, only="wrn")
+    assert {entry["method"] for entry in first} == {"SAM", "SGD, E", "SGD, 2E"} and len(first) == 6
+    assert len(first[0]["values"]) == 3
+    path = Record.find(nb.name, full_study.toy().cells[0].name, "toy").path
+    content = json.loads(path.read_text())
+    content["values"]["entries"] = content["values"]["entries"][:4]  # killed after the fourth training
+    path.write_text(json.dumps(content))
+    trainings, one = [], full_study.one
+    monkeypatch.setattr(full_study, "one", lambda *args: trainings.append(args[-2:]) or one(*args))
+    again = full_study.run_full(nb)
+    assert len(trainings) == 2 + 3 * 6 + 2  # the rest of one cell, three cells, of which one has the untuned radius too
+    for a, b in zip(again[:6], first, strict=True):
+        assert a["test_error"] == b["test_error"] and a["method"] == b["method"]

@@ -1,0 +1,34 @@
+"""Blocks that are freed and asked for again must not be faulted in anew."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+from sharpnb.memory import keep_freed_memory
+assert len(sys.argv) == 1 or keep_freed_memory()
+import torch
+torch.set_num_threads(1)
+first, second = torch.nn.Conv2d(32, 256, 3, groups=32), torch.nn.Conv2d(256, 512, 3, groups=32)
+x = torch.randn(64, 32, 8, 8).contiguous(memory_format=torch.channels_last)
+def step():
+    second(first(x).relu()).relu().mean().backward()
+for _ in range(10):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_blocks_are_used_again_and_by_default_they_are_not():
+    kept, default = (int(subprocess.run([sys.executable, "-c", PROGRAM, *flag], capture_output=True, text=True,
+                                        check=True).stdout) for flag in (["keep"], []))
+    assert 4 * kept < default > 1000, (kept, default)
