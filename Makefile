@@ -2,6 +2,7 @@
 #   make reproduce    set up, execute the quick collection, write figures, records and the scoreboard
 #   make test         set up, run the whole gate: unit tests, notebook guards, nbval
 #   make lab          set up, open JupyterLab
+#   make site         build the HTML book that needs no network; make site-check looks at it in a browser
 # Another interpreter: make PYTHON=python3.12 test.  PyTorch's CPU build, which is far smaller than the one with CUDA:
 #   make PIP_OPTIONS="--extra-index-url https://download.pytorch.org/whl/cpu" reproduce
 
@@ -15,7 +16,7 @@ export OMP_NUM_THREADS = 1
 .PHONY: help reproduce test test-oldest test-recipes lab lint format bench lock clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
 
 # The stamp is written last, so that an interrupted installation is repeated and not taken for a finished one.
 .venv/ready: pyproject.toml constraints.txt
@@ -37,6 +38,22 @@ test: .venv/ready
 
 lab: .venv/ready
 	.venv/bin/python -m jupyterlab notebooks/00_index.ipynb
+
+# The notebooks as an HTML book that needs no network, in site/_build/html; its packages come on demand.
+.venv/site: .venv/ready
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e ".[site]"
+	@touch .venv/site
+
+site: .venv/site
+	@.venv/bin/python -m sharpnb.cli report
+	@.venv/bin/python site/build.py && echo "Open site/_build/html/index.html"
+
+# Both look at real pages in a headless Chromium; without one they say what to install, and stop.
+site-check: site
+	@.venv/bin/python site/check.py
+
+lab-check: .venv/site
+	@.venv/bin/python site/check_lab.py
 
 # The oldest supported PyTorch, in an environment of its own; the other pins stay.
 .venv-oldest/ready: pyproject.toml constraints.txt
@@ -68,7 +85,7 @@ format: .venv/ready
 bench: .venv/ready
 	@for file in benchmarks/*.py; do echo "== $$file"; .venv/bin/python "$$file" || exit 1; done
 
-lock: .venv/ready
+lock: .venv/site
 	@{ sed -n '/^#/p' constraints.txt; .venv/bin/python -m pip freeze --exclude-editable \
 	  | grep -viE '^(nvidia|cuda|triton)' | sed 's/+.*//' | sort -f; } > .venv/constraints.new
 	@mv .venv/constraints.new constraints.txt

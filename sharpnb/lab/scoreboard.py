@@ -1,7 +1,7 @@
 """All claims of all notebooks in one table: what the papers state, what was measured, the verdict.
 
 Everything is read from ``data/records/<notebook>/<profile>/claims.json``; nothing is typed by hand, and equal records
-give equal text. ``sharpnb report`` writes it to ``REPORT.md``, the notebook ``00_index`` shows it.
+give equal text. ``lab/report.py`` makes the pages of it, the notebook ``00_index`` shows it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,39 +85,36 @@ def counts(table: Sequence[Row]) -> dict[str, int]:
     return {verdict: sum(row.verdict == verdict for row in table) for verdict in SYMBOLS}
 
 
+def head(table: Sequence[Row]) -> str:
+    """Return how many claims have each verdict, as Markdown."""
+    total = [f"| {SYMBOLS[verdict]} {verdict} | {number} |" for verdict, number in counts(table).items()]
+    return "\n".join(["| verdict | claims |", "|:--|--:|", *total, f"| all | {len(table)} |"])
+
+
 def as_markdown(table: Sequence[Row], notebooks: str = "notebooks/") -> str:
     """Return counts and table as Markdown; ``notebooks`` is the way from the page to the notebooks' folder."""
-    total = [f"| {SYMBOLS[verdict]} {verdict} | {number} |" for verdict, number in counts(table).items()]
+    links = (f"[{row.notebook.split('_')[0]}]({notebooks}{row.notebook}.ipynb)" for row in table)
+    return f"{head(table)}\n\n{claims_table(table, links)}"
+
+
+def claims_table(table: Sequence[Row], links: Iterable[str]) -> str:
+    """Return the claims as a Markdown table whose last column holds ``links``, one text a claim."""
     lines = [
-        _line(row.paper, row.item, row.statement + (f" *({row.protocol})*" if row.protocol else ""), row.paper_text,
-              row.measured_text, row.profile, f"{SYMBOLS.get(row.verdict, '')} {row.verdict}",
-              f"[{row.notebook.split('_')[0]}]({notebooks}{row.notebook}.ipynb)")
-        for row in table
+        line(row.paper, row.item, row.statement + (f" *({row.protocol})*" if row.protocol else ""), row.paper_text,
+             row.measured_text, row.profile, f"{SYMBOLS.get(row.verdict, '')} {row.verdict}", link)
+        for row, link in zip(table, links, strict=True)
     ]
-    return "\n".join([
-        "| verdict | claims |", "|:--|--:|", *total, f"| all | {len(table)} |", "",
-        _line(*_HEAD), "|:--|:--|:--|--:|--:|:--|:--|:--|", *lines,
-    ])
+    return "\n".join([line(*_HEAD), "|:--|:--|:--|--:|--:|:--|:--|:--|", *lines])
 
 
-def report() -> str:
-    """Return the page ``REPORT.md``: counts, table, and where each record comes from."""
-    origins = []
+def origins() -> list[tuple[str, str, str, str, str]]:
+    """Return of each record of claims: notebook, profile, device, version of torch, commit."""
+    found = []
     for file in _files():
         made = _read(file)["provenance"]
-        torch = made.get("versions", {}).get("torch", "–")
-        origins.append(_line(file.parents[1].name, file.parent.name, made.get("device", "–"), torch,
-                             f"`{made.get('commit') or '–'}`"))
-    return "\n".join([
-        "# Scoreboard", "",
-        "What the papers state and what was measured here. `sharpnb report` makes this page from the records in "
-        "`data/records`; edits by hand are lost.", "",
-        as_markdown(rows()), "",
-        "The verdicts follow by the rule in [sharpnb/lab/claims.py](sharpnb/lab/claims.py). *Contradicted* is a result "
-        "like the others: it says that this protocol, at this scale, measured the opposite.", "",
-        "## Where the numbers come from", "",
-        "| notebook | profile | device | torch | commit |", "|:--|:--|:--|:--|:--|", *origins, "",
-    ])
+        found.append((file.parents[1].name, file.parent.name, made.get("device", "–"),
+                      made.get("versions", {}).get("torch", "–"), made.get("commit") or "–"))
+    return found
 
 
 def _files() -> list[Path]:
@@ -151,5 +148,6 @@ def _weight(row: Row) -> int:
     return 0 if row.verdict == "not run" else 2 if row.profile == "full" else 1
 
 
-def _line(*cells: str) -> str:
+def line(*cells: str) -> str:
+    """Return one line of a Markdown table; what would break it is escaped."""
     return "| " + " | ".join(re.sub(r"\s+", " ", cell).replace("|", r"\|") for cell in cells) + " |"

@@ -142,4 +142,5 @@ def panel() -> Any:
         plt.close(figure)
         display(figure)
 
-    return widgets.HBox([widgets.VBox(list(controls.values())), widgets.interactive_output(redraw, controls)])
+    column = widgets.VBox(list(controls.values()), layout={"flex": "0 0 auto"})  # else the numbers are cut off
+    return widgets.HBox([column, widgets.interactive_output(redraw, controls)])

@@ -1,9 +1,10 @@
 import json
+import re
 
 import pytest
 
 from sharpnb import paths
-from sharpnb.lab import Claim, scoreboard
+from sharpnb.lab import Claim, report, scoreboard
 
 PAPER = {"paper": "SAM (ICLR 2021)", "item": "Fig. 3", "kind": "sign"}
 CLAIMS = {
@@ -60,11 +61,11 @@ def test_the_full_profile_wins_once_it_has_been_run():
 
 
 def test_the_page_has_counts_table_links_and_origins_and_is_the_same_each_time():
-    page = scoreboard.report()
-    assert page == scoreboard.report()
+    page = report.page()
+    assert page == report.page()
     assert "| ✔ reproduced | 1 |" in page and "| all | 3 |" in page
     row = (r"| SAM (ICLR 2021) | Fig. 3 | a \| b is above 0 *(MLP)* | – | 1.235 ± 0.046 (8) | quick | ✔ reproduced | "
-           "[03](notebooks/03_b.ipynb) |")
+           "[03](<notebooks/03_b.ipynb>) · [record](data/records/03_b/quick/claims.json) |")
     assert row in page.splitlines()
     assert "| 03_b | quick | cpu (x86_64) | 2.15.0 | `abc+` |" in page
     assert "](03_b.ipynb)" in scoreboard.as_markdown(scoreboard.rows(), notebooks="")
@@ -74,4 +75,51 @@ def test_the_page_has_counts_table_links_and_origins_and_is_the_same_each_time()
 def test_a_damaged_record_is_named_with_what_to_do(left):
     paths.write_whole(paths.records("03_b", "quick") / "claims.json", left)
     with pytest.raises(ValueError, match=r"data/records/03_b/quick/claims.json is damaged .*sharpnb run 03_b"):
-        scoreboard.report()
+        report.page()
+
+
+CATALOGUE = """
+[[paper]]
+name = "SAM (ICLR 2021)"
+items = [
+  { item = "Fig. 3", shows = "spectra", notebook = "03_b", figures = ["fig3"] },
+  { item = "Fig. 4", shows = "curves", notebook = "04_c" },
+  { item = "Table 2", shows = "ImageNet", why = "out of reach" },
+]
+"""
+
+
+def test_every_figure_and_table_is_listed_with_its_claims_or_the_reason(root):
+    (root / "data" / "papers.toml").write_text(CATALOGUE)
+    assert "| not yet | 2 |" in report.page(), "the notebook and its picture are missing"
+    paths.write_whole(root / "figures" / "03_b" / "fig3.png", b"x")
+    cells = [{"cell_type": "markdown", "source": ["## 7 Claims"]},
+             {"cell_type": "code", "metadata": {"tags": ["claims"]}, "source": []}]
+    paths.write_whole(root / "notebooks" / "03_b.ipynb", json.dumps({"cells": cells}))
+    report._claims_anchor.cache_clear()
+    page = report.page()
+    assert "| shown | 1 |" in page and "| not yet | 1 |" in page and "| not shown | 1 |" in page
+    assert ("| SAM (ICLR 2021) | Fig. 3 | spectra | [03](notebooks/03_b.ipynb) | ✔ 1, – 1 | "
+            "[fig3](figures/03_b/fig3.png) |  |") in page
+    assert "| SAM (ICLR 2021) | Fig. 4 | curves | **not yet** | – | – | belongs to notebook 04 |" in page
+    assert "| SAM (ICLR 2021) | Table 2 | ImageNet | **not shown** | – | – | out of reach |" in page
+    assert "[03](<notebooks/03_b.ipynb#7-Claims>) · [record](data/records/03_b/quick/claims.json) · [figures]" in page
+    assert "1 claims are about something else" in page
+
+
+def test_the_html_page_says_the_same_and_asks_no_network():
+    page = report.html(report.page())
+    assert page.startswith("<!doctype html>") and "<title>Scoreboard · sharpnb</title>" in page
+    assert page.count("<tr>") == sum(line.startswith("|") and not line.startswith("|:") for line in report.page().splitlines())
+    assert "1.235 ± 0.046 (8)" in page and not re.search(r"(src|href)=.https?:", page)
+
+
+def test_the_readme_gets_the_counts_between_its_marks_and_is_else_left_alone(root):
+    opening, closing = report._MARKS
+    (root / "README.md").write_text(f"a\n{opening}\nold\n{closing}\nb\n")
+    assert sorted(report.write()) == ["README.md", "REPORT.html", "REPORT.md"]
+    text = (root / "README.md").read_text()
+    assert text.startswith(f"a\n{opening}\n| verdict") and text.endswith(f"{closing}\nb\n") and "old" not in text
+    assert "| ✘ contradicted | 1 |" in text
+    assert report.write() == [], "equal records give equal pages"
+    assert report.with_head("no marks") == "no marks"

@@ -1,0 +1,113 @@
+"""Gather the pages under site/_build/src and build them to site/_build/html: python site/build.py."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from sharpnb.lab import coverage, report
+
+HERE = Path(__file__).resolve().parent
+ROOT, SOURCE, TARGET = HERE.parent, HERE / "_build" / "src", HERE / "_build" / "html"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+PICTURE = re.compile(  # as lab.Notebook.figure shows it
+    r"!\[(?P<alt>[^\]]*)\]\(<?(?P<path>[^>)]+\.png)>?\)\s*(?P<caption>(?:(?!\[vector\]).)*)", re.DOTALL)
+LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]+)\]\((?:<(?P<angled>[^>]+)>|(?P<plain>[^)\s]+))\)")
+
+
+def main() -> int:
+    """Gather and build; a warning of Sphinx is an error, since it is most often a broken link."""
+    shutil.rmtree(SOURCE, ignore_errors=True)
+    for folder in ("figures", "data/records"):
+        shutil.copytree(ROOT / folder, SOURCE / folder, ignore=shutil.ignore_patterns("toy", "*.partial"))
+    shutil.copytree(HERE / "api", SOURCE / "api")
+    for page in HERE.glob("*.md"):
+        shutil.copy2(page, SOURCE / page.name)
+    (SOURCE / "notebooks").mkdir()
+    pictures = []
+    for file in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        notebook = json.loads(file.read_text(encoding="utf-8"))
+        pictures += _pictures(file.stem, notebook)
+        (SOURCE / "notebooks" / file.name).write_text(json.dumps(_readable(notebook)), encoding="utf-8")
+    (SOURCE / "api" / "lab.md").write_text(_lab(), encoding="utf-8")
+    (SOURCE / "gallery.md").write_text(_gallery(pictures), encoding="utf-8")
+    names = {picture["notebook"] for picture in pictures}
+    (SOURCE / "scoreboard.md").write_text(_scoreboard(names), encoding="utf-8")
+    from sphinx.cmd.build import main as sphinx
+
+    strict = ["-q", "-W", "--keep-going"]
+    return sphinx([*strict, "-c", str(HERE), "-d", str(HERE / "_build" / "cache"), str(SOURCE), str(TARGET)])
+
+
+def _readable(notebook: dict) -> dict:
+    """Return the notebook with text in the place of panels (alive in JupyterLab only) and of links to nowhere yet."""
+
+    def follow(match: re.Match[str]) -> str:
+        target = match["angled"] or match["plain"]
+        if ":" in target or (ROOT / "notebooks" / target.split("#")[0]).exists():
+            return match[0]
+        print(f"no link to {target}: it is not there")
+        return match["text"]
+
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = LINK.sub(follow, "".join(cell["source"]))
+        for output in cell.get("outputs", []):
+            if WIDGET in output.get("data", {}):
+                output["data"] = {"text/markdown": "*A panel with sliders is here in JupyterLab (`make lab`).*"}
+    return notebook
+
+
+def _pictures(name: str, notebook: dict) -> list[dict]:
+    """Return the figures that a notebook shows: path, alternative text, caption, the heading above."""
+    found, heading = [], ""
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            heading = ([heading, *re.findall(r"(?m)^#{1,4} +(.+?) *$", "".join(cell["source"]))])[-1]
+        for output in cell.get("outputs", []):
+            text = "".join(output.get("data", {}).get("text/markdown", ""))
+            found += [{"notebook": name, "heading": heading, **match.groupdict()} for match in PICTURE.finditer(text)]
+    return found
+
+
+def _gallery(pictures: list[dict]) -> str:
+    """Return the page of all figures, each with its alternative text and the way to its notebook."""
+    lines = ["# Figures", "", f"All {len(pictures)} figures. Each leads to the section that makes it.", ""]
+    for name in dict.fromkeys(picture["notebook"] for picture in pictures):
+        lines += [f"## {name}", "", '<div class="gallery">', ""]
+        for picture in (one for one in pictures if one["notebook"] == name):
+            path = picture["path"].removeprefix("../")
+            place = f"notebooks/{name}.ipynb{coverage.fragment(picture['heading'])}"
+            caption = " ".join(picture["caption"].split())
+            lines += ['<div class="figure-card">', "", f"[![{picture['alt']}](<{path}>)](<{place}>)", "",
+                      f"{caption} [In the notebook](<{place}>)", "", "</div>", ""]
+        lines += ["</div>", ""]
+    return "\n".join(lines)
+
+
+def _lab() -> str:
+    """Return the reference of what an experiment needs, a section a module."""
+    lines = ["# Experiments", "", "What an experiment needs around the tools, module by module.", ""]
+    for file in sorted((ROOT / "sharpnb" / "lab").glob("[a-z]*.py")):
+        name = f"sharpnb.lab.{file.stem}"
+        lines += [f"## {name}", "", "```{eval-rst}", f".. automodule:: {name}", "   :members:", "```", ""]
+    return "\n".join(lines)
+
+
+def _scoreboard(with_pictures: set[str]) -> str:
+    """Return REPORT.md as a page of the site: links lead to pages where there are some, and else are plain text."""
+
+    def follow(match: re.Match[str]) -> str:
+        text, target = match["text"], (match["angled"] or match["plain"]).removeprefix("site/")
+        path = target.split("#")[0]
+        if path.startswith("figures/") and (name := path.split("/")[1]) in with_pictures:
+            return f"[{text}](gallery.md#{name})"
+        return f"[{text}](<{target}>)" if (SOURCE / path).is_file() else text
+
+    head, rest = LINK.sub(follow, report.page()).split("\n", 1)
+    return f"{head}\n\n{report.FILTER}\n\n{rest}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

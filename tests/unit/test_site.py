@@ -1,0 +1,150 @@
+"""The site's sources, the catalogue of the papers, the brief's rows, and the committed scoreboard: what they name exists."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from sharpnb.lab import coverage, papers, report, scoreboard
+
+ROOT = Path(__file__).resolve().parents[2]
+SITE = ROOT / "site"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"site_{name}", SITE / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_place_of_the_brief_exists():
+    rows = coverage.rows()
+    assert len(rows) == len({row.id for row in rows}) == 142
+    assert {row.scope for row in rows} == set(coverage.SCOPES)
+    assert [problem for row in rows for problem in map(coverage.problem, row.shown) if problem] == []
+    assert [row.id for row in rows if not row.shown and not row.why] == [], "neither shown nor a reason"
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [("01_sam#No such heading", "no such heading"), ("99_none#In PyTorch", "there is no 99_none.ipynb"),
+     ("site/errata#Nothing", "no such heading"), ("tests/unit/test_rules.py::test_nothing", "no such test"),
+     ("tests/unit/none.py::test_sgd_by_hand", "no such test"), ("sharpnb.optim.Nothing", "has no attribute"),
+     ("sharpnb.nothing", "nothing")],
+)
+def test_negative_control_a_place_that_is_not_there_is_named(place, expected):
+    assert expected in coverage.problem(place)
+    assert not coverage.Row("X1", "C", "what", ("sharpnb.optim.SAM", place)).done
+
+
+def test_a_row_is_done_when_it_is_shown():
+    assert coverage.Row("X1", "C", "what", ("sharpnb.optim.SAM", "01_sam#In PyTorch")).done
+    assert not coverage.Row("X1", "C", "what", (), "not yet").done
+
+
+def test_links_of_places():
+    assert coverage.link("sharpnb.optim.SAM") == "`sharpnb.optim.SAM`"
+    assert coverage.link("01_sam#In PyTorch").startswith("[01: In PyTorch](<notebooks/01_sam.ipynb#")
+    assert coverage.fragment("2 Fit (all)") == "#2-Fit-(all)" and coverage.fragment("7 What `x` means") == ""
+    assert coverage.link("tests/unit/test_rules.py::test_sgd_by_hand") == "[sgd by hand](tests/unit/test_rules.py)"
+
+
+def test_the_catalogue_knows_every_figure_and_table_that_a_claim_names():
+    board = scoreboard.rows()
+    known = papers.items(board)
+    unknown = {(row.paper, row.item) for row in papers.elsewhere(known, board) if re.search(r"Fig|Table", row.item)}
+    assert unknown == set()
+    assert len(known) == len({(item.paper, item.item) for item in known})
+
+
+def test_what_is_not_re_made_has_a_reason_and_pictures_of_notebooks_exist():
+    for item in papers.items([]):
+        assert item.notebook or item.why, f"{item.paper}, {item.item}"
+        if (ROOT / "figures" / (item.notebook or "none")).is_dir():
+            missing = [name for name in item.figures if not (ROOT / "figures" / item.notebook / f"{name}.png").is_file()]
+            assert not missing, f"{item.paper}, {item.item}: {missing}"
+
+
+def test_negative_control_a_claim_belongs_to_its_item_only():
+    item = papers.Item("P", "Fig. 3", "s", also=("curve",))
+    assert all(map(item.covers, ("Fig. 3", "Fig. 3 top", "section 4, Fig. 3", "curve")))
+    assert not any(map(item.covers, ("Fig. 31", "SuppFig. 3", "Table 3", "section 4", "curvature")))
+
+
+def test_the_committed_scoreboard_is_that_of_the_records():
+    """Red after new records until `sharpnb report` has been called."""
+    assert (ROOT / "REPORT.md").read_text(encoding="utf-8") == report.page()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert report.with_head(readme) == readme and "| ✔ reproduced |" in readme
+
+
+def test_a_notebook_is_made_readable():
+    build = load("build")
+    cells = [
+        {"cell_type": "markdown", "source": ["[a](01_sam.ipynb) [b](99_none.ipynb#x) [c](https://example.org)"]},
+        {"cell_type": "code", "outputs": [{"data": {build.WIDGET: {}, "text/plain": "HBox()"}}]},
+    ]
+    made = build._readable({"cells": cells})["cells"]
+    assert made[0]["source"] == "[a](01_sam.ipynb) b [c](https://example.org)"
+    assert made[1]["outputs"][0]["data"].keys() == {"text/markdown"}
+
+
+def test_every_figure_is_in_the_gallery_with_its_text():
+    build = load("build")
+    shown = "![two curves](<../figures/03_a/one.png>)\n\n**One.** Two. [vector](<../figures/03_a/one.svg>) · [numbers](x)"
+    cells = [{"cell_type": "markdown", "source": ["# T\n", "## 2 Fit (all)"]},
+             {"cell_type": "code", "outputs": [{"data": {"text/markdown": shown}}]}]
+    (picture,) = build._pictures("03_a", {"cells": cells})
+    assert (picture["alt"], picture["path"]) == ("two curves", "../figures/03_a/one.png")
+    page = build._gallery([picture])
+    assert "[![two curves](<figures/03_a/one.png>)](<notebooks/03_a.ipynb#2-Fit-(all)>)" in page
+    assert "**One.** Two. [In the notebook]" in page
+
+
+def test_links_are_followed_and_broken_ones_are_seen(tmp_path):
+    links = load("links")
+    page = tmp_path / "page.html"
+    (tmp_path / "other.html").write_text('<p id="here">x</p>')
+    page.write_text('<a href="other.html#here">a</a><a href="https://example.org">b</a><img src="other.html" alt="c">')
+    assert links.broken(tmp_path, [page, tmp_path / "other.html"]) == []
+    found = " ".join(links.broken(SITE, [SITE / "bad.html"]))
+    for fault in ("no such file: nowhere.html", "no such file: missing.png", "no such place: #nothing",
+                  "no alternative text: missing.png", "asks the network for https://example.invalid/script.js"):
+        assert fault in found
+
+
+def test_the_pages_tell_nothing_of_the_machine_and_ask_no_network():
+    for file in [*SITE.glob("*.md"), *SITE.glob("static/*"), SITE / "conf.py", ROOT / "data" / "papers.toml",
+                 ROOT / "data" / "coverage.toml"]:
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"https?://|/(?:root|home|tmp)/", text), file.name
+
+
+@pytest.mark.parametrize("name", ["papers", "coverage"])
+def test_a_damaged_catalogue_is_named(name, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    read = {"papers": lambda: papers.items([]), "coverage": coverage.rows}[name]
+    assert read() == []
+    (tmp_path / "data" / f"{name}.toml").write_text("rows = [{id = 1}]\n[[paper]]\nname = 'x'\n")
+    with pytest.raises(ValueError, match=f"data/{name}.toml cannot be read"):
+        read()
+
+
+def test_a_cell_that_failed_or_was_left_out_is_named(monkeypatch):
+    pytest.importorskip("selenium", reason="the site's packages are not installed: make site")
+    monkeypatch.setattr(sys, "path", [str(SITE), *sys.path])
+    lab, fine = load("check_lab"), {"id": "a", "error": ""}
+    assert lab.cell_problems([{**fine, "count": 1}, {**fine, "count": 2}]) == []
+    assert "counts [1, 3]" in lab.cell_problems([{**fine, "count": 1}, {**fine, "count": 3}])[0]
+    assert lab.cell_problems([{"id": "b", "error": "ValueError: x", "count": 1}]) == ["cell b failed: ValueError: x"]
+
+
+def test_without_a_browser_the_checks_say_what_to_install(monkeypatch):
+    pytest.importorskip("selenium", reason="the site's packages are not installed: make site")
+    monkeypatch.setenv("PATH", "")
+    said = load("browser").missing()
+    assert "SKIPPED" in said and "apt-get install chromium chromium-driver" in said
