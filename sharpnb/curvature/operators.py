@@ -24,6 +24,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from sharpnb.curvature._batches import Batch, Batches, Reduction, forward, tensors
 from sharpnb.curvature._state import Mode, differentiable, measuring, unwrapped
+from sharpnb.memory import keep_freed_memory
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -63,7 +64,7 @@ class ModelOperator(ABC):
             dist.all_reduce(total, group=self._group)
             self._batches.total = float(total)
         if self.device.type == "cpu":
-            _keep_freed_memory()
+            keep_freed_memory()
         if check:
             self.check_deterministic()
 
@@ -292,17 +293,6 @@ def select_parameters(model: nn.Module, params: Any = None) -> dict[str, nn.Para
     if not wanted:
         raise ValueError("params is empty. Pass None for all parameters that require a gradient.")
     return {name: p for name, p in everything.items() if name in wanted}
-
-
-def _keep_freed_memory() -> None:
-    """Let the allocator of the C library keep what a product frees, for the next product.
-
-    As it starts, glibc gives freed megabytes back to the system and takes them again page by page, which is a third of
-    the time of a small convolutional network's product (measured). It stops when it has seen a block of this size
-    freed, the largest that it learns from (mallopt(3), M_MMAP_THRESHOLD). Nothing is written to the block; with other
-    allocators this does nothing.
-    """
-    torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 def _common_dtype(params: list[nn.Parameter]) -> torch.dtype:
