@@ -25,6 +25,18 @@ def test_only_the_coupled_update_with_momentum_reaches_the_flat_minimum():
     }
 
 
+def test_the_names_of_the_ends_do_not_hang_on_the_last_bit():
+    """A start moved by some rounding errors stands for another processor; a smaller radius is the negative control."""
+    rhos = torch.linspace(2.4, 2.9, 6, dtype=torch.float64)[:, None]  # where the orbits are widest
+    near, wide = set(), set()
+    for seed in range(20):
+        moved = torch.randn(2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 3e-14
+        ends = toy.trajectory(0.95, decouple=True, rho=rhos, start=torch.tensor(toy.START, dtype=torch.float64) * (1 + moved))[:, -1]
+        near.add(tuple(toy.where_it_ends(ends, radius=1.0)))
+        wide.add(tuple(toy.where_it_ends(ends)))
+    assert len(wide) == 1 < len(near)
+
+
 def test_rows_are_paths_of_their_own():
     gammas = torch.tensor([[0.5], [0.95]], dtype=torch.float64)
     both = toy.trajectory(gammas, decouple=False)
