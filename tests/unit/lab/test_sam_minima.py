@@ -112,3 +112,40 @@ def test_the_full_profile_runs_as_a_toy_and_goes_on_where_it_was_killed(nb, monk
     assert len(trainings) == 2 + 3 * 6 + 2  # the rest of one cell, three cells, of which one has the untuned radius too
     for a, b in zip(again[:6], first, strict=True):
         assert a["test_error"] == b["test_error"] and a["method"] == b["method"]
+
+
+def test_the_survey_is_table_1_small_and_part_of_table_5():
+    scale = full_study.survey()
+    assert len(scale.cells) == len({cell.name for cell in scale.cells}) == 4 * 3 + 2 and scale.seeds >= 3
+    assert all(list(cell.methods) == ["SAM", "SGD, E", "SGD, 2E"] and cell.rho == 0.05 for cell in scale.cells)
+    fashion = [cell for cell in scale.cells if cell.data == "fashion_mnist"]
+    assert [cell.augmentation for cell in fashion] == ["Basic", "AA"]
+    assert fashion[0].build(0).eval()(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_a_surveyed_net_trained_again_is_the_one_of_the_record(nb, monkeypatch):
+    scale = full_study.survey()
+    cells = tuple(replace(cell, epochs=1) for cell in scale.cells if cell.data == "digits")[:2]
+    monkeypatch.setattr(full_study, "survey", lambda: replace(scale, cells=cells, seeds=2, train_size=50, test_size=99))
+    full_study.run_survey("wrn")
+    entries = full_study.surveyed()
+    assert len(entries) == 6 and full_study.run_survey("wrn") is None  # nothing is left to train
+    again = full_study.again(entries[-1])
+    assert again.pop("cpu_seconds") > 0 and all(entries[-1][key] == value for key, value in again.items())
+    path = Record.find(nb.name, cells[0].name, "survey").path
+    content = json.loads(path.read_text())
+    content["values"]["entries"].pop()
+    path.write_text(json.dumps(content))
+    assert full_study.surveyed() == []  # half a cell is not shown
+    full_study.run_survey(seconds=0)
+    assert full_study.surveyed() == []
+    full_study.run_survey()
+    assert len(full_study.surveyed()) == 12 and full_study.surveyed()[5]["test_error"] == entries[-1]["test_error"]
+    assert json.loads(path.read_text())["provenance"]["parameters"]["profile"] == "survey"
+
+
+def test_a_pool_has_variants_of_each_image_in_order():
+    data = study.load_data("digits", train_size=7)
+    many = study.pooled(data, "Cutout", copies=3)
+    assert many.train_x.shape == (21, 1, 8, 8) and torch.equal(many.train_y, data.train_y.repeat(3))
+    assert not torch.equal(many.train_x[:7], many.train_x[7:14])
