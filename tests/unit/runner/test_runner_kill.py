@@ -1,5 +1,6 @@
 """A run that is killed outright leaves nothing half-done, and the next one finishes the rest."""
 
+import functools
 import json
 import os
 import signal
@@ -39,12 +40,14 @@ def end_in_the_waiting_cell(how: signal.Signals) -> tuple[int, str]:
     process = paths.runs("quick") / "process"
     process.unlink(missing_ok=True)
     command = [sys.executable, "-m", "sharpnb.cli", "run", "--jobs", "1"]
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # In a shell's background job SIGINT is ignored, and the driver would inherit that.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     kernel = int(wait_for(lambda: process.exists() and process.read_text()))
     family = psutil.Process(driver.pid).children(recursive=True)
     assert kernel in {member.pid for member in family} and len(family) >= 2  # the worker and the kernel
     driver.send_signal(how)
-    _, said = driver.communicate()
+    _, said = driver.communicate(timeout=60)
     wait_for(lambda: not any(_runs(member.pid) for member in family))
     return driver.returncode, said
 
