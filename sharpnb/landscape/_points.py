@@ -19,6 +19,7 @@ from sharpnb.memory import keep_freed_memory
 # to keep a GPU busy. Samples a forward pass at least and, for small nets, at most.
 _AT_ONCE = {"cpu": 2**19, "cuda": 2**26}
 _SAMPLES = {"cpu": (250, 1000), "cuda": (2048, 2048)}
+_WINDOWED = 2**17  # numbers in the images that convolutions as matrix products read: so that two layers fit the cache
 
 
 class Points:
@@ -78,7 +79,10 @@ class Points:
         least, most = _SAMPLES.get(self.device.type, _SAMPLES["cpu"])
         if self.stacked is None:
             return least
-        return max(least, min(most, self._limit // self._first_outputs(self.stacked)[0].numel()))
+        numbers = self._first_outputs(self.stacked)[0].numel()
+        if self.stacked.windowed:
+            return max(16, min(most, _WINDOWED // numbers))
+        return max(least, min(most, self._limit // numbers))
 
     @property
     def _limit(self) -> int:

@@ -2,11 +2,11 @@ r"""Many points of a plane at a time, for nets that are a chain of linear layers
 
 On a plane the first layer's output is affine in the coordinates, :math:`A_0 + x A_1 + y A_2`: three products for all
 points, and an addition or two mix them. Features lie samples last in memory: the later layers are matrix products with
-long rows, all points in one call, and a softmax over few classes is vectorised over the samples. Convolutions run point
-by point on channels-last images; what was no faster: grouping the points, and unfolding into matrix products, which
-wins on an idle machine and loses where others use its cache.
+long rows, all points in one call, and a softmax over few classes is vectorised over the samples. On a CPU convolutions
+of small images are products too (:mod:`sharpnb.landscape._windows`), elsewhere PyTorch's own on channels-last images;
+both run point by point.
 
-Shapes: P points, B samples; features (P, F, B), images (P, B, C, H, W), channels last in memory.
+Shapes: P points, B samples; features (P, F, B), images (P, B, C, H, W), channels last in memory, or (P, H, C, W, B).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sharpnb.landscape._windows import Windowed, fits, samples_last
 
 _POINTWISE = (nn.ReLU, nn.Tanh, nn.GELU, nn.Sigmoid, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Identity)
 _POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d)
@@ -58,29 +60,46 @@ class Stacked:
         first = next(i for i, layer in enumerate(layers) if _count(layer))
         self.before, self.first, self.after = layers[:first], layers[first], layers[first + 1 :]
         self.own, self.later = vectors.split([n := _count(self.first), vectors.shape[1] - n], dim=1)
+        self.counts = [_count(layer) for layer in self.after]
+        self.windowed = type(self.first) is nn.Conv2d and fits(self.after) and vectors.device.type == "cpu"
+        self.programs: dict[tuple[int, ...], Windowed] = {}  # one for each size of batch
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Return the first layer's three terms for a batch (B, …): (3, F, B), or (3, B, C, H, W) channels last."""
+        """Return the first layer's three terms for a batch (B, …): features or images as in the module's shapes."""
         for layer in self.before:
             x = layer(x)
         terms = torch.stack([_one(self.first, x, _shaped(self.first, row)).movedim(1, -1) for row in self.own])
-        return terms.mT.contiguous() if terms.dim() == 3 else terms.movedim(-1, 2)
+        if terms.dim() == 3:
+            return terms.mT.contiguous()
+        terms = terms.movedim(-1, 2)
+        return samples_last(terms) if self.windowed else terms
 
     def __call__(self, prepared: Tensor, xy: Sequence[tuple[float, float]]) -> Tensor:
         """Return the outputs (P, B, …) at the points."""
-        weights = prepared.new_tensor([(1.0, x, y) for x, y in xy]) @ self.later
-        layers = list(zip(self.after, weights.split([_count(layer) for layer in self.after], dim=1), strict=True))
+        flat = (prepared.new_tensor([(1.0, x, y) for x, y in xy]) @ self.later).split(self.counts, dim=1)
+        weights = [_shaped(layer, rows) for layer, rows in zip(self.after, flat, strict=True)]
         if prepared.dim() == 3:
             x = torch.stack(list(_mixed(prepared, xy)))
-            for layer, rows in layers:
-                x = _all(layer, x, _shaped(layer, rows))
+            for layer, own in zip(self.after, weights, strict=True):
+                x = _all(layer, x, own)
             return x.mT
+        if self.windowed:
+            return self._by_windows(prepared, xy, weights).mT
         outputs = []
         for p, x in enumerate(_mixed(prepared, xy)):
-            for layer, rows in layers:
-                x = _one(layer, x, _shaped(layer, rows[p]))
+            for layer, own in zip(self.after, weights, strict=True):
+                x = _one(layer, x, [rows[p] for rows in own])
             outputs.append(x)
         return torch.stack(outputs)
+
+    def _by_windows(self, prepared: Tensor, xy: Sequence[tuple[float, float]], weights: list[list[Tensor]]) -> Tensor:
+        shape = tuple(prepared.shape[1:])
+        if shape not in self.programs:
+            self.programs[shape] = Windowed(self.after, prepared[0].clone())
+        program = self.programs[shape]
+        arranged = program.arranged(weights)
+        return torch.stack([program(x, [[rows[p] for rows in own] for own in arranged])
+                            for p, x in enumerate(_mixed(prepared, xy))])
 
     def size_of_a_point(self, prepared: Tensor) -> int:
         """Return how many numbers each point of a call holds: its weights, and features (images come one by one)."""

@@ -21,6 +21,9 @@ X, Y = torch.randn(70, 1, 8, 8, dtype=torch.float64, generator=G), torch.randint
 CHAINS = {
     "mlp": lambda: models.mlp((64, 12, 12, 10)), "tanh": lambda: models.mlp((64, 12, 10), activation="tanh"),
     "linear": lambda: models.mlp((64, 10)), "cnn": lambda: models.cnn(4),
+    "windows": lambda: nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 4, (3, 2), (1, 2), (0, 1), bias=False), nn.Conv2d(4, 5, 1),
+        nn.ReLU(), nn.Flatten(), nn.ReLU(), nn.Linear(150, 7), nn.ReLU(), nn.Linear(7, 10)),
     "flattened": lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.5), nn.Linear(27, 10, bias=False)),
 }
 OTHERS = {
@@ -57,6 +60,13 @@ def test_it_is_one_forward_pass_a_point(name):
     for key in truth:
         np.testing.assert_allclose(found.values[key], truth[key], rtol=1e-11, atol=1e-11)
     assert truth["loss"].std() > 1e-3
+
+
+@pytest.mark.parametrize("name, windowed", [("cnn", True), ("windows", True), ("flattened", False), ("mlp", False)])
+def test_convolutions_are_products_where_only_such_layers_follow(name, windowed):
+    model = CHAINS[name]().double()
+    stacked = Points(model, Plane.random(model), (X, Y), ("loss",)).stacked
+    assert stacked is not None and stacked.windowed == windowed
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
