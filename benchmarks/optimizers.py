@@ -75,35 +75,6 @@ class PopularSAM(torch.optim.Optimizer):
             self.zero_grad()
 
 
-class ExchangingSAM(PopularSAM):
-    """What we decided against: perturbed weights in memory of their own, and pointers that change twice a step.
-
-    It moves half the bytes, and whoever holds an address (a graphed callable, a view) never sees the perturbation.
-    """
-
-    @torch.no_grad()
-    def first_step(self, zero_grad: bool = False) -> None:
-        """Climb into other memory."""
-        self.tensors = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        grads = [p.grad for p in self.tensors if p.grad is not None]
-        length = torch.stack(torch._foreach_norm(grads)).norm()
-        self.old = [p.data for p in self.tensors]
-        new = torch._foreach_add(self.old, grads, alpha=self.param_groups[0]["rho"] / float(length))
-        for p, w in zip(self.tensors, new, strict=True):
-            p.data = w
-        if zero_grad:
-            self.zero_grad()
-
-    @torch.no_grad()
-    def second_step(self, zero_grad: bool = False) -> None:
-        """Point back and let the base step."""
-        for p, w in zip(self.tensors, self.old, strict=True):
-            p.data = w
-        self.base_optimizer.step()
-        if zero_grad:
-            self.zero_grad()
-
-
 class NoStep(torch.optim.SGD):
     """A base that does nothing, to see the wrapper alone."""
 
@@ -119,11 +90,13 @@ def candidates() -> dict[str, Callable[[nn.Module, type], Any]]:
     found: dict[str, Callable[[nn.Module, type], Any]] = {
         "sharpnb SAM": lambda m, base: SAM(m.parameters(), base, rho=0.05, **SGD),
         "sharpnb SAM, no host read": lambda m, base: SAM(m.parameters(), base, rho=0.05, skip_nonfinite=False, **SGD),
+        "sharpnb SAM, not in place": lambda m, base: SAM(m.parameters(), base, rho=0.05, in_place=False, **SGD),
+        "sharpnb SAM, neither":
+            lambda m, base: SAM(m.parameters(), base, rho=0.05, in_place=False, skip_nonfinite=False, **SGD),
         "sharpnb ASAM": lambda m, base: ASAM(m.parameters(), base, **SGD),
         "sharpnb WSAM": lambda m, base: WSAM(m.parameters(), base, **SGD),
         "sharpnb GSAM": lambda m, base: GSAM(m.parameters(), base, **SGD),
         "popular class (own writing)": lambda m, base: PopularSAM(m.parameters(), base, rho=0.05, **SGD),
-        "exchanged pointers (own writing)": lambda m, base: ExchangingSAM(m.parameters(), base, rho=0.05, **SGD),
     }
     try:
         import pytorch_optimizer as peer
@@ -393,7 +366,7 @@ def page(pieces: dict[str, dict[str, Any]]) -> str:
     text = ["# What a sharpness-aware step costs beside its gradients", "",
             "Written by `python benchmarks/optimizers.py`; not edited by hand. Ratios of CPU time (on CUDA: of device "
             "time), all candidates in shuffled order within a repetition: below 1 is cheaper than what the heading "
-            "names. *No host read* is `skip_nonfinite=False`."]
+            "names. *No host read* is `skip_nonfinite=False`, *not in place* `in_place=False`, *neither* both."]
     for name in PIECES:
         if name in pieces:
             text += ["", *pieces[name]["lines"], "", f"({pieces[name]['machine']})"]

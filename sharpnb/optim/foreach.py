@@ -48,6 +48,15 @@ class Bucket:
     kind: Any = None  # what sorts parameters of one group apart, if anything
 
 
+def point(bucket: Bucket, new: Tensors) -> list[Tensor]:
+    """Let a bucket's parameters point to other memory; return where they pointed."""
+    before = [w.detach() for w in bucket.w]
+    for p, data in zip(bucket.params, new, strict=True):
+        p.data = like(data, p)
+    bucket.w = [real(p) for p in bucket.params]
+    return before
+
+
 def gradients(groups: Iterable[dict[str, Any]]) -> dict[Tensor, Tensor]:
     """Return the gradients that are there, by parameter."""
     return {p: g for group in groups for p in group["params"] if (g := p.grad) is not None}
@@ -271,6 +280,15 @@ def ascend(w: Tensors, d: Tensors, scale: Any, skip: Any) -> None:
         return
     for weight, direction in zip(w, d, strict=True):
         weight.add_(torch.where(skip > 0, 0, direction * on(scale, direction)))
+
+
+def ascended(w: Tensors, d: Tensors, scale: Any, skip: Any) -> list[Tensor]:
+    r"""Return :math:`w+s\,d` in memory of its own, a copy of w where ``skip`` says so."""
+    if not isinstance(scale, Tensor) and not skip:
+        return list(add(w, d, alpha=scale))
+    copies = clone(w)
+    ascend(copies, d, scale, skip)
+    return copies
 
 
 def _fused_applies(w: Tensors, d: Tensors) -> bool:

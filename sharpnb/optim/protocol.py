@@ -51,10 +51,9 @@ class SharpnessAware(WrappingOptimizer):
 
     How it differs from the popular code, and why: (1) the base's state is in ``state_dict``, so a run resumes exactly;
     (2) weights move and return in place, bit by bit, so storage stays where captured graphs, flattened RNN weights and
-    views expect it, in the second pass too (exchanged pointers would move half the bytes, as
-    ``benchmarks/RESULTS_optimizers.md`` shows, and whoever holds an address would miss the perturbation); (3) exactly
-    the set that was perturbed is restored, whatever has a gradient in the second pass; (4) no constant in the
-    denominator: a gradient of norm zero, or not finite, is not followed at all.
+    views expect it, in the second pass too, unless ``in_place=False`` says that nobody does; (3) exactly the set that
+    was perturbed is restored, whatever has a gradient in the second pass; (4) no constant in the denominator: a
+    gradient of norm zero, or not finite, is not followed at all.
 
     Memory in the second pass, beside weights and gradient: one copy of the weights (on the CPU it stays allocated),
     4 bytes a float32 weight, and for GSAM, LookSAM and WSAM the gradient at w, 4 more (there both are freed). A
@@ -75,6 +74,10 @@ class SharpnessAware(WrappingOptimizer):
         skip_nonfinite: when a gradient of either pass is not finite, leave weights and state exactly as they were (one
             host read a step). False never reads the device, for CUDA graphs; a ``GradScaler`` still skips.
         same_dropout: give all passes the same random numbers, as the authors' JAX code does (needs ``step(closure)``).
+        in_place: perturb the weights where they lie. False exchanges pointers: during the second pass the parameters
+            lie in memory of their own, which moves half the bytes (16 for 32 a float32 weight on the CPU); a captured
+            graph, flattened RNN weights or a view of a parameter then miss the perturbation. Between steps the
+            parameters are where they were either way, bit by bit.
         base_kwargs: what is left for ``base_optimizer``.
 
     Raises:
@@ -83,19 +86,20 @@ class SharpnessAware(WrappingOptimizer):
     """
 
     keeps_gradient: bool = False  # whether u needs the gradient at w: one more copy of the weights in the second pass
-    _own = ("p", "model", "common_perturbation", "skip_nonfinite", "same_dropout")
+    _own = ("p", "model", "common_perturbation", "skip_nonfinite", "same_dropout", "in_place")
     closure_only: str = ""  # why first_step and second_step cannot do the method, or empty
     _step_supports_amp_scaling = True  # GradScaler.step then always reaches us, and perturbed weights always return
 
     def __init__(
         self, optimizer: Optimizer | Iterable[Any], base_optimizer: type[Optimizer] | None = None, *, rho: float = 0.05,
         p: float = 2.0, options: dict[str, Any] | None = None, model: nn.Module | None = None,
-        common_perturbation: bool = False, skip_nonfinite: bool = True, same_dropout: bool = False, **base_kwargs: Any,
+        common_perturbation: bool = False, skip_nonfinite: bool = True, same_dropout: bool = False,
+        in_place: bool = True, **base_kwargs: Any,
     ) -> None:
         if not p >= 1:
             raise ValueError(f"p = {p}: the norm of the perturbation needs p in [1, inf]. Use 2, the papers' choice.")
         self.p, self.model, self.common_perturbation = p, model, common_perturbation
-        self.skip_nonfinite, self.same_dropout = skip_nonfinite, same_dropout
+        self.skip_nonfinite, self.same_dropout, self.in_place = skip_nonfinite, same_dropout, in_place
         super().__init__(optimizer, base_optimizer, {"rho": rho, **(options or {})}, base_kwargs)
 
     # -- what a relative supplies -------------------------------------------------------------------------------------
@@ -255,8 +259,11 @@ class SharpnessAware(WrappingOptimizer):
     def restore(self) -> None:
         """Put weights and norm statistics back as they were before the perturbation; harmless when they are."""
         self._statistics.stop()
-        if self._backup:
+        if self.in_place and self._backup:
             self._copy_back()
+        elif self._backup:
+            for bucket, weights in self._backup:
+                foreach.point(bucket, weights)
         self._backup, self._first = [], None
         if self.keeps_gradient:  # two copies are never there beside what u needs
             self._copies = foreach.Copies()
@@ -310,8 +317,11 @@ class SharpnessAware(WrappingOptimizer):
                 key = (radius, w[0].device, w[0].dtype)
                 if key not in strides:
                     strides[key] = foreach.stride(radius, length, w)
-                self._backup.append((bucket, self._copies.take(number, w)))
-                foreach.ascend(w, d, *strides[key])
+                if self.in_place:
+                    self._backup.append((bucket, self._copies.take(number, w)))
+                    foreach.ascend(w, d, *strides[key])
+                else:
+                    self._backup.append((bucket, foreach.point(bucket, foreach.ascended(w, d, *strides[key]))))
                 bucket.g = []  # the first gradient is freed before the second pass, unless the method keeps it
         return first
 

@@ -201,6 +201,8 @@ METHODS = {
     "SAM p=1.5": Method(SAM, rules.sam, partial(numpy_sam, p=1.5), {"p": 1.5}),
     "SAM p=inf": Method(SAM, rules.sam, partial(numpy_sam, p=math.inf), {"p": math.inf}),
     "SAM inner": Method(SAM, rules.sam, numpy_inner, {"inner_steps": 3}),
+    "SAM exchanged": Method(SAM, rules.sam, numpy_sam, {"in_place": False}, {}),
+    "SAM inner exchanged": Method(SAM, rules.sam, numpy_inner, {"inner_steps": 3, "in_place": False}, {"inner_steps": 3}),
     "ASAM": Method(ASAM, rules.asam, numpy_asam, {}, {"scaled": _scaled}),
     "FisherSAM": Method(FisherSAM, rules.fisher_sam, numpy_fisher),
     "GSAM": Method(GSAM, rules.gsam, numpy_gsam, {"alpha": 0.4}),
@@ -224,9 +226,10 @@ CLASSES: dict[str, Callable[..., Any]] = {
     "SAM inner": partial(SAM, inner_steps=2), "SAM second": partial(SAM, second_order=True), "ASAM": ASAM,
     "FisherSAM": FisherSAM, "ESAM": ESAM, "ESAM tensor": partial(ESAM, swp="tensor"), "GSAM": GSAM,
     "LookSAM": partial(LookSAM, k=3), "WSAM": WSAM, "WSAM coupled": partial(WSAM, decouple=False, gamma=0.6),
-    "WSAM asam": partial(WSAM, perturbation="asam"), "WSAM fisher": partial(WSAM, perturbation="fisher"),
+    "SAM exchanged": partial(SAM, in_place=False), "SAM second exchanged": partial(SAM, second_order=True, in_place=False),
+    "GSAM exchanged": partial(GSAM, in_place=False), "WSAM asam": partial(WSAM, perturbation="asam"), "WSAM fisher": partial(WSAM, perturbation="fisher"),
 }
-TWO_HALVES = [name for name in CLASSES if name not in ("SAM inner", "SAM second", "ESAM", "ESAM tensor")]
+TWO_HALVES = [name for name in CLASSES if not name.startswith(("SAM inner", "SAM second", "ESAM"))]
 
 
 def closure_of(name: str, losses_now: Callable[[], Tensor]) -> Callable[[], Tensor]:

@@ -20,6 +20,7 @@ BUILDS: dict[str, Any] = {
     "SAM": SAM, "ASAM": ASAM, "FisherSAM": FisherSAM, "GSAM": GSAM, "LookSAM": partial(LookSAM, k=2), "WSAM": WSAM,
     "WSAM coupled": partial(WSAM, decouple=False, gamma=0.7), "SAM common": partial(SAM, common_perturbation=True),
     "GSAM common": partial(GSAM, common_perturbation=True), "SAM second": partial(SAM, second_order=True),
+    "SAM exchanged": partial(SAM, in_place=False),
 }
 STEPS = 4
 
