@@ -152,15 +152,18 @@ def sam_perturbation(g: Tensor, rho: Column, p: float = 2.0) -> Tensor:
         raise ValueError(f"p = {p}: the norm of the perturbation needs p in [1, inf]. Use p=2 for the paper's default.")
     largest = g.abs().amax(dim=1, keepdim=True)
     usable = (largest > 0) & largest.isfinite()
-    a = g.abs() / torch.where(usable, largest, torch.ones_like(largest))
+    z = g / torch.where(usable, largest, 1)
     if p == 1:
-        shape = (a == 1) / (a == 1).sum(dim=1, keepdim=True)
+        ties = z.abs() == 1
+        direction = z.sign() * ties / ties.sum(dim=1, keepdim=True)
+    elif p == 2:
+        direction = z / torch.linalg.vector_norm(z, dim=1, keepdim=True)
     elif math.isinf(p):
-        shape = torch.ones_like(g)
+        direction = z.sign()
     else:
         q = p / (p - 1)
-        shape = a ** (q - 1) / (a**q).sum(dim=1, keepdim=True) ** (1 / p)
-    return torch.where(usable, rho * g.sign() * shape, torch.zeros_like(g))
+        direction = z.sign() * z.abs() ** (q - 1) / (z.abs() ** q).sum(dim=1, keepdim=True) ** (1 / p)
+    return torch.where(usable, rho * direction, 0)
 
 
 def ball(w: Tensor, g: Tensor, rho: Column) -> Tensor:

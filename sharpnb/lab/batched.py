@@ -136,6 +136,13 @@ def _plausible_inputs(model: nn.Module) -> list[tuple[int, ...]]:
     return []
 
 
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the cross-entropy of each image of each model: (K, B, classes), (K, B) -> (K, B), in nats."""
+    # Images last: a softmax over a short last axis is not vectorised (with its gradient 1.5 to 2 times slower).
+    images_last = logits.flatten(0, 1).mT.contiguous()
+    return F.cross_entropy(images_last[None], y.flatten()[None], reduction="none").view(y.shape)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Twins
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharpnb import rules
 from sharpnb.lab import settings
 from sharpnb.lab.augment import Augment
 from sharpnb.lab.averages import Averages
-from sharpnb.lab.batched import batched_forward
+from sharpnb.lab.batched import batched_forward, cross_entropy
 from sharpnb.lab.clocks import Clocks
 from sharpnb.lab.data import Data
 from sharpnb.lab.feed import Feed
@@ -235,11 +234,6 @@ class _Gradients:
     def losses(self, w: Tensor) -> Tensor:
         """Return the loss of each image, (K, B)."""
         return cross_entropy(self.net(w, self.x), self.y)
-
-
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the cross-entropy of each image of each member: (K, B, C), (K, B) -> (K, B), in nats."""
-    return F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(y.shape)
 
 
 def _gather(groups: list[_Group], rows: list[Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sharpnb.lab.batched import batched_forward
+from sharpnb.lab.batched import batched_forward, cross_entropy
 from sharpnb.lab.data import Data
 from sharpnb.lab.training import Augment, Schedule, _progress, _schedule, batches
 from sharpnb.memory import keep_freed_memory
@@ -25,8 +25,9 @@ Probe = Callable[[int, "Rows"], None]
 
 def losses(logits: Tensor, y: Tensor) -> Tensor:
     """Mean cross-entropy of each row: logits (K, B, C), labels (K, B) or class probabilities (K, B, C) -> (K,)."""
-    target = y.flatten() if y.ndim == 2 else y.flatten(0, 1)
-    return F.cross_entropy(logits.flatten(0, 1), target, reduction="none").view(logits.shape[:2]).mean(1)
+    if y.ndim == 2:
+        return cross_entropy(logits, y).mean(1)
+    return F.cross_entropy(logits.flatten(0, 1), y.flatten(0, 1), reduction="none").view(logits.shape[:2]).mean(1)
 
 
 class Rows:

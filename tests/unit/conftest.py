@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+torch.set_num_threads(1)  # as everywhere here, also without make: two threads beside other work were nine times slower
+
 
 @pytest.fixture(autouse=True)
 def _same_numbers_every_time():
