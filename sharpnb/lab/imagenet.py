@@ -312,12 +312,18 @@ class _Run:
         """Take up the checkpoint in ``out``, if there is one.
 
         Raises:
-            ValueError: if it belongs to other settings.
+            ValueError: if it belongs to other settings, or is damaged.
         """
         file = self.out / "checkpoint.pt"
         if not file.exists():
             return
-        kept = torch.load(file, map_location=self.device, weights_only=True)
+        try:
+            kept = torch.load(file, map_location=self.device, weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # a pickle, zip, runtime or end-of-file error, as the damage will have it
+            raise ValueError(f"{file} is damaged, or holds more than tensors ({type(error).__name__}). Delete it to "
+                             "train anew.") from error
         other = [f"{k} = {kept['settings'].get(k)!r} there, {v!r} here" for k, v in self.settings.items()
                  if kept["settings"].get(k) != v]
         if other:
