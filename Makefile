@@ -13,7 +13,7 @@ JOBS ?= 2
 # One intra-op thread a process: two were measured nine times slower on shared cores.
 export OMP_NUM_THREADS = 1
 
-.PHONY: help reproduce test test-oldest test-recipes lab lint format bench lock clean
+.PHONY: help reproduce test test-oldest test-recipes lab lint format bench drills lock clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
@@ -84,6 +84,11 @@ format: .venv/ready
 
 bench: .venv/ready
 	@for file in benchmarks/*.py; do echo "== $$file"; .venv/bin/python "$$file" || exit 1; done
+
+# The drills of tests/drills, so many times as often as the gate has them, and the page that says what came of it.
+DRILL_TIMES ?= 5
+drills: .venv/ready
+	SHARPNB_DRILL_TIMES=$(DRILL_TIMES) SHARPNB_DRILL_PAGE=benchmarks/RESULTS_drills.md .venv/bin/python -m pytest tests/drills
 
 lock: .venv/site
 	@{ sed -n '/^#/p' constraints.txt; .venv/bin/python -m pip freeze --exclude-editable \

@@ -34,12 +34,11 @@ class Checkpoint:
         """
         if self._path is None or not self._path.exists():
             return None
+        content = io.BytesIO(self._path.read_bytes())
         try:
-            with np.load(self._path, allow_pickle=False) as file:
+            with np.load(content, allow_pickle=False) as file:
                 state = {name: file[name] for name in file.files}
             found = str(state.pop("key"))
-        except OSError:
-            raise
         except Exception as error:  # an archive's, an array's, a missing key: of whatever the damage has hit
             raise ValueError(f"{self._path} is damaged ({type(error).__name__}: {error}). Delete it to start "
                              "anew.") from error

@@ -43,7 +43,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from sharpnb import paths
-from sharpnb.lab import imagefolder
+from sharpnb.lab import imagefolder, torchfile
 from sharpnb.lab.data import DataError
 from sharpnb.lab.training import SCHEDULES, pick_device
 from sharpnb.optim import SAM
@@ -317,13 +317,7 @@ class _Run:
         file = self.out / "checkpoint.pt"
         if not file.exists():
             return
-        try:
-            kept = torch.load(file, map_location=self.device, weights_only=True)
-        except OSError:
-            raise
-        except Exception as error:  # a pickle, zip, runtime or end-of-file error, as the damage will have it
-            raise ValueError(f"{file} is damaged, or holds more than tensors ({type(error).__name__}). Delete it to "
-                             "train anew.") from error
+        kept = torchfile.read(file, self.device)
         other = [f"{k} = {kept['settings'].get(k)!r} there, {v!r} here" for k, v in self.settings.items()
                  if kept["settings"].get(k) != v]
         if other:
