@@ -82,8 +82,22 @@ lint: .venv/ready
 format: .venv/ready
 	.venv/bin/python -m ruff check --fix .
 
-bench: .venv/ready
-	@for file in benchmarks/*.py; do echo "== $$file"; .venv/bin/python "$$file" || exit 1; done
+# The benchmarks beside their peers, which have an environment of their own; the pages, and the overview of them.
+.venv-bench/ready: pyproject.toml constraints.txt
+	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e ".[notebooks,bench]"
+	@touch .venv-bench/ready
+
+BENCH_STORE = data/runs/benchmarks
+bench: .venv-bench/ready
+	@mkdir -p $(BENCH_STORE)
+	.venv-bench/bin/python benchmarks/optimizers.py --store $(BENCH_STORE)/optimizers.json
+	.venv-bench/bin/python benchmarks/optimizers.py --store $(BENCH_STORE)/optimizers.json --page
+	.venv-bench/bin/python benchmarks/curvature.py --store $(BENCH_STORE)/curvature.json
+	.venv-bench/bin/python benchmarks/curvature.py --store $(BENCH_STORE)/curvature.json --page
+	.venv-bench/bin/python benchmarks/landscape.py --write
+	.venv-bench/bin/python benchmarks/sweeps.py --heatmap --write
+	.venv-bench/bin/python benchmarks/overview.py
 
 # The drills of tests/drills, so many times as often as the gate has them, and the page that says what came of it.
 DRILL_TIMES ?= 5
@@ -96,4 +110,4 @@ lock: .venv/site
 	@mv .venv/constraints.new constraints.txt
 
 clean:
-	rm -rf .venv .venv-oldest .venv-recipes data/runs
+	rm -rf .venv .venv-oldest .venv-recipes .venv-bench data/runs
