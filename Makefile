@@ -13,7 +13,7 @@ JOBS ?= 2
 # One intra-op thread a process: two were measured nine times slower on shared cores.
 export OMP_NUM_THREADS = 1
 
-.PHONY: help reproduce test test-oldest test-recipes lab lint format bench drills lock clean
+.PHONY: help reproduce test test-oldest test-recipes lab lint format bench newcomer drills lock clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
@@ -98,6 +98,11 @@ bench: .venv-bench/ready
 	.venv-bench/bin/python benchmarks/landscape.py --write
 	.venv-bench/bin/python benchmarks/sweeps.py --heatmap --write
 	.venv-bench/bin/python benchmarks/overview.py
+
+# The way of README's first commands in a fresh clone, timed; the overview of the benchmarks shows it.
+newcomer: .venv/ready
+	.venv/bin/python benchmarks/newcomer.py
+	.venv/bin/python benchmarks/overview.py
 
 # The drills of tests/drills, so many times as often as the gate has them, and the page that says what came of it.
 DRILL_TIMES ?= 5
