@@ -1,4 +1,4 @@
-"""How long is the way from a clone to the first figure? Walked as README says, and timed: python benchmarks/newcomer.py.
+"""How long is the way from a clone to the first figure? ``python benchmarks/newcomer.py`` walks it and takes the time.
 
 A fresh clone in a folder with a blank and an é in its name, ``make`` for the environment, one notebook whose figures
 were taken away before. PIP_OPTIONS reaches pip, as in the Makefile. Writes newcomer.json, which the overview shows.
@@ -44,10 +44,11 @@ def walk(folder: Path) -> dict[str, float | int | str]:
         raise SystemExit(f"{NOTEBOOK} ended well, and not all of its figures are there: {figures}")
     packages = told_by(checkout, "from importlib.metadata import distributions; print(len(list(distributions())))")
     torch = told_by(checkout, "import torch; print(torch.__version__.split('+')[0])")
+    cores = f"{os.cpu_count()} cores ({platform.machine()})"
     return {
         "clone": clone, "install": install, "execute": execute, "total": clone + install + execute,
         "packages": int(packages), "notebook": NOTEBOOK,
-        "machine": f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, PyTorch {torch}",
+        "machine": f"{cores}, Python {platform.python_version()}, PyTorch {torch}",
     }
 
 
