@@ -13,7 +13,7 @@ JOBS ?= 2
 # One intra-op thread a process: two were measured nine times slower on shared cores.
 export OMP_NUM_THREADS = 1
 
-.PHONY: help reproduce test test-oldest test-recipes lab lint format bench newcomer drills lock clean
+.PHONY: help reproduce test test-oldest test-recipes coverage lab lint format bench newcomer drills lock clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
@@ -35,6 +35,10 @@ reproduce: .venv/ready
 # Two processes of one thread each; the gate keeps the cells of a notebook together. JOBS=0 is one after the other.
 test: .venv/ready
 	.venv/bin/python -m pytest -n $(JOBS) tests notebooks
+
+# Which lines the tests and the kernels of the notebooks run; kernels report nothing under xdist, so one after the other.
+coverage: .venv/ready
+	.venv/bin/python -m pytest --cov=sharpnb --cov-report=term:skip-covered tests notebooks
 
 lab: .venv/ready
 	.venv/bin/python -m jupyterlab notebooks/00_index.ipynb

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sharpnb.lab import torchfile
 from sharpnb.lab.data import NAMES, Data, load_data
+from sharpnb.trees import tensors
 
 # Where the weights are in a file that holds more, in the order in which they are looked for.
 KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
@@ -281,19 +282,10 @@ def float_type(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
-def leaves(tree: Any) -> Iterator[Tensor]:
-    """Yield the tensors of nested tuples, lists and mappings."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, Mapping | tuple | list):
-        for value in tree.values() if isinstance(tree, Mapping) else tree:
-            yield from leaves(value)
-
-
 def fingerprint(tree: Any) -> str:
     """Return 16 hexadecimal digits that stand for the tensors of ``tree``: sha256 over shapes and bytes."""
     digest = hashlib.sha256()
-    for tensor in leaves(tree):
+    for tensor in tensors(tree):
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

@@ -26,8 +26,10 @@ def seconds_of(job: Callable[[], object]) -> float:
 
 def killed(job: Callable[[], object], luck: random.Random, seconds: float) -> bool:
     """Run ``job`` in a process of its own and kill it outright within ``seconds``; False if it had ended before."""
-    child = FORK.Process(target=job)
+    begun = FORK.Event()
+    child = FORK.Process(target=lambda: (begun.set(), job()))
     child.start()
+    assert begun.wait(60)
     time.sleep(luck.uniform(0, seconds))
     child.kill()
     child.join()
@@ -59,12 +61,12 @@ def with_quota(job: Callable[[], object], limit: int) -> list[str]:
 
 
 def plain_write(path: Path, content: str | bytes) -> None:
-    """Do what ``paths.write_whole`` is there to avoid: write into the file itself, a page at a time."""
+    """Do what ``paths.write_whole`` is there to avoid: write into the file itself, piece by piece."""
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb", buffering=0) as file:
-        for start in range(0, len(data), 4096):
-            file.write(data[start : start + 4096])
+        for start in range(0, len(data), 256):
+            file.write(data[start : start + 256])
 
 
 def damaged(content: bytes, luck: random.Random, flips: bool = False) -> bytes:

@@ -70,17 +70,18 @@ def test_a_full_disk(drill, project, monkeypatch, name):
     assert files(project) != before  # with room it is written: the comparison can fail
 
 
-def test_a_run_on_a_full_disk(drill, project):
+def test_a_run_on_a_full_disk(drill, tmp_path, monkeypatch):
     """What it prints does not fit; with room again, the same command finishes."""
-    checkout(project, {"01_small": plain("01", "print('small')"), "02_large": plain("02", "print('x' * 300_000)")})
-    committed = files(project / "notebooks")
+    notebooks = {"01_small": plain("01", "print('small')"), "02_large": plain("02", "print('x' * 300_000)")}
     for luck in drill.tries("a run of two notebooks", "the disk takes the outputs of the first, not of the second", 1):
-        ended = FORK.Queue()
+        root = checkout(tmp_path / str(drill.tried), notebooks)
+        monkeypatch.setenv("SHARPNB_ROOT", str(root))
+        ended, committed = FORK.Queue(), files(root / "notebooks")
         said = with_quota(lambda ended=ended: ended.put([(r.outcome, r.detail) for r in run(jobs=1)]), luck.randint(100_000, 250_000))
         first, second = ended.get(timeout=10)
         assert not said and first[0] == "done" and second[0] == "failed" and "File too large" in second[1]
         drill.stands()
-        assert files(project / "notebooks") == committed
+        assert files(root / "notebooks") == committed
         assert [result.outcome for result in run()] == ["up to date", "done"]
         drill.whole()
 

@@ -140,8 +140,8 @@ def test_a_surface(drill, tmp_path):
 GRID = {"rule": "sgd", "lr": log2_grid(-8, -6), "seed": [0, 1]}
 
 
-def table_in(folder, jobs=1, grid=GRID):
-    return sweep(grid, {"name": "digits", "train_size": 100}, {"name": "mlp", "sizes": (64, 6, 10)}, steps=40, batch_size=25,
+def table_in(folder, jobs=1, grid=GRID, steps=40):
+    return sweep(grid, {"name": "digits", "train_size": 100}, {"name": "mlp", "sizes": (64, 6, 10)}, steps=steps, batch_size=25,
                  dtype="float64", device="cpu", progress=False, shard_size=1, jobs=jobs, folder=folder)
 
 
@@ -164,10 +164,10 @@ def test_a_sweep(drill, tmp_path):
 
 
 def test_a_sweep_in_processes(drill, tmp_path):
-    whole = table_in(tmp_path / "whole")
+    whole = table_in(tmp_path / "whole", steps=300)
     for luck in drill.tries("a sweep in two processes", "SIGKILL of the driver once a shard is done", 1):
         folder = tmp_path / str(drill.tried)
-        driver = FORK.Process(target=table_in, args=(folder, 2))
+        driver = FORK.Process(target=table_in, args=(folder, 2, GRID, 300))
         driver.start()
         deadline = time.monotonic() + 60
         while not written(folder) and time.monotonic() < deadline:
@@ -180,6 +180,6 @@ def test_a_sweep_in_processes(drill, tmp_path):
         assert workers and not alive, "the workers end with their driver"
         drill.stands()
         done = written(folder)
-        pd.testing.assert_frame_equal(table_in(folder), whole, check_exact=True)
+        pd.testing.assert_frame_equal(table_in(folder, steps=300), whole, check_exact=True)
         assert done.items() <= written(folder).items()
         drill.whole()

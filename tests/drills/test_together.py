@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pandas as pd
 from harm import FORK
@@ -23,11 +24,16 @@ def printed(root) -> str:
 
 def test_two_runs(drill, tmp_path):
     """One works, the other names it and stops; nothing is executed twice."""
-    body = "import time\nfrom pathlib import Path\nwith open('count', 'a') as file:\n    file.write('x')\ntime.sleep(3)\nprint('whole')"
+    body = ("import time\nfrom pathlib import Path\nwith open('count', 'a') as file:\n    file.write('x')\n"
+            "while not Path('go').exists():\n    time.sleep(0.05)\nprint('whole')")
     for _ in drill.tries("a checkout", "two runs are started at once", 1):
         root = checkout(tmp_path / str(drill.tried), {"01_toy": plain("01", body)})
         both = [subprocess.Popen([sys.executable, "-m", "sharpnb.cli", "run"], env={**os.environ, "SHARPNB_ROOT": str(root)},
                                  stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+        deadline = time.monotonic() + 120
+        while all(process.poll() is None for process in both) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        (root / "data/runs/quick/go").touch()  # one has been refused: let the other finish
         said = {process.communicate(timeout=120)[1]: process.returncode for process in both}
         assert sorted(said.values()) == [0, 2]
         assert all(status == 0 or "Another run is at work in this checkout: process" in text for text, status in said.items())
