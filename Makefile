@@ -109,7 +109,7 @@ newcomer: .venv/ready
 	.venv/bin/python benchmarks/overview.py
 
 # The drills of tests/drills, so many times as often as the gate has them, and the page that says what came of it.
-DRILL_TIMES ?= 5
+DRILL_TIMES ?= 3
 drills: .venv/ready
 	SHARPNB_DRILL_TIMES=$(DRILL_TIMES) SHARPNB_DRILL_PAGE=benchmarks/RESULTS_drills.md .venv/bin/python -m pytest tests/drills
 

@@ -139,5 +139,5 @@ def _claims_cell(notebook: str) -> str:
     """Return the fragment by which JupyterLab, and the site, find the cell that shows the claims, or nothing."""
     file = paths.notebooks() / f"{notebook}.ipynb"
     cells = json.loads(file.read_text(encoding="utf-8"))["cells"] if file.is_file() else []
-    found = (cell["id"] for cell in cells if "claims" in cell.get("metadata", {}).get("tags", []))
-    return "".join(f"#cell-id={ident}" for ident in list(found)[:1])
+    shown = (f"#cell-id={cell['id']}" for cell in cells if "claims" in cell.get("metadata", {}).get("tags", []))
+    return next(shown, "")

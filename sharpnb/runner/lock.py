@@ -25,8 +25,11 @@ def only_one(file: Path, patience: float = 5.0) -> Iterator[int]:
     Raises:
         RunnerError: if another run holds it, whose process the message names, or the folder cannot be written.
     """
-    import fcntl  # not on Windows, where the runner has not been tried
-
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        raise RunnerError("`sharpnb run` needs Linux or macOS: it holds the checkout by a lock that Windows does not "
+                          "have. Use WSL there, or papermill on single notebooks.") from None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = open(file, "a+")  # noqa: SIM115, closed below
