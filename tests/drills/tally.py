@@ -52,10 +52,10 @@ class Drill:
         """Count a try that lost nothing: what was done before is there, bit for bit."""
         self.kept += 1
 
-    def control(self, what: str, lost: int) -> None:
+    def control(self, what: str, lost: int, tried: int | None = None) -> None:
         """Note how often the same harm hurts without the protection; a drill that never could is no drill."""
-        self.controls.append(f"{what}: {lost} of {self.tried}")
-        assert lost, f"{what} was to be hurt in {self.tried} tries and was not: the drill proves nothing"
+        self.controls.append(f"{what}: {lost} of {tried or self.tried}")
+        assert lost, f"{what} was to be hurt in {tried or self.tried} tries and was not: the drill proves nothing"
 
     def skip(self, reason: str) -> None:
         """Leave the drill out, and say so on the page."""

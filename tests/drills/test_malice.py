@@ -75,7 +75,7 @@ def test_a_file_that_runs_code_when_unpickled(drill, tmp_path, name):
         load().close() if make is as_pickle else load()
         ran += canary.exists()
         canary.unlink()
-    drill.control("read with pickle allowed, ran", ran)
+    drill.control("read with pickle allowed, ran", ran, len(FORMS))
 
 
 def unsafe(source: str) -> list[str]:
@@ -131,4 +131,4 @@ def test_parameters_that_are_code(drill, tmp_path, monkeypatch):
             exec(f'word = "{text}"')
         ran += (tmp_path / "ran").exists()
         (tmp_path / "ran").unlink(missing_ok=True)
-    drill.control("texts pasted between quotes, ran", ran)
+    drill.control("texts pasted between quotes, ran", ran, len(TEXTS))
