@@ -13,7 +13,7 @@ JOBS ?= 2
 # One intra-op thread a process: two were measured nine times slower on shared cores.
 export OMP_NUM_THREADS = 1
 
-.PHONY: help reproduce test test-oldest test-recipes lab lint format bench lock clean
+.PHONY: help reproduce test test-oldest test-recipes coverage lab lint format bench newcomer drills lock clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
@@ -35,6 +35,10 @@ reproduce: .venv/ready
 # Two processes of one thread each; the gate keeps the cells of a notebook together. JOBS=0 is one after the other.
 test: .venv/ready
 	.venv/bin/python -m pytest -n $(JOBS) tests notebooks
+
+# Which lines the tests and the kernels of the notebooks run; kernels report nothing under xdist, so one after the other.
+coverage: .venv/ready
+	.venv/bin/python -m pytest --cov=sharpnb --cov-report=term:skip-covered tests notebooks
 
 lab: .venv/ready
 	.venv/bin/python -m jupyterlab notebooks/00_index.ipynb
@@ -82,8 +86,32 @@ lint: .venv/ready
 format: .venv/ready
 	.venv/bin/python -m ruff check --fix .
 
-bench: .venv/ready
-	@for file in benchmarks/*.py; do echo "== $$file"; .venv/bin/python "$$file" || exit 1; done
+# The benchmarks beside their peers, which have an environment of their own; the pages, and the overview of them.
+.venv-bench/ready: pyproject.toml constraints.txt
+	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e ".[notebooks,bench]"
+	@touch .venv-bench/ready
+
+BENCH_STORE = data/runs/benchmarks
+bench: .venv-bench/ready
+	@mkdir -p $(BENCH_STORE)
+	.venv-bench/bin/python benchmarks/optimizers.py --store $(BENCH_STORE)/optimizers.json
+	.venv-bench/bin/python benchmarks/optimizers.py --store $(BENCH_STORE)/optimizers.json --page
+	.venv-bench/bin/python benchmarks/curvature.py --store $(BENCH_STORE)/curvature.json
+	.venv-bench/bin/python benchmarks/curvature.py --store $(BENCH_STORE)/curvature.json --page
+	.venv-bench/bin/python benchmarks/landscape.py --write
+	.venv-bench/bin/python benchmarks/sweeps.py --heatmap --write
+	.venv-bench/bin/python benchmarks/overview.py
+
+# The way of README's first commands in a fresh clone, timed; the overview of the benchmarks shows it.
+newcomer: .venv/ready
+	.venv/bin/python benchmarks/newcomer.py
+	.venv/bin/python benchmarks/overview.py
+
+# The drills of tests/drills, so many times as often as the gate has them, and the page that says what came of it.
+DRILL_TIMES ?= 3
+drills: .venv/ready
+	SHARPNB_DRILL_TIMES=$(DRILL_TIMES) SHARPNB_DRILL_PAGE=benchmarks/RESULTS_drills.md .venv/bin/python -m pytest tests/drills
 
 lock: .venv/site
 	@{ sed -n '/^#/p' constraints.txt; .venv/bin/python -m pip freeze --exclude-editable \
@@ -91,4 +119,4 @@ lock: .venv/site
 	@mv .venv/constraints.new constraints.txt
 
 clean:
-	rm -rf .venv .venv-oldest .venv-recipes data/runs
+	rm -rf .venv .venv-oldest .venv-recipes .venv-bench data/runs

@@ -59,9 +59,10 @@ def write_whole(path: Path, content: str | bytes) -> None:
         OSError: if the disk is full or the folder cannot be written; the old file is then still there.
     """
     data = content.encode() if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
@@ -69,7 +70,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.add_note(f"Could not write {path}; what was there before is untouched. Free some space, or choose "
                            "another folder.")

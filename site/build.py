@@ -22,6 +22,7 @@ def main() -> int:
     for folder in ("figures", "data/records"):
         shutil.copytree(ROOT / folder, SOURCE / folder, ignore=shutil.ignore_patterns("toy", "*.partial"))
     shutil.copytree(HERE / "api", SOURCE / "api")
+    shutil.copytree(ROOT / "benchmarks", SOURCE / "benchmarks", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     for page in HERE.glob("*.md"):
         shutil.copy2(page, SOURCE / page.name)
     (SOURCE / "notebooks").mkdir()
@@ -29,19 +30,21 @@ def main() -> int:
     for file in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
         notebook = json.loads(file.read_text(encoding="utf-8"))
         pictures += _pictures(file.stem, notebook)
-        (SOURCE / "notebooks" / file.name).write_text(json.dumps(_readable(notebook)), encoding="utf-8")
+        (SOURCE / "notebooks" / file.name).write_text(json.dumps(_readable(notebook, file.stem)), encoding="utf-8")
     (SOURCE / "api" / "lab.md").write_text(_lab(), encoding="utf-8")
     (SOURCE / "gallery.md").write_text(_gallery(pictures), encoding="utf-8")
-    names = {picture["notebook"] for picture in pictures}
-    (SOURCE / "scoreboard.md").write_text(_scoreboard(names), encoding="utf-8")
+    (SOURCE / "scoreboard.md").write_text(_scoreboard(pictures), encoding="utf-8")
     from sphinx.cmd.build import main as sphinx
 
     strict = ["-q", "-W", "--keep-going"]
     return sphinx([*strict, "-c", str(HERE), "-d", str(HERE / "_build" / "cache"), str(SOURCE), str(TARGET)])
 
 
-def _readable(notebook: dict) -> dict:
-    """Return the notebook with text in the place of panels (alive in JupyterLab only) and of links to nowhere yet."""
+def _readable(notebook: dict, name: str) -> dict:
+    """Return the notebook with text in the place of panels (alive in JupyterLab only) and of links to nowhere yet.
+
+    The cell that shows the claims is given a name, to which the scoreboard leads.
+    """
 
     def follow(match: re.Match[str]) -> str:
         target = match["angled"] or match["plain"]
@@ -50,13 +53,22 @@ def _readable(notebook: dict) -> dict:
         print(f"no link to {target}: it is not there")
         return match["text"]
 
+    cells = []
     for cell in notebook["cells"]:
+        if "claims" in cell.get("metadata", {}).get("tags", []):
+            target = f"({_cell(name, cell['id'])})="
+            cells.append({"cell_type": "markdown", "id": "target", "metadata": {}, "source": target})
+        cells.append(cell)
         if cell["cell_type"] == "markdown":
             cell["source"] = LINK.sub(follow, "".join(cell["source"]))
         for output in cell.get("outputs", []):
             if WIDGET in output.get("data", {}):
                 output["data"] = {"text/markdown": "*A panel with sliders is here in JupyterLab (`make lab`).*"}
-    return notebook
+    return {**notebook, "cells": cells}
+
+
+def _cell(notebook: str, ident: str) -> str:
+    return f"cell-{notebook}-{ident}"
 
 
 def _pictures(name: str, notebook: dict) -> list[dict]:
@@ -71,17 +83,26 @@ def _pictures(name: str, notebook: dict) -> list[dict]:
     return found
 
 
+def _target(path: str) -> str:
+    """Return the name of a figure's place in the gallery."""
+    return "figure-" + path.removeprefix("../").removeprefix("figures/").removesuffix(".png").replace("/", "-")
+
+
 def _gallery(pictures: list[dict]) -> str:
     """Return the page of all figures, each with its alternative text and the way to its notebook."""
     lines = ["# Figures", "", f"All {len(pictures)} figures. Each leads to the section that makes it.", ""]
+    named = set()
     for name in dict.fromkeys(picture["notebook"] for picture in pictures):
         lines += [f"## {name}", "", '<div class="gallery">', ""]
         for picture in (one for one in pictures if one["notebook"] == name):
             path = picture["path"].removeprefix("../")
             place = f"notebooks/{name}.ipynb{coverage.fragment(picture['heading'])}"
             caption = " ".join(picture["caption"].split())
-            lines += ['<div class="figure-card">', "", f"[![{picture['alt']}](<{path}>)](<{place}>)", "",
+            target = _target(path)
+            lines += ['<div class="figure-card">', "", *([] if target in named else [f"({target})="]),
+                      f"[![{picture['alt']}](<{path}>)](<{place}>)", "",
                       f"{caption} [In the notebook](<{place}>)", "", "</div>", ""]
+            named.add(target)
         lines += ["</div>", ""]
     return "\n".join(lines)
 
@@ -95,12 +116,18 @@ def _lab() -> str:
     return "\n".join(lines)
 
 
-def _scoreboard(with_pictures: set[str]) -> str:
-    """Return REPORT.md as a page of the site: links lead to pages where there are some, and else are plain text."""
+def _scoreboard(pictures: list[dict]) -> str:
+    """Return REPORT.md as a page of the site: links lead to its cells, figures and pages, and else are plain text."""
+    targets = {_target(picture["path"]) for picture in pictures}
+    with_pictures = {picture["notebook"] for picture in pictures}
 
     def follow(match: re.Match[str]) -> str:
         text, target = match["text"], (match["angled"] or match["plain"]).removeprefix("site/")
-        path = target.split("#")[0]
+        path, _, fragment = target.partition("#")
+        if fragment.startswith("cell-id=") and (SOURCE / path).is_file():
+            return f"[{text}](#{_cell(Path(path).stem, fragment.removeprefix('cell-id='))})"
+        if _target(path) in targets:
+            return f"[{text}](#{_target(path)})"
         if path.startswith("figures/") and (name := path.split("/")[1]) in with_pictures:
             return f"[{text}](gallery.md#{name})"
         return f"[{text}](<{target}>)" if (SOURCE / path).is_file() else text

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sharpnb.trees import moved
+
 Call = Callable[[nn.Module, Any], Any]
 
 
@@ -49,7 +51,7 @@ def update_bn(model: nn.Module, data: Any, call: Call | None = None) -> None:
         for layer in layers:
             layer.reset_running_stats()
         for batch in _batches(data):
-            batch = _to(batch, where)
+            batch = moved(batch, where)
             size = _size(batch)
             for layer in layers:
                 layer.momentum = size / (seen + size)
@@ -91,14 +93,6 @@ def _batches(data: Any) -> Iterable[Any]:
         x, y = data
         return [data] if x.is_floating_point() and not y.is_floating_point() else data
     return data
-
-
-def _to(tree: Any, device: torch.device) -> Any:
-    if isinstance(tree, Tensor):
-        return tree.to(device, non_blocking=True)
-    if isinstance(tree, Mapping):
-        return {key: _to(value, device) for key, value in tree.items()}
-    return type(tree)(_to(value, device) for value in tree) if type(tree) in (tuple, list) else tree
 
 
 def _size(tree: Any) -> int:

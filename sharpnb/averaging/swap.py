@@ -54,7 +54,10 @@ def swap(
     Where the workers run changes no bit of the result: one after another; in ``processes`` processes (``small`` must
     then be importable, a function of a module or a ``functools.partial`` of one); or, when a process group is
     initialised as under ``torchrun``, spread over its ranks. There ``large`` runs on every rank, and may wrap the model
-    in ``DistributedDataParallel``; its accuracies are averaged and rank 0's weights taken before phase 2.
+    in ``DistributedDataParallel``; its accuracies are averaged and rank 0's weights taken before phase 2. The script
+    calls ``torch.distributed.init_process_group("gloo")`` (``"nccl"`` on GPUs), then ``swap``, and is started by::
+
+        torchrun --nproc-per-node 8 train.py
 
     Each worker finds torch's random state seeded with ``seed + worker``; the caller's is untouched by phase 2.
 

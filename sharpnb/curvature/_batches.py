@@ -10,8 +10,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+
+from sharpnb.trees import moved, tensors
 
 Reduction = Literal["mean", "sum"]
 
@@ -39,26 +41,6 @@ def forward(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
-
-
-def tensors(tree: Any) -> Iterator[Tensor]:
-    """Yield every tensor of a nested tuple, list or mapping."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from tensors(value)
-    elif isinstance(tree, tuple | list):
-        for value in tree:
-            yield from tensors(value)
-
-
-def _to(tree: Any, device: torch.device) -> Any:
-    if isinstance(tree, Tensor):
-        return tree.to(device, non_blocking=True)
-    if isinstance(tree, Mapping):
-        return {key: _to(value, device) for key, value in tree.items()}
-    return type(tree)(_to(value, device) for value in tree) if type(tree) in (tuple, list) else tree
 
 
 def _is_one_batch(data: Any) -> bool:
@@ -136,7 +118,7 @@ class Batches:
             what = f"a {type(raw).__name__}" + (f" of {len(raw)} entries" if hasattr(raw, "__len__") else "")
             raise ValueError(f"A batch must be a pair (inputs, target), and this one is {what}. "
                              "Several inputs go into a tuple or a dict: ((x1, x2), y), ({'ids': ids}, y).")
-        inputs, target = (_to(part, self.device) for part in raw)
+        inputs, target = (moved(part, self.device) for part in raw)
         first = next(tensors(inputs), None)
         if first is None or first.dim() == 0:
             raise ValueError("The inputs of a batch hold no tensor with a batch dimension; its size is unknown.")

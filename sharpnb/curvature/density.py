@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from sharpnb.curvature._band import Band
-from sharpnb.curvature._checkpoint import Checkpoint
 from sharpnb.curvature._progress import Progress
 from sharpnb.curvature.eigenvalues import choose
 from sharpnb.curvature.lanczos import (
@@ -33,6 +32,7 @@ from sharpnb.curvature.lanczos import (
     work_dtype,
 )
 from sharpnb.curvature.spectrum import WIDTH, SpectralDensity, wasserstein
+from sharpnb.resume import Checkpoint
 
 log = logging.getLogger("sharpnb.curvature")
 

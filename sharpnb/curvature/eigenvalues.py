@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from sharpnb.curvature._band import Band
-from sharpnb.curvature._checkpoint import Checkpoint
 from sharpnb.curvature._progress import Progress
 from sharpnb.curvature.lanczos import Ending, basis_bytes, gaussian_row, work_dtype
+from sharpnb.resume import Checkpoint
 
 log = logging.getLogger("sharpnb.curvature")
 

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sharpnb.curvature._checkpoint import Checkpoint
 from sharpnb.curvature._progress import Progress
+from sharpnb.resume import Checkpoint
 
 # A new direction shorter than this many rounding errors of the operator's size is noise: the space is invariant.
 BREAKDOWN = 32.0

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd
 
-from sharpnb.curvature._batches import Batch, Batches, Reduction, forward, tensors
+from sharpnb.curvature._batches import Batch, Batches, Reduction, forward
 from sharpnb.curvature._state import Mode, differentiable, measuring, unwrapped
 from sharpnb.memory import keep_freed_memory
+from sharpnb.trees import tensors
 
 Loss = Callable[[Any, Any], Tensor]
 

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from sharpnb.lab import torchfile
 from sharpnb.lab.data import NAMES, Data, load_data
+from sharpnb.trees import tensors
 
 # Where the weights are in a file that holds more, in the order in which they are looked for.
 KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
@@ -124,17 +126,12 @@ def read_state(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
     """Return the state dict of a torch file, which is read without running any code in it (``weights_only=True``).
 
     Raises:
-        ValueError: if the file is no torch file, needs code to be read, or holds no state dict under ``key``.
+        ValueError: if the file is no torch file, damaged, needs code to be read, or has no state dict under ``key``.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"checkpoint {path}: there is no such file.")
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a pickle, zip, runtime or end-of-file error, as the file is damaged or foreign
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise ValueError(f"checkpoint {path} is not read: {reason[:200]} Only files of tensors are (weights_only=True; "
-                         "a file with more could run code). Save model.state_dict() and load that.") from error
+    held = torchfile.read(path)
     if key is not None:
         if not isinstance(held, Mapping) or key not in held:
             raise ValueError(f"checkpoint {path} has no entry {key!r}. It has {_entries(held)}.")
@@ -285,19 +282,10 @@ def float_type(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
-def leaves(tree: Any) -> Iterator[Tensor]:
-    """Yield the tensors of nested tuples, lists and mappings."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, Mapping | tuple | list):
-        for value in tree.values() if isinstance(tree, Mapping) else tree:
-            yield from leaves(value)
-
-
 def fingerprint(tree: Any) -> str:
     """Return 16 hexadecimal digits that stand for the tensors of ``tree``: sha256 over shapes and bytes."""
     digest = hashlib.sha256()
-    for tensor in leaves(tree):
+    for tensor in tensors(tree):
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

@@ -91,11 +91,20 @@ def _compare_table(path: Path, fresh: str, rtol: float, atol: float) -> None:
 
     if not path.exists():
         raise RecordMismatch(f"{path.name}: no committed figure data to compare with; run the notebook and commit it.")
-    old, new = pd.read_csv(path), pd.read_csv(io.StringIO(fresh))
+    try:
+        old = pd.read_csv(path)
+    except ValueError as error:  # pandas' own errors are such, and what is no text
+        raise _damaged(path, error) from error
+    new = pd.read_csv(io.StringIO(fresh))
     try:
         pd.testing.assert_frame_equal(old, new, check_dtype=False, check_exact=False, rtol=rtol, atol=atol)
     except AssertionError as error:
         raise RecordMismatch(f"{path.name} differs from the committed numbers: {error}") from error
+
+
+def _damaged(path: Path, error: Exception) -> RecordMismatch:
+    return RecordMismatch(f"{path.name} is damaged ({error}). Delete it and run its notebook again: `sharpnb run "
+                          f"{path.parent.name} --force`.")
 
 
 def _compare_picture(path: Path, fresh: bytes, blocks: int = 24, allowed: float = 0.06) -> None:
@@ -111,7 +120,11 @@ def _compare_picture(path: Path, fresh: bytes, blocks: int = 24, allowed: float 
         rows = [part.mean(0) for part in np.array_split(grey, blocks)]
         return np.array([[cell.mean() for cell in np.array_split(row, blocks)] for row in rows])
 
-    worst = float(np.abs(coarse(mpimg.imread(path)) - coarse(mpimg.imread(io.BytesIO(fresh)))).max())
+    try:
+        committed = mpimg.imread(path)
+    except (OSError, SyntaxError, ValueError) as error:  # what the reader of PNG files raises for broken ones
+        raise _damaged(path, error) from error
+    worst = float(np.abs(coarse(committed) - coarse(mpimg.imread(io.BytesIO(fresh)))).max())
     if worst > allowed:
         raise RecordMismatch(f"{path.name} looks different from the committed picture: brightness of a part of it is "
                              f"off by {worst:.2f} (allowed {allowed}). Look at both; commit the new one if right.")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sharpnb.lab import torchfile
 from sharpnb.lab.data import DataError
 
 AUGMENTS = ("crop", "autoaugment", "none")
@@ -61,7 +62,7 @@ def network(name: str, weights: str, classes: int, new_head: bool, seed: int) ->
         raise ValueError(f"model = {name!r} is not in torchvision.models; e.g. efficientnet_b0 … b7, resnet50.")
     published, state, known = None, None, get_model_weights(name)
     if Path(weights).is_file():
-        state = torch.load(weights, map_location="cpu", weights_only=True)
+        state = torchfile.read(Path(weights))
         state = state.get("model", state)
     elif weights != "none":
         if weights not in known.__members__:

@@ -43,7 +43,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from sharpnb import paths
-from sharpnb.lab import imagefolder
+from sharpnb.lab import imagefolder, torchfile
 from sharpnb.lab.data import DataError
 from sharpnb.lab.training import SCHEDULES, pick_device
 from sharpnb.optim import SAM
@@ -312,12 +312,12 @@ class _Run:
         """Take up the checkpoint in ``out``, if there is one.
 
         Raises:
-            ValueError: if it belongs to other settings.
+            ValueError: if it belongs to other settings, or is damaged.
         """
         file = self.out / "checkpoint.pt"
         if not file.exists():
             return
-        kept = torch.load(file, map_location=self.device, weights_only=True)
+        kept = torchfile.read(file, self.device)
         other = [f"{k} = {kept['settings'].get(k)!r} there, {v!r} here" for k, v in self.settings.items()
                  if kept["settings"].get(k) != v]
         if other:

@@ -9,6 +9,7 @@ import json
 import re
 from functools import cache
 from html import escape
+from pathlib import Path
 
 from sharpnb import paths
 from sharpnb.lab import coverage, papers, scoreboard
@@ -58,7 +59,7 @@ def page() -> str:
                   "for a machine. *Not yet*: its notebook, or what that should hold, is missing. "
                   + _outside(known, board), "", papers.as_markdown(known), ""]
     parts += ["## Claims", "", "Measured numbers are means over seeds ± standard error (number of seeds).", "",
-              scoreboard.claims_table(board, map(_links, board)), ""]
+              scoreboard.claims_table(board, (_links(row, known) for row in board)), ""]
     if brief:
         parts += ["## What the brief names", "",
                   "The rows of the project's brief: systems, methods, measures, figures. A row is *shown* when every "
@@ -116,26 +117,27 @@ def _outside(known: list[papers.Item], board: list[scoreboard.Row]) -> str:
             "they stand among the claims below.")
 
 
-def _links(row: scoreboard.Row) -> str:
-    """Return links from the project's root: the notebook's claims, their record, the notebook's pictures."""
-    parts = [f"[{row.notebook.split('_')[0]}](<notebooks/{row.notebook}.ipynb{_claims_anchor(row.notebook)}>)"]
+def _links(row: scoreboard.Row, known: list[papers.Item]) -> str:
+    """Return links from the project's root: the cell that shows the claim, its record, the pictures it is about."""
+    parts = [f"[{row.notebook.split('_')[0]}](<notebooks/{row.notebook}.ipynb{_claims_cell(row.notebook)}>)"]
     profiles = ("full", "quick") if row.profile == "full" else ("quick", "full")
     files = (paths.records(row.notebook, profile) / "claims.json" for profile in profiles)
     record = next(file for file in files if file.is_file())  # the row was read from one of them
     parts.append(f"[record]({record.relative_to(paths.root()).as_posix()})")
-    if paths.figures(row.notebook).is_dir():
+    own = [item for item in known if item.notebook == row.notebook and row in item.claims]
+    pictures = [f"figures/{row.notebook}/{name}.png" for name in dict.fromkeys(n for item in own for n in item.figures)]
+    there = [picture for picture in pictures if (paths.root() / picture).is_file()]
+    if there:
+        parts += [f"[{Path(picture).stem}]({picture})" for picture in there]
+    elif paths.figures(row.notebook).is_dir():
         parts.append(f"[figures](figures/{row.notebook})")
     return " · ".join(parts)
 
 
 @cache
-def _claims_anchor(notebook: str) -> str:
-    """Return the fragment of the heading above the cell that shows the claims, or nothing."""
+def _claims_cell(notebook: str) -> str:
+    """Return the fragment by which JupyterLab, and the site, find the cell that shows the claims, or nothing."""
     file = paths.notebooks() / f"{notebook}.ipynb"
-    heading = ""
-    for cell in json.loads(file.read_text(encoding="utf-8"))["cells"] if file.is_file() else ():
-        if "claims" in cell.get("metadata", {}).get("tags", []):
-            return coverage.fragment(heading) if heading else ""
-        if cell["cell_type"] == "markdown":
-            heading = ([heading, *re.findall(r"(?m)^#{1,4} +(.+?) *$", "".join(cell["source"]))])[-1]
-    return ""
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"] if file.is_file() else []
+    shown = (f"#cell-id={cell['id']}" for cell in cells if "claims" in cell.get("metadata", {}).get("tags", []))
+    return next(shown, "")

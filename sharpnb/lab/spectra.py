@@ -27,8 +27,9 @@ from sharpnb.curvature import (
     top_eigenvalues,
 )
 from sharpnb.lab import figures
-from sharpnb.lab.checkpoint import fingerprint, leaves
+from sharpnb.lab.checkpoint import fingerprint
 from sharpnb.lab.records import provenance
+from sharpnb.trees import tensors
 
 OPERATORS: dict[str, type[ModelOperator]] = {"hessian": HessianOperator, "ggn": GGNOperator, "fisher": FisherOperator}
 
@@ -208,7 +209,7 @@ def measure_spectrum(
     chosen = list(settings.params) or None
     op = OPERATORS[settings.operator](model, loss, list(batches), chosen, settings.mode)
     marks = {"weights_fingerprint": fingerprint(model.state_dict()), "data_fingerprint": fingerprint(batches)}
-    samples = sum(len(next(leaves(inputs))) for inputs, _ in batches)
+    samples = sum(len(next(tensors(inputs))) for inputs, _ in batches)
     result = Spectrum(op, settings, origin={**(origin or {}), **marks, "samples": samples, "batches": len(batches)})
     plan = memory_plan(op, settings.steps, max(1, settings.probes), "auto", settings.memory)
     result.memory = f"{plan}; a batch's gradient graph takes {op.graph_bytes() / 1e9:.3g} GB"

@@ -155,7 +155,7 @@ def _results(
 def _stored(path: Path) -> list[dict[str, Any]] | None:
     try:
         return json.loads(path.read_text())["rows"]
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None  # not there, or damaged by something else than us: trained again
 
 

@@ -3,8 +3,6 @@ r"""Losses over a plane or along a line, with BatchNorm statistics recomputed at
 from __future__ import annotations
 
 import hashlib
-import io
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from torch import nn
 from sharpnb.landscape._points import Points
 from sharpnb.landscape.losses import Losses
 from sharpnb.landscape.plane import Plane, Weights, flat
-from sharpnb.paths import write_whole
+from sharpnb.resume import Checkpoint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +73,7 @@ class Line:
 def surface(
     model: nn.Module, plane: Plane, data: Any, losses: Losses = ("loss", "error"), size: int | tuple[int, int] = 41, *,
     window: tuple[float, float, float, float] | None = None, update_bn: Any = None, batch_size: int | None = None,
-    checkpoint: str | Path | None = None, progress: bool = False,
+    checkpoint: str | Path | None = None, checkpoint_every: float = 30.0, progress: bool = False,
 ) -> Surface:
     """Measure losses on a grid over a plane, in evaluation mode; the model is not touched.
 
@@ -98,17 +96,20 @@ def surface(
             one would deploy at these points.
         batch_size: samples a forward pass (default 250 on the CPU, up to 1,000 for small nets, 2,048 on the GPU).
         checkpoint: a file; an interrupted call continues from it. The grid is filled coarse to fine.
+        checkpoint_every: seconds between saves.
         progress: show a progress bar (needs tqdm).
 
     Raises:
         ValueError: if plane and model do not fit, data or losses are empty or unknown, or the checkpoint belongs to
-            another surface.
+            another surface or is damaged.
     """
     columns, rows = (size, size) if isinstance(size, int) else size
     x0, x1, y0, y1 = window or plane.window
     x, y = np.linspace(x0, x1, columns), np.linspace(y0, y1, rows)
     points = Points(model, plane, data, losses, update_bn, batch_size)
-    found = _fill(points, x, y, checkpoint, progress)
+    key = ("surface", *points.names, _digest(points, x, y)) if checkpoint else ()
+    saved = Checkpoint(checkpoint, key, checkpoint_every)
+    found = _fill(points, x, y, saved, progress)
     return Surface(plane, x, y, {name: found[:, :, i] for i, name in enumerate(points.names)})
 
 
@@ -127,24 +128,21 @@ def line(
     return Line(np.asarray(t, dtype=float), {name: found[:, i] for i, name in enumerate(points.names)})
 
 
-def _fill(points: Points, x: np.ndarray, y: np.ndarray, checkpoint: str | Path | None, progress: bool) -> np.ndarray:
+def _fill(points: Points, x: np.ndarray, y: np.ndarray, saved: Checkpoint, progress: bool) -> np.ndarray:
     """Evaluate the grid coarse to fine, (ny, nx, names)."""
-    file = None if checkpoint is None else Path(checkpoint)
-    key = _key(points, x, y) if file else ""
-    values, done = _load(file, key, (len(y), len(x), len(points.names)))
+    shape = (len(y), len(x), len(points.names))
+    state = saved.load() or {"values": np.full(shape, np.nan), "done": np.zeros(shape[:2], dtype=bool)}
+    values, done = state["values"], state["done"]
     todo = [(i, j) for i, j in _coarse_to_fine(len(y), len(x)) if not done[i, j]]
-    last = time.monotonic()
     try:
         for block in _progress([todo[s : s + points.at_once] for s in range(0, len(todo), points.at_once)], progress):
             rows, columns = zip(*block, strict=True)
             values[rows, columns] = points([(float(x[j]), float(y[i])) for i, j in block]).numpy()
             done[rows, columns] = True
-            if file and time.monotonic() - last > 30:
-                _save(file, key, values, done)
-                last = time.monotonic()
+            saved.save(lambda: state)
     finally:
-        if file and todo:
-            _save(file, key, values, done)
+        if todo:
+            saved.save(lambda: state, force=True)
     return values
 
 
@@ -156,28 +154,12 @@ def _coarse_to_fine(rows: int, columns: int) -> list[tuple[int, int]]:
     return sorted(((i, j) for i in range(rows) for j in range(columns)), key=lambda ij: level(*ij))
 
 
-def _key(points: Points, x: np.ndarray, y: np.ndarray) -> str:
-    digest = hashlib.sha256(repr((points.names, str(points.dtype))).encode())
+def _digest(points: Points, x: np.ndarray, y: np.ndarray) -> str:
+    digest = hashlib.sha256(str(points.dtype).encode())
     held = [t for batches in points.sets.values() for batch in batches for t in batch]
     for tensor in (torch.from_numpy(x), torch.from_numpy(y), points.vectors, *held):
         digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _load(file: Path | None, key: str, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    if file is None or not file.exists():
-        return np.full(shape, np.nan), np.zeros(shape[:2], dtype=bool)
-    with np.load(file, allow_pickle=False) as saved:
-        if str(saved["key"]) != key:
-            raise ValueError(f"{file} is the checkpoint of another surface (other plane, grid, data or losses). Delete "
-                             "it to start anew, or give this surface a file of its own.")
-        return saved["values"], saved["done"]
-
-
-def _save(file: Path, key: str, values: np.ndarray, done: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, key=np.array(key), values=values, done=done)
-    write_whole(file, buffer.getvalue())
 
 
 def _progress(blocks: list[Any], wanted: bool) -> Any:

@@ -23,12 +23,21 @@ def only_one(file: Path, patience: float = 5.0) -> Iterator[int]:
     is gone already, its workers are given ``patience`` seconds to follow.
 
     Raises:
-        RunnerError: if another run holds it; the message names the process.
+        RunnerError: if another run holds it, whose process the message names, or the folder cannot be written.
     """
-    import fcntl  # not on Windows, where the runner has not been tried
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a+") as handle:
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        raise RunnerError("`sharpnb run` needs Linux or macOS: it holds the checkout by a lock that Windows does not "
+                          "have. Use WSL there, or papermill on single notebooks.") from None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(file, "a+")  # noqa: SIM115, closed below
+    except OSError as error:
+        raise RunnerError(f"Nothing can be written in {file.parent} ({error.strerror}), where a run keeps its copies. "
+                          "Make it writable, or work in a copy of the checkout; `sharpnb list` and `sharpnb run "
+                          "--dry-run` only read.") from error
+    with lock as handle:
         deadline = time.monotonic() + patience
         while True:
             try:

@@ -46,7 +46,7 @@ class Parameter:
             return self.check(text)
         try:
             return self.check(_WORDS[text.lower()] if self.type is bool else ast.literal_eval(text))
-        except (KeyError, ValueError, SyntaxError):
+        except (KeyError, ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: nested too deep
             raise RunnerError(self._wrong(text)) from None
 
     def check(self, value: Any) -> Any:

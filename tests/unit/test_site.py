@@ -87,9 +87,11 @@ def test_a_notebook_is_made_readable():
         {"cell_type": "markdown", "source": ["[a](01_sam.ipynb) [b](99_none.ipynb#x) [c](https://example.org)"]},
         {"cell_type": "code", "outputs": [{"data": {build.WIDGET: {}, "text/plain": "HBox()"}}]},
     ]
-    made = build._readable({"cells": cells})["cells"]
+    cells.append({"cell_type": "code", "id": "c1", "metadata": {"tags": ["claims"]}})
+    made = build._readable({"cells": cells}, "03_a")["cells"]
     assert made[0]["source"] == "[a](01_sam.ipynb) b [c](https://example.org)"
     assert made[1]["outputs"][0]["data"].keys() == {"text/markdown"}
+    assert [cell.get("source") for cell in made[2:]] == ["(cell-03_a-c1)=", None], "the scoreboard leads to the very cell"
 
 
 def test_every_figure_is_in_the_gallery_with_its_text():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -89,6 +91,15 @@ def rank(number: int, world: int, port: int, folder: str) -> None:
     """Run as one rank of a process group and save what it ends with."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=number, world_size=world)
+    _save(number, folder)
+
+
+def _save(number: int, folder: str) -> None:
     model, result = run()
     torch.save((model.state_dict(), result.workers, result.accuracies), f"{folder}/{number}.pt")
     dist.destroy_process_group()
+
+
+if __name__ == "__main__":  # python -m torch.distributed.run --nproc-per-node 2 swap_work.py FOLDER
+    dist.init_process_group("gloo")  # rank, number of ranks and meeting point are in the environment
+    _save(dist.get_rank(), sys.argv[1])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 
 import pytest
 import swap_work as work
@@ -59,10 +61,14 @@ def test_two_processes_give_the_same_bits():
     assert not same(alone.state_dict(), other.state_dict())
 
 
-def two_ranks(target, folder) -> list:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def two_ranks(target, folder) -> list:
+    port = free_port()
     ranks = torch.multiprocessing.get_context("fork")  # they need not import torch again
     both = [ranks.Process(target=target, args=(number, 2, port, str(folder))) for number in range(2)]
     for each in both:
@@ -76,6 +82,20 @@ def test_two_ranks_give_the_same_bits(tmp_path):
     alone, ours = work.run()
     for state, workers, accuracies in two_ranks(work.rank, tmp_path):
         assert torch.equal(workers, ours.workers) and accuracies == ours.accuracies and same(alone.state_dict(), state)
+
+
+def test_a_launch_by_torchrun_gives_the_same_bits(tmp_path):
+    """``torchrun`` is this module's command; its own folder for the ranks' output would otherwise stay behind."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
+               "--master-port", str(free_port()), "--log-dir", str(tmp_path), work.__file__, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    alone, ours = work.run()
+    other, _ = work.run(seed=8)
+    for number in range(2):
+        state, workers, accuracies = torch.load(tmp_path / f"{number}.pt")
+        assert torch.equal(workers, ours.workers) and accuracies == ours.accuracies
+        assert same(alone.state_dict(), state) and not same(other.state_dict(), state)
 
 
 def test_a_data_parallel_phase_one_is_the_whole_batch_on_one_process(tmp_path):

@@ -1,17 +1,14 @@
-"""Sweeps: the table, what survives a kill, what fails aloud. The truth is train_many and an uninterrupted sweep."""
+"""Sweeps: the table, what a dead worker costs, what fails aloud. The truth is train_many and an uninterrupted sweep."""
 
 import json
 import math
-import signal
-import subprocess
 import sys
-import time
 from functools import partial
 
 import pandas as pd
 import pytest
 
-from sharpnb.lab import load_data, log2_grid, models, sweep, train_many
+from sharpnb.lab import load_data, models, sweep, train_many
 from sharpnb.lab import shard as shard_module
 from sharpnb.lab.grid import cells_of
 
@@ -127,26 +124,6 @@ def test_a_failing_shard_is_tried_once_more_and_then_told(whole, tmp_path, monke
     pd.testing.assert_frame_equal(table[~failed], whole[~failed], check_exact=True)
     monkeypatch.setattr(sweep_module, "run", original)  # the fire is out: the same call completes the table
     pd.testing.assert_frame_equal(sweep(GRID, DATA, MODEL, **OPTIONS, folder=tmp_path / "always"), whole, check_exact=True)
-
-
-SLOW = {"rule": "sgd", "lr": log2_grid(-8, -3), "seed": [0, 1]}
-SLOW_OPTIONS = OPTIONS | {"steps": 150, "shard_size": 1}
-
-
-def test_a_driver_killed_in_mid_sweep_goes_on_where_it_was(tmp_path):
-    call = (f"from sharpnb.lab import sweep; sweep({SLOW!r}, {DATA!r}, {MODEL!r}, **{SLOW_OPTIONS!r}, "
-            f"folder={str(tmp_path / 'killed')!r})")
-    driver = subprocess.Popen([sys.executable, "-c", call])
-    deadline = time.monotonic() + 100
-    while not list((tmp_path / "killed").glob("*.json")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    done = {file: file.stat().st_mtime_ns for file in (tmp_path / "killed").glob("*.json")}
-    assert 0 < len(done) < 12
-    resumed = sweep(SLOW, DATA, MODEL, **SLOW_OPTIONS, folder=tmp_path / "killed")
-    pd.testing.assert_frame_equal(resumed, sweep(SLOW, DATA, MODEL, **SLOW_OPTIONS, folder=tmp_path / "new"), check_exact=True)
-    assert all(file.stat().st_mtime_ns == written for file, written in done.items())  # kept, not trained again
 
 
 DIES_ONCE = """

@@ -214,7 +214,7 @@ def test_an_interrupted_surface_continues(tmp_path, monkeypatch):
     again = surface(model, plane, (X, Y), size=5, checkpoint=file)
     assert len(calls) == 8 + 25 - 7
     np.testing.assert_array_equal(again.values["loss"], whole.values["loss"])
-    with pytest.raises(ValueError, match="another surface"):
+    with pytest.raises(ValueError, match="another run"):
         surface(model, plane, (X + 1, Y), size=5, checkpoint=file)
 
 

@@ -94,16 +94,16 @@ def test_every_figure_and_table_is_listed_with_its_claims_or_the_reason(root):
     assert "| not yet | 2 |" in report.page(), "the notebook and its picture are missing"
     paths.write_whole(root / "figures" / "03_b" / "fig3.png", b"x")
     cells = [{"cell_type": "markdown", "source": ["## 7 Claims"]},
-             {"cell_type": "code", "metadata": {"tags": ["claims"]}, "source": []}]
+             {"cell_type": "code", "id": "c1", "metadata": {"tags": ["claims"]}, "source": []}]
     paths.write_whole(root / "notebooks" / "03_b.ipynb", json.dumps({"cells": cells}))
-    report._claims_anchor.cache_clear()
+    report._claims_cell.cache_clear()
     page = report.page()
     assert "| shown | 1 |" in page and "| not yet | 1 |" in page and "| not shown | 1 |" in page
     assert ("| SAM (ICLR 2021) | Fig. 3 | spectra | [03](notebooks/03_b.ipynb) | ✔ 1, – 1 | "
             "[fig3](figures/03_b/fig3.png) |  |") in page
     assert "| SAM (ICLR 2021) | Fig. 4 | curves | **not yet** | – | – | belongs to notebook 04 |" in page
     assert "| SAM (ICLR 2021) | Table 2 | ImageNet | **not shown** | – | – | out of reach |" in page
-    assert "[03](<notebooks/03_b.ipynb#7-Claims>) · [record](data/records/03_b/quick/claims.json) · [figures]" in page
+    assert "[03](<notebooks/03_b.ipynb#cell-id=c1>) · [record](data/records/03_b/quick/claims.json) · [fig3](figures/03_b/fig3.png)" in page
     assert "1 claims are about something else" in page
 
 

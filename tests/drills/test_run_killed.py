@@ -14,6 +14,8 @@ from toy import checkout, plain
 from sharpnb import paths
 from sharpnb.runner import run
 
+RUN = [sys.executable, "-m", "sharpnb.cli", "run", "--jobs", "1"]
+
 WAITS = """
 import os
 import time
@@ -39,10 +41,9 @@ def end_in_the_waiting_cell(how: signal.Signals) -> tuple[int, str]:
     """Start a run, end the driver by a signal while a kernel works, and see worker and kernel go too."""
     process = paths.runs("quick") / "process"
     process.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "sharpnb.cli", "run", "--jobs", "1"]
     # In a shell's background job SIGINT is ignored, and the driver would inherit that.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+    driver = subprocess.Popen(RUN, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     kernel = int(wait_for(lambda: process.exists() and process.read_text()))
     family = psutil.Process(driver.pid).children(recursive=True)
     assert kernel in {member.pid for member in family} and len(family) >= 2  # the worker and the kernel
@@ -52,10 +53,9 @@ def end_in_the_waiting_cell(how: signal.Signals) -> tuple[int, str]:
     return driver.returncode, said
 
 
-def test_a_killed_run_takes_its_kernels_along_and_the_next_one_finishes(tmp_path, monkeypatch):
+def test_an_interrupted_run_takes_its_kernels_along_and_the_next_one_finishes(tmp_path, monkeypatch):
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
     checkout(tmp_path, {"01_done": plain("01", "print('first')"), "02_waits": plain("02", WAITS)})
-    assert end_in_the_waiting_cell(signal.SIGKILL) == (-signal.SIGKILL, "")
     status, said = end_in_the_waiting_cell(signal.SIGINT)
     assert status == 130 and "the same command goes on from there" in said
 
@@ -87,3 +87,40 @@ def _runs(pid: int) -> bool:
 
 def test_the_process_of_the_test_itself_is_alive():
     assert _runs(os.getpid())  # the negative control of the helper above
+
+
+def stored(root) -> dict[str, list]:
+    """Return what each notebook is stored to have printed; a notebook that is no whole JSON raises."""
+    cells = {file.stem: json.loads(file.read_text())["cells"] for file in (root / "notebooks").glob("*.ipynb")}
+    return {name: ["".join(output["text"]) for output in last["outputs"]] for name, (*_, last) in cells.items()}
+
+
+def test_a_run(drill, tmp_path, monkeypatch):
+    """With ``--update``, which writes into the notebooks themselves."""
+    bodies = {f"0{number}_toy": plain(f"0{number}", f"print('{number} ' * 1000)") for number in (1, 2)}
+    outputs = {f"0{number}_toy": [f"{number} " * 1000 + "\n"] for number in (1, 2)}
+    for luck in drill.tries("a run of two notebooks", "SIGKILL of the driver at a random moment", 1):
+        root = checkout(tmp_path / str(drill.tried), bodies)
+        monkeypatch.setenv("SHARPNB_ROOT", str(root))
+        driver = subprocess.Popen([*RUN, "--update"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        if luck.random() < 0.5:
+            wait_for(lambda root=root: stored(root)["01_toy"])
+        time.sleep(luck.uniform(0, 3))
+        family = psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
+        driver.kill()
+        driver.wait()
+        wait_for(lambda family=family: not any(_runs(member.pid) for member in family))
+        before = stored(root)
+        assert all(before[name] in ([], outputs[name]) for name in outputs), "each notebook is the old one or the new"
+        done = {name for name in outputs if _finished(name)}
+        results = run(update=True)
+        drill.stands()
+        assert {result.name for result in results if result.outcome == "up to date"} == done
+        assert stored(root) == outputs and all(result.ok for result in results)
+        assert not list(root.rglob("*partial*"))
+        drill.whole()
+
+
+def _finished(name: str) -> bool:
+    sidecar = paths.runs("committed") / f"{name}.json"
+    return sidecar.exists() and "key" in json.loads(sidecar.read_text())

@@ -30,13 +30,18 @@ class Checkpoint:
         """Return the saved arrays, or ``None`` if there are none.
 
         Raises:
-            ValueError: if the file belongs to another run.
+            ValueError: if the file belongs to another run, or is damaged.
         """
         if self._path is None or not self._path.exists():
             return None
-        with np.load(self._path, allow_pickle=False) as file:
-            state = {name: file[name] for name in file.files}
-        found = str(state.pop("key"))
+        with self._path.open("rb") as file:
+            try:
+                arrays = np.load(file, allow_pickle=False)
+                state = {name: arrays[name] for name in arrays.files}
+                found = str(state.pop("key"))
+            except Exception as error:  # an archive's, an array's, a missing key: of whatever the damage has hit
+                raise ValueError(f"{self._path} is damaged ({type(error).__name__}: {error}). Delete it to start "
+                                 "anew.") from error
         if found != self._key:
             raise ValueError(f"{self._path} is the checkpoint of another run: {found}, and this one is {self._key}. "
                              "Delete the file to start anew, or give this run a file of its own.")

@@ -1,0 +1,33 @@
+"""A drill of its own for each test, and the page of all of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tally import DRILLS, SEED, TIMES, Drill, page
+
+
+@pytest.fixture
+def drill(request: pytest.FixtureRequest) -> Drill:
+    made = request.node.drill = Drill()
+    DRILLS.append(made)
+    return made
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Say with a failure how to have it again."""
+    report = yield
+    drill = getattr(item, "drill", None)
+    if drill and report.failed:
+        report.sections.append(("drill", f"try {drill.tried} of SHARPNB_DRILL_SEED={SEED} SHARPNB_DRILL_TIMES={TIMES}"))
+    return report
+
+
+def pytest_sessionfinish() -> None:
+    """Write the page where one is asked for."""
+    if file := os.environ.get("SHARPNB_DRILL_PAGE"):
+        Path(file).write_text(page(DRILLS), encoding="utf-8")

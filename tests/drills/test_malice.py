@@ -1,0 +1,134 @@
+"""Files and values made to run code: none of it runs, and none of it is mistaken for a result."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pickle
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from harm import Canary
+from papermill.translators import PythonTranslator
+from toy import checkout, code, markdown, notebook
+
+import sharpnb
+from sharpnb import resume
+from sharpnb.lab import imagefolder, imagenet
+from sharpnb.lab.checkpoint import read_state
+from sharpnb.lab.records import Record
+from sharpnb.runner import plan, run
+from sharpnb.runner.errors import RunnerError
+
+
+def as_pickle(canary) -> bytes:
+    return pickle.dumps(canary, protocol=2)  # the one that torch.load knows
+
+
+def as_torch(canary) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"model": {"weight": canary}, "settings": {}}, buffer)
+    return buffer.getvalue()
+
+
+def as_arrays(canary) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, key=np.array("('key',)"), rows=np.array([canary], dtype=object))
+    return buffer.getvalue()
+
+
+def resumed(path):
+    training = object.__new__(imagenet._Run)
+    training.out, training.device = path.parent, torch.device("cpu")
+    training.resume()
+
+
+READERS = {  # every place of the package that reads a file which somebody else can have made
+    "a checkpoint given to `sharpnb spectrum`": (read_state, "net.pt"),
+    "the state of a spectrum or a surface": (lambda path: resume.Checkpoint(path, ("key",)).load(), "state.npz"),
+    "a record": (Record.load, "r.json"),
+    "the state of a fine-tuning": (resumed, "checkpoint.pt"),
+    "the weights to fine-tune from": (lambda path: imagefolder.network("resnet18", str(path), 10, True, 0), "weights.pt"),
+}
+FORMS = {"a pickle": as_pickle, "a torch file": as_torch, "an npz archive": as_arrays}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_file_that_runs_code_when_unpickled(drill, tmp_path, name):
+    read, file = READERS[name]
+    canary, path = tmp_path / "ran", tmp_path / file
+    for number, _ in enumerate(drill.tries(name, "a pickle, torch file or archive in its place runs code when unpickled", len(FORMS))):
+        path.write_bytes(list(FORMS.values())[number % len(FORMS)](Canary(canary)))
+        with pytest.raises(ValueError, match=file):
+            read(path)
+        drill.stands()
+        assert not canary.exists()
+        drill.whole()
+    ran = 0
+    for make, load in ((as_pickle, lambda: pickle.loads(path.read_bytes())), (as_torch, lambda: torch.load(path, weights_only=False)),
+                       (as_arrays, lambda: np.load(path, allow_pickle=True)["rows"])):
+        path.write_bytes(make(Canary(canary)))
+        load().close() if make is as_pickle else load()
+        ran += canary.exists()
+        canary.unlink()
+    drill.control("read with pickle allowed, ran", ran, len(FORMS))
+
+
+def unsafe(source: str) -> list[str]:
+    """Return the lines that read a file in a way that could run code in it; swap reads what its own parent has sent."""
+    reads = {"torch.load(": ("weights_only=True", "from the parent process"), "np.load(": ("allow_pickle=False",), "pickle.load": ()}
+    return [line for line in source.splitlines() for call, safe in reads.items()
+            if call in line and not any(word in line for word in safe)]
+
+
+def test_there_is_no_other_place_that_unpickles():
+    files = sorted(Path(sharpnb.__file__).parent.rglob("*.py"))
+    assert files and [line for file in files for line in unsafe(file.read_text(encoding="utf-8"))] == []
+    assert len(unsafe("torch.load(f)\nnp.load(f, allow_pickle=True)\npickle.loads(b)\nnp.load(f, allow_pickle=False)")) == 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parameters
+# ---------------------------------------------------------------------------------------------------------------------
+
+CELL = 'profile: str = "quick"  # quick | full\nword: str = "a"\nseed: int = 0\nrho: float = 0.05\nmany: list = [1]\nyes: bool = True'
+RUNS = "__import__('pathlib').Path('ran').touch()"
+TEXTS = [RUNS, f'"; {RUNS}; "', f"\\n{RUNS}\\n#", f"\n{RUNS}\n#", f'"""\n{RUNS}\n"""', "{profile} {0} %s", "\\", "$(touch ran)", "é\u2028'\"\x07"]
+NOT_VALUES = [RUNS, f"[{RUNS}]", f"0; {RUNS}", "9**9**9", "(" * 3000, "-" * 3000 + "1", "1" * 5000, "[" * 400 + "]" * 400, "\0", "lambda: 0", "{**{}}", ""]
+
+
+def test_parameters_that_are_code(drill, tmp_path, monkeypatch):
+    """A text comes out as the text it was; of a number, list or truth value nothing but a literal is taken."""
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    cells = [markdown("# 01", "h"), code(CELL, "p", ("parameters",)), code("print(ascii(word))", "b")]
+    checkout(tmp_path, {"01_toy": notebook(*cells)})
+    refused = [(name, text) for name in ("seed", "rho", "many", "yes") for text in NOT_VALUES] + [(f"seed; {RUNS}", "1"), ("__name__", "x")]
+    for _, (name, text) in zip(drill.tries("a notebook's parameters", "values and names that are code, or nested too deep", len(refused)), cycle(refused), strict=False):
+        with pytest.raises(RunnerError, match=r"this parameter is|has no parameter"):
+            plan(["1"], given={name: text})
+        drill.stands()
+        drill.whole()
+    for text in TEXTS:
+        drill.tried += 1
+        found: dict = {}
+        exec(PythonTranslator.codify({"word": text}), found)
+        assert found["word"] == text
+        drill.stands()
+        drill.whole()
+    hostile = "\n".join(TEXTS)
+    (result,) = run(["1"], parameters={"word": hostile})
+    printed = json.loads(result.kept.read_text())["cells"][-1]["outputs"][0]["text"]
+    assert "".join(printed) == ascii(hostile) + "\n"
+    assert not list(tmp_path.rglob("ran"))
+    ran = 0
+    for text in TEXTS:
+        with contextlib.suppress(SyntaxError, NameError):
+            exec(f'word = "{text}"')
+        ran += (tmp_path / "ran").exists()
+        (tmp_path / "ran").unlink(missing_ok=True)
+    drill.control("texts pasted between quotes, ran", ran, len(TEXTS))
