@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,6 @@ class Data:
         train_x, test_x: float images, (N, channels, height, width), normalised as :func:`load_data` says.
         train_y, test_y: class numbers, (N,), int64.
         classes: number of classes.
-        checksum: sha256 over all images and labels as they are in this object, first 16 hexadecimal digits.
     """
 
     name: str
@@ -51,14 +51,15 @@ class Data:
     test_x: Tensor
     test_y: Tensor
     classes: int
-    checksum: str = ""
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def checksum(self) -> str:
+        """The first 16 hexadecimal digits of sha256 over all images and labels as they are in this object."""
         digest = hashlib.sha256()
         for tensor in (self.train_x, self.train_y, self.test_x, self.test_y):
             digest.update(str(tuple(tensor.shape)).encode())
             digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
-        object.__setattr__(self, "checksum", digest.hexdigest()[:16])
+        return digest.hexdigest()[:16]
 
     @property
     def train(self) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from sharpnb.lab import families, models
+from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data
 from sharpnb.lab.notebook import Notebook, start
+from sharpnb.lab.pieces import Kind, Work, described
 from sharpnb.lab.records import Record
 from sharpnb.lab.studies import sam_minima_published as published
 from sharpnb.lab.studies.sam_minima import NETS, SMALL, Build, Entry, augmentation, flatness, gains, pooled
@@ -74,6 +76,7 @@ class Full:
         grid, images: points a side, and training images, of the surfaces.
         test_size: images to test on (None: all).
         copies: variants of each image that are drawn before a cell's first training (0: anew in each batch).
+        label: net, data and budget in a few words, for the claims.
     """
 
     cells: tuple[Cell, ...]
@@ -84,6 +87,7 @@ class Full:
     images: int = 1024
     test_size: int | None = None
     copies: int = 0
+    label: str = "one shard of 256, no extra SVHN images"
 
 
 def _builders(classes: int, channels: int) -> dict[str, tuple[Build, int]]:
@@ -98,7 +102,30 @@ def _builders(classes: int, channels: int) -> dict[str, tuple[Build, int]]:
 
 
 def full() -> Full:
-    """Return every cell of Tables 1 and 5, those of few epochs first."""
+    """Return what fits into the budget: two rows of the tables with a small net in the place of WRN-28-10.
+
+    Seeds, augmentations and epochs are cut too; learning rate, weight decay and radius are those of Tables 6 and 7.
+    """
+    cells, wide = [], published.MODELS[0]
+    for data, names in (("cifar10", ("Basic", "Cutout")), ("fashion_mnist", ("Basic",))):
+        lr, decay, rho = published.HYPER[data, wide]
+        grey = data == "fashion_mnist"
+        for name in names:
+            cells.append(Cell(data, wide, name, 5, lr, decay, rho, _wide_colour if not grey else _wide_grey,
+                              (data, name) == ("cifar10", "Basic"), 28 if grey else 32))
+    return Full(tuple(cells), seeds=2, grid=21, images=512, label="WRN-10-2 for WRN-28-10, E = 5 epochs")
+
+
+def _wide_colour(seed: int) -> nn.Module:
+    return models.wide_resnet(10, 2, seed=seed)
+
+
+def _wide_grey(seed: int) -> nn.Module:
+    return models.wide_resnet(10, 2, channels=1, seed=seed)
+
+
+def paper() -> Full:
+    """Return every cell of Tables 1 and 5 at the paper's scale, those of few epochs first: GPU months."""
     cells = []
     for (data, model), (lr, decay, rho) in published.HYPER.items():
         small = data in ("svhn", "fashion_mnist")
@@ -176,30 +203,48 @@ def _settings(scale: Full, cell: Cell) -> str:
 
 
 def run_cell(nb: Notebook, scale: Full, cell: Cell) -> list[Entry]:
-    """Run what a cell's record lacks, and save after each training, so that a killed run goes on where it was."""
+    """Run a cell, a piece a training, or read its record."""
     settings = _settings(scale, cell)
     found = Record.find(nb.name, cell.name, nb.profile)
-    entries = list(found.values["entries"]) if found and found.values["settings"] == settings else []
-    done = {(e["method"], e["seed"]) for e in entries}
-    todo = [(m, seed) for seed in range(scale.seeds) for m in cell.methods if (m, seed) not in done]
-    data = _loaded(nb, scale, cell.data) if todo else None
-    for method, seed in todo:
-        assert data is not None
-        entries.append(one(nb, scale, cell, data, method, seed))
-        nb.record(cell.name, {"settings": settings, "entries": entries}, rtol=5e-2, atol=0.5)
+    entries = found.values["entries"] if found and found.values["settings"] == settings else []
+    if len(entries) == scale.seeds * len(cell.methods):
+        return entries
+    work, data = Work(nb, cell.name, described([settings, cell]), kinds(scale, cell)), _loaded(nb, scale, cell.data)
+    entries = [work.do(method, partial(one, nb, scale, cell, data, method, seed), seed=seed)
+               for seed in range(scale.seeds) for method in cell.methods]
+    nb.record(cell.name, {"settings": settings, "entries": entries}, rtol=5e-2, atol=0.5, work=work)
     return entries
 
 
+def kinds(scale: Full, cell: Cell) -> list[Kind]:
+    """Announce the pieces of a cell: a method and seed each."""
+    images, found = scale.train_size or (60_000 if cell.data == "fashion_mnist" else 50_000), []
+    for method, (rho, times) in cell.methods.items():
+        steps = times * cell.epochs * max(1, images // scale.batch_size)
+        seen = 2 * images + 10_000 + (scale.grid**2 * scale.images if cell.flat else 0)
+        channels = 3 if cell.size == 32 else 1
+        found.append(Kind(method, scale.seeds, Cost(cell.build, steps, scale.batch_size, 2.0 if rho else 1.0,
+                                                    evaluated=seen, image=(channels, cell.size, cell.size))))
+    return found
+
+
+def planned() -> tuple[int, int, list[Kind]]:
+    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
+    scale = full()
+    found = [replace(kind, name=f"{cell.name}: {kind.name}") for cell in scale.cells for kind in kinds(scale, cell)]
+    return scale.seeds, 50_000, found
+
+
 def run_full(nb: Notebook, only: str = "") -> list[Entry]:
-    """Run the cells whose name contains ``only``, one after another."""
-    scale = full() if nb.profile == "full" else toy()
+    """Run the cells of the budget one after another; with ``only`` those of the paper whose name contains it."""
+    scale = (paper() if only else full()) if nb.profile == "full" else toy()
     return [entry for cell in scale.cells if only in cell.name for entry in run_cell(nb, scale, cell)]
 
 
 def full_gains(nb: Notebook, data: str, model: str, *, untuned: bool = False) -> list[float] | None:
     """Return SGD's error less SAM's from the committed full records of a row, or None until all its cells are there.
 
-    One number a seed: the mean over the row's augmentations. ``untuned`` is Table 9: the radius 0.05.
+    One number a seed: the mean over the augmentations that the budget holds. ``untuned`` is Table 9: the radius 0.05.
     """
     scale = full()
     rows = []
@@ -208,7 +253,7 @@ def full_gains(nb: Notebook, data: str, model: str, *, untuned: bool = False) ->
         if values is None or len(values["entries"]) < scale.seeds * len(cell.methods):
             return None
         rows.append(gains(values["entries"], model, cell.augmentation, 0.05 if untuned else cell.rho))
-    return np.mean(rows, axis=0).tolist()
+    return np.mean(rows, axis=0).tolist() if rows else None
 
 
 # -- the survey -------------------------------------------------------------------------------------------------------
