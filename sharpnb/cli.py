@@ -50,7 +50,7 @@ def list_notebooks() -> None:
 def run(
     names: _Names = None,
     profile: Annotated[str, typer.Option(
-        help="quick: on a CPU, seconds each. full: at the papers' scale, on a GPU.")] = "quick",
+        help="quick: on a CPU, seconds each. full: CIFAR-10 on a GPU, half an hour planned in all.")] = "quick",
     jobs: Annotated[int | None, typer.Option(
         min=1, help="Notebooks at once. Default: 2 in the quick profile, 1 in the full.", show_default=False)] = None,
     parameter: Annotated[list[str] | None, typer.Option(
@@ -152,9 +152,11 @@ def data_sets() -> None:
     _console.print(table)
     if any(state != "ready" for state in states.values()):
         _console.print(Text(
-            f"A missing data set is downloaded when a notebook first uses it and a network is there. Without one, put "
-            f"torchvision's files under {paths.datasets()}, or set SHARPNB_DATA to a folder that has them. Delete a "
-            f"damaged file: it is then fetched like a missing one. The quick profile needs digits only."),
+            f"A missing data set is downloaded when a notebook first uses it and a network is there. Without one, copy "
+            f"its files from a machine where this page calls them ready, names and folders as they are, under "
+            f"{paths.datasets()}, or set SHARPNB_DATA to the folder that has them; call `sharpnb data` there, which "
+            f"compares every file with the MD5 that torchvision publishes. Delete a damaged file: it is then fetched "
+            f"like a missing one. The quick profile needs digits only."),
             soft_wrap=True)
 
 

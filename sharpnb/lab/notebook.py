@@ -40,7 +40,7 @@ class Notebook:
 
     @property
     def full(self) -> bool:
-        """Whether the code of the papers' scale is asked for (at its own size, or as a toy)."""
+        """Whether the code of the full profile is asked for (at its own size, or as a toy)."""
         return self.profile != "quick"
 
     def uses(self, data: Data) -> Data:

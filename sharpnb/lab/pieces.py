@@ -59,13 +59,13 @@ class Kind:
 
 
 class Work:
-    """The pieces of one record of a notebook; in the quick profile nothing is kept.
+    """The pieces of one record of a notebook; without settings (the quick profile has none) nothing is kept.
 
     Attributes:
         log: for each piece so far its kind, which it is, ``seconds``, ``peak_bytes``, ``device``, ``commit``.
     """
 
-    def __init__(self, nb: Notebook, record: str, settings: Any, kinds: Sequence[Kind]) -> None:
+    def __init__(self, nb: Notebook, record: str = "", settings: Any = None, kinds: Sequence[Kind] = ()) -> None:
         self.nb, self.record, self.settings = nb, record, settings
         self.kinds = {kind.name: kind for kind in kinds}
         self.log: list[dict[str, Any]] = []
@@ -95,7 +95,7 @@ class Work:
             GpuLost: if the device fails.
             KeyError: for a kind that was not announced.
         """
-        if not self.nb.full:
+        if self.settings is None:
             return make()
         if kind not in self.kinds:
             raise KeyError(f"{kind!r} is no kind of piece of {self.record}: {', '.join(self.kinds)} are announced.")

@@ -114,7 +114,7 @@ def run(
         weights of seed 0 at each (rule, step).
     """
     data, rows, kept = nb.uses(data_of(s, noise)), [], {}
-    work = work or Work(nb, "", None, kinds(s))
+    work = work or Work(nb)
     if s.many:
         made = [_measured(s, nb, data, *one) for one in _together(s, data, nb)]
     else:
@@ -149,10 +149,11 @@ def _alone(s: Settings, data: Data, nb: Notebook, rule: str, seed: int) -> dict[
     """Train one net by itself and measure it: a piece of the full profile."""
     augment = shift_and_flip(4 if s.data == "cifar10" else 1, flip=s.data == "cifar10")
     model = s.model(seed).to(nb.device, s.dtype)
-    optimizer = torch.optim.SGD(model.parameters(), **_base(s))
-    history = train(model, data, SAM(optimizer, rho=s.rho) if rule == "sam" else optimizer, steps=s.steps,
-                    batch_size=s.batch_size, seed=seed, augment=augment, device=nb.device, keep=tuple(times(s)),
-                    bf16=nb.device.type == "cuda")
+    optimizer, on_gpu = torch.optim.SGD(model.parameters(), **_base(s)), nb.device.type == "cuda"
+    if rule == "sam":
+        optimizer = SAM(optimizer, rho=s.rho, skip_nonfinite=not on_gpu)  # does not wait for the host
+    history = train(model, data, optimizer, steps=s.steps, batch_size=s.batch_size, seed=seed, augment=augment,
+                    device=nb.device, keep=tuple(times(s)), bf16=on_gpu)
     return _measured(s, nb, data, rule, seed, history.weights, history.rows[-1])
 
 

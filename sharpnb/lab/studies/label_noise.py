@@ -185,7 +185,7 @@ def _in_pieces(
     ``labels``, one a member, take the place of the entries' own; a piece is told by its settings and by them.
     """
     sets = _with_labels(s, entries, labels)
-    work, size = work or Work(nb, "", None, kinds(s)), s.chunk if nb.full else len(entries)
+    work, size = work or Work(nb), s.chunk if nb.full else len(entries)
     weights = []
     for k in range(0, len(entries), size):
         part, own = entries[k : k + size], sets[k : k + size]

@@ -184,7 +184,7 @@ def spread(
     return [max(values) - min(values) for values in by_seed]
 
 
-# -- the papers' scale ------------------------------------------------------------------------------------------------
+# -- on CIFAR-10 -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -216,9 +216,14 @@ TOY = Full("ResNet-18 of width 4, digits", "digits", 200, 4, 1, 12, 2)
 EVALUATIONS = 10
 
 
+def settings(profile: str) -> Full:
+    """Return the settings of the full profile, or of its toy."""
+    return FULL if profile == "full" else TOY
+
+
 def full_rows(nb: Notebook) -> list[dict[str, Any]]:
     """SGD (lr 0.05) and Lookahead over SGD (lr 0.1, k = 5, alpha = 0.8) with weight decay 1e-3 on a ResNet-18."""
-    s = FULL if nb.profile == "full" else TOY
+    s = settings(nb.profile)
 
     def make(work: Work) -> dict[str, Any]:
         data = nb.uses(load_data(s.data, train_size=s.train_size))
@@ -230,7 +235,7 @@ def full_rows(nb: Notebook) -> list[dict[str, Any]]:
 
 
 def _curve(s: Full, data: Data, name: str, seed: int, nb: Notebook) -> dict[str, Any]:
-    model, lr = s.model(seed), 0.05 if name == "sgd" else 0.1
+    model, lr = s.model(seed).to(nb.device), 0.05 if name == "sgd" else 0.1
     base = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=1e-3)
     optimizer = Lookahead(base, k=5, alpha=0.8) if name == "lookahead" else base
     history = train(model, data, optimizer, steps=s.steps, batch_size=128, seed=seed, device=nb.device,

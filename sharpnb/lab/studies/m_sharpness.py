@@ -137,7 +137,7 @@ def m_sharpness(rows: Rows, w: Tensor, rho: float) -> Tensor:
 
 def family(s: Settings, nb: Notebook, work: Work | None = None) -> list[Row]:
     """Train the family with SGD and measure it: one row a net, with its gap (points) and its sharpness for each m."""
-    work = work or Work(nb, "", None, family_kinds(s))
+    work = work or Work(nb)
     return [row for width, batch_size in product(s.family["width"], s.family["batch_size"]) for row in work.do(
         f"width {width}, batch {batch_size}", partial(_of_one_width, s, nb, int(width), int(batch_size)))["rows"]]
 

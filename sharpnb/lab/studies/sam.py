@@ -174,7 +174,7 @@ def _in_pieces(
     nb: Notebook, work: Work | None, makers: dict[str, Callable[[], dict[str, Any]]]
 ) -> list[dict[str, Any]]:
     """Return the rows of all pieces, each of a kind of its own, in order."""
-    work = work or Work(nb, "", None, [Kind(kind, 1) for kind in makers])
+    work = work or Work(nb)
     return [row for kind, make in makers.items() for row in work.do(kind, make)["rows"]]
 
 

@@ -169,16 +169,16 @@ def _images(cell: Cell, data: Data, copies: int) -> Data:
 
 def one(nb: Notebook, scale: Full, cell: Cell, data: Data, method: str, seed: int) -> Entry:
     """Train one net of a cell; SGD has Nesterov momentum, as the authors'."""
-    rho, times = cell.methods[method]
-    model, began = cell.build(seed), time.process_time()
+    (rho, times), on_gpu = cell.methods[method], nb.device.type == "cuda"  # where the host is not to be waited for
+    model, began = cell.build(seed).to(nb.device), time.process_time()
     base = torch.optim.SGD(model.parameters(), lr=cell.lr, momentum=0.9, weight_decay=cell.weight_decay, nesterov=True)
-    optimizer = TrueAscent(base, rho=rho, model=model) if rho else base
+    optimizer = TrueAscent(base, rho=rho, model=model, skip_nonfinite=not on_gpu) if rho else base
     epoch, images = max(1, len(data.train_y) // scale.batch_size), _images(cell, data, scale.copies)
     augment = None if scale.copies else augmentation(cell.data, cell.augmentation, cell.size)
-    with torch.random.fork_rng(devices=[nb.device] if nb.device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[nb.device] if on_gpu else []):
         torch.manual_seed(seed)
         history = train(model, images, optimizer, steps=times * cell.epochs * epoch, batch_size=scale.batch_size,
-                        seed=seed, device=nb.device, augment=augment, bf16=nb.device.type == "cuda", keep=(0, epoch))
+                        seed=seed, device=nb.device, augment=augment, bf16=on_gpu, keep=(0, epoch))
     families.set_true_gradient(model, False)
     seen = history.weights
     entry = {"data": cell.data, "model": cell.model, "augmentation": cell.augmentation, "method": method, "rho": rho,
@@ -199,16 +199,21 @@ def _loaded(nb: Notebook, scale: Full, name: str) -> Data:
 
 def _settings(scale: Full, cell: Cell) -> str:
     text = f"{cell.methods} {cell.epochs} epochs, lr {cell.lr}, decay {cell.weight_decay}, batch {scale.batch_size}"
-    return text + (f", {scale.train_size or 'all'} images, {scale.copies} copies" if scale.copies else "")
+    text += f", {scale.train_size or 'all'} images, {scale.copies} copies" if scale.copies else ""
+    return text + (f", {scale.label}" if scale.label != Full.label else "")
+
+
+def _complete(values: dict[str, Any], scale: Full, cell: Cell) -> bool:
+    """Whether a record holds every training of a cell, made with these settings."""
+    trainings = scale.seeds * len(cell.methods)
+    return values["settings"] == _settings(scale, cell) and len(values["entries"]) == trainings
 
 
 def run_cell(nb: Notebook, scale: Full, cell: Cell) -> list[Entry]:
     """Run a cell, a piece a training, or read its record."""
-    settings = _settings(scale, cell)
-    found = Record.find(nb.name, cell.name, nb.profile)
-    entries = found.values["entries"] if found and found.values["settings"] == settings else []
-    if len(entries) == scale.seeds * len(cell.methods):
-        return entries
+    found, settings = Record.find(nb.name, cell.name, nb.profile), _settings(scale, cell)
+    if found and _complete(found.values, scale, cell):
+        return found.values["entries"]
     work, data = Work(nb, cell.name, described([settings, cell]), kinds(scale, cell)), _loaded(nb, scale, cell.data)
     entries = [work.do(method, partial(one, nb, scale, cell, data, method, seed), seed=seed)
                for seed in range(scale.seeds) for method in cell.methods]
@@ -250,7 +255,7 @@ def full_gains(nb: Notebook, data: str, model: str, *, untuned: bool = False) ->
     rows = []
     for cell in (cell for cell in scale.cells if (cell.data, cell.model) == (data, model)):
         values = nb.full_record(cell.name)
-        if values is None or len(values["entries"]) < scale.seeds * len(cell.methods):
+        if values is None or not _complete(values, scale, cell):
             return None
         rows.append(gains(values["entries"], model, cell.augmentation, 0.05 if untuned else cell.rho))
     return np.mean(rows, axis=0).tolist() if rows else None
@@ -302,9 +307,8 @@ def surveyed() -> list[Entry]:
     scale, entries = survey(), []
     for cell in scale.cells:
         found = Record.find("02_sam_minima", cell.name, "survey")
-        if found and found.values["settings"] == _settings(scale, cell):
-            mine = found.values["entries"]
-            entries += mine if len(mine) == scale.seeds * len(cell.methods) else []
+        if found and _complete(found.values, scale, cell):
+            entries += found.values["entries"]
     return entries
 
 

@@ -216,9 +216,14 @@ TOY = Full("ResNet-18 of width 4, digits", "digits", 200, lambda seed: models.re
            12, 2, shift_and_flip(1, flip=False))
 
 
+def settings(profile: str) -> Full:
+    """Return the settings of the full profile, or of its toy."""
+    return FULL if profile == "full" else TOY
+
+
 def full_rows(nb: Notebook) -> list[dict[str, Any]]:
     """Train SGD and SWA for every seed: test errors, of SWA those of the last iterate and of the average."""
-    s = FULL if nb.profile == "full" else TOY
+    s = settings(nb.profile)
 
     def make(work: Work) -> dict[str, Any]:
         data = nb.uses(load_data(s.data, train_size=s.train_size))
@@ -229,7 +234,7 @@ def full_rows(nb: Notebook) -> list[dict[str, Any]]:
 
 
 def _full_row(s: Full, data: Data, name: str, seed: int, nb: Notebook) -> dict[str, Any]:
-    model, epoch = s.model(seed), s.epoch
+    model, epoch = s.model(seed).to(nb.device), s.epoch
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=3e-4)
     swa, count = SWA(model), itertools.count(1)
 

@@ -319,9 +319,14 @@ class Worker:
               device=where, bf16=self.bf16, progress=False)
 
 
+def settings(profile: str) -> Settings:
+    """Return the settings of a profile."""
+    return {"quick": QUICK, "full": FULL, "toy": TOY}[profile]
+
+
 def full_rows(nb: Notebook) -> list[dict[str, Any]]:
     """Large batch, small batch and SWAP on CIFAR-10: test errors and the critical path, one row a seed."""
-    s, seeds = (FULL, FULL_SEEDS) if nb.profile == "full" else (TOY, TOY_SEEDS)
+    s, seeds = settings(nb.profile), FULL_SEEDS if nb.profile == "full" else TOY_SEEDS
 
     def make(work: Work) -> dict[str, Any]:
         data = nb.uses(load_data(s.data, train_size=s.train_size)).to(nb.device, torch.float32)

@@ -65,13 +65,13 @@ QUICK = Study((_mlp(64, 24, 10), _mlp(64, 24, 24, 10)), (0.0, 0.2), seeds=5, lr=
 # The paper: ResNet-18 and WideResNet-28-10, 45,000 images, 200 epochs, all its radii and weights. Here one net, and
 # the ends of the two ranges thinned out.
 FULL = Study((_resnet(8),), (0.0, 0.2), seeds=3, lr=0.1, weight_decay=5e-4, rhos=(0.05, 0.1, 0.2),
-             more=(0.07, 0.14, 0.3), lambda_seeds=2,
-             gammas=(0.0, 0.5, 0.6, 0.7, 0.8, 0.84, 0.88, 0.9, 0.92, 0.94, 0.96))
+             more=(0.03, 0.07, 0.12, 0.14, 0.16, 0.26, 0.3), lambda_seeds=2,
+             gammas=(0.0, 0.5, 0.7, 0.8, 0.88, 0.9, 0.92, 0.96))
 _TOY = replace(_resnet(8), label="ResNet-8, digits", data="digits", train_size=100, validation=100, steps=6,
                batch_size=32, images=50, augment=shift_and_flip(1, flip=False),
                model=lambda seed: models.resnet(8, width=2, channels=1, norm=False, seed=seed))
 TOY = replace(FULL, nets=(_TOY, replace(_TOY, label="ResNet-8 again")), seeds=2, lr=0.02, gammas=(0.0, 0.5, 0.9),
-              rhos=(0.05, 0.1), more=(0.2,), lambda_seeds=1)
+              rhos=(0.05, 0.1), more=(0.2, 0.3), lambda_seeds=1)
 
 
 def study_of(profile: str) -> Study:

@@ -68,12 +68,13 @@ def test_a_kind_that_was_not_announced_is_refused(nb):
         Work(nb, "r", 0, KINDS).do("c", dict)
 
 
-def test_the_quick_profile_keeps_nothing(tmp_path, monkeypatch):
+def test_the_quick_profile_keeps_nothing_and_knows_no_budget(tmp_path, monkeypatch):
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
     monkeypatch.setenv(pieces.DEADLINE, "0")
-    value = {"x": object()}
-    assert Work(lab.start("03_hessian_spectra", device="cpu"), "r", None, []).do("any", lambda: value) is value
-    assert not (tmp_path / "data").exists()
+    quick = lab.start("03_hessian_spectra", device="cpu")
+    assert quick.recorded("r", lambda work: work.do("any", lambda: {"x": 1}), of={"s": 1}) == {"x": 1}
+    assert [path.name for path in tmp_path.rglob("*.json")] == ["r.json"]
+    assert "pieces" not in Record.load(next(tmp_path.rglob("r.json"))).provenance
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------

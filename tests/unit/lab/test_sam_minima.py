@@ -18,7 +18,7 @@ from sharpnb.lab.studies import sam_minima_published as published
 
 @pytest.fixture
 def nb(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "records", lambda notebook, profile: tmp_path / notebook / profile)
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
     return lab.start("02_sam_minima", profile="toy", device="cpu")
 
 
