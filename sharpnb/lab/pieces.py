@@ -100,11 +100,12 @@ class Work:
         if kind not in self.kinds:
             raise KeyError(f"{kind!r} is no kind of piece of {self.record}: {', '.join(self.kinds)} are announced.")
         identity = json.dumps([self.settings, kind, plain(which)], sort_keys=True)
-        words = "-".join(re.findall(r"\w+", " ".join([kind, *map(str, which.values())])))[:60]
+        short = {key: value for key, value in which.items() if isinstance(value, (str, int, float))}
+        words = "-".join(re.findall(r"\w+", " ".join([kind, *map(str, short.values())])))[:60]
         file = self.folder / f"{words}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
         if _read(file) is None:
             self._in_time(kind)
-            self._keep(file, {"kind": kind, **{key: str(value) for key, value in which.items()}}, make)
+            self._keep(file, {"kind": kind, **short}, make)
         found, values = _read(file) or ({}, {})
         self.log.append(found)
         return values
@@ -119,7 +120,7 @@ class Work:
             raise Paused(f"{self.progress}. The next ({kind}) is expected to take {expected:.0f} s, and "
                          f"{max(0.0, left):.0f} s are left. The same command goes on from here.")
 
-    def _keep(self, file: Path, which: dict[str, str], make: Callable[[], Values]) -> None:
+    def _keep(self, file: Path, which: dict[str, Any], make: Callable[[], Values]) -> None:
         on_gpu, begun = self.nb.device.type == "cuda", time.perf_counter()
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(self.nb.device)
