@@ -124,7 +124,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class Planned:
-    """The plan of one notebook's full profile; ``seconds`` has the time of one piece of each kind."""
+    """The plan of one notebook's full profile.
+
+    Attributes:
+        notebook, pieces, runs, seeds: its name; how many pieces, trainings, seeds.
+        epochs: of the longest training.
+        gradients, pflop: counted, of batches.
+        minutes, longest_minutes: of all, and of the longest piece, at the assumed rates.
+        seconds: of one piece of each kind.
+    """
 
     notebook: str
     pieces: int
@@ -159,7 +167,7 @@ def _planned(notebook: str, seeds: int, images: int, kinds: Sequence[Kind]) -> P
     costs = {kind.name: (kind.count, kind.cost) for kind in kinds}
     known = [(count, cost) for count, cost in costs.values() if cost is not None]
     return Planned(
-        notebook, sum(kind.count for kind in kinds), sum(count * cost.runs for count, cost in known),
+        notebook, sum(kind.count for kind in kinds), sum(count * cost.runs for count, cost in known if cost.steps),
         round(max(cost.steps * cost.batch for _, cost in known) / images, 1), seeds,
         round(sum(count * cost.runs * (cost.steps * cost.gradients + cost.products) for count, cost in known)),
         round(sum(count * cost.flops for count, cost in known) / 1e15, 3),

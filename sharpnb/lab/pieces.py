@@ -3,7 +3,7 @@
 A piece is a training, a chunk of members, a seed: minutes of work whose result is numbers, texts and a few tensors. It
 is written whole under ``data/runs/<profile>/pieces``, under a name made of the settings that it was made with, so that
 other settings never find it. (Changed *sources* do: a bug that is mended in minute 20 does not cost the first 20. The
-commit of each piece is in its record's provenance; delete the folder to make all anew.)
+commit of each piece is in its record's provenance. To make all anew delete the folder and the record.)
 """
 
 from __future__ import annotations
@@ -163,6 +163,12 @@ def _read(file: Path) -> tuple[dict[str, Any], Values] | None:
         return content["about"], values
     except (OSError, ValueError, KeyError, EOFError):
         return None
+
+
+def even(members: int, most: int) -> tuple[int, int]:
+    """Return into how many pieces of at most ``most`` members they are cut, and the equal size of all but the last."""
+    pieces = -(-members // most)
+    return pieces, -(-members // pieces)
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -73,7 +73,8 @@ PLAIN = Regime(
     {"sgd": log2_grid(-9, -3), "sgdw": log2_grid(-10, -4)}, _DIGITS, _NET, steps=400, cell={"label_noise": 0.3},
     options=_QUICK)
 NORM = replace(PLAIN, label="BatchNorm, 30 % wrong labels, 300 steps", model=_NET | {"norm": True}, steps=300)
-# The paper: 26 2x64d Shake-Shake, 100 epochs of batch 128, α in units of 0.1 and λ of 0.001, 10 x 10 cells.
+# The paper: 26 2x64d Shake-Shake, 100 epochs of batch 128, α in units of 0.1 and λ of 0.001. Here, cut to
+# the budget, a small net and fewer images and epochs.
 FULL = Regime(
     "ResNet-8 of width 8, 10,000 images of CIFAR-10, 10 epochs", _axes(log2_grid(-7, 0, 0.1), log2_grid(-7, 0, 0.1)),
     {rule: [0.0, *log2_grid(-5, 2, 0.001)] for rule in TITLES}, {"name": "cifar10", "train_size": 10_000},

@@ -7,7 +7,6 @@ labels, the initial weights and the batches, and is the same for all methods: di
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +23,7 @@ from sharpnb.lab.augment import Augment
 from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.many import train_many
-from sharpnb.lab.pieces import Kind, Work, described
+from sharpnb.lab.pieces import Kind, Work, described, even
 from sharpnb.lab.training import evaluate
 
 LABELS = ("method", "trial")
@@ -109,7 +108,7 @@ def run(
                 for config, w, final in zip(part, many.weights, many.final(), strict=True)]
         return {"rows": rows, "weights": many.weights}
 
-    size = len(configs) if work is None or not work.nb.full else s.together
+    size = len(configs) if work is None or not work.nb.full else even(len(configs), s.together)[1]
     told = described(s)
     parts = [configs[k : k + size] for k in range(0, len(configs), size)]
     made = [make(part) if work is None else work.do(kind, partial(make, part), number=number, setting=told,
@@ -117,12 +116,11 @@ def run(
     return pd.DataFrame([row for piece in made for row in piece["rows"]]), torch.cat([p["weights"] for p in made])
 
 
-def pieces(s: Setting, kind: str, members: int, gradients: float, times: int = 1, products: int = 0) -> Kind:
+def pieces(s: Setting, kind: str, members: int, gradients: float, times: int = 1) -> Kind:
     """Announce the pieces into which :func:`run` cuts so many members, for a list of them that is run ``times``."""
     seen = s.train_size * 2 + s.validation + 10_000  # the last evaluation, with BatchNorm's statistics
-    return Kind(kind, times * math.ceil(members / s.together), Cost(
-        s.model, s.steps, s.batch_size, gradients, runs=min(members, s.together), together=True, evaluated=seen,
-        products=products))
+    count, size = even(members, s.together)
+    return Kind(kind, times * count, Cost(s.model, s.steps, s.batch_size, gradients, size, True, seen))
 
 
 def net_at(s: Setting, w: Tensor, device: torch.device | str = "cpu") -> nn.Module:

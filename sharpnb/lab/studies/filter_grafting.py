@@ -77,7 +77,7 @@ class Settings:
 
 
 QUICK = Settings()
-# The paper: ResNet-32 and others, 200 epochs.
+# Cut to the budget. Before: ResNet-32, 200 epochs, 3 seeds.
 FULL = Settings("cifar10", None, 5, 128, dtype=torch.float32, seeds=2, label="ResNet-8, CIFAR-10, 5 epochs",
                 methods=("baseline", "external", "external, own lr", "3 nets", "4 nets"))
 TOY = Settings(epochs=3, seeds=2, methods=FULL.methods)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -21,7 +20,7 @@ from sharpnb.lab.halving import halving
 from sharpnb.lab.many import train_many
 from sharpnb.lab.mixup import Mixup, bootstrapped
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.pieces import Kind, Work
+from sharpnb.lab.pieces import Kind, Work, even
 from sharpnb.lab.rows import Rows
 
 NOISES = (0.2, 0.4, 0.6, 0.8)
@@ -93,7 +92,7 @@ class Settings:
 QUICK = Settings("MLP, digits", "digits", 300, 200, lambda seed: models.mlp((64, 64, 10), seed=seed), steps=320,
                  rhos=(0.0, 0.1, 0.3, 0.5, 1.0), gammas=(0.8, 0.9), alphas=(0.03, 0.1), mixes=(1.0, 8.0, 32.0), seeds=3,
                  dtype=torch.float64)
-# The paper: ResNet-32, 45,000 images and 5,000 to choose by, 200 epochs of batch 256, seven radii from 0 to 0.5.
+# Cut to the budget. The paper: ResNet-32, 45,000 images and 5,000 to choose by, 200 epochs, radii from 0 to 0.5.
 FULL = Settings("ResNet-8, 5,000 images of CIFAR-10, 24 epochs", "cifar10", 5000, 1000,
                 lambda seed: models.resnet(8, seed=seed), steps=24 * 39, rhos=(0.0, 0.05, 0.1, 0.2), gammas=(0.9,),
                 alphas=(0.1,), mixes=(1.0, 8.0), seeds=2, batch_size=128, weight_decay=5e-4,
@@ -185,7 +184,7 @@ def _in_pieces(
     ``labels``, one a member, take the place of the entries' own; a piece is told by its settings and by them.
     """
     sets = _with_labels(s, entries, labels)
-    work, size = work or Work(nb), s.chunk if nb.full else len(entries)
+    work, size = work or Work(nb), even(len(entries), s.chunk)[1] if nb.full else len(entries)
     weights = []
     for k in range(0, len(entries), size):
         part, own = entries[k : k + size], sets[k : k + size]
@@ -215,9 +214,9 @@ def kinds(s: Settings) -> list[Kind]:
     members = {name: (len(values) * len(NOISES) * s.seeds, gradients) for name, (values, gradients) in grids.items()}
     members["random labels"] = (len(s.rhos) * s.seeds, 2.0)
     seen = 9 * (2 * s.train_size + 10_000)  # eight evaluations and a last one, each with BatchNorm's statistics
-    return [Kind(name, math.ceil(count / s.chunk), Cost(
-        s.model, s.steps, s.batch_size, gradients, runs=min(count, s.chunk), together=True, evaluated=seen))
-        for name, (count, gradients) in members.items()]
+    cut = {name: (*even(count, s.chunk), gradients) for name, (count, gradients) in members.items()}
+    return [Kind(name, count, Cost(s.model, s.steps, s.batch_size, gradients, size, True, seen))
+            for name, (count, size, gradients) in cut.items()]
 
 
 def planned() -> tuple[int, int, list[Kind]]:

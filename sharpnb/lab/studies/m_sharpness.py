@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -20,7 +19,7 @@ from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.many import train_many
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.pieces import Kind, Work
+from sharpnb.lab.pieces import Kind, Work, even
 from sharpnb.lab.rows import Rows, losses
 
 Row = dict[str, Any]
@@ -73,7 +72,7 @@ QUICK = Settings("MLP, digits", "digits", 300, lambda width, seed: models.mlp((6
                  rhos={1: (0.05, 0.1), 4: (0.05, 0.1, 0.2), 16: (0.05, 0.1, 0.2, 0.4), 64: (0.05, 0.1, 0.2, 0.4)},
                  family={"width": (8, 16, 48), "batch_size": (16, 64), "lr": (0.03, 0.1), "weight_decay": (0.0, 3e-3)},
                  measured=(1, 4, 16, 64, 256), dtype=torch.float64)
-# The paper: WRN-28-10 and others, m from 1 to 256. Smaller m than 16 leave the GPU idle.
+# Cut to the budget. Before: all images, 100 epochs, m = 4 and widths of 32 too, 3 seeds.
 FULL = Settings("ResNet-8, 10,000 images of CIFAR-10, 15 epochs", "cifar10", 10_000,
                 lambda width, seed: models.resnet(8, width=width, seed=seed), width=16, steps=15 * 39, batch_size=256,
                 noises=(0.0,), rhos=dict.fromkeys((16, 64, 256), (0.02, 0.05, 0.1)), seeds=2,
@@ -104,10 +103,14 @@ def trained(s: Settings, nb: Notebook, work: Work | None = None) -> list[Row]:
             for noise, (m, rho), seed in product(s.noises, grid, range(s.seeds))]
     if work is None or not nb.full:
         return _trained(s, nb, rows)
-    parts = [[row for row in rows if row["m"] == m] for m in s.rhos]
-    parts = [(part[k : k + s.chunk], k) for part in parts for k in range(0, len(part), s.chunk)]
-    return [row for part, k in parts for row in work.do(
-        f"m = {part[0]['m']}", lambda part=part: {"rows": _trained(s, nb, part)}, first=k)["rows"]]
+    out: list[Row] = []
+    for m in s.rhos:
+        own = [row for row in rows if row["m"] == m]
+        _, size = even(len(own), s.chunk)
+        for k in range(0, len(own), size):
+            part = own[k : k + size]
+            out += work.do(f"m = {m}", lambda part=part: {"rows": _trained(s, nb, part)}, first=k)["rows"]
+    return out
 
 
 def _trained(s: Settings, nb: Notebook, rows: Sequence[Row]) -> list[Row]:
@@ -165,8 +168,9 @@ def trained_kinds(s: Settings) -> list[Kind]:
     found, seen = [], 2 * (s.train_size or 50_000) + 10_000
     for m, radii in s.rhos.items():
         members = len(s.noises) * s.seeds * (len(radii) + (m == s.batch_size))
-        cost = Cost(partial(s.model, s.width), s.steps, s.batch_size, 2.0, min(members, s.chunk), True, seen)
-        found.append(Kind(f"m = {m}", math.ceil(members / s.chunk), cost))
+        count, size = even(members, s.chunk)
+        cost = Cost(partial(s.model, s.width), s.steps, s.batch_size, 2.0, size, True, seen)
+        found.append(Kind(f"m = {m}", count, cost))
     return found
 
 

@@ -77,7 +77,7 @@ def powers(first: int, last: int, base: float = 2.0) -> tuple[float, ...]:
 QUICK = Settings("MLP, digits", "digits", 300, lambda seed: models.mlp((64, 32, 10), seed=seed), steps=300, rho=0.1,
                  rhos={"2-norm": powers(-5, 0), "max-norm": powers(-10, -5), "random": powers(-1, 4)}, seeds=8,
                  every=50, noises=(0.0, 0.2), dtype=torch.float64)
-# The paper: WRN-28-10 and 200 epochs of batch 256; lr and weight decay are those of its Table 6.
+# Cut to the budget. The paper's net and schedule: WRN-40-2, 200 epochs; lr and weight decay are those of its Table 6.
 FULL = Settings("ResNet-8 of width 8 without BatchNorm, 10,000 images of CIFAR-10, 8 epochs", "cifar10", 10_000,
                 lambda seed: models.resnet(8, width=8, norm=False, seed=seed), steps=8 * 39, rho=0.05,
                 rhos={"2-norm": powers(-2, 0, 10), "max-norm": powers(-5, -3, 10), "random": powers(-1, 1, 10)},
