@@ -251,9 +251,11 @@ def test_a_record_of_other_settings_is_not_read(nb, monkeypatch):
 
 CELLS = """
 import json, sys
-cells = [c["source"] for c in json.load(open(sys.argv[1]))["cells"] if c["cell_type"] == "code"]
-for cell in cells:
-    exec("".join(cell).replace('profile: str = "quick"', 'profile: str = "toy"').replace('"auto"', '"cpu"', 1))
+space = {"__name__": "__main__"}
+for cell in json.load(open(sys.argv[1]))["cells"]:
+    if cell["cell_type"] == "code":
+        code = "".join(cell["source"]).replace('profile: str = "quick"', 'profile: str = "toy"')
+        exec(code.replace('device: str = "auto"', 'device: str = "cpu"'), space)
 """
 
 
