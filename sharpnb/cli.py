@@ -50,7 +50,7 @@ def list_notebooks() -> None:
 def run(
     names: _Names = None,
     profile: Annotated[str, typer.Option(
-        help="quick: on a CPU, seconds each. full: at the papers' scale, on a GPU.")] = "quick",
+        help="quick: on a CPU, seconds each. full: CIFAR-10 on a GPU, half an hour planned in all.")] = "quick",
     jobs: Annotated[int | None, typer.Option(
         min=1, help="Notebooks at once. Default: 2 in the quick profile, 1 in the full.", show_default=False)] = None,
     parameter: Annotated[list[str] | None, typer.Option(
@@ -61,18 +61,28 @@ def run(
     timeout: Annotated[float | None, typer.Option(
         min=0, help="Seconds for one notebook, 0 for no limit. Default: 600 in the quick profile, none in the full.",
         show_default=False)] = None,
+    budget: Annotated[str | None, typer.Option(
+        metavar="TIME", show_default=False,
+        help="Time for the whole run, as in 90s, 25m or 1h: the full profile begins no piece of work that is not "
+        "expected to end in it, and the same command goes on later.")] = None,
     update: Annotated[bool, typer.Option(
         "--update", help="For maintainers: store the new outputs in notebooks/, as they are committed.")] = False,
 ) -> None:
     """Execute notebooks whose code, parameters, package sources, data or versions changed since their last run.
 
     Executed copies go to data/runs, figures to figures, results to data/records. A notebook that fails is kept as far
-    as it came, and the others go on.
+    as it came, and the others go on. With --profile full, --dry-run shows what each is planned to take.
+
+    Exit status: 0 all is done, 1 something failed, 2 the call was refused, 3 nothing failed and the budget ended first.
     """
     from sharpnb import runner
+    from sharpnb.runner.budget import seconds
 
     given = dict(map(_pair, parameter or []))
+    limit = None if budget is None else seconds(budget)
     if dry_run:
+        if profile == "full":
+            _console.print(_planned())
         for step in runner.plan(names, profile, given, force=force, update=update):
             _console.print(Text(f"{'run ' if step.why else 'skip'} {step.name}: {step.reason}"), soft_wrap=True)
         return
@@ -81,12 +91,30 @@ def run(
     try:
         with Progressing(_console) as watcher:
             results = runner.run(
-                names, profile, jobs, given, force=force, update=update, timeout=timeout, watcher=watcher)
+                names, profile, jobs, given, force=force, update=update, timeout=timeout, watcher=watcher,
+                budget=limit)
     except KeyboardInterrupt:
         _stop("Interrupted. What has finished is kept; the same command goes on from there.", status=130)
     _console.print(summary(results))
-    if not all(result.ok for result in results):
+    if not all(result.ok or result.paused for result in results):
         raise typer.Exit(1)
+    if any(result.paused for result in results):
+        _console.print("The budget has ended. What is finished is kept; the same command goes on.", soft_wrap=True)
+        raise typer.Exit(3)
+
+
+def _planned() -> Table:
+    """Return the plan of the full profile: counted work, and minutes at assumed rates."""
+    from sharpnb.runner.budget import plan
+
+    columns = ("runs", "epochs", "seeds", "gradients", "pflop", "pieces", "longest_minutes", "minutes")
+    planned = plan()
+    total = sum(entry["minutes"] for entry in planned.values())
+    table = Table("planned, not measured", *(name.replace("_minutes", "") for name in columns), show_footer=True)
+    table.columns[0].footer, table.columns[-1].footer = "together", f"{total:.1f}"
+    for name, entry in planned.items():
+        table.add_row(Text(name), *(f"{entry[column]:,}" for column in columns))
+    return table
 
 
 @app.command()
@@ -124,9 +152,11 @@ def data_sets() -> None:
     _console.print(table)
     if any(state != "ready" for state in states.values()):
         _console.print(Text(
-            f"A missing data set is downloaded when a notebook first uses it and a network is there. Without one, put "
-            f"torchvision's files under {paths.datasets()}, or set SHARPNB_DATA to a folder that has them. Delete a "
-            f"damaged file: it is then fetched like a missing one. The quick profile needs digits only."),
+            f"A missing data set is downloaded when a notebook first uses it and a network is there. Without one, copy "
+            f"its files from a machine where this page calls them ready, names and folders as they are, under "
+            f"{paths.datasets()}, or set SHARPNB_DATA to the folder that has them; call `sharpnb data` there, which "
+            f"compares every file with the MD5 that torchvision publishes. Delete a damaged file: it is then fetched "
+            f"like a missing one. The quick profile needs digits only."),
             soft_wrap=True)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,6 @@ class Data:
         train_x, test_x: float images, (N, channels, height, width), normalised as :func:`load_data` says.
         train_y, test_y: class numbers, (N,), int64.
         classes: number of classes.
-        checksum: sha256 over all images and labels as they are in this object, first 16 hexadecimal digits.
     """
 
     name: str
@@ -51,14 +51,15 @@ class Data:
     test_x: Tensor
     test_y: Tensor
     classes: int
-    checksum: str = ""
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def checksum(self) -> str:
+        """The first 16 hexadecimal digits of sha256 over all images and labels as they are in this object."""
         digest = hashlib.sha256()
         for tensor in (self.train_x, self.train_y, self.test_x, self.test_y):
             digest.update(str(tuple(tensor.shape)).encode())
             digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
-        object.__setattr__(self, "checksum", digest.hexdigest()[:16])
+        return digest.hexdigest()[:16]
 
     @property
     def train(self) -> tuple[Tensor, Tensor]:
@@ -146,7 +147,11 @@ def fingerprint(name: str) -> str:
     if name == "digits":
         file = _digits_file()
         return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file else "missing"
-    found = [(file.name, file.stat()) for file, _ in _files(name, paths.datasets()) if file.exists()]
+    return _mark(name, paths.datasets())
+
+
+def _mark(name: str, root: Path) -> str:
+    found = [(file.name, file.stat()) for file, _ in _files(name, root) if file.exists()]
     return ";".join(f"{file}:{stat.st_size}:{stat.st_mtime_ns}" for file, stat in found) or "missing"
 
 
@@ -195,18 +200,23 @@ def _files(name: str, root: Path) -> list[tuple[Path, str]]:
 
 
 def _from_torchvision(name: str, root: Path, download: bool, dtype: torch.dtype) -> Data:
-    source, (_, _, mean, std) = _torchvision_class(name), _TORCHVISION[name]
     state = status(name, root)
     if state.startswith("damaged") or (state.startswith("missing") and not download):
         raise DataError(f"{name} is {state}.\n{_how_to_get(name, root)}")
-    parts = [{"split": "train"}, {"split": "test"}] if name == "svhn" else [{"train": True}, {"train": False}]
     try:
-        # A complete Fashion-MNIST still needs download=True, which unpacks the archives and fetches nothing.
-        may_fetch = state != "ready" or name == "fashion_mnist"
-        train, test = (source(str(root), download=may_fetch, **part) for part in parts)
+        return _read(name, root, state != "ready", dtype, _mark(name, root))
     except Exception as error:  # torchvision raises whatever its transport or its reader raised
         raise DataError(f"{name} is {state}, and torchvision could not fetch or read it ({error}).\n"
                         f"{_how_to_get(name, root)}") from error
+
+
+@lru_cache(maxsize=2)  # a study of the full profile asks for the same images piece by piece
+def _read(name: str, root: Path, fetch: bool, dtype: torch.dtype, mark: str) -> Data:
+    """Read a whole data set; ``mark`` is that of its files, so that others are read anew."""
+    source, (_, _, mean, std) = _torchvision_class(name), _TORCHVISION[name]
+    parts = [{"split": "train"}, {"split": "test"}] if name == "svhn" else [{"train": True}, {"train": False}]
+    # A complete Fashion-MNIST still needs download=True, which unpacks the archives and fetches nothing.
+    train, test = (source(str(root), download=fetch or name == "fashion_mnist", **part) for part in parts)
     (train_x, train_y), (test_x, test_y) = (_as_tensors(part, mean, std, dtype) for part in (train, test))
     return Data(name, train_x, train_y, test_x, test_y, classes=int(train_y.max()) + 1)
 

@@ -27,7 +27,7 @@ class Feed:
         self, configs: Sequence[dict[str, Any]], sets: Sequence[Data], batch_size: int, augment: Augment | None,
         device: torch.device, dtype: torch.dtype,
     ) -> None:
-        self.device, self.augment = device, augment
+        self.augment = augment
         clean: dict[int, Data] = {}
         noisy: dict[tuple[int, float, int], Data] = {}
         members: dict[tuple[int, float, int], list[int]] = {}
@@ -42,7 +42,7 @@ class Feed:
         streams: dict[tuple[int, int], int] = {}
         stream = [streams.setdefault((id(d), c["seed"]), len(streams)) for c, d in zip(configs, sets, strict=True)]
         self.generators = [torch.Generator().manual_seed(seed) for _, seed in streams]
-        self.orders = [batches(len(sets[0].train_y), batch_size, generator) for generator in self.generators]
+        self.orders = [batches(len(sets[0].train_y), batch_size, generator, device) for generator in self.generators]
         self.images = [clean[data].train_x for data, _ in streams]
         self.shared = self.images[0] if len(clean) == 1 else None  # one look-up for all streams
         self.stream = None if stream == list(range(len(configs))) else torch.tensor(stream, device=device)
@@ -51,7 +51,7 @@ class Feed:
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
         """Return the next batch of every member."""
-        index = torch.stack([next(order) for order in self.orders]).to(self.device)  # (streams, B)
+        index = torch.stack([next(order) for order in self.orders])  # (streams, B)
         x = self.shared[index] if self.shared is not None else torch.stack(
             [images[rows] for images, rows in zip(self.images, index, strict=True)])
         x = self._augmented(x) if self.augment else x

@@ -19,6 +19,7 @@ from sharpnb.lab.batched import batched_forward, cross_entropy
 from sharpnb.lab.clocks import Clocks
 from sharpnb.lab.data import Data
 from sharpnb.lab.feed import Feed
+from sharpnb.lab.halving import halving
 from sharpnb.lab.m_sharpness import in_shards
 from sharpnb.lab.settings import RULES as RULES
 from sharpnb.lab.training import Schedule, _progress, _schedule, pick_device
@@ -95,12 +96,15 @@ def train_many(
         keep: steps (0 is the start) at which the weights are kept.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``.
         dtype: of weights and images. float64 makes the result independent of the grouping to about 1e-12.
-        chunk: members in one program at most (default 32: measured fastest on a CPU; a GPU takes hundreds).
+        chunk: members in one program at most (default 32: measured fastest on a CPU; a GPU takes hundreds). Where that
+            does not fit into the GPU's memory, training begins anew with half as many, and a warning says so; the
+            results are those of the smaller chunk.
         progress: show a progress bar (default: where one can be drawn).
 
     Raises:
         ValueError: for no settings, an unknown rule or hyperparameter, a missing or impossible value, unequal data
             sizes, or a model that cannot be batched.
+        torch.OutOfMemoryError: if a single member does not fit.
     """
     checked = [settings.validated(config, k) for k, config in enumerate(configs)]
     if not checked or steps < 1 or chunk < 1:
@@ -109,26 +113,48 @@ def train_many(
     if len(sets) != len(checked) or len({len(d.train_y) for d in sets}) > 1:
         raise ValueError(f"{len(sets)} data sets for {len(checked)} settings: give one, or one each of one size.")
     shared = {"augment": augment, "schedule": _schedule(schedule)}
-    made = functools.cache(model)
+    plan = _Plan(checked, [shared | config for config in checked], sets, functools.cache(model), steps,
+                 min(batch_size, len(sets[0].train_y)), pick_device(device), dtype, evaluate_every, keep, progress)
     keep_freed_memory()
-    result = Many(checked, torch.empty(0), diverged=[None] * len(checked))
+    return halving(functools.partial(_train, plan), min(chunk, len(checked)), "members of a batched program")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The arguments of :func:`train_many`, checked."""
+
+    configs: list[dict[str, Any]]
+    complete: list[dict[str, Any]]  # with what the members share
+    sets: list[Data]
+    model: Callable[[int], nn.Module]
+    steps: int
+    batch_size: int
+    device: torch.device
+    dtype: torch.dtype
+    evaluate_every: int
+    keep: Sequence[int]
+    progress: bool | None
+
+
+def _train(p: _Plan, chunk: int) -> Many:
+    result = Many(p.configs, torch.empty(0), diverged=[None] * len(p.configs))
     groups = [
-        _Group(members, [shared | checked[k] for k in members], [sets[k] for k in members], made, steps,
-               min(batch_size, len(sets[0].train_y)), pick_device(device), dtype)
-        for members in settings.grouped(checked, chunk)
+        _Group(members, [p.complete[k] for k in members], [p.sets[k] for k in members], p.model, p.steps, p.batch_size,
+               p.device, p.dtype)
+        for members in settings.grouped(p.configs, chunk)
     ]
-    for step in _progress(steps, progress):
-        if step in keep:
+    for step in _progress(p.steps, p.progress):
+        if step in p.keep:
             result.kept[step] = _gather(groups, [group.w for group in groups])
         for group in groups:
             group.step(step)
-        if step + 1 == steps or (evaluate_every and (step + 1) % evaluate_every == 0):
+        if step + 1 == p.steps or (p.evaluate_every and (step + 1) % p.evaluate_every == 0):
             for group in groups:
                 group.evaluate(step + 1, result)
     result.weights = _gather(groups, [group.w for group in groups])
     result.averaged = _gather(groups, [group.w if group.averages is None else group.averages.best for group in groups])
-    if steps in keep:
-        result.kept[steps] = result.weights
+    if p.steps in p.keep:
+        result.kept[p.steps] = result.weights
     result.rows.sort(key=lambda row: (row["step"], row["member"]))
     return result
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from sharpnb.lab import claims as claims_module
 from sharpnb.lab import figures
 from sharpnb.lab.claims import Claim
 from sharpnb.lab.data import Data
+from sharpnb.lab.pieces import Kind, Work, described
 from sharpnb.lab.records import Record, provenance
 from sharpnb.lab.training import pick_device
 
@@ -39,7 +40,7 @@ class Notebook:
 
     @property
     def full(self) -> bool:
-        """Whether the code of the papers' scale is asked for (at its own size, or as a toy)."""
+        """Whether the code of the full profile is asked for (at its own size, or as a toy)."""
         return self.profile != "quick"
 
     def uses(self, data: Data) -> Data:
@@ -57,15 +58,53 @@ class Notebook:
             raise AssertionError(f"{what}: the residual is {residual:.3g}, allowed is {bound:g}.")
         self._say(f"✔ {what} (residual ≤ {bound:g})")
 
-    def record(self, name: str, values: dict[str, Any], *, rtol: float = 1e-3, atol: float = 1e-9) -> Path:
-        """Save ``values`` as ``data/records/<notebook>/<profile>/<name>.json`` with their provenance."""
+    def record(
+        self, name: str, values: dict[str, Any], *, rtol: float = 1e-3, atol: float = 1e-9, work: Work | None = None
+    ) -> Path:
+        """Save ``values`` as ``data/records/<notebook>/<profile>/<name>.json`` with their provenance.
+
+        ``work`` is what made them: its settings and pieces belong to the provenance of the full profile.
+        """
         origin = provenance(self.parameters, self.device, self._data, self._started)
+        if self.full and work:
+            origin |= {"settings": work.settings, "pieces": work.log}
         return Record(self.name, name, self.profile, values, rtol, atol, origin).save()
 
-    def full_record(self, name: str) -> dict[str, Any] | None:
-        """Return the values of a committed record of the full profile, or None where it has not been run."""
+    def recorded(
+        self, name: str, make: Callable[[Work], dict[str, Any]], *, of: Any, kinds: Sequence[Kind] = (),
+        rtol: float = 1e-3, atol: float = 1e-9,
+    ) -> dict[str, Any]:
+        """Make the values of a record, piece by piece, and save it; return them.
+
+        The full profile returns a finished record of the same parameters and settings instead, so that a machine
+        without a GPU draws from it.
+
+        Args:
+            name: of the record.
+            make: given the :class:`~sharpnb.lab.pieces.Work`, returns the values.
+            of: the settings, see :func:`~sharpnb.lab.pieces.described`.
+            kinds: the pieces that the full profile makes, announced.
+            rtol: as in :meth:`record`.
+            atol: likewise.
+
+        Raises:
+            Paused: when the budget ends.
+        """
+        work = Work(self, name, described(of) if self.full else None, kinds)
+        found = Record.find(self.name, name, self.profile) if self.full else None
+        if found and found.provenance.get("parameters") == self.parameters and _made_with(found, work.settings):
+            return found.values
+        values = make(work)
+        self.record(name, values, rtol=rtol, atol=atol, work=work)
+        return values
+
+    def full_record(self, name: str, of: Any = None) -> dict[str, Any] | None:
+        """Return the values of a committed record of the full profile, or None where it has not been run.
+
+        With ``of`` the record must have been made with these settings: a claim's protocol names those of today.
+        """
         found = Record.find(self.name, name, "full")
-        return found.values if found else None
+        return found.values if found and (of is None or _made_with(found, described(of))) else None
 
     def figure(
         self, figure: Any, name: str, *, alt: str, caption: str, data: Any, rtol: float = 1e-3, atol: float = 1e-9
@@ -99,6 +138,10 @@ class Notebook:
     @staticmethod
     def _say(text: str) -> None:
         print(text)  # noqa: T201 (the notebook's own output)
+
+
+def _made_with(record: Record, settings: Any) -> bool:
+    return record.provenance.get("settings") == settings
 
 
 def start(name: str, *, profile: str = "quick", device: str = "auto", seed: int = 0, **parameters: Any) -> Notebook:

@@ -37,7 +37,8 @@ class Record:
         values: the result: nested dictionaries and lists of numbers, texts and None.
         rtol, atol: how far a number of a repeated run may be off: rtol·|committed| + atol. The default 1e-3 is for
             float64 trainings of some hundred steps on another processor; identities want less, chaotic runs more.
-        provenance: parameters, data sets and checksums, versions, device, commit, start and wall time.
+        provenance: parameters, data sets and checksums, versions, device, commit, start and wall time; of the full
+            profile also the settings, and for each piece its time, peak memory and device.
     """
 
     notebook: str
@@ -56,13 +57,14 @@ class Record:
     def save(self) -> Path:
         """Write the record whole or not at all; under ``SHARPNB_CHECK=1`` compare it with the committed one instead.
 
-        A result that comes out the same to the last digit keeps the file, and so its first provenance.
+        A result that comes out the same to the last digit of the same settings keeps the file, and so its first
+        provenance.
 
         Raises:
             RecordMismatch: in checking mode, when the result differs or nothing is committed.
             ValueError: if a value cannot be written as JSON.
         """
-        self.values = _plain(self.values)
+        self.values = plain(self.values)
         if checking():
             if not self.path.exists():
                 raise RecordMismatch(f"{self.path.name}: no committed record to compare with; run `sharpnb run "
@@ -70,7 +72,7 @@ class Record:
             difference = first_difference(self.load(self.path).values, self.values, self.rtol, self.atol)
             if difference:
                 raise RecordMismatch(f"{self.notebook}/{self.profile}/{self.name}.json: {difference}")
-        elif not self.path.exists() or _damaged_or_other(self.path, self.values):
+        elif not self.path.exists() or self._is_new():
             paths.write_whole(self.path, json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=True) + "\n")
         return self.path
 
@@ -88,18 +90,20 @@ class Record:
             raise ValueError(f"{path} is damaged ({error}). Delete it and run its notebook again: `sharpnb run "
                              f"{path.parent.parent.name} --force`.") from error
 
+    def _is_new(self) -> bool:
+        try:
+            old = Record.load(self.path)
+        except ValueError:
+            return True
+        settings = [record.provenance.get("settings") for record in (old, self)]
+        return settings[0] != settings[1] or first_difference(old.values, self.values, 0.0, 0.0) is not None
+
     @classmethod
     def find(cls, notebook: str, name: str, profile: str) -> Record | None:
         """Return a committed record, or None where that profile has not been run."""
         path = paths.records(notebook, profile) / f"{name}.json"
         return cls.load(path) if path.exists() else None
 
-
-def _damaged_or_other(path: Path, values: dict[str, Any]) -> bool:
-    try:
-        return first_difference(Record.load(path).values, values, 0.0, 0.0) is not None
-    except ValueError:
-        return True
 
 
 def first_difference(old: Any, new: Any, rtol: float, atol: float, where: str = "") -> str | None:
@@ -126,14 +130,14 @@ def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return nested values as JSON knows them; tensors and arrays become lists."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise ValueError(f"A record holds numbers, texts, lists and dictionaries; {type(value).__name__} is none of them.")
@@ -143,19 +147,26 @@ def provenance(parameters: dict[str, Any], device: Any, data: dict[str, str], st
     """Return what a reader needs to repeat a result; ``started`` is ``time.time()`` at its beginning."""
     import torch
 
-    on_gpu = getattr(device, "type", "cpu") == "cuda"
     return {
-        "sharpnb": __version__, "commit": _commit(), "parameters": _plain(parameters), "data": data,
+        "sharpnb": __version__, "commit": commit(), "parameters": plain(parameters), "data": data,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "matplotlib")},
-        "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu ({platform.machine()})",
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - started, 1),
     }
 
 
-def _commit() -> str | None:
+def device_name(device: Any) -> str:
+    """Return the GPU's model, or the kind of CPU."""
+    import torch
+
+    on_gpu = getattr(device, "type", "cpu") == "cuda"
+    return torch.cuda.get_device_name(device) if on_gpu else f"cpu ({platform.machine()})"
+
+
+def commit() -> str | None:
     """Return the checkout's commit, with ``+`` when files differ from it, or None outside a checkout."""
     try:
         head, changed = (

@@ -69,11 +69,11 @@ class Rows:
         self.sets = [d.to(device, dtype) for d in own]
         self.x, self.y = (torch.stack(part) for part in zip(*(d.train for d in self.sets), strict=True))  # (sets, N, …)
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self._orders = [batches(self.x.shape[1], batch_size, generator) for generator in self._generators]
+        self._orders = [batches(self.x.shape[1], batch_size, generator, device) for generator in self._generators]
 
     def draw(self) -> Batch:
         """Return the next training batch of every row."""
-        index = torch.stack([next(order) for order in self._orders]).to(self.w.device)
+        index = torch.stack([next(order) for order in self._orders])
         x, y = self.x[self.owner[:, None], index], self.y[self.owner[:, None], index]
         if self.augment:
             pairs = zip(x, self._generators, strict=True)

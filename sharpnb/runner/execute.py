@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -49,7 +50,8 @@ class Result:
     Attributes:
         name: the notebook's.
         why: why it was executed, or why not.
-        outcome: ``done``, ``up to date``, ``failed``, ``kernel died``, ``worker died``, ``timed out``.
+        outcome: ``done``, ``up to date``, ``paused`` (at the end of the budget; the same call goes on), ``failed``,
+            ``kernel died``, ``worker died``, ``timed out``.
         seconds: wall time; 0 when nothing was executed.
         detail: the failing cell's traceback, or what went wrong and what to do.
         kept: the executed copy, up to the failure if there was one.
@@ -66,6 +68,11 @@ class Result:
     def ok(self) -> bool:
         """Whether the notebook's result is there and current."""
         return self.outcome in ("done", "up to date")
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing is wrong and only time is missing."""
+        return self.outcome == "paused"
 
 
 class Watcher(Protocol):
@@ -97,7 +104,7 @@ class Silence:
 def run(
     names: list[str] | None = None, profile: str = "quick", jobs: int | None = None,
     parameters: Mapping[str, Any] | None = None, *, force: bool = False, update: bool = False,
-    timeout: float | None = None, watcher: Watcher | None = None,
+    timeout: float | None = None, watcher: Watcher | None = None, budget: float | None = None,
 ) -> list[Result]:
     """Execute the notebooks that need it and return how each ended.
 
@@ -111,6 +118,8 @@ def run(
         update: for maintainers: the kernel works in ``notebooks/``, and the outputs are stored in the committed file.
         timeout: seconds for a notebook, 0 for none. Default: 600 in the quick profile, none in the full.
         watcher: is told of every start, cell and end.
+        budget: seconds for the whole run: no notebook begins after them, and one of the full profile begins no piece
+            that is not expected to end within them. None: no limit.
 
     Raises:
         RunnerError: before anything is executed, for what :func:`sharpnb.runner.plan` refuses, or while another run
@@ -121,10 +130,10 @@ def run(
         jobs = min(2, os.cpu_count() or 1) if profile == "quick" else 1
     if timeout is None:
         timeout = QUICK_TIMEOUT if profile == "quick" else 0.0
-    watcher = watcher or Silence()
+    watcher, deadline = watcher or Silence(), None if budget is None else time.time() + budget
     with lock.only_one(paths.root() / "data" / "runs" / ".lock") as descriptor:
         steps = plan(names, profile, parameters, force=force, update=update)
-        crew = _Crew(descriptor, timeout, watcher)
+        crew = _Crew(descriptor, timeout, watcher, deadline)
         results = crew.work([item for item in steps if not item.notebook.after_all], jobs)
         for item in (item for item in steps if item.notebook.after_all):
             results += crew.work([step(item.notebook, item.values, profile, force, update)], 1)
@@ -134,8 +143,8 @@ def run(
 class _Crew:
     """The worker processes of one run."""
 
-    def __init__(self, descriptor: int, timeout: float, watcher: Watcher) -> None:
-        self.descriptor, self.timeout, self.watcher = descriptor, timeout, watcher
+    def __init__(self, descriptor: int, timeout: float, watcher: Watcher, deadline: float | None) -> None:
+        self.descriptor, self.timeout, self.watcher, self.deadline = descriptor, timeout, watcher, deadline
         self.busy: set[subprocess.Popen[str]] = set()
         self.stopped = False
 
@@ -152,13 +161,16 @@ class _Crew:
 
     def _one(self, item: Step) -> Result:
         begun, outcome, detail = time.monotonic(), "up to date", ""
-        if item.why:
+        if item.why and self.deadline is not None and time.time() >= self.deadline:
+            late = "The budget was used up before it began; the same command goes on with it."
+            result = Result(item.name, item.reason, "paused", 0.0, late)
+        elif item.why:
             self.watcher.started(item)
             try:
                 _prepare(item)
                 outcome, detail = ("not run", "") if self.stopped else self._attempt(item)
                 seconds = time.monotonic() - begun
-                kept = _settle(item, outcome, seconds)
+                kept = _settle(item, outcome, seconds, detail)
             except (OSError, ValueError) as error:
                 notes = getattr(error, "__notes__", [])
                 outcome, detail = "failed", "\n".join([f"{type(error).__name__}: {error}", *notes])
@@ -199,7 +211,7 @@ class _Crew:
         job = {
             "name": item.name, "source": str(item.notebook.path), "folder": str(item.folder),
             "working_folder": str(paths.notebooks() if item.update else item.folder),
-            "parameters": dict(item.injected), "environment": _environment(item),
+            "parameters": dict(item.injected), "environment": _environment(item, self.deadline),
         }
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "sharpnb.runner.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -221,8 +233,8 @@ def _end(process: subprocess.Popen[str]) -> None:
             process.stdin.close()
 
 
-def _environment(item: Step) -> dict[str, str]:
-    """Return what a kernel is to find in its environment: one thread, no bar on standard error, our own package.
+def _environment(item: Step, deadline: float | None) -> dict[str, str]:
+    """Return what a kernel is to find in its environment: one thread, no bar, our own package, the budget's end.
 
     Two OpenMP threads on shared cores were measured nine times slower than one; the quick profile fixes the number for
     reproducibility too, the full one leaves a number that the user has set.
@@ -232,6 +244,7 @@ def _environment(item: Step) -> dict[str, str]:
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if item.key["device"] == "cpu" else {}
     return {
         **threads, **hidden, "PYTHONHASHSEED": "0", "TQDM_DISABLE": "1", "SHARPNB_CHECK": "",
+        "SHARPNB_DEADLINE": "" if deadline is None else str(deadline),
         "SHARPNB_ROOT": str(paths.root()), "PYTHONPATH": _search_path(sources.package_folder().parent),
     }
 
@@ -246,7 +259,8 @@ def _prepare(item: Step) -> None:
     paths.write_whole(sidecar(item.folder, item.name), json.dumps({"begun": now}))
     item.copy("partial").unlink(missing_ok=True)
     own = [paths.figures(item.name).rglob(".*.partial"), paths.records(item.name, item.profile).rglob(".*.partial")]
-    for leftover in (*own[0], *own[1], *item.folder.glob(f".{item.name}.*.partial")):
+    own.append((item.folder / "pieces" / item.name).rglob(".*.partial"))
+    for leftover in (*itertools.chain(*own), *item.folder.glob(f".{item.name}.*.partial")):
         leftover.unlink(missing_ok=True)
 
 
@@ -257,11 +271,13 @@ def _whole(file: Path) -> bool:
         return False
 
 
-def _settle(item: Step, outcome: str, seconds: float) -> Path | None:
+def _settle(item: Step, outcome: str, seconds: float, detail: str) -> Path | None:
     """Keep what a notebook has left; return the copy that was kept."""
     if _whole(item.copy("partial")):
         os.replace(item.copy("partial"), item.copy("failed"))
     item.copy("partial").unlink(missing_ok=True)  # papermill was cut short while it wrote
+    if outcome == "paused":
+        paths.write_whole(sidecar(item.folder, item.name), json.dumps({"paused": detail}))
     if outcome != "done":
         return item.copy("failed") if item.copy("failed").exists() else None
     item.copy("failed").unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sharpnb import paths
-from sharpnb.runner import keys, parameters, stored
+from sharpnb.runner import budget, keys, parameters, stored
 from sharpnb.runner.catalogue import Notebook, select
 from sharpnb.runner.errors import RunnerError, nearest
 
@@ -69,6 +69,8 @@ def plan(
 ) -> list[Step]:
     """Return the steps of a run in the order of execution, without executing anything.
 
+    The full profile goes by the value of its notebooks, as in ``data/full_budget.toml``.
+
     Args:
         names: numbers, names or paths of notebooks; all without.
         profile: ``quick`` or ``full``.
@@ -84,7 +86,9 @@ def plan(
         raise RunnerError(f"There is no profile {profile!r}. Choose one of {', '.join(PROFILES)}.{hint}")
     if update and (given or profile != "quick"):
         raise RunnerError("--update stores what the defaults give in the quick profile: leave out -p and --profile.")
-    chosen = sorted(select(names), key=lambda notebook: (notebook.after_all, notebook.name))
+    order = list(budget.plan()) if profile == "full" else []
+    chosen = sorted(select(names), key=lambda notebook: (
+        notebook.after_all, order.index(notebook.name) if notebook.name in order else len(order), notebook.name))
     values = [parameters.effective(notebook.parameters, given or {}, profile, notebook.name) for notebook in chosen]
     steps = [step(*pair, profile, force, update) for pair in zip(chosen, values, strict=True)]
     changes = any(item.why for item in steps if not item.notebook.after_all)
@@ -108,7 +112,9 @@ def step(
 
 def _why(candidate: Step) -> list[str]:
     if not candidate.last:
-        begun = sidecar(candidate.folder, candidate.name).exists()
+        begun = _read(sidecar(candidate.folder, candidate.name))
+        if "paused" in begun:
+            return ["its last run paused at the end of its budget"]
         return ["its last run failed or was interrupted" if begun else "not run yet on this machine"]
     why = keys.differences(candidate.last["key"], candidate.key)
     if candidate.update and stored.digest(candidate.notebook.content) != candidate.last.get("stored"):
@@ -134,9 +140,15 @@ def sidecar(folder: Path, name: str) -> Path:
 
 
 def _last(name: str, profile: str, update: bool) -> dict[str, Any]:
-    file = sidecar(paths.runs("committed" if update else profile), name)
+    last = _read(sidecar(paths.runs("committed" if update else profile), name))
+    return last if {"key", "wrote", "finished", "seconds"} <= last.keys() else {}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Return what a sidecar holds: of a damaged one that there was one, of none nothing."""
     try:
-        last = json.loads(file.read_text(encoding="utf-8"))
-        return last if {"key", "wrote", "finished", "seconds"} <= last.keys() else {}
-    except (OSError, ValueError, AttributeError):
+        return dict(json.loads(file.read_text(encoding="utf-8"))) or {"damaged": True}
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError, TypeError):
+        return {"damaged": True}

@@ -13,7 +13,8 @@ from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.figures import COLOURS, MARKERS
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.studies.decay_runs import Rows, World, recorded, run
+from sharpnb.lab.pieces import Kind, Work
+from sharpnb.lab.studies.decay_runs import Rows, World, pieces, recorded, run
 
 ROLES = {"Adam + L2": "adam", "AdamW": "adamw", "SGD + L2": "sgd"}
 
@@ -58,10 +59,11 @@ _NOISY = replace(_CLEAN, label="MLP, shifted digits, 10 % wrong labels", label_n
 # two plain starts; it had found the paper's claim in the first and the second and not in the third.
 _LARGE = Regime(replace(_CLEAN, label="MLP, digits, start x8", model=_mlp(8.0)), steps=240, every=40, lr=2.0**-5,
                 lr_sgd=0.05, l2=_L2, lambda_norm=_NORM, l2_sgd=(0.0, 2.0**-7, 2.0**-5, 2.0**-4), seeds=5)
-_CIFAR = Regime(World("ResNet-20, CIFAR-10", "cifar10", None, lambda seed: models.resnet(20, seed=seed), batch_size=128,
-                      augment=shift_and_flip(4, flip=True), many=False),
-                steps=60 * 390, every=5 * 390, lr=1e-3, lr_sgd=0.05, l2=(0.0, 1e-5, 1e-4, 1e-3),
-                lambda_norm=(0.0, 0.0125, 0.025, 0.05, 0.1), l2_sgd=(5e-4,), seeds=2)
+# The paper: 26 2x96d Shake-Shake, 1800 epochs, twelve coefficients and seven decays.
+_CIFAR = Regime(World("ResNet-8, CIFAR-10, 8 epochs", "cifar10", None, lambda seed: models.resnet(8, seed=seed),
+                      batch_size=128, augment=shift_and_flip(4, flip=True), many=False),
+                steps=8 * 390, every=4 * 390, lr=1e-3, lr_sgd=0.05, l2=(0.0, 1e-4, 1e-3),
+                lambda_norm=(0.0, 0.025, 0.1), l2_sgd=(5e-4,), seeds=2)
 _TOY = Regime(World("ResNet-8, digits", "digits", 128, lambda seed: models.resnet(8, width=4, channels=1, seed=seed),
                     batch_size=32, augment=shift_and_flip(1, flip=False), many=False),
               steps=8, every=4, lr=1e-2, lr_sgd=0.05, l2=(0.0, 1e-3), lambda_norm=(0.0, 0.1), l2_sgd=(5e-4,), seeds=2)
@@ -84,11 +86,22 @@ def compare(name: str, r: Regime, nb: Notebook) -> Rows:
     configs = [{"method": method, **fixed, kind: decay, "seed": seed}
                for method, fixed, kind, decays in grids for decay in decays for seed in range(r.seeds)]
 
-    def make() -> Rows:
-        rows = run(r.world, nb, configs, r.steps, r.every)
+    def make(work: Work | None) -> Rows:
+        rows = run(r.world, nb, configs, r.steps, r.every, work, "seed")
         return [{**row, "decay": row.get("lambda_norm", row.get("weight_decay"))} for row in rows]
 
-    return recorded(nb, name.replace(" ", "_"), make)
+    return recorded(nb, name.replace(" ", "_"), make, of=r, kinds=kinds(r))
+
+
+def kinds(r: Regime) -> list[Kind]:
+    """Announce the pieces of the full profile: all trainings of a seed."""
+    runs = len(r.l2) + len(r.lambda_norm) + len(r.l2_sgd)
+    return [pieces(r.world, "seed", r.seeds, r.steps, r.steps // r.every, runs)]
+
+
+def planned() -> tuple[int, int, list[Kind]]:
+    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
+    return _CIFAR.seeds, 50_000, kinds(_CIFAR)
 
 
 def best_decays(rows: Rows) -> dict[str, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,14 +16,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sharpnb.lab import models
+from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import load_data
 from sharpnb.lab.grid import log2_grid
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.records import Record
+from sharpnb.lab.pieces import Kind, Work
 from sharpnb.lab.sweep import sweep
 
 PAIRS = {"sgd": "sgdw", "adam": "adamw"}  # with L2 -> with decoupled decay
 TITLES = {"sgd": "SGD (L2)", "sgdw": "SGDW", "adam": "Adam (L2)", "adamw": "AdamW"}
+KEPT = ["rule", "schedule", "lr", "weight_decay", "seed", "test_error", "train_loss", "reason"]
 CLIP = 25.0  # points above the best cell: beyond it a map says only "failed"
 
 
@@ -69,11 +73,13 @@ PLAIN = Regime(
     {"sgd": log2_grid(-9, -3), "sgdw": log2_grid(-10, -4)}, _DIGITS, _NET, steps=400, cell={"label_noise": 0.3},
     options=_QUICK)
 NORM = replace(PLAIN, label="BatchNorm, 30 % wrong labels, 300 steps", model=_NET | {"norm": True}, steps=300)
-# The paper: 26 2x64d Shake-Shake, 100 epochs of batch 128, α in units of 0.1 and λ of 0.001; here a small net, 30.
+# The paper: 26 2x64d Shake-Shake, 100 epochs of batch 128, α in units of 0.1 and λ of 0.001. Here, cut to
+# the budget, a small net and fewer images and epochs.
 FULL = Regime(
-    "ResNet-8, CIFAR-10, 30 epochs", _axes(log2_grid(-9, 0, 0.1), log2_grid(-9, 0, 0.1)),
-    {rule: [0.0, *log2_grid(-5, 3, 0.001)] for rule in TITLES}, {"name": "cifar10"}, {"name": "resnet", "depth": 8},
-    steps=30 * 390, batch_size=128, cell={"augment": [4, True]}, options={"shard_size": 100})
+    "ResNet-8 of width 8, 10,000 images of CIFAR-10, 10 epochs", _axes(log2_grid(-7, 0, 0.1), log2_grid(-7, 0, 0.1)),
+    {rule: [0.0, *log2_grid(-5, 2, 0.001)] for rule in TITLES}, {"name": "cifar10", "train_size": 10_000},
+    {"name": "resnet", "depth": 8, "width": 8}, steps=10 * 78, batch_size=128, seeds=2, cell={"augment": [4, True]},
+    options={"shard_size": 72})
 TOY = replace(
     FULL, label="ResNet-8 of width 2, digits", alphas=_axes([0.025, 0.05, 0.1], [0.01, 0.02, 0.04]), seeds=2,
     lambdas={rule: [0.0, 0.001, 0.002, 0.004] for rule in TITLES}, batch_size=25,
@@ -99,9 +105,18 @@ def run(
     The quick profile trains anew each time; the full one goes on from its finished shards, and a finished record is
     returned instead.
     """
-    found = Record.find(nb.name, name, nb.profile) if nb.full else None
-    if found and found.provenance.get("parameters") == nb.parameters:
-        return pd.DataFrame(found.values["cells"])
+    def make(work: Work) -> dict[str, Any]:
+        table = _swept(regime, rules, nb, schedules, work)
+        return {"cells": {column: table[column].tolist() for column in KEPT}}
+
+    told = {"regime": regime, "rules": rules, "schedules": schedules}
+    found = nb.recorded(name, make, of=told, kinds=kinds(regime, rules, schedules), rtol=2e-2, atol=3.0)
+    return pd.DataFrame(found["cells"])
+
+
+def _swept(
+    regime: Regime, rules: Sequence[str], nb: Notebook, schedules: Sequence[str], work: Work
+) -> pd.DataFrame:
     if regime.data.get("seed") != "cell":
         nb.uses(load_data(**regime.data))
     grid = [{"rule": rule, "lr": regime.alphas[rule], "weight_decay": regime.lambdas[rule], "schedule": list(schedules),
@@ -109,12 +124,46 @@ def run(
     for part in grid:  # a pair is one value of the cell, not an axis
         if "augment" in part:
             part["augment"] = [part["augment"]]
-    with TemporaryDirectory() as folder:
-        options = {"device": str(nb.device), "folder": None if nb.profile == "full" else Path(folder), **regime.options}
-        table = sweep(grid, regime.data, regime.model, steps=regime.steps, batch_size=regime.batch_size, **options)
-    kept = ["rule", "schedule", "lr", "weight_decay", "seed", "test_error", "train_loss", "reason"]
-    nb.record(name, {"cells": {column: table[column].tolist() for column in kept}}, rtol=2e-2, atol=3.0)
-    return table
+
+    def trained(parts: Any) -> pd.DataFrame:
+        with TemporaryDirectory() as folder:
+            options = {"device": str(nb.device), "folder": None if nb.profile == "full" else Path(folder)}
+            return sweep(parts, regime.data, regime.model, steps=regime.steps, batch_size=regime.batch_size,
+                         **options | regime.options)
+
+    if not nb.full:
+        return trained(grid)
+    pieces = []
+    for part, schedule, seed in product(grid, schedules, range(regime.seeds)):
+
+        def piece(part: dict[str, Any] = part, schedule: str = schedule, seed: int = seed) -> dict[str, Any]:
+            table = trained({**part, "schedule": schedule, "seed": seed})
+            if failed := [reason for reason in table["reason"] if reason.startswith("failed twice")]:
+                raise RuntimeError(failed[0])  # no piece with holes; the finished shards are kept
+            return {"cells": table[KEPT].to_dict("records")}
+
+        pieces += work.do(part["rule"], piece, schedule=schedule, seed=seed)["cells"]
+    return pd.DataFrame(pieces)
+
+
+def kinds(regime: Regime, rules: Sequence[str], schedules: Sequence[str] = ("cosine",)) -> list[Kind]:
+    """Announce the pieces of the full profile: the cells of a rule, schedule and seed each."""
+    options = {name: value for name, value in regime.model.items() if name != "name"}
+    build = getattr(models, regime.model["name"])
+    found, seen = [], 2 * int(regime.data.get("train_size", 50_000)) + 10_000
+    for rule in rules:
+        cells = len(regime.alphas[rule]) * len(regime.lambdas[rule])
+        found.append(Kind(rule, len(schedules) * regime.seeds, Cost(
+            lambda seed: build(**options, seed=seed), regime.steps, regime.batch_size, runs=cells, together=True,
+            evaluated=seen)))
+    return found
+
+
+def planned() -> tuple[int, int, list[Kind]]:
+    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
+    others = kinds(thinned(FULL), ["adam", "adamw"], ["constant", "step"])
+    return FULL.seeds, FULL.data["train_size"], kinds(FULL, list(TITLES)) + [
+        replace(kind, name=f"{kind.name}, other schedules") for kind in others]
 
 
 def maps(table: pd.DataFrame, rule: str, schedule: str = "cosine") -> np.ndarray:

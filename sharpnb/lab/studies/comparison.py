@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 
 from sharpnb.curvature import HessianOperator, top_eigenvalues
 from sharpnb.lab.augment import Augment
+from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.many import train_many
+from sharpnb.lab.pieces import Kind, Work, described, even
 from sharpnb.lab.training import evaluate
 
 LABELS = ("method", "trial")
@@ -79,7 +82,8 @@ def splits(s: Setting, seeds: int) -> list[Split]:
 
 
 def run(
-    s: Setting, configs: Sequence[Mapping[str, Any]], images: Sequence[Split], device: torch.device
+    s: Setting, configs: Sequence[Mapping[str, Any]], images: Sequence[Split], device: torch.device,
+    work: Work | None = None, kind: str = "",
 ) -> tuple[pd.DataFrame, Tensor]:
     """Train every configuration and measure it.
 
@@ -88,18 +92,35 @@ def run(
         configs: as :func:`sharpnb.lab.train_many` takes them, with ``method`` and ``trial`` beside.
         images: of each seed, from :func:`splits`.
         device: where to.
+        work: of the full profile, for which ``together`` members each are a piece.
+        kind: of those pieces.
 
     Returns:
         A table with a row a configuration: its own entries, ``val_error`` and ``test_error`` (percent) and
         ``train_loss`` (nats, on the labels that it was trained on); and the final weights, (K, n). A training that left
         the finite numbers has the error of a constant answer there, 100 · (1 - 1/classes).
     """
-    bare = [{k: v for k, v in config.items() if k not in LABELS} for config in configs]
-    many = train_many(bare, [images[c["seed"]].data for c in configs], s.model, steps=s.steps, batch_size=s.batch_size,
-                      augment=s.augment, dtype=s.dtype, device=str(device), chunk=s.together)
-    rows = [{**config, **_measured(s, w, final, images[config["seed"]], device)}
-            for config, w, final in zip(configs, many.weights, many.final(), strict=True)]
-    return pd.DataFrame(rows), many.weights
+    def make(part: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        bare = [{k: v for k, v in config.items() if k not in LABELS} for config in part]
+        many = train_many(bare, [images[c["seed"]].data for c in part], s.model, steps=s.steps, batch_size=s.batch_size,
+                          augment=s.augment, dtype=s.dtype, device=str(device), chunk=s.together)
+        rows = [{**config, **_measured(s, w, final, images[config["seed"]], device)}
+                for config, w, final in zip(part, many.weights, many.final(), strict=True)]
+        return {"rows": rows, "weights": many.weights}
+
+    size = len(configs) if work is None or not work.nb.full else even(len(configs), s.together)[1]
+    told = described(s)
+    parts = [configs[k : k + size] for k in range(0, len(configs), size)]
+    made = [make(part) if work is None else work.do(kind, partial(make, part), number=number, setting=told,
+                                                    members=described(part)) for number, part in enumerate(parts)]
+    return pd.DataFrame([row for piece in made for row in piece["rows"]]), torch.cat([p["weights"] for p in made])
+
+
+def pieces(s: Setting, kind: str, members: int, gradients: float, times: int = 1) -> Kind:
+    """Announce the pieces into which :func:`run` cuts so many members, for a list of them that is run ``times``."""
+    seen = s.train_size * 2 + s.validation + 10_000  # the last evaluation, with BatchNorm's statistics
+    count, size = even(members, s.together)
+    return Kind(kind, times * count, Cost(s.model, s.steps, s.batch_size, gradients, size, True, seen))
 
 
 def net_at(s: Setting, w: Tensor, device: torch.device | str = "cpu") -> nn.Module:
@@ -118,12 +139,12 @@ def _measured(s: Setting, w: Tensor, final: Mapping[str, float], own: Split, dev
             "train_loss": final["train_loss"]}
 
 
-def lambda_max(s: Setting, w: Tensor, data: Data, tol: float = 1e-2) -> float:
+def lambda_max(s: Setting, w: Tensor, data: Data, tol: float = 1e-2, device: torch.device | str = "cpu") -> float:
     """Return the largest Hessian eigenvalue of the training loss at flat weights ``w``."""
     if not w.isfinite().all():
         return float("nan")
-    x, y = (part[: s.images] for part in data.train)
-    op = HessianOperator(net_at(s, w), F.cross_entropy, (x, y))
+    x, y = (part[: s.images].to(device) for part in data.train)
+    op = HessianOperator(net_at(s, w, device), F.cross_entropy, (x, y))
     return float(top_eigenvalues(op, 1, tol=tol, verify=False).values[0])
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from sharpnb.lab.augment import Augment
+from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.many import train_many
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.records import Record
+from sharpnb.lab.pieces import Kind, Work
 from sharpnb.lab.training import History, Schedule, _schedule, train
 from sharpnb.optim import SGDW, AdamW
 from sharpnb.optim.schedules import CosineRestarts, normalized_weight_decay
@@ -61,7 +62,10 @@ class World:
         return load_data(self.data, train_size=self.train_size, seed=seed, dtype=self.dtype)
 
 
-def run(world: World, nb: Notebook, configs: Sequence[Config], steps: int, every: int = 0) -> Rows:
+def run(
+    world: World, nb: Notebook, configs: Sequence[Config], steps: int, every: int = 0, work: Work | None = None,
+    kind: str = "",
+) -> Rows:
     """Train every setting and return one row an evaluation.
 
     Args:
@@ -71,11 +75,18 @@ def run(world: World, nb: Notebook, configs: Sequence[Config], steps: int, every
             beside, a name for the tables.
         steps: updates.
         every: evaluate each so many steps (0: at the end alone).
+        work: of the full profile, for which the settings of one seed are a piece.
+        kind: of those pieces.
 
     Returns:
         Rows with ``method``, ``seed``, ``step``, the setting's rate and decay, and :data:`MEASURES`.
     """
     seeds = sorted({config["seed"] for config in configs})
+    if work and nb.full:
+        parts = [[config for config in configs if config["seed"] == seed] for seed in seeds]
+        return [row for seed, part in zip(seeds, parts, strict=True) for row in work.do(
+            kind, lambda part=part: {"rows": run(world, nb, part, steps, every)}, seed=seed, steps=steps,
+            members=[dict(config) for config in part])["rows"]]
     sets = {seed: nb.uses(world.images(seed)) for seed in (seeds if world.data == "digits" else seeds[:1])}
     data = [sets.get(config["seed"], sets[seeds[0]]) for config in configs]
     noise = {"label_noise": world.label_noise}
@@ -125,11 +136,15 @@ def optimizer_of(model: nn.Module, config: Config, steps: int) -> tuple[torch.op
     return optimizer, eta
 
 
-def recorded(nb: Notebook, name: str, make: Callable[[], Rows], *, rtol: float = 2e-2, atol: float = 1e-2) -> Rows:
-    """Make rows and record them; the full profile returns a finished record instead of training again."""
-    found = Record.find(nb.name, name, nb.profile) if nb.full else None
-    if found and found.provenance.get("parameters") == nb.parameters:
-        return found.values["rows"]
-    rows = make()
-    nb.record(name, {"rows": rows}, rtol=rtol, atol=atol)
-    return rows
+def recorded(
+    nb: Notebook, name: str, make: Callable[[Work | None], Rows], *, of: Any = None, kinds: Sequence[Kind] = (),
+    rtol: float = 2e-2, atol: float = 1e-2,
+) -> Rows:
+    """Make rows and record them; see :meth:`sharpnb.lab.notebook.Notebook.recorded`."""
+    return nb.recorded(name, lambda work: {"rows": make(work)}, of=of, kinds=kinds, rtol=rtol, atol=atol)["rows"]
+
+
+def pieces(world: World, kind: str, count: int, steps: int, evaluations: int = 1, runs: int = 1) -> Kind:
+    """Announce the pieces of :func:`run`: so many settings at a time, one after another."""
+    seen = evaluations * ((world.train_size or 50_000) + 10_000)
+    return Kind(kind, count, Cost(world.model, steps, world.batch_size, runs=runs, evaluated=seen))

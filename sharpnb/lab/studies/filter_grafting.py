@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from torch import nn
 
 from sharpnb.averaging import entropy, filter_layers, filter_norms, graft, graft_internal, graft_noise
 from sharpnb.lab import models
+from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.records import Record
+from sharpnb.lab.pieces import Kind, Work
 from sharpnb.lab.training import evaluate, shift_and_flip, train
 
 
@@ -65,16 +67,18 @@ class Settings:
     seeds: int = 3
     dtype: torch.dtype = torch.float64
     methods: tuple[str, ...] = tuple(METHODS)
+    label: str = "MLP with BatchNorm, 300 digits"
 
     def net(self, seed: int) -> nn.Module:
-        """A small MLP with BatchNorm, its rows the filters; ResNet-32 at full scale."""
+        """A small MLP with BatchNorm, its rows the filters; ResNet-8 at full scale."""
         if self.data == "cifar10":
-            return models.resnet(32, seed=seed)
+            return models.resnet(8, seed=seed)
         return models.mlp((64, 32, 32, 10), norm=True, seed=seed).to(self.dtype)
 
 
 QUICK = Settings()
-FULL = Settings("cifar10", None, 200, 128, dtype=torch.float32,
+# Cut to the budget. Before: ResNet-32, 200 epochs, 3 seeds.
+FULL = Settings("cifar10", None, 5, 128, dtype=torch.float32, seeds=2, label="ResNet-8, CIFAR-10, 5 epochs",
                 methods=("baseline", "external", "external, own lr", "3 nets", "4 nets"))
 TOY = Settings(epochs=3, seeds=2, methods=FULL.methods)
 
@@ -96,6 +100,7 @@ def trained(s: Settings, data: Data, method: Method, seed: int, device: Any = "c
         for j, (net, optimizer) in enumerate(zip(nets, optimizers, strict=True)):
             train(net, data, optimizer, steps=len(data.train_y) // s.batch_size, batch_size=s.batch_size,
                   schedule=lambda done, eta=eta: eta, seed=(seed * 100 + j) * 1000 + epoch, device=device,
+                  bf16=torch.device(device).type == "cuda",
                   augment=shift_and_flip(4 if s.data == "cifar10" else 1, flip=s.data == "cifar10"), progress=False)
         if method.source == "external":
             graft(nets, method.a, method.c, method.criterion)  # type: ignore[arg-type]
@@ -132,20 +137,37 @@ def ensemble_error(nets: Sequence[nn.Module], data: Data) -> float:
 
 def rows_of(s: Settings, nb: Notebook) -> tuple[list[dict[str, Any]], dict[str, list[nn.Module]]]:
     """Run every method for every seed: one row a method and seed (means over its nets), and the nets of seed 0."""
-    found = Record.find(nb.name, "runs", nb.profile) if nb.full else None
-    if found and found.provenance.get("parameters") == nb.parameters:
-        return found.values["rows"], {}
-    data, rows, kept = nb.uses(load_data(s.data, train_size=s.train_size, dtype=s.dtype)).to(nb.device), [], {}
-    for seed in range(s.seeds):
-        for name in s.methods:
+    kept: dict[str, list[nn.Module]] = {}
+
+    def make(work: Work) -> dict[str, Any]:
+        data = nb.uses(load_data(s.data, train_size=s.train_size, dtype=s.dtype)).to(nb.device)
+
+        def one(name: str, seed: int) -> dict[str, Any]:
             nets = trained(s, data, METHODS[name], seed, nb.device)
             each = [row(net, data) for net in nets]
-            rows.append({"method": name, "seed": seed, "nets": len(nets), "ensemble": ensemble_error(nets, data),
-                         **{key: float(np.mean([r[key] for r in each])) for key in each[0]}})
             if not seed:
                 kept[name] = nets
-    nb.record("runs", {"rows": rows}, rtol=5e-2, atol=0.5)
-    return rows, kept
+            return {"method": name, "seed": seed, "nets": len(nets), "ensemble": ensemble_error(nets, data),
+                    **{key: float(np.mean([r[key] for r in each])) for key in each[0]}}
+
+        return {"rows": [work.do(name, partial(one, name, seed), seed=seed)
+                         for seed in range(s.seeds) for name in s.methods]}
+
+    found = nb.recorded("runs", make, of={**vars(s), "net of": s.net}, kinds=kinds(s), rtol=5e-2, atol=0.5)
+    return found["rows"], kept
+
+
+def kinds(s: Settings) -> list[Kind]:
+    """Announce the pieces of the full profile: a method and seed each, with all its nets."""
+    images = s.train_size or 50_000
+    return [Kind(name, s.seeds, Cost(s.net, s.epochs * (images // s.batch_size), s.batch_size, runs=METHODS[name].nets,
+                                     evaluated=(s.epochs + 1) * (images + 10_000)))
+            for name in s.methods]
+
+
+def planned() -> tuple[int, int, list[Kind]]:
+    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
+    return FULL.seeds, 50_000, kinds(FULL)
 
 
 def column(rows: Sequence[dict[str, Any]], name: str, method: str) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,17 @@ from torch import Tensor, nn
 
 from sharpnb.curvature import HessianOperator, SpectralDensity, spectral_density, top_eigenvalues
 from sharpnb.lab import models
+from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.many import train_many
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.records import Record
+from sharpnb.lab.pieces import Kind, Work
 from sharpnb.lab.training import shift_and_flip, train
 from sharpnb.optim import SAM
 
 TIMES = ("epoch 1", "middle", "end")  # the paper's panels: epochs 1, 50 and 300 of 300
+RULES = {"sgd": 1, "sam": 2}  # with the gradients of an update
+PRODUCTS = 60  # with the Hessian for five eigenvalues; a guess, for the budget alone
 TOP = 5  # the paper's ratio is that of the largest to the fifth eigenvalue
 
 
@@ -62,9 +66,10 @@ class Settings:
 # to 0.5: test error below SGD's at each of them, collapse from rho = 1 on); nothing was tuned here.
 QUICK = Settings("MLP, digits", "digits", 500, lambda seed: models.mlp((64, 24, 10), seed=seed), steps=600,
                  batch_size=64, lr=0.1, rho=0.2, seeds=8, many=True, dtype=torch.float64)
-# The paper's net is WRN-40-10, 300 epochs of batch 256, rho = 0.05; this one is a tenth of its width and depth 16.
-FULL = Settings("WRN-16-4, CIFAR-10", "cifar10", None, lambda seed: models.wide_resnet(16, 4, norm=False, seed=seed),
-                steps=300 * 195, batch_size=256, lr=0.1, rho=0.05, seeds=3, many=False, weight_decay=5e-4)
+# The paper's net is WRN-40-10, 300 epochs of batch 256, rho = 0.05: `replace(FULL, steps=300 * 195)` is that schedule.
+FULL = Settings("WRN-16-2, CIFAR-10, 18 epochs", "cifar10", None,
+                lambda seed: models.wide_resnet(16, 2, norm=False, seed=seed), steps=18 * 195, batch_size=256, lr=0.1,
+                rho=0.05, seeds=2, many=False, weight_decay=5e-4, hessian_images=2000)
 TOY = Settings("WRN-10-1, digits", "digits", 200,
                lambda seed: models.wide_resnet(10, 1, channels=1, norm=False, seed=seed), steps=12, batch_size=64,
                lr=0.02, rho=0.05, seeds=2, many=False, weight_decay=5e-4, hessian_images=64)
@@ -99,62 +104,97 @@ def operator(
     return HessianOperator(model, F.cross_entropy, chunks[0] if len(chunks) == 1 else chunks, mode=mode)
 
 
-def run(s: Settings, nb: Notebook, noise: float = 0.0) -> tuple[list[dict[str, Any]], dict[tuple[str, int], Tensor]]:
+def run(
+    s: Settings, nb: Notebook, noise: float = 0.0, work: Work | None = None
+) -> tuple[list[dict[str, Any]], dict[tuple[str, int], Tensor]]:
     """Train SGD and SAM for every seed and measure λ1 … λ5 at the three times.
 
     Returns:
         One row a rule, seed and time: the eigenvalues, their ratio, and loss and error of the finished net; and the
         weights of seed 0 at each (rule, step).
     """
-    data = nb.uses(data_of(s, noise))
-    rows, kept = [], {}
-    for rule, seed, weights, final in _trained(s, data, nb, noise):
-        model = s.model(seed).to(nb.device, s.dtype)
-        for step, name in times(s).items():
-            values = top_eigenvalues(operator(model, data, s, weights[step]), TOP).values.tolist()
-            rows.append({"rule": rule, "seed": seed, "time": name, "step": step, "ratio": values[0] / values[-1],
-                         **{f"lambda_{i + 1}": value for i, value in enumerate(values)},
-                         "train_loss": final["train_loss"], "test_error": final["test_error"]})
-            if seed == 0:
-                kept[rule, step] = weights[step]
+    data, rows, kept = nb.uses(data_of(s, noise)), [], {}
+    work = work or Work(nb)
+    if s.many:
+        made = [_measured(s, nb, data, *one) for one in _together(s, data, nb)]
+    else:
+        made = [work.do(rule, partial(_alone, s, data, nb, rule, seed), seed=seed)
+                for seed in range(s.seeds) for rule in RULES]
+    for piece in made:
+        rows += piece["rows"]
+        first = piece["rows"][0]
+        if first["seed"] == 0:
+            kept |= {(first["rule"], row["step"]): w for row, w in zip(piece["rows"], piece["weights"], strict=True)}
     return rows, kept
 
 
-def _trained(
-    s: Settings, data: Data, nb: Notebook, noise: float
+def _base(s: Settings) -> dict[str, float]:
+    return {"lr": s.lr, "momentum": s.momentum, "weight_decay": s.weight_decay}
+
+
+def _together(
+    s: Settings, data: Data, nb: Notebook
 ) -> Iterator[tuple[str, int, dict[int, Tensor], dict[str, float]]]:
-    """Yield rule, seed, weights at the three times and the last row of the learning curve."""
+    """Yield rule, seed, weights at the three times and the last row of the learning curve, trained as one program."""
     keep = tuple(times(s))
-    base = {"lr": s.lr, "momentum": s.momentum, "weight_decay": s.weight_decay}
-    if s.many:
-        configs = [{"rule": "sgd", "seed": seed, **base} for seed in range(s.seeds)]
-        configs += [{"rule": "sam", "seed": seed, "rho": s.rho, **base} for seed in range(s.seeds)]
-        many = train_many(configs, data, s.model, steps=s.steps, batch_size=s.batch_size, keep=keep, dtype=s.dtype,
-                          device=str(nb.device))
-        for k, (config, final) in enumerate(zip(configs, many.final(), strict=True)):
-            yield config["rule"], config["seed"], {step: many.kept[step][k] for step in keep}, final
-        return
+    configs = [{"rule": "sgd", "seed": seed, **_base(s)} for seed in range(s.seeds)]
+    configs += [{"rule": "sam", "seed": seed, "rho": s.rho, **_base(s)} for seed in range(s.seeds)]
+    many = train_many(configs, data, s.model, steps=s.steps, batch_size=s.batch_size, keep=keep, dtype=s.dtype,
+                      device=str(nb.device))
+    for k, (config, final) in enumerate(zip(configs, many.final(), strict=True)):
+        yield config["rule"], config["seed"], {step: many.kept[step][k] for step in keep}, final
+
+
+def _alone(s: Settings, data: Data, nb: Notebook, rule: str, seed: int) -> dict[str, Any]:
+    """Train one net by itself and measure it: a piece of the full profile."""
     augment = shift_and_flip(4 if s.data == "cifar10" else 1, flip=s.data == "cifar10")
-    for seed in range(s.seeds):
-        for rule in ("sgd", "sam"):
-            model = s.model(seed).to(nb.device, s.dtype)
-            optimizer = torch.optim.SGD(model.parameters(), **base)
-            history = train(model, data, SAM(optimizer, rho=s.rho) if rule == "sam" else optimizer, steps=s.steps,
-                            batch_size=s.batch_size, seed=seed, augment=augment, device=nb.device, keep=keep,
-                            bf16=nb.device.type == "cuda")
-            yield rule, seed, history.weights, history.rows[-1]
+    model = s.model(seed).to(nb.device, s.dtype)
+    optimizer, on_gpu = torch.optim.SGD(model.parameters(), **_base(s)), nb.device.type == "cuda"
+    if rule == "sam":
+        optimizer = SAM(optimizer, rho=s.rho, skip_nonfinite=not on_gpu)  # does not wait for the host
+    history = train(model, data, optimizer, steps=s.steps, batch_size=s.batch_size, seed=seed, augment=augment,
+                    device=nb.device, keep=tuple(times(s)), bf16=on_gpu)
+    return _measured(s, nb, data, rule, seed, history.weights, history.rows[-1])
+
+
+def _measured(
+    s: Settings, nb: Notebook, data: Data, rule: str, seed: int, weights: dict[int, Tensor], final: dict[str, float]
+) -> dict[str, Any]:
+    """Return the ``rows`` of one net, and its ``weights`` at the three times, (3, n)."""
+    model, rows = s.model(seed).to(nb.device, s.dtype), []
+    for step, name in times(s).items():
+        values = top_eigenvalues(operator(model, data, s, weights[step]), TOP).values.tolist()
+        rows.append({"rule": rule, "seed": seed, "time": name, "step": step, "ratio": values[0] / values[-1],
+                     **{f"lambda_{i + 1}": value for i, value in enumerate(values)},
+                     "train_loss": final["train_loss"], "test_error": final["test_error"]})
+    return {"rows": rows, "weights": torch.stack([weights[step] for step in times(s)])}
+
+
+def kinds(s: Settings, experiments: int = 1) -> list[Kind]:
+    """Announce the pieces of the full profile: a rule and seed each, trained and measured."""
+    products = 2 * PRODUCTS * len(TIMES) * s.hessian_images // s.batch_size
+    return [Kind(rule, experiments * s.seeds, Cost(s.model, s.steps, s.batch_size, gradients, evaluated=60_000,
+                                                   products=products))
+            for rule, gradients in RULES.items()]
+
+
+def planned() -> tuple[int, int, list[Kind]]:
+    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
+    return FULL.seeds, 50_000, kinds(FULL, experiments=2)
 
 
 def rows_of(
     s: Settings, nb: Notebook, name: str, noise: float = 0.0
 ) -> tuple[list[dict[str, Any]], dict[tuple[str, int], Tensor]]:
     """Run and record an experiment; the full profile returns a finished record instead of training again."""
-    found = Record.find(nb.name, name, nb.profile) if nb.full else None
-    if found and found.provenance.get("parameters") == nb.parameters:
-        return found.values["rows"], {}
-    rows, kept = run(s, nb, noise)
-    nb.record(name, {"rows": rows}, rtol=2e-2)
-    return rows, kept
+    kept: dict[tuple[str, int], Tensor] = {}
+
+    def make(work: Work) -> dict[str, Any]:
+        rows, weights = run(s, nb, noise, work)
+        kept.update(weights)
+        return {"rows": rows}
+
+    return nb.recorded(name, make, of={**vars(s), "noise": noise}, kinds=kinds(s), rtol=2e-2)["rows"], kept
 
 
 def paired(rows: list[dict[str, Any]], time: str, column: str, how: Callable[[float, float], float]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 from sharpnb import rules
 from sharpnb.lab import models
 from sharpnb.lab.augment import Augment, shift_and_flip
+from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data, with_label_noise
+from sharpnb.lab.halving import halving
 from sharpnb.lab.many import train_many
 from sharpnb.lab.mixup import Mixup, bootstrapped
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.records import Record
+from sharpnb.lab.pieces import Kind, Work, even
 from sharpnb.lab.rows import Rows
 
 NOISES = (0.2, 0.4, 0.6, 0.8)
@@ -56,7 +59,7 @@ class Settings:
         mixes: Mixup's α; the default is the paper's (Appendix C.2).
         dtype: of weights and images.
         augment: of the training images.
-        chunk: members in one program.
+        chunk: members in one program, and in one piece of the full profile.
     """
 
     label: str
@@ -89,11 +92,11 @@ class Settings:
 QUICK = Settings("MLP, digits", "digits", 300, 200, lambda seed: models.mlp((64, 64, 10), seed=seed), steps=320,
                  rhos=(0.0, 0.1, 0.3, 0.5, 1.0), gammas=(0.8, 0.9), alphas=(0.03, 0.1), mixes=(1.0, 8.0, 32.0), seeds=3,
                  dtype=torch.float64)
-# The paper's net, schedule, radii and validation split.
-FULL = Settings("ResNet-32, CIFAR-10", "cifar10", 45_000, 5000, lambda seed: models.resnet(32, seed=seed),
-                steps=200 * 175, rhos=(0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5), gammas=(0.8, 0.9, 0.94),
-                alphas=(0.02, 0.1, 0.3), seeds=3, batch_size=256, weight_decay=5e-4,
-                augment=shift_and_flip(4, flip=True), chunk=12)
+# Cut to the budget. The paper: ResNet-32, 45,000 images and 5,000 to choose by, 200 epochs, radii from 0 to 0.5.
+FULL = Settings("ResNet-8, 5,000 images of CIFAR-10, 24 epochs", "cifar10", 5000, 1000,
+                lambda seed: models.resnet(8, seed=seed), steps=24 * 39, rhos=(0.0, 0.05, 0.1, 0.2), gammas=(0.9,),
+                alphas=(0.1,), mixes=(1.0, 8.0), seeds=2, batch_size=128, weight_decay=5e-4,
+                augment=shift_and_flip(4, flip=True), chunk=16)
 TOY = Settings("MLP with BatchNorm, digits", "digits", 96, 32,
                lambda seed: models.mlp((64, 8, 10), norm=True, seed=seed),
                steps=4, rhos=(0.0, 0.05), gammas=(0.8,), alphas=(0.1,), seeds=2, batch_size=32, lr=0.02,
@@ -130,34 +133,95 @@ def _with_labels(s: Settings, entries: Sequence[Entry], labels: Sequence[Data] |
 
 def with_rule(
     s: Settings, nb: Notebook, entries: Sequence[Entry], config: Callable[[Entry], dict[str, Any]],
-    labels: Sequence[Data] | None = None,
+    labels: Sequence[Data] | None = None, work: Work | None = None,
 ) -> Tensor:
     """Train one member an entry by a rule; fill in the errors, and return the weights, (K, n)."""
-    configs = [{"seed": entry["seed"], **s.base, **config(entry)} for entry in entries]
-    many = train_many(configs, _with_labels(s, entries, labels), s.model, steps=s.steps, batch_size=s.batch_size,
-                      augment=s.augment, evaluate_every=max(1, s.steps // 8), dtype=s.dtype, device=str(nb.device),
-                      chunk=s.chunk)
-    for row in many.rows:
-        entry = entries[row["member"]]
-        entry["best_epoch"] = min(entry.get("best_epoch", 100.0), row["test_error"])
-    return _finish(s, nb, entries, many.weights)
+
+    def make(part: Sequence[Entry], sets: Sequence[Data]) -> Tensor:
+        configs = [{"seed": entry["seed"], **s.base, **config(entry)} for entry in part]
+        many = train_many(configs, sets, s.model, steps=s.steps, batch_size=s.batch_size, augment=s.augment,
+                          evaluate_every=max(1, s.steps // 8), dtype=s.dtype, device=str(nb.device), chunk=s.chunk)
+        for row in many.rows:
+            entry = part[row["member"]]
+            entry["best_epoch"] = min(entry.get("best_epoch", 100.0), row["test_error"])
+        return many.weights
+
+    return _in_pieces(s, nb, entries, make, labels, work, [config(entry) for entry in entries])
 
 
 def with_mixup(
-    s: Settings, nb: Notebook, entries: Sequence[Entry], labels: Sequence[Data] | None = None
+    s: Settings, nb: Notebook, entries: Sequence[Entry], labels: Sequence[Data] | None = None, work: Work | None = None
 ) -> Tensor:
     """Train one member an entry by SGD on mixed batches, its ``value`` being α; else as :func:`with_rule`."""
-    seeds, sets = [entry["seed"] for entry in entries], _with_labels(s, entries, labels)
-    rows = Rows(seeds, sets, s.model, batch_size=s.batch_size, device=nb.device, dtype=s.dtype, augment=s.augment)
 
-    def probe(_: int, rows: Rows) -> None:
-        for entry, error in zip(entries, rows.errors(rows.w, "test").tolist(), strict=True):
-            entry["best_epoch"] = min(entry.get("best_epoch", 100.0), error)
+    def fit(part: Sequence[Entry], sets: Sequence[Data]) -> Tensor:
+        seeds = [entry["seed"] for entry in part]
+        rows = Rows(seeds, sets, s.model, batch_size=s.batch_size, device=nb.device, dtype=s.dtype, augment=s.augment)
 
-    rule = partial(rules.sam, rho=0.0, **s.base)  # SGD
-    rows.fit(rule, s.steps, every=max(1, s.steps // 8), probe=probe,
-             mix=Mixup([entry["value"] for entry in entries], sets[0].classes, seeds))
-    return _finish(s, nb, entries, rows.w)
+        def probe(_: int, rows: Rows) -> None:
+            for entry, error in zip(part, rows.errors(rows.w, "test").tolist(), strict=True):
+                entry["best_epoch"] = min(entry.get("best_epoch", 100.0), error)
+
+        rule = partial(rules.sam, rho=0.0, **s.base)  # SGD
+        return rows.fit(rule, s.steps, every=max(1, s.steps // 8), probe=probe,
+                        mix=Mixup([entry["value"] for entry in part], sets[0].classes, seeds))
+
+    def make(part: Sequence[Entry], sets: Sequence[Data]) -> Tensor:
+        def chunked(size: int) -> Tensor:
+            return torch.cat([fit(part[k : k + size], sets[k : k + size]) for k in range(0, len(part), size)])
+
+        return halving(chunked, len(part), "nets on mixed batches")
+
+    return _in_pieces(s, nb, entries, make, labels, work, [{}] * len(entries))
+
+
+def _in_pieces(
+    s: Settings, nb: Notebook, entries: Sequence[Entry], make: Callable[[Sequence[Entry], Sequence[Data]], Tensor],
+    labels: Sequence[Data] | None, work: Work | None, configs: Sequence[dict[str, Any]],
+) -> Tensor:
+    """Train the entries, all at once in the quick profile and else by ``chunk`` a piece; return the weights, (K, n).
+
+    ``labels``, one a member, take the place of the entries' own; a piece is told by its settings and by them.
+    """
+    sets = _with_labels(s, entries, labels)
+    work, size = work or Work(nb), even(len(entries), s.chunk)[1] if nb.full else len(entries)
+    weights = []
+    for k in range(0, len(entries), size):
+        part, own = entries[k : k + size], sets[k : k + size]
+
+        def piece(part: Sequence[Entry] = part, own: Sequence[Data] = own) -> dict[str, Any]:
+            fresh = [_bare(entry) for entry in part]
+            return {"w": _finish(s, nb, fresh, make(fresh, own)), "entries": fresh}
+
+        told = [{**_bare(entry), **config} for entry, config in zip(part, configs[k : k + size], strict=True)]
+        marks = [hashlib.sha256(d.train_y.cpu().numpy().tobytes()).hexdigest()[:16] for d in own] if labels else None
+        made = work.do(_kind(part[0]), piece, number=k // size, members=told, labels=marks)
+        for entry, done in zip(part, made["entries"], strict=True):
+            entry |= done
+        weights.append(made["w"])
+    return torch.cat(weights).to(nb.device)
+
+
+def _kind(entry: Entry) -> str:
+    return "random labels" if entry["noise"] == RANDOM else entry["method"]
+
+
+def kinds(s: Settings) -> list[Kind]:
+    """Announce the pieces of the full profile: members of one method each."""
+    grids = {"SAM": (s.rhos, 2.0), "Mixup": (s.mixes, 1.0), "Bootstrap + SAM": (s.rhos, 2.0),
+             "Bootstrap + Mixup": ((0.0,), 1.0), "ESAM": ((0.6,), 1.6), "GSAM": (s.alphas, 2.0),
+             "WSAM": (s.gammas, 2.0)}
+    members = {name: (len(values) * len(NOISES) * s.seeds, gradients) for name, (values, gradients) in grids.items()}
+    members["random labels"] = (len(s.rhos) * s.seeds, 2.0)
+    seen = 9 * (2 * s.train_size + 10_000)  # eight evaluations and a last one, each with BatchNorm's statistics
+    cut = {name: (*even(count, s.chunk), gradients) for name, (count, gradients) in members.items()}
+    return [Kind(name, count, Cost(s.model, s.steps, s.batch_size, gradients, size, True, seen))
+            for name, (count, size, gradients) in cut.items()]
+
+
+def planned() -> tuple[int, int, list[Kind]]:
+    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
+    return FULL.seeds, FULL.train_size, kinds(FULL)
 
 
 def _rows(s: Settings, nb: Notebook, entries: Sequence[Entry], part: int) -> Rows:
@@ -185,21 +249,21 @@ def picked(entries: Sequence[Entry], method: str, noise: float) -> float:
     return min(found, key=found.__getitem__)
 
 
-def run(s: Settings, nb: Notebook) -> list[Entry]:
+def run(s: Settings, nb: Notebook, work: Work | None = None) -> list[Entry]:
     """Train everything: one entry a method, hyperparameter, noise and seed, with its errors in percent."""
     nb.uses(_parts(s, {"seed": 0, "noise": 0.0})[0])
     sam, mixup, random = grid(s, "SAM", s.rhos), grid(s, "Mixup", s.mixes), grid(s, "SAM", s.rhos, (RANDOM,))
-    w = with_rule(s, nb, sam, _sam)
-    with_rule(s, nb, random, _sam)
+    w = with_rule(s, nb, sam, _sam, work=work)
+    with_rule(s, nb, random, _sam, work=work)
     out = sam + random + mixup
-    mixed = with_mixup(s, nb, mixup)
+    mixed = with_mixup(s, nb, mixup, work=work)
 
     boot = [{**_bare(entry), "method": "Bootstrap + SAM"} for entry in sam]
-    with_rule(s, nb, boot, _sam, bootstrapped(_rows(s, nb, sam, 0), w))
+    with_rule(s, nb, boot, _sam, bootstrapped(_rows(s, nb, sam, 0), w), work)
     chosen = [k for k, e in enumerate(mixup) if e["value"] == picked(mixup, "Mixup", e["noise"])]
     boot_mixup = [{**_bare(mixup[k]), "method": "Bootstrap + Mixup"} for k in chosen]
     labels = bootstrapped(_rows(s, nb, [mixup[k] for k in chosen], 0), mixed[chosen])
-    with_mixup(s, nb, boot_mixup, labels)
+    with_mixup(s, nb, boot_mixup, labels, work)
 
     # The radius is chosen for SAM and reused by its relatives, as in the WSAM paper.
     rho = {noise: picked([e for e in sam if e["value"] > 0], "SAM", noise) for noise in NOISES}
@@ -210,7 +274,7 @@ def run(s: Settings, nb: Notebook) -> list[Entry]:
     }
     for method, (values, config) in relatives.items():
         entries = grid(s, method, values)
-        with_rule(s, nb, entries, lambda e, config=config: {"rho": rho[e["noise"]], **config(e["value"])})
+        with_rule(s, nb, entries, lambda e, config=config: {"rho": rho[e["noise"]], **config(e["value"])}, work=work)
         out += entries
     return out + boot + boot_mixup
 
@@ -225,12 +289,8 @@ def _bare(entry: Entry) -> Entry:
 
 def recorded(s: Settings, nb: Notebook) -> list[Entry]:
     """Run and record; the full profile returns a finished record instead of training again."""
-    found = Record.find(nb.name, "table", nb.profile) if nb.full else None
-    if found and found.provenance.get("parameters") == nb.parameters:
-        return found.values["entries"]
-    entries = run(s, nb)
-    nb.record("table", {"entries": entries}, rtol=5e-2, atol=2.0)
-    return entries
+    return nb.recorded("table", lambda work: {"entries": run(s, nb, work)}, of=s, kinds=kinds(s), rtol=5e-2,
+                       atol=2.0)["entries"]
 
 
 def accuracy(entries: Sequence[Entry], method: str, noise: float, column: str = "test_error") -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from sharpnb.averaging import Lookahead
 from sharpnb.lab import models
 from sharpnb.lab.batched import batched_forward
+from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data
 from sharpnb.lab.many import Many, train_many
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.records import Record
+from sharpnb.lab.pieces import Kind, Work
 from sharpnb.lab.training import shift_and_flip, train
 
 # -- the noisy quadratic model ----------------------------------------------------------------------------------------
@@ -182,41 +184,73 @@ def spread(
     return [max(values) - min(values) for values in by_seed]
 
 
-# -- the papers' scale ------------------------------------------------------------------------------------------------
+# -- on CIFAR-10 -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Full:
-    """The CIFAR-10 experiment: the settings that the paper's authors tuned for ResNet-18, 200 epochs, 3 seeds."""
+    """The CIFAR-10 experiment, with the settings that the paper's authors tuned for ResNet-18.
 
-    data: str = "cifar10"
-    train_size: int | None = None
-    width: int = 64
-    channels: int = 3
-    steps: int = 200 * 390
-    seeds: int = 3
+    Attributes:
+        label: net, data and budget in a few words, for the claims.
+        data, train_size: name of the data set; training images.
+        width, channels: of the ResNet-18; the paper's width is 64.
+        steps, seeds: of each method; the paper has 200 epochs and three seeds.
+    """
+
+    label: str
+    data: str
+    train_size: int | None
+    width: int
+    channels: int
+    steps: int
+    seeds: int
+
+    def model(self, seed: int) -> nn.Module:
+        """The net of this experiment."""
+        return models.resnet18(width=self.width, channels=self.channels, seed=seed)
 
 
-TOY = Full("digits", 200, 4, 1, 12, 2)
+FULL = Full("ResNet-18 of width 16, CIFAR-10, 10 epochs", "cifar10", None, 16, 3, 10 * 390, 2)
+TOY = Full("ResNet-18 of width 4, digits", "digits", 200, 4, 1, 12, 2)
+EVALUATIONS = 10
+
+
+def settings(profile: str) -> Full:
+    """Return the settings of the full profile, or of its toy."""
+    return FULL if profile == "full" else TOY
 
 
 def full_rows(nb: Notebook) -> list[dict[str, Any]]:
     """SGD (lr 0.05) and Lookahead over SGD (lr 0.1, k = 5, alpha = 0.8) with weight decay 1e-3 on a ResNet-18."""
-    found = Record.find(nb.name, "cifar", nb.profile)
-    if found and found.provenance.get("parameters") == nb.parameters:
-        return found.values["rows"]
-    s = Full() if nb.profile == "full" else TOY
-    data, rows = nb.uses(load_data(s.data, train_size=s.train_size)), []
-    for seed in range(s.seeds):
-        for name in ("sgd", "lookahead"):
-            model = models.resnet18(width=s.width, channels=s.channels, seed=seed)
-            lr = 0.05 if name == "sgd" else 0.1
-            base = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=1e-3)
-            optimizer = Lookahead(base, k=5, alpha=0.8) if name == "lookahead" else base
-            history = train(model, data, optimizer, steps=s.steps, batch_size=128, seed=seed, device=nb.device,
-                            schedule=lambda done: 0.2 ** sum(done >= share for share in (0.3, 0.6, 0.8)),
-                            augment=shift_and_flip(4 if s.channels == 3 else 1, flip=s.channels == 3),
-                            evaluate_every=max(1, s.steps // 40), bf16=nb.device.type == "cuda")
-            rows += [{"rule": name, "seed": seed, **row} for row in history.rows]
-    nb.record("cifar", {"rows": rows}, rtol=5e-2)
-    return rows
+    s = settings(nb.profile)
+
+    def make(work: Work) -> dict[str, Any]:
+        data = nb.uses(load_data(s.data, train_size=s.train_size))
+        made = [work.do(name, partial(_curve, s, data, name, seed, nb), seed=seed)
+                for seed in range(s.seeds) for name in ("sgd", "lookahead")]
+        return {"rows": [row for piece in made for row in piece["rows"]]}
+
+    return nb.recorded("cifar", make, of=s, kinds=kinds(s), rtol=5e-2)["rows"]
+
+
+def _curve(s: Full, data: Data, name: str, seed: int, nb: Notebook) -> dict[str, Any]:
+    model, lr = s.model(seed).to(nb.device), 0.05 if name == "sgd" else 0.1
+    base = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=1e-3)
+    optimizer = Lookahead(base, k=5, alpha=0.8) if name == "lookahead" else base
+    history = train(model, data, optimizer, steps=s.steps, batch_size=128, seed=seed, device=nb.device,
+                    schedule=lambda done: 0.2 ** sum(done >= share for share in (0.3, 0.6, 0.8)),
+                    augment=shift_and_flip(4 if s.channels == 3 else 1, flip=s.channels == 3),
+                    evaluate_every=max(1, s.steps // EVALUATIONS), bf16=nb.device.type == "cuda")
+    return {"rows": [{"rule": name, "seed": seed, **row} for row in history.rows]}
+
+
+def kinds(s: Full) -> list[Kind]:
+    """Announce the pieces of the full profile: a method and seed each."""
+    return [Kind(name, s.seeds, Cost(s.model, s.steps, 128, evaluated=EVALUATIONS * 60_000))
+            for name in ("sgd", "lookahead")]
+
+
+def planned() -> tuple[int, int, list[Kind]]:
+    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
+    return FULL.seeds, 50_000, kinds(FULL)

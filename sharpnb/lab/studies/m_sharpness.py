@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import combinations, product
 from typing import Any
 
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from sharpnb import rules
 from sharpnb.lab import models
 from sharpnb.lab.augment import Augment, shift_and_flip
+from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.many import train_many
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.records import Record
+from sharpnb.lab.pieces import Kind, Work, even
 from sharpnb.lab.rows import Rows, losses
 
 Row = dict[str, Any]
@@ -71,11 +72,12 @@ QUICK = Settings("MLP, digits", "digits", 300, lambda width, seed: models.mlp((6
                  rhos={1: (0.05, 0.1), 4: (0.05, 0.1, 0.2), 16: (0.05, 0.1, 0.2, 0.4), 64: (0.05, 0.1, 0.2, 0.4)},
                  family={"width": (8, 16, 48), "batch_size": (16, 64), "lr": (0.03, 0.1), "weight_decay": (0.0, 3e-3)},
                  measured=(1, 4, 16, 64, 256), dtype=torch.float64)
-FULL = Settings("ResNet-8, CIFAR-10", "cifar10", None, lambda width, seed: models.resnet(8, width=width, seed=seed),
-                width=16, steps=100 * 195, batch_size=256, noises=(0.0,),
-                rhos=dict.fromkeys((4, 16, 64, 256), (0.02, 0.05, 0.1, 0.15)), seeds=3,
-                family={"width": (8, 16, 32), "batch_size": (64, 256), "lr": (0.03, 0.1), "weight_decay": (0.0, 5e-4)},
-                measured=(4, 16, 64, 256), augment=shift_and_flip(4, flip=True), chunk=16)
+# Cut to the budget. Before: all images, 100 epochs, m = 4 and widths of 32 too, 3 seeds.
+FULL = Settings("ResNet-8, 10,000 images of CIFAR-10, 15 epochs", "cifar10", 10_000,
+                lambda width, seed: models.resnet(8, width=width, seed=seed), width=16, steps=15 * 39, batch_size=256,
+                noises=(0.0,), rhos=dict.fromkeys((16, 64, 256), (0.02, 0.05, 0.1)), seeds=2,
+                family={"width": (8, 16), "batch_size": (64, 256), "lr": (0.03, 0.1), "weight_decay": (0.0, 5e-4)},
+                measured=(16, 64, 256), augment=shift_and_flip(4, flip=True), chunk=8)
 TOY = Settings("CNN, digits", "digits", 64, lambda width, seed: models.cnn(width, seed=seed), width=4, steps=3,
                batch_size=16, noises=(0.0,), rhos={4: (0.05,), 16: (0.05,)}, seeds=2,
                family={"width": (2, 4), "batch_size": (16,), "lr": (0.02, 0.05), "weight_decay": (0.0, 1e-3)},
@@ -94,11 +96,24 @@ def split(name: str, size: int | None, seed: int, dtype: torch.dtype, noise: flo
     return with_label_noise(data, noise, seed)
 
 
-def trained(s: Settings, nb: Notebook) -> list[Row]:
+def trained(s: Settings, nb: Notebook, work: Work | None = None) -> list[Row]:
     """Train for every noise, m, radius and seed (Fig. 3 middle); the batch and its order are the same for every m."""
     grid = [(m, rho) for m, radii in s.rhos.items() for rho in radii] + [(s.batch_size, 0.0)]  # the last is SGD
     rows = [{"noise": noise, "m": m, "rho": rho, "seed": seed}
             for noise, (m, rho), seed in product(s.noises, grid, range(s.seeds))]
+    if work is None or not nb.full:
+        return _trained(s, nb, rows)
+    out: list[Row] = []
+    for m in s.rhos:
+        own = [row for row in rows if row["m"] == m]
+        _, size = even(len(own), s.chunk)
+        for k in range(0, len(own), size):
+            part = own[k : k + size]
+            out += work.do(f"m = {m}", lambda part=part: {"rows": _trained(s, nb, part)}, first=k)["rows"]
+    return out
+
+
+def _trained(s: Settings, nb: Notebook, rows: Sequence[Row]) -> list[Row]:
     sets = [split(s.data, s.train_size, row["seed"], s.dtype, row["noise"]) for row in rows]
     base = {"rule": "sam", "lr": s.lr, "momentum": s.momentum}
     configs = [{**base, "rho": row["rho"], "seed": row["seed"], "m": row["m"]} for row in rows]
@@ -123,28 +138,54 @@ def m_sharpness(rows: Rows, w: Tensor, rho: float) -> Tensor:
     return torch.stack(rises).mean(0)
 
 
-def family(s: Settings, nb: Notebook) -> list[Row]:
+def family(s: Settings, nb: Notebook, work: Work | None = None) -> list[Row]:
     """Train the family with SGD and measure it: one row a net, with its gap (points) and its sharpness for each m."""
-    out = []
-    for width, batch_size in product(s.family["width"], s.family["batch_size"]):
-        rest = list(product(s.family["lr"], s.family["weight_decay"], range(s.seeds)))
-        sets = [split(s.data, s.train_size, seed, s.dtype) for _, _, seed in rest]
-        configs = [{"rule": "sgd", "lr": lr, "weight_decay": decay, "momentum": s.momentum, "seed": seed}
-                   for lr, decay, seed in rest]
+    work = work or Work(nb)
+    return [row for width, batch_size in product(s.family["width"], s.family["batch_size"]) for row in work.do(
+        f"width {width}, batch {batch_size}", partial(_of_one_width, s, nb, int(width), int(batch_size)))["rows"]]
 
-        def model(seed: int, width: int = int(width)) -> nn.Module:
-            return s.model(width, seed)
 
-        many = train_many(configs, sets, model, steps=s.steps, batch_size=int(batch_size), augment=s.augment,
-                          dtype=s.dtype, device=str(nb.device), chunk=s.chunk)
-        seeds, w = [seed for _, _, seed in rest], many.weights.to(nb.device)
-        sharp = {m: m_sharpness(Rows(seeds, sets, model, batch_size=m, device=nb.device, dtype=s.dtype), w, s.rho)
-                 for m in s.measured}
-        for k, (final, (lr, decay, seed)) in enumerate(zip(many.final(), rest, strict=True)):
-            out.append({"width": width, "batch_size": batch_size, "lr": lr, "weight_decay": decay, "seed": seed,
-                        "gap": final["test_error"] - final["train_error"], "train_loss": final["train_loss"],
-                        **{f"sharpness_{m}": sharp[m][k].item() for m in s.measured}})
-    return out
+def _of_one_width(s: Settings, nb: Notebook, width: int, batch_size: int) -> dict[str, Any]:
+    rest = list(product(s.family["lr"], s.family["weight_decay"], range(s.seeds)))
+    sets = [split(s.data, s.train_size, seed, s.dtype) for _, _, seed in rest]
+    configs = [{"rule": "sgd", "lr": lr, "weight_decay": decay, "momentum": s.momentum, "seed": seed}
+               for lr, decay, seed in rest]
+    model = partial(s.model, width)
+    many = train_many(configs, sets, model, steps=s.steps, batch_size=batch_size, augment=s.augment, dtype=s.dtype,
+                      device=str(nb.device), chunk=s.chunk)
+    seeds, w = [seed for _, _, seed in rest], many.weights.to(nb.device)
+    sharp = {m: m_sharpness(Rows(seeds, sets, model, batch_size=m, device=nb.device, dtype=s.dtype), w, s.rho)
+             for m in s.measured}
+    return {"rows": [{
+        "width": width, "batch_size": batch_size, "lr": lr, "weight_decay": decay, "seed": seed,
+        "gap": final["test_error"] - final["train_error"], "train_loss": final["train_loss"],
+        **{f"sharpness_{m}": sharp[m][k].item() for m in s.measured},
+    } for k, (final, (lr, decay, seed)) in enumerate(zip(many.final(), rest, strict=True))]}
+
+
+def trained_kinds(s: Settings) -> list[Kind]:
+    """Announce the pieces of the full profile: members of one m, the whole batch with SGD beside it."""
+    found, seen = [], 2 * (s.train_size or 50_000) + 10_000
+    for m, radii in s.rhos.items():
+        members = len(s.noises) * s.seeds * (len(radii) + (m == s.batch_size))
+        count, size = even(members, s.chunk)
+        cost = Cost(partial(s.model, s.width), s.steps, s.batch_size, 2.0, size, True, seen)
+        found.append(Kind(f"m = {m}", count, cost))
+    return found
+
+
+def family_kinds(s: Settings) -> list[Kind]:
+    """Announce the pieces of the full profile: the nets of one width and batch size."""
+    members, images = len(s.family["lr"]) * len(s.family["weight_decay"]) * s.seeds, s.train_size or 50_000
+    return [Kind(f"width {width}, batch {batch}", 1, Cost(
+        partial(s.model, int(width)), s.steps, int(batch), 1.0, members, True, 2 * images + 10_000,
+        products=2 * len(s.measured) * images // int(batch)))
+        for width, batch in product(s.family["width"], s.family["batch_size"])]
+
+
+def planned() -> tuple[int, int, list[Kind]]:
+    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
+    return FULL.seeds, FULL.train_size or 50_000, [*trained_kinds(FULL), *family_kinds(FULL)]
 
 
 def information(measure: Sequence[float], gap: Sequence[float], hyper: Sequence[Sequence[float]]) -> float:
@@ -204,14 +245,13 @@ def predictive(s: Settings, rows: Sequence[Row]) -> list[Row]:
     return out
 
 
-def recorded(name: str, run: Callable[[Settings, Notebook], list[Row]], s: Settings, nb: Notebook) -> list[Row]:
+def recorded(
+    name: str, run: Callable[[Settings, Notebook, Work | None], list[Row]], s: Settings, nb: Notebook
+) -> list[Row]:
     """Run and record an experiment; the full profile returns a finished record instead of training again."""
-    found = Record.find(nb.name, name, nb.profile) if nb.full else None
-    if found and found.provenance.get("parameters") == nb.parameters:
-        return found.values["rows"]
-    rows = run(s, nb)
-    nb.record(name, {"rows": rows}, rtol=5e-2, atol=0.5)
-    return rows
+    of = {**vars(s), "net of": partial(s.model, s.width)}
+    kinds = trained_kinds(s) if run is trained else family_kinds(s)
+    return nb.recorded(name, lambda work: {"rows": run(s, nb, work)}, of=of, kinds=kinds, rtol=5e-2, atol=0.5)["rows"]
 
 
 def best(rows: Sequence[Row], m: int, noise: float, rhos: Sequence[float]) -> tuple[float, list[float]]:

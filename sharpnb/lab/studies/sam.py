@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from sharpnb import rules
 from sharpnb.lab import models
+from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.records import Record
+from sharpnb.lab.pieces import Kind, Work
 from sharpnb.lab.rows import Rows
 from sharpnb.lab.training import Augment, shift_and_flip
 from sharpnb.rules import Gradient, State
@@ -76,11 +77,11 @@ def powers(first: int, last: int, base: float = 2.0) -> tuple[float, ...]:
 QUICK = Settings("MLP, digits", "digits", 300, lambda seed: models.mlp((64, 32, 10), seed=seed), steps=300, rho=0.1,
                  rhos={"2-norm": powers(-5, 0), "max-norm": powers(-10, -5), "random": powers(-1, 4)}, seeds=8,
                  every=50, noises=(0.0, 0.2), dtype=torch.float64)
-# The paper's net and schedule but for BatchNorm, which rows do not carry; lr and weight decay are those of its Table 6.
-FULL = Settings("WRN-40-2 without BatchNorm, CIFAR-10", "cifar10", None,
-                lambda seed: models.wide_resnet(40, 2, norm=False, seed=seed), steps=200 * 195, rho=0.05,
-                rhos={"2-norm": powers(-3, 0, 10), "max-norm": powers(-6, -3, 10), "random": powers(-2, 1, 10)},
-                seeds=3, every=1950, batch_size=256, weight_decay=5e-4, augment=shift_and_flip(4, flip=True))
+# Cut to the budget. The paper's net and schedule: WRN-40-2, 200 epochs; lr and weight decay are those of its Table 6.
+FULL = Settings("ResNet-8 of width 8 without BatchNorm, 10,000 images of CIFAR-10, 8 epochs", "cifar10", 10_000,
+                lambda seed: models.resnet(8, width=8, norm=False, seed=seed), steps=8 * 39, rho=0.05,
+                rhos={"2-norm": powers(-2, 0, 10), "max-norm": powers(-5, -3, 10), "random": powers(-1, 1, 10)},
+                seeds=2, every=2 * 39, batch_size=256, weight_decay=5e-4, augment=shift_and_flip(4, flip=True))
 TOY = Settings("CNN, digits", "digits", 128, lambda seed: models.cnn(4, seed=seed), steps=4, rho=0.05,
                rhos=dict.fromkeys(KINDS, (0.01, 0.1)), seeds=2, every=2, lr=0.02, weight_decay=5e-4,
                augment=shift_and_flip(1, flip=False))
@@ -143,17 +144,18 @@ def _noted(out: list[dict[str, Any]], s: Settings, step: int, labels: dict[str, 
         out.append(labels | entries | dict(zip(columns, numbers, strict=True)))
 
 
-def orders(s: Settings, nb: Notebook) -> list[dict[str, Any]]:
+def orders(s: Settings, nb: Notebook, work: Work | None = None) -> list[dict[str, Any]]:
     """Train SAM with and without the second-order term (Figs 4, 5).
 
     Returns:
         One row an order, noise, seed and measurement: training error at w + ε̂ and test error at w (percent; ε̂ of one
         batch), and the cosine between the first-order and the second-order update there.
     """
-    out: list[dict[str, Any]] = []
-    for name in ("first", "second"):
 
-        def probe(step: int, rows: Rows, name: str = name) -> None:
+    def one(name: str) -> dict[str, Any]:
+        out: list[dict[str, Any]] = []
+
+        def probe(step: int, rows: Rows) -> None:
             grad = rows.gradient(next(rows.in_order()))
             g, eps = grad(rows.w), perturbation(rows.w, grad, s.rho)
             first = grad(rows.w + eps)
@@ -163,34 +165,51 @@ def orders(s: Settings, nb: Notebook) -> list[dict[str, Any]]:
 
         rule = partial(rules.sam, rho=s.rho, second_order=name == "second", **s.base)
         rows_of(s, nb, s.noises).fit(rule, s.steps, every=s.every, probe=probe)
-    return out
+        return {"rows": out}
+
+    return _in_pieces(nb, work, {f"order {name}": partial(one, name) for name in ("first", "second")})
 
 
-def kinds(s: Settings, nb: Notebook) -> list[dict[str, Any]]:
+def _in_pieces(
+    nb: Notebook, work: Work | None, makers: dict[str, Callable[[], dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Return the rows of all pieces, each of a kind of its own, in order."""
+    work = work or Work(nb)
+    return [row for kind, make in makers.items() for row in work.do(kind, make)["rows"]]
+
+
+def kinds(s: Settings, nb: Notebook, work: Work | None = None) -> list[dict[str, Any]]:
     """Train with each kind of perturbation over its radii, and with none (Fig. 6): final test error of each seed."""
-    generator, out = torch.Generator().manual_seed(0), []
-    for kind, radii in {"none": (0.0,), **s.rhos}.items():
+    generator = torch.Generator().manual_seed(0)
+
+    def one(kind: str, radii: Sequence[float]) -> dict[str, Any]:
         rho = torch.tensor(radii, dtype=s.dtype, device=nb.device).repeat_interleave(s.seeds)[:, None]
         rows, rule = rows_of(s, nb, [0.0] * len(radii)), partial(rules.sam, p=math.inf if kind == "max-norm" else 2.0)
         rule = partial(random_perturbation, generator=generator) if kind == "random" else rule
         rows.fit(partial(rule, rho=rho, **s.base), s.steps)
         errors = rows.errors(rows.w, "test").tolist()
-        out += [{"kind": kind, "rho": radii[member["group"]], "seed": member["seed"], "test_error": error}
-                for member, error in zip(members(s, len(radii)), errors, strict=True)]
-    return out
+        return {"rows": [{"kind": kind, "rho": radii[member["group"]], "seed": member["seed"], "test_error": error}
+                         for member, error in zip(members(s, len(radii)), errors, strict=True)]}
+
+    return _in_pieces(nb, work, {f"kind {kind}": partial(one, kind, radii) for kind, radii in _radii(s).items()})
 
 
-def inner(s: Settings, nb: Notebook) -> list[dict[str, Any]]:
+def _radii(s: Settings) -> dict[str, tuple[float, ...]]:
+    return {"none": (0.0,), **s.rhos}
+
+
+def inner(s: Settings, nb: Notebook, work: Work | None = None) -> list[dict[str, Any]]:
     """Train with 1, 2, 3 and 5 ascent steps (Fig. 7, Table 11).
 
     Returns:
         One row a number of steps, noise, seed and measurement: test error, and the sharpness as the paper measures it,
         the rise of the training error of a batch to the end of the ascent (percentage points, mean over the batches).
     """
-    out: list[dict[str, Any]] = []
-    for count in INNER:
 
-        def probe(step: int, rows: Rows, count: int = count) -> None:
+    def one(count: int) -> dict[str, Any]:
+        out: list[dict[str, Any]] = []
+
+        def probe(step: int, rows: Rows) -> None:
             rises = []
             for batch in rows.in_order():
                 eps = perturbation(rows.w, rows.gradient(batch), s.rho, count)
@@ -200,20 +219,41 @@ def inner(s: Settings, nb: Notebook) -> list[dict[str, Any]]:
 
         rule = partial(rules.sam, rho=s.rho, inner_steps=count, **s.base)
         rows_of(s, nb, s.noises).fit(rule, s.steps, every=s.every, probe=probe)
-    return out
+        return {"rows": out}
+
+    return _in_pieces(nb, work, {f"inner {count}": partial(one, count) for count in INNER})
 
 
 def recorded(
-    name: str, run: Callable[[Settings, Notebook], list[dict[str, Any]]], s: Settings, nb: Notebook
+    name: str, run: Callable[[Settings, Notebook, Work], list[dict[str, Any]]], s: Settings, nb: Notebook
 ) -> list[dict[str, Any]]:
     """Run and record an experiment; the full profile returns a finished record instead of training again."""
-    found = Record.find(nb.name, name, nb.profile) if nb.full else None
-    if found and found.provenance.get("parameters") == nb.parameters:
-        return found.values["rows"]
-    rows = run(s, nb)
     # An error moves by one test image, 0.067 points, where another processor rounds otherwise; three of them may.
-    nb.record(name, {"rows": rows}, rtol=2e-2, atol=0.21)
-    return rows
+    return nb.recorded(name, lambda work: {"rows": run(s, nb, work)}, of=s, kinds=pieces(s, name), rtol=2e-2,
+                       atol=0.21)["rows"]
+
+
+def pieces(s: Settings, study: str) -> list[Kind]:
+    """Announce the pieces of a study by its name: an order, a kind of perturbation, a number of ascent steps each."""
+    images, groups = s.train_size or 50_000, len(s.noises)
+    probes = (s.steps // s.every + 1) * s.seeds
+
+    def piece(kind: str, rows: int, gradients: float, seen: int) -> Kind:
+        return Kind(kind, 1, Cost(s.model, s.steps, s.batch_size, gradients, rows * s.seeds, True, seen))
+
+    if study == "orders":
+        return [piece(f"order {name}", groups, gradients, probes * (images + 10_000))
+                for name, gradients in (("first", 2.0), ("second", 4.0))]
+    if study == "kinds":
+        return [piece(f"kind {kind}", len(radii), 2.0, 10_000) for kind, radii in _radii(s).items()]
+    return [piece(f"inner {count}", groups, 1.0 + count, probes * (10_000 + 3 * (count + 1) * images))
+            for count in INNER]
+
+
+def planned() -> tuple[int, int, list[Kind]]:
+    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
+    return FULL.seeds, FULL.train_size or 50_000, [
+        kind for study in ("orders", "kinds", "inner") for kind in pieces(FULL, study)]
 
 
 @dataclass(frozen=True)

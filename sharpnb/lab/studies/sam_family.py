@@ -19,7 +19,7 @@ from sharpnb import optim
 from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.records import Record
+from sharpnb.lab.pieces import Kind, Work
 from sharpnb.lab.studies import comparison
 from sharpnb.lab.studies.comparison import Setting
 from sharpnb.lab.studies.tiny_vit import tiny_vit
@@ -58,6 +58,8 @@ GRIDS: dict[str, tuple[Config, list[Config]]] = {
     "Fisher SAM + WSAM": ({"rule": "wsam", "perturbation": "fisher"}, _grid(rho=RADII, gamma=(0.8, 0.88, 0.92))),
 }
 FOLLOWED = ("SGD", "Adam", "SAM", "ESAM", "LookSAM", "WSAM", "ASAM")  # also for half and for twice the steps
+LENGTHS = (0.5, 2.0)
+GRADIENTS = {"SGD": 1.0, "SGD, twice as long": 1.0, "Adam": 1.0, "ESAM": 1.6, "LookSAM": 1.5}  # an update; others 2
 ON_ADAM = {f"Adam + {name}": GRIDS[name] for name in ("SAM", "WSAM", "WSAM, coupled")}
 
 
@@ -83,15 +85,17 @@ QUICK = Study(
     vit=Setting("tiny ViT", "digits", 300, 400, lambda seed: tiny_vit(patch=4, seed=seed), steps=40, batch_size=32),
     pretraining=240, lr=1e-3, weight_decay=0.05,
 )
-_EPOCH = 351  # updates of 45,000 images in batches of 128
+_EPOCH = 78  # updates of 10,000 images in batches of 128
+# Cut to the budget. Before: ResNet-20, 45,000 images, 200 epochs, six trials, 5 seeds; a ViT of 6 blocks of width 96.
 FULL = Study(
-    Setting("ResNet-20, CIFAR-10", "cifar10", 45_000, 5_000, lambda seed: models.resnet(20, norm=False, seed=seed),
-            steps=200 * _EPOCH, batch_size=128, dtype=torch.float32, augment=shift_and_flip(4, flip=True)),
-    (0.0, 0.2), seeds=5,
-    vit=Setting("small ViT, CIFAR-10", "cifar10", 45_000, 5_000,
-                lambda seed: tiny_vit(size=32, patch=4, channels=3, width=96, depth=6, heads=6, seed=seed),
-                steps=20 * _EPOCH, batch_size=128, dtype=torch.float32, augment=shift_and_flip(4, flip=True)),
-    pretraining=200 * _EPOCH, lr=1e-4, weight_decay=0.05,
+    Setting("ResNet-8 of width 8, 10,000 images of CIFAR-10, 10 epochs", "cifar10", 10_000, 2000,
+            lambda seed: models.resnet(8, width=8, norm=False, seed=seed), steps=10 * _EPOCH, batch_size=128,
+            dtype=torch.float32, augment=shift_and_flip(4, flip=True), images=1000),
+    (0.0, 0.2), seeds=2, trials=3,
+    vit=Setting("small ViT, 10,000 images of CIFAR-10", "cifar10", 10_000, 2000,
+                lambda seed: tiny_vit(size=32, patch=8, channels=3, width=48, depth=3, heads=3, seed=seed),
+                steps=2 * _EPOCH, batch_size=128, dtype=torch.float32, augment=shift_and_flip(4, flip=True)),
+    pretraining=20 * _EPOCH, lr=1e-4, weight_decay=0.05, vit_seeds=2,
 )
 _TOY = Setting("CNN, digits", "digits", 64, 64, lambda seed: models.cnn(2, seed=seed), steps=4, batch_size=32,
                images=64, augment=shift_and_flip(1, flip=False))
@@ -109,7 +113,9 @@ def _configs(study: Study, method: str, fixed: Config, grid: Sequence[Config]) -
             for trial, own in enumerate(grid[: study.trials]) for seed in range(study.seeds)]
 
 
-def compare(study: Study, noise: float, nb: Notebook) -> tuple[pd.DataFrame, pd.DataFrame]:
+def compare(
+    study: Study, noise: float, nb: Notebook, work: Work | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Tune and train every method on one label noise.
 
     The learning rate and decay of SGD (and Adam) are those of its own tuning, kept for all that stand on it, as in the
@@ -124,8 +130,8 @@ def compare(study: Study, noise: float, nb: Notebook) -> tuple[pd.DataFrame, pd.
     nb.uses(images[0].data)
     tables, weights = [], []
 
-    def train(setting: Setting, configs: list[Config]) -> pd.DataFrame:
-        table, w = comparison.run(setting, configs, images, nb.device)
+    def train(setting: Setting, configs: list[Config], kind: str = "") -> pd.DataFrame:
+        table, w = comparison.run(setting, configs, images, nb.device, work, kind or configs[0]["method"])
         tables.append(table)
         weights.append(w)
         return table
@@ -142,11 +148,14 @@ def compare(study: Study, noise: float, nb: Notebook) -> tuple[pd.DataFrame, pd.
     table = pd.concat(tables, ignore_index=True)
     final = comparison.chosen(table)
     every = torch.cat(weights)
-    found = [comparison.lambda_max(s, every[i], images[int(seed)].data) for i, seed in final["seed"].items()]
+    where = "cpu" if nb.profile == "quick" else nb.device
+    found = [comparison.lambda_max(s, every[i], images[int(seed)].data, device=where)
+             for i, seed in final["seed"].items()]
     final = final.assign(lambda_max=found, length=1.0)
     if noise:
         again = [_as_config(row) for _, row in final.iterrows() if row["method"] in FOLLOWED]
-        ends = [train(replace(s, steps=max(1, int(f * s.steps))), again).assign(length=f) for f in (0.5, 2.0)]
+        ends = [train(replace(s, steps=max(1, int(f * s.steps))), again, f"length {f}").assign(length=f)
+                for f in LENGTHS]
         final = pd.concat([final, *ends])
     return table.assign(noise=noise), final.assign(noise=noise)
 
@@ -157,29 +166,57 @@ def _as_config(row: pd.Series) -> Config:
     return config | {key: int(config[key]) for key in ("seed", "trial", "k") if key in config}
 
 
-def recorded(nb: Notebook, name: str, make: Callable[[], list[pd.DataFrame]]) -> list[pd.DataFrame]:
+def recorded(nb: Notebook, name: str, make: Callable[[Work], list[pd.DataFrame]], study: Study) -> list[pd.DataFrame]:
     """Make and record tables; a finished record of the full profile is read instead."""
-    found = Record.find(nb.name, name, nb.profile) if nb.full else None
-    if found and found.provenance.get("parameters") == nb.parameters:
-        return [pd.DataFrame(table) for table in found.values["tables"]]
-    tables = make()
-    nb.record(name, {"tables": [table.astype(object).where(table.notna(), None).to_dict("list") for table in tables]},
-              rtol=5e-2, atol=3.0)
-    return tables
+    made: list[pd.DataFrame] = []
+
+    def values(work: Work) -> dict[str, Any]:
+        made.extend(make(work))
+        return {"tables": [table.astype(object).where(table.notna(), None).to_dict("list") for table in made]}
+
+    kinds = family_kinds(study) if name == "family" else vit_kinds(study)
+    found = nb.recorded(name, values, of=study, kinds=kinds, rtol=5e-2, atol=3.0)
+    return made or [pd.DataFrame(table) for table in found["tables"]]
+
+
+def family_kinds(study: Study) -> list[Kind]:
+    """Announce the pieces of the full profile: the trials of a method on one label noise."""
+    s, noisy, found = study.net, sum(noise > 0 for noise in study.noises), []
+    for name, (_, grid) in {**VANILLA, **GRIDS, **ON_ADAM}.items():
+        setting = replace(s, steps=2 * s.steps) if "twice" in name else s
+        times = noisy if name in ON_ADAM else len(study.noises)
+        members = len(grid[: study.trials]) * study.seeds
+        found.append(comparison.pieces(setting, name, members, GRADIENTS.get(name, 2.0), times))
+    return found + [comparison.pieces(replace(s, steps=max(1, int(f * s.steps))), f"length {f}",
+                                      len(FOLLOWED) * study.seeds, 2.0, noisy) for f in LENGTHS]
+
+
+def vit_kinds(study: Study) -> list[Kind]:
+    """Announce the pieces of the full profile: the transformer's start, and a method's trials each."""
+    s, grids = study.vit, {"AdamW": (1, 1.0), "SAM": (len(VIT_RADII), 2.0), "GSAM": (len(VIT_ALPHAS), 2.0),
+                           "WSAM": (len(VIT_GAMMAS), 2.0)}
+    start = comparison.pieces(replace(s, steps=study.pretraining), "start", study.vit_seeds, 1.0)
+    return [start, *(comparison.pieces(s, f"on with {name}", count * study.vit_seeds, gradients)
+                     for name, (count, gradients) in grids.items())]
+
+
+def planned() -> tuple[int, int, list[Kind]]:
+    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
+    return FULL.seeds, FULL.net.train_size, [*family_kinds(FULL), *vit_kinds(FULL)]
 
 
 def comparisons(study: Study, nb: Notebook) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return all trials, errors above :data:`COLLAPSED` as that, and the chosen ones (see :func:`compare`)."""
     keep, errors = ["noise", "method", "trial", "seed", "val_error", "test_error"], ["val_error", "test_error"]
 
-    def make() -> list[pd.DataFrame]:
-        both = [compare(study, noise, nb) for noise in study.noises]
+    def make(work: Work) -> list[pd.DataFrame]:
+        both = [compare(study, noise, nb, work) for noise in study.noises]
         chosen = pd.concat([final for _, final in both], ignore_index=True)
         trials = pd.concat([trials for trials, _ in both], ignore_index=True)[keep]
         trials[errors] = trials[errors].clip(upper=COLLAPSED)
         return [trials, chosen]
 
-    trials, chosen = recorded(nb, "family", make)
+    trials, chosen = recorded(nb, "family", make, study)
     return trials, chosen
 
 
@@ -277,7 +314,12 @@ VIT_ALPHAS = (0.01, 0.02, 0.03, 0.1, 0.2, 0.3)
 VIT_GAMMAS = tuple(round(0.8 + 0.02 * i, 2) for i in range(10))
 
 
-def train_on(study: Study, nb: Notebook) -> pd.DataFrame:
+def trained_on(study: Study, nb: Notebook) -> pd.DataFrame:
+    """Return the table of :func:`train_on`, recorded."""
+    return recorded(nb, "vit", lambda work: [train_on(study, nb, work)], study)[0]
+
+
+def train_on(study: Study, nb: Notebook, work: Work | None = None) -> pd.DataFrame:
     """Train a ViT with AdamW, then go on from there with AdamW, SAM, GSAM and WSAM on it (the paper's Table 4).
 
     Returns:
@@ -290,13 +332,13 @@ def train_on(study: Study, nb: Notebook) -> pd.DataFrame:
     adamw = {"weight_decay": study.weight_decay}
     vanilla = {"rule": "adamw_torch", **adamw}
     first = [{"method": "start", "trial": 0.0, **vanilla, "lr": 10 * study.lr, "seed": seed} for seed in seeds]
-    start, weights = comparison.run(replace(s, steps=study.pretraining), first, images, nb.device)
+    start, weights = comparison.run(replace(s, steps=study.pretraining), first, images, nb.device, work, "start")
     going_on = replace(s, model=lambda seed: comparison.net_at(s, weights[seed]))
 
     def go(method: str, fixed: Config, name: str, values: Sequence[float]) -> pd.DataFrame:
         configs = [{"method": method, "trial": value, **fixed, **({name: value} if name else {}), "lr": study.lr,
                     **adamw, "seed": seed} for value in values for seed in seeds]
-        return comparison.run(going_on, configs, images, nb.device)[0]
+        return comparison.run(going_on, configs, images, nb.device, work, f"on with {method}")[0]
 
     on = {"base": "adamw_torch"}
     sam = go("SAM", {"rule": "sam", **on}, "rho", VIT_RADII)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from sharpnb.lab import families, models
+from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data
 from sharpnb.lab.notebook import Notebook, start
+from sharpnb.lab.pieces import Kind, Work, described
 from sharpnb.lab.records import Record
 from sharpnb.lab.studies import sam_minima_published as published
 from sharpnb.lab.studies.sam_minima import NETS, SMALL, Build, Entry, augmentation, flatness, gains, pooled
@@ -74,6 +76,7 @@ class Full:
         grid, images: points a side, and training images, of the surfaces.
         test_size: images to test on (None: all).
         copies: variants of each image that are drawn before a cell's first training (0: anew in each batch).
+        label: net, data and budget in a few words, for the claims.
     """
 
     cells: tuple[Cell, ...]
@@ -84,6 +87,7 @@ class Full:
     images: int = 1024
     test_size: int | None = None
     copies: int = 0
+    label: str = "one shard of 256, no extra SVHN images"
 
 
 def _builders(classes: int, channels: int) -> dict[str, tuple[Build, int]]:
@@ -98,7 +102,30 @@ def _builders(classes: int, channels: int) -> dict[str, tuple[Build, int]]:
 
 
 def full() -> Full:
-    """Return every cell of Tables 1 and 5, those of few epochs first."""
+    """Return what fits into the budget: two rows of the tables with a small net in the place of WRN-28-10.
+
+    Seeds, augmentations and epochs are cut too; learning rate, weight decay and radius are those of Tables 6 and 7.
+    """
+    cells, wide = [], published.MODELS[0]
+    for data, names in (("cifar10", ("Basic", "Cutout")), ("fashion_mnist", ("Basic",))):
+        lr, decay, rho = published.HYPER[data, wide]
+        grey = data == "fashion_mnist"
+        for name in names:
+            cells.append(Cell(data, wide, name, 5, lr, decay, rho, _wide_colour if not grey else _wide_grey,
+                              (data, name) == ("cifar10", "Basic"), 28 if grey else 32))
+    return Full(tuple(cells), seeds=2, grid=21, images=512, label="WRN-10-2 for WRN-28-10, E = 5 epochs")
+
+
+def _wide_colour(seed: int) -> nn.Module:
+    return models.wide_resnet(10, 2, seed=seed)
+
+
+def _wide_grey(seed: int) -> nn.Module:
+    return models.wide_resnet(10, 2, channels=1, seed=seed)
+
+
+def paper() -> Full:
+    """Return every cell of Tables 1 and 5 at the paper's scale, those of few epochs first: GPU months."""
     cells = []
     for (data, model), (lr, decay, rho) in published.HYPER.items():
         small = data in ("svhn", "fashion_mnist")
@@ -142,16 +169,16 @@ def _images(cell: Cell, data: Data, copies: int) -> Data:
 
 def one(nb: Notebook, scale: Full, cell: Cell, data: Data, method: str, seed: int) -> Entry:
     """Train one net of a cell; SGD has Nesterov momentum, as the authors'."""
-    rho, times = cell.methods[method]
-    model, began = cell.build(seed), time.process_time()
+    (rho, times), on_gpu = cell.methods[method], nb.device.type == "cuda"  # where the host is not to be waited for
+    model, began = cell.build(seed).to(nb.device), time.process_time()
     base = torch.optim.SGD(model.parameters(), lr=cell.lr, momentum=0.9, weight_decay=cell.weight_decay, nesterov=True)
-    optimizer = TrueAscent(base, rho=rho, model=model) if rho else base
+    optimizer = TrueAscent(base, rho=rho, model=model, skip_nonfinite=not on_gpu) if rho else base
     epoch, images = max(1, len(data.train_y) // scale.batch_size), _images(cell, data, scale.copies)
     augment = None if scale.copies else augmentation(cell.data, cell.augmentation, cell.size)
-    with torch.random.fork_rng(devices=[nb.device] if nb.device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[nb.device] if on_gpu else []):
         torch.manual_seed(seed)
         history = train(model, images, optimizer, steps=times * cell.epochs * epoch, batch_size=scale.batch_size,
-                        seed=seed, device=nb.device, augment=augment, bf16=nb.device.type == "cuda", keep=(0, epoch))
+                        seed=seed, device=nb.device, augment=augment, bf16=on_gpu, keep=(0, epoch))
     families.set_true_gradient(model, False)
     seen = history.weights
     entry = {"data": cell.data, "model": cell.model, "augmentation": cell.augmentation, "method": method, "rho": rho,
@@ -172,43 +199,66 @@ def _loaded(nb: Notebook, scale: Full, name: str) -> Data:
 
 def _settings(scale: Full, cell: Cell) -> str:
     text = f"{cell.methods} {cell.epochs} epochs, lr {cell.lr}, decay {cell.weight_decay}, batch {scale.batch_size}"
-    return text + (f", {scale.train_size or 'all'} images, {scale.copies} copies" if scale.copies else "")
+    text += f", {scale.train_size or 'all'} images, {scale.copies} copies" if scale.copies else ""
+    return text + (f", {scale.label}" if scale.label != Full.label else "")
+
+
+def _complete(values: dict[str, Any], scale: Full, cell: Cell) -> bool:
+    """Whether a record holds every training of a cell, made with these settings."""
+    trainings = scale.seeds * len(cell.methods)
+    return values["settings"] == _settings(scale, cell) and len(values["entries"]) == trainings
 
 
 def run_cell(nb: Notebook, scale: Full, cell: Cell) -> list[Entry]:
-    """Run what a cell's record lacks, and save after each training, so that a killed run goes on where it was."""
-    settings = _settings(scale, cell)
-    found = Record.find(nb.name, cell.name, nb.profile)
-    entries = list(found.values["entries"]) if found and found.values["settings"] == settings else []
-    done = {(e["method"], e["seed"]) for e in entries}
-    todo = [(m, seed) for seed in range(scale.seeds) for m in cell.methods if (m, seed) not in done]
-    data = _loaded(nb, scale, cell.data) if todo else None
-    for method, seed in todo:
-        assert data is not None
-        entries.append(one(nb, scale, cell, data, method, seed))
-        nb.record(cell.name, {"settings": settings, "entries": entries}, rtol=5e-2, atol=0.5)
+    """Run a cell, a piece a training, or read its record."""
+    found, settings = Record.find(nb.name, cell.name, nb.profile), _settings(scale, cell)
+    if found and _complete(found.values, scale, cell):
+        return found.values["entries"]
+    work, data = Work(nb, cell.name, described([settings, cell]), kinds(scale, cell)), _loaded(nb, scale, cell.data)
+    entries = [work.do(method, partial(one, nb, scale, cell, data, method, seed), seed=seed)
+               for seed in range(scale.seeds) for method in cell.methods]
+    nb.record(cell.name, {"settings": settings, "entries": entries}, rtol=5e-2, atol=0.5, work=work)
     return entries
 
 
+def kinds(scale: Full, cell: Cell) -> list[Kind]:
+    """Announce the pieces of a cell: a method and seed each."""
+    images, found = scale.train_size or (60_000 if cell.data == "fashion_mnist" else 50_000), []
+    for method, (rho, times) in cell.methods.items():
+        steps = times * cell.epochs * max(1, images // scale.batch_size)
+        seen = 2 * images + 10_000 + (scale.grid**2 * scale.images if cell.flat else 0)
+        channels = 3 if cell.size == 32 else 1
+        found.append(Kind(method, scale.seeds, Cost(cell.build, steps, scale.batch_size, 2.0 if rho else 1.0,
+                                                    evaluated=seen, image=(channels, cell.size, cell.size))))
+    return found
+
+
+def planned() -> tuple[int, int, list[Kind]]:
+    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
+    scale = full()
+    found = [replace(kind, name=f"{cell.name}: {kind.name}") for cell in scale.cells for kind in kinds(scale, cell)]
+    return scale.seeds, 50_000, found
+
+
 def run_full(nb: Notebook, only: str = "") -> list[Entry]:
-    """Run the cells whose name contains ``only``, one after another."""
-    scale = full() if nb.profile == "full" else toy()
+    """Run the cells of the budget one after another; with ``only`` those of the paper whose name contains it."""
+    scale = (paper() if only else full()) if nb.profile == "full" else toy()
     return [entry for cell in scale.cells if only in cell.name for entry in run_cell(nb, scale, cell)]
 
 
 def full_gains(nb: Notebook, data: str, model: str, *, untuned: bool = False) -> list[float] | None:
     """Return SGD's error less SAM's from the committed full records of a row, or None until all its cells are there.
 
-    One number a seed: the mean over the row's augmentations. ``untuned`` is Table 9: the radius 0.05.
+    One number a seed: the mean over the augmentations that the budget holds. ``untuned`` is Table 9: the radius 0.05.
     """
     scale = full()
     rows = []
     for cell in (cell for cell in scale.cells if (cell.data, cell.model) == (data, model)):
         values = nb.full_record(cell.name)
-        if values is None or len(values["entries"]) < scale.seeds * len(cell.methods):
+        if values is None or not _complete(values, scale, cell):
             return None
         rows.append(gains(values["entries"], model, cell.augmentation, 0.05 if untuned else cell.rho))
-    return np.mean(rows, axis=0).tolist()
+    return np.mean(rows, axis=0).tolist() if rows else None
 
 
 # -- the survey -------------------------------------------------------------------------------------------------------
@@ -257,9 +307,8 @@ def surveyed() -> list[Entry]:
     scale, entries = survey(), []
     for cell in scale.cells:
         found = Record.find("02_sam_minima", cell.name, "survey")
-        if found and found.values["settings"] == _settings(scale, cell):
-            mine = found.values["entries"]
-            entries += mine if len(mine) == scale.seeds * len(cell.methods) else []
+        if found and _complete(found.values, scale, cell):
+            entries += found.values["entries"]
     return entries
 
 

@@ -2,8 +2,10 @@ r"""Notebook 14: where SGD ends and where the average of its iterates lies, on t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,12 @@ from torch import Tensor, nn
 
 from sharpnb.averaging import SWA
 from sharpnb.lab import models
+from sharpnb.lab.augment import Augment
+from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.many import Many, train_many
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.records import Record
+from sharpnb.lab.pieces import Kind, Work
 from sharpnb.lab.training import evaluate, shift_and_flip, train
 from sharpnb.landscape import Plane, Surface, line, surface, unit_direction
 
@@ -178,36 +182,86 @@ def with_batchnorm(data: Data, seeds: int = 3, steps: int = 400) -> list[dict[st
     return rows
 
 
+@dataclass(frozen=True)
+class Full:
+    """The CIFAR-10 experiment, with the paper's rates: lr 0.1, decay 3e-4, averaging from 75 %, at a tenth of the rate.
+
+    Attributes:
+        label: net, data and budget in a few words, for the claims.
+        data, train_size: name of the data set; training images.
+        model: seed -> net.
+        epochs, seeds: of each method; the paper has 150 epochs and three seeds.
+        augment: of the training images.
+        batch: images an update (128: the paper's).
+    """
+
+    label: str
+    data: str
+    train_size: int | None
+    model: Callable[[int], nn.Module]
+    epochs: int
+    seeds: int
+    augment: Augment
+    batch: int = 128
+
+    @property
+    def epoch(self) -> int:
+        """Updates an epoch."""
+        return (self.train_size or 50_000) // self.batch or 1
+
+
+FULL = Full("ResNet-18 of width 16, CIFAR-10, 16 epochs", "cifar10", None,
+            lambda seed: models.resnet18(width=16, seed=seed), 16, 3, shift_and_flip(4, flip=True))
+TOY = Full("ResNet-18 of width 4, digits", "digits", 200, lambda seed: models.resnet18(width=4, channels=1, seed=seed),
+           12, 2, shift_and_flip(1, flip=False))
+
+
+def settings(profile: str) -> Full:
+    """Return the settings of the full profile, or of its toy."""
+    return FULL if profile == "full" else TOY
+
+
 def full_rows(nb: Notebook) -> list[dict[str, Any]]:
-    """The papers' scale: ResNet-18 on CIFAR-10, 150 epochs of batch 128, lr 0.1, decay 3e-4, averaging from 75 %."""
-    found = Record.find(nb.name, "cifar", nb.profile)
-    if found and found.provenance.get("parameters") == nb.parameters:
-        return found.values["rows"]
-    toy = nb.profile == "toy"
-    data = nb.uses(load_data("digits", train_size=200) if toy else load_data("cifar10"))
-    epoch, epochs = len(data.train_y) // 128 or 1, 12 if toy else 150
-    rows = []
-    for seed in range(2 if toy else 3):
-        for name in ("sgd", "swa"):
-            model = models.resnet18(width=4 if toy else 64, channels=data.train_x.shape[1], seed=seed)
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=3e-4)
-            swa, count = SWA(model), [0]
+    """Train SGD and SWA for every seed: test errors, of SWA those of the last iterate and of the average."""
+    s = settings(nb.profile)
 
-            def collect(*_: Any, swa: SWA = swa, count: list[int] = count) -> None:
-                count[0] += 1
-                if count[0] >= START * epochs * epoch and count[0] % epoch == 0:
-                    swa.update()
+    def make(work: Work) -> dict[str, Any]:
+        data = nb.uses(load_data(s.data, train_size=s.train_size))
+        return {"rows": [work.do(name, partial(_full_row, s, data, name, seed, nb), seed=seed)
+                         for seed in range(s.seeds) for name in ("sgd", "swa")]}
 
-            optimizer.register_step_post_hook(collect)
-            train(model, data, optimizer, steps=epochs * epoch, batch_size=128, seed=seed, device=nb.device,
-                  schedule=sgd_schedule if name == "sgd" else swa_schedule(0.1, START), bf16=nb.device.type == "cuda",
-                  augment=shift_and_flip(1 if toy else 4, flip=not toy))
-            test = tuple(part.to(nb.device) for part in data.test)
-            row = {"method": name, "seed": seed, "test_error": evaluate(model, test)[1]}
-            if name == "swa":
-                swa.update_bn(data.train_x.split(128))
-                with swa.average_weights():
-                    row["average_test_error"] = evaluate(model, test)[1]
-            rows.append(row)
-    nb.record("cifar", {"rows": rows}, rtol=5e-2)
-    return rows
+    return nb.recorded("cifar", make, of=s, kinds=kinds(s), rtol=5e-2)["rows"]
+
+
+def _full_row(s: Full, data: Data, name: str, seed: int, nb: Notebook) -> dict[str, Any]:
+    model, epoch = s.model(seed).to(nb.device), s.epoch
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=3e-4)
+    swa, count = SWA(model), itertools.count(1)
+
+    def collect(*_: Any) -> None:
+        step = next(count)
+        if step >= START * s.epochs * epoch and step % epoch == 0:
+            swa.update()
+
+    optimizer.register_step_post_hook(collect)
+    train(model, data, optimizer, steps=s.epochs * epoch, batch_size=s.batch, seed=seed, device=nb.device,
+          schedule=sgd_schedule if name == "sgd" else swa_schedule(0.1, START), bf16=nb.device.type == "cuda",
+          augment=s.augment)
+    test = tuple(part.to(nb.device) for part in data.test)
+    row = {"method": name, "seed": seed, "test_error": evaluate(model, test)[1]}
+    if name == "swa":
+        swa.update_bn(data.train_x.to(nb.device).split(s.batch))
+        with swa.average_weights():
+            row["average_test_error"] = evaluate(model, test)[1]
+    return row
+
+
+def kinds(s: Full) -> list[Kind]:
+    """Announce the pieces of the full profile: a method and seed each."""
+    return [Kind(name, s.seeds, Cost(s.model, s.epochs * s.epoch, s.batch, evaluated=seen))
+            for name, seen in (("sgd", 70_000), ("swa", 130_000))]
+
+
+def planned() -> tuple[int, int, list[Kind]]:
+    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
+    return FULL.seeds, 50_000, kinds(FULL)

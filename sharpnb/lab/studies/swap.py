@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from sharpnb.averaging import swap, update_bn
 from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
+from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data
 from sharpnb.lab.many import Many, train_many
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.records import Record
+from sharpnb.lab.pieces import Kind, Work
 from sharpnb.lab.rows import Rows, losses
 from sharpnb.lab.studies.swa import sets, square
 from sharpnb.lab.training import batches, evaluate, train
@@ -43,6 +45,7 @@ class Settings:
         tau: training accuracy at which phase 1 stops.
         late_epochs, late_lr: of each worker in phase 2, falling to zero on a line.
         pixels, flip: augmentation.
+        label: net, data and budget in a few words, for the claims.
     """
 
     data: str = "digits"
@@ -60,6 +63,7 @@ class Settings:
     late_lr: float = 0.1
     pixels: int = 1
     flip: bool = False
+    label: str = "MLP with BatchNorm, digits"
 
     @property
     def workers(self) -> int:
@@ -85,8 +89,11 @@ class Settings:
 # Workers, batch sizes and tau are about those of a survey made before this notebook (large batch 150 until 92 % of the
 # training images are right, then 8 workers with batches of 20 on shifted digits).
 QUICK = Settings()
-FULL = Settings("cifar10", None, "resnet18", 64, 3, 4096, 512, 0.1, 5e-4, 40, 0.98, 10, 0.1, 4, True)
-TOY = Settings("digits", 160, "resnet18", 4, 1, 40, 20, 0.05, 5e-4, 2, 0.9, 1, 0.05)
+# Cut to the budget. Before: width 64, batches of 4096 and 512, 40 epochs, until 98 %, 10 epochs of each worker.
+FULL = Settings("cifar10", None, "resnet18", 16, 3, 2048, 256, 0.1, 5e-4, 10, 0.9, 3, 0.1, 4, True,
+                "ResNet-18 of width 16, CIFAR-10, 10 epochs")
+TOY = Settings("digits", 160, "resnet18", 4, 1, 40, 20, 0.05, 5e-4, 2, 0.9, 1, 0.05, label="ResNet-18, digits")
+FULL_SEEDS, TOY_SEEDS = 3, 2
 
 
 def rising_and_falling(done: float) -> float:
@@ -312,16 +319,35 @@ class Worker:
               device=where, bf16=self.bf16, progress=False)
 
 
+def settings(profile: str) -> Settings:
+    """Return the settings of a profile."""
+    return {"quick": QUICK, "full": FULL, "toy": TOY}[profile]
+
+
 def full_rows(nb: Notebook) -> list[dict[str, Any]]:
     """Large batch, small batch and SWAP on CIFAR-10: test errors and the critical path, one row a seed."""
-    found = Record.find(nb.name, "cifar", nb.profile)
-    if found and found.provenance.get("parameters") == nb.parameters:
-        return found.values["rows"]
-    s = FULL if nb.profile == "full" else TOY
-    data = nb.uses(load_data(s.data, train_size=s.train_size)).to(nb.device, torch.float32)
-    rows = [_full_row(data, seed, s, nb.device.type == "cuda") for seed in range(3 if nb.profile == "full" else 2)]
-    nb.record("cifar", {"rows": rows}, rtol=5e-2)
-    return rows
+    s, seeds = settings(nb.profile), FULL_SEEDS if nb.profile == "full" else TOY_SEEDS
+
+    def make(work: Work) -> dict[str, Any]:
+        data = nb.uses(load_data(s.data, train_size=s.train_size)).to(nb.device, torch.float32)
+        one = partial(_full_row, data, s=s, bf16=nb.device.type == "cuda")
+        return {"rows": [work.do("seed", partial(one, seed), seed=seed) for seed in range(seeds)]}
+
+    return nb.recorded("cifar", make, of={**vars(s), "net of": s.model}, kinds=kinds(s, seeds), rtol=5e-2)["rows"]
+
+
+def kinds(s: Settings, seeds: int) -> list[Kind]:
+    """Announce the pieces of the full profile: a seed each, with its three trainings."""
+    images = s.train_size or 50_000
+    epochs, runs = 3 * s.epochs + s.workers * s.late_epochs, 3 + s.workers  # baselines, phase 1 in full, the workers
+    seen = (2 * s.epochs + 2 * s.workers + 4) * images  # BatchNorm's statistics and evaluations
+    return [Kind("seed", seeds, Cost(s.model, epochs * images // s.small // runs, s.small, runs=runs,
+                                     evaluated=seen // runs))]
+
+
+def planned() -> tuple[int, int, list[Kind]]:
+    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
+    return FULL_SEEDS, 50_000, kinds(FULL, FULL_SEEDS)
 
 
 def _full_row(data: Data, seed: int, s: Settings, bf16: bool) -> dict[str, Any]:

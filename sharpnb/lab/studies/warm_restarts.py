@@ -15,7 +15,8 @@ import torch
 from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.studies.decay_runs import Rows, World, recorded, run
+from sharpnb.lab.pieces import Kind, Work
+from sharpnb.lab.studies.decay_runs import Rows, World, pieces, recorded, run
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,10 @@ _NOISY = World("MLP, shifted digits, 10 % wrong labels", "digits", 500, _mlp(24)
 _WIDE = replace(_NOISY, label="MLP, digits, start x8", model=_mlp(24, 8.0), batch_size=50, label_noise=0.0,
                 augment=None)
 _OVERFIT = replace(_WIDE, label="MLP, digits, 30 % wrong labels", model=_mlp(24), label_noise=0.3)
-_CIFAR = World("ResNet-20, CIFAR-10", "cifar10", None, lambda seed: models.resnet(20, seed=seed), batch_size=128,
-               augment=shift_and_flip(4, flip=True), many=False)
-_SMALL_CIFAR = replace(_CIFAR, label="ResNet-8, CIFAR-10", model=lambda seed: models.resnet(8, seed=seed))
+_CIFAR = World("ResNet-8, CIFAR-10, up to 7 epochs", "cifar10", None, lambda seed: models.resnet(8, seed=seed),
+               batch_size=128, augment=shift_and_flip(4, flip=True), many=False)
+_SMALL_CIFAR = replace(_CIFAR, label="ResNet-8 of width 8, CIFAR-10",
+                       model=lambda seed: models.resnet(8, width=8, seed=seed))
 _TOY = World("ResNet-8, digits", "digits", 128, lambda seed: models.resnet(8, width=4, channels=1, seed=seed),
              batch_size=32, augment=shift_and_flip(1, flip=False), many=False)
 _TINY = replace(_TOY, label="MLP with BatchNorm, digits",
@@ -113,21 +115,22 @@ _EPOCH = 390  # batches of 128 in CIFAR-10
 ANYTIME = {
     "quick": Anytime(_NOISY, steps=1500, t_0=100, every=50, lr_adam=2.0**-7, lr_sgd=0.1, l2=(3e-4,),
                      lambda_norm=0.05, seeds=5),
-    "full": Anytime(_CIFAR, steps=75 * _EPOCH, t_0=5 * _EPOCH, every=_EPOCH, lr_adam=1e-3, lr_sgd=0.05, l2=(0.0, 1e-4),
+    # Cut to the budget, as the two below. Before: ResNet-20, 75 epochs, T_0 of 5; 32 and 72 epochs.
+    "full": Anytime(_CIFAR, steps=7 * _EPOCH, t_0=_EPOCH, every=_EPOCH, lr_adam=1e-3, lr_sgd=0.05, l2=(1e-4,),
                     lambda_norm=0.05, seeds=2),
     "toy": Anytime(_TOY, steps=12, t_0=4, every=4, lr_adam=1e-3, lr_sgd=0.05, l2=(0.0,), lambda_norm=0.05, seeds=2),
 }
 BUDGETS = {
     "quick": Budgets(_WIDE, steps=(50, 200, 800), lrs=(2.0**-5, 2.0**-4), lr_sgd=0.05,
                      decays=tuple(2.0**-k for k in range(10, 3, -1)), seeds=4),
-    "full": Budgets(_CIFAR, steps=(2 * _EPOCH, 8 * _EPOCH, 32 * _EPOCH), lrs=(1e-3,), lr_sgd=0.05,
-                    decays=tuple(2.0**-k for k in range(16, 8, -1)), seeds=1),
+    "full": Budgets(_CIFAR, steps=(_EPOCH // 4, _EPOCH, 4 * _EPOCH), lrs=(1e-3,), lr_sgd=0.05,
+                    decays=tuple(4.0**-k for k in range(7, 3, -1)), seeds=1),
     "toy": Budgets(_TINY, steps=(2, 4, 8), lrs=(1e-3,), lr_sgd=0.05, decays=(0.001, 0.01, 0.1), seeds=2),
 }
 LONG = {
     "quick": LongAdam(_WIDE, _WIDE, steps=900, lrs=(2.0**-10, 2.0**-8, 2.0**-6, 2.0**-4),
                       l2s=(1e-4, 1e-3, 1e-2, 1e-1), lambda_norm=0.25, seeds=3),
-    "full": LongAdam(_CIFAR, _SMALL_CIFAR, steps=72 * _EPOCH, lrs=(1e-4, 1e-3), l2s=(1e-5, 1e-4), lambda_norm=0.05,
+    "full": LongAdam(_CIFAR, _SMALL_CIFAR, steps=6 * _EPOCH, lrs=(1e-4, 1e-3), l2s=(1e-5, 1e-4), lambda_norm=0.05,
                      seeds=1),
     "toy": LongAdam(_TINY, _TINY, steps=18, lrs=(1e-3, 1e-2), l2s=(1e-4, 1e-3), lambda_norm=0.05, seeds=2),
 }
@@ -143,7 +146,8 @@ def anytime(s: Anytime, nb: Notebook) -> Rows:
                 ("SGDW, constant", sgdw | {"schedule": "constant"}),
                 ("SGDW, constant / 5", sgdw | {"schedule": "constant", "lr": s.lr_sgd / 5})]
     configs = [{"method": name, "seed": seed, **c} for name, c in methods for seed in range(s.seeds)]
-    rows = recorded(nb, "anytime", lambda: run(s.world, nb, configs, s.steps, s.every))
+    rows = recorded(nb, "anytime", lambda work: run(s.world, nb, configs, s.steps, s.every, work, "anytime"), of=s,
+                    kinds=anytime_kinds(s))
     final: Any = pd.DataFrame([row for row in rows if row["method"] == "Adam" and row["step"] == s.steps])
     best = final.groupby("weight_decay")["test_error"].mean().idxmin()
     return [row for row in rows if row["method"] != "Adam" or row["weight_decay"] == best]
@@ -181,15 +185,15 @@ def budgets(s: Budgets, nb: Notebook) -> Rows:
     if nb.profile == "quick":
         groups.append(("AdamW, 30 % wrong labels", _OVERFIT, {"rule": "adamw"}, (2.0**-6,)))
 
-    def make() -> Rows:
+    def make(work: Work | None) -> Rows:
         rows = []
         for (name, world, fixed, lrs), steps in itertools.product(groups, s.steps):
             configs = [{"method": name, "seed": seed, "lr": lr, "weight_decay": decay, **fixed}
                        for lr in lrs for decay in s.decays for seed in range(s.seeds)]
-            rows += [{**row, "budget": steps} for row in run(world, nb, configs, steps)]
+            rows += [{**row, "budget": steps} for row in run(world, nb, configs, steps, 0, work, f"budget {steps}")]
         return rows
 
-    return recorded(nb, "budgets", make)
+    return recorded(nb, "budgets", make, of=s, kinds=budgets_kinds(s))
 
 
 def optimum(table: pd.DataFrame) -> pd.DataFrame:
@@ -229,15 +233,38 @@ def long_adam(s: LongAdam, nb: Notebook) -> Rows:
             for name, schedule, lr, l2 in cells for seed in seeds]
     short = {f"AdamW, 1/{part}": s.steps // part for part in SHARES}
 
-    def make() -> Rows:
-        rows = run(s.world, nb, grid, s.steps)
+    def make(work: Work | None) -> Rows:
+        rows = run(s.world, nb, grid, s.steps, 0, work, "Adam")
         adamw = {"rule": "adamw", "lambda_norm": s.lambda_norm}
         for name, steps in short.items():
             configs = [{"method": name, "lr": lr, "seed": seed, **adamw} for lr in s.lrs for seed in seeds]
-            rows += run(s.small, nb, configs, steps)
+            rows += run(s.small, nb, configs, steps, 0, work, name)
         return rows
 
-    return recorded(nb, "long_adam", make)
+    return recorded(nb, "long_adam", make, of=s, kinds=long_kinds(s))
+
+
+def anytime_kinds(s: Anytime) -> list[Kind]:
+    """Announce the pieces of the full profile: all methods of a seed."""
+    return [pieces(s.world, "anytime", s.seeds, s.steps, s.steps // s.every, len(s.l2) + 6)]
+
+
+def budgets_kinds(s: Budgets) -> list[Kind]:
+    """Announce the pieces of the full profile: a method's decays at one budget."""
+    runs = max(len(s.lrs), 1) * len(s.decays)
+    return [pieces(s.world, f"budget {steps}", 2 * s.seeds, steps, runs=runs) for steps in s.steps]
+
+
+def long_kinds(s: LongAdam) -> list[Kind]:
+    """Announce the pieces of the full profile: Adam's grid, and AdamW's rates at each share of the steps."""
+    grid = pieces(s.world, "Adam", s.seeds, s.steps, runs=len(s.lrs) * (len(s.l2s) + 1))
+    return [grid, *(pieces(s.small, f"AdamW, 1/{part}", s.seeds, s.steps // part, runs=len(s.lrs)) for part in SHARES)]
+
+
+def planned() -> tuple[int, int, list[Kind]]:
+    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
+    kinds = [*anytime_kinds(ANYTIME["full"]), *budgets_kinds(BUDGETS["full"]), *long_kinds(LONG["full"])]
+    return ANYTIME["full"].seeds, 50_000, kinds
 
 
 def best_cell(rows: Sequence[dict[str, Any]], method: str) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,12 +11,15 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from sharpnb.curvature import HessianOperator, sharpness, top_eigenvalues
 from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
+from sharpnb.lab.budget import Cost
+from sharpnb.lab.data import Data
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.records import Record
+from sharpnb.lab.pieces import Kind, Work
 from sharpnb.lab.studies import comparison
 from sharpnb.lab.studies.comparison import Setting
 
@@ -25,6 +29,7 @@ PAPER_GAMMAS = (0.5, 0.6, 0.7, 0.8, 0.82, 0.84, 0.86, 0.88, 0.9, 0.92, 0.94, 0.9
 GAMMAS = (0.0, 0.25, *PAPER_GAMMAS, 0.98)
 # SAM's further radii in the comparison at equal budgets: as many as WSAM's weights in the paper's range.
 MORE_RHOS = (0.03, 0.07, 0.12, 0.14, 0.16, 0.18, 0.23, 0.26, 0.3, 0.34, 0.38, 0.44)
+PRODUCTS = 40  # with the Hessian for its largest eigenvalue; a guess, for the budget alone
 FORMS = {"decoupled": True, "coupled": False}
 
 
@@ -49,20 +54,24 @@ def _mlp(*sizes: int) -> Setting:
 
 
 def _resnet(depth: int) -> Setting:
-    return Setting(f"ResNet-{depth}, CIFAR-10", "cifar10", 45_000, 5_000,
-                   lambda seed: models.resnet(depth, norm=False, seed=seed), steps=200 * 351, batch_size=128,
-                   dtype=torch.float32, augment=shift_and_flip(4, flip=True))
+    return Setting(f"ResNet-{depth} of width 8, 10,000 images of CIFAR-10, 12 epochs", "cifar10", 10_000, 2000,
+                   lambda seed: models.resnet(depth, width=8, norm=False, seed=seed), steps=12 * 78, batch_size=128,
+                   dtype=torch.float32, augment=shift_and_flip(4, flip=True), images=1000)
 
 
 # lr = 0.1, momentum 0.9 and 300 images are taken over from the survey made before this notebook; nothing was tuned but
 # what the notebook tunes in the open.
 QUICK = Study((_mlp(64, 24, 10), _mlp(64, 24, 24, 10)), (0.0, 0.2), seeds=5, lr=0.1)
-FULL = Study((_resnet(20), _resnet(32)), (0.0, 0.2), seeds=5, lr=0.1, weight_decay=5e-4)
+# Cut to the budget. Before: ResNet-20 and ResNet-32, 45,000 images, 200 epochs, 5 seeds, all of the paper's radii and
+# weights. SAM has as many further radii as WSAM has weights in the paper's range.
+FULL = Study((_resnet(8),), (0.0, 0.2), seeds=3, lr=0.1, weight_decay=5e-4, rhos=(0.05, 0.1, 0.2),
+             more=(0.03, 0.07, 0.12, 0.14, 0.16, 0.26, 0.3), lambda_seeds=2,
+             gammas=(0.0, 0.5, 0.7, 0.8, 0.88, 0.9, 0.92, 0.96))
 _TOY = replace(_resnet(8), label="ResNet-8, digits", data="digits", train_size=100, validation=100, steps=6,
                batch_size=32, images=50, augment=shift_and_flip(1, flip=False),
                model=lambda seed: models.resnet(8, width=2, channels=1, norm=False, seed=seed))
 TOY = replace(FULL, nets=(_TOY, replace(_TOY, label="ResNet-8 again")), seeds=2, lr=0.02, gammas=(0.0, 0.5, 0.9),
-              rhos=(0.05, 0.1), more=(0.2,), lambda_seeds=1)
+              rhos=(0.05, 0.1), more=(0.2, 0.3), lambda_seeds=1)
 
 
 def study_of(profile: str) -> Study:
@@ -76,7 +85,7 @@ def _configs(study: Study, method: str, trials: Iterable[tuple[float, dict[str, 
             for value, own in trials for seed in range(study.seeds)]
 
 
-def sweep(study: Study, nb: Notebook) -> list[dict[str, Any]]:
+def sweep(study: Study, nb: Notebook, work: Work | None = None) -> list[dict[str, Any]]:
     """Tune ρ on SAM, then sweep γ at that ρ, for every net and label noise; the first net also in the coupled form.
 
     Returns:
@@ -90,19 +99,33 @@ def sweep(study: Study, nb: Notebook) -> list[dict[str, Any]]:
             images = comparison.splits(s, study.seeds)
             nb.uses(images[0].data)
             radii = [(rho, {"rule": "sam", "rho": rho}) for rho in study.rhos + (() if number else study.more)]
-            sam, _ = comparison.run(s, _configs(study, "SAM", radii), images, nb.device)
+            sam, _ = comparison.run(s, _configs(study, "SAM", radii), images, nb.device, work, f"SAM {number}")
             rho = float(comparison.chosen(sam[sam["trial"].isin(study.rhos)])["trial"].iloc[0])
             configs = []
             for form, decouple in FORMS.items() if number == 0 else [("decoupled", True)]:
                 own = {"rule": "wsam", "rho": rho, "decouple": decouple}
                 configs += _configs(study, form, [(gamma, {**own, "gamma": gamma}) for gamma in study.gammas])
-            wsam, weights = comparison.run(s, configs, images, nb.device)
+            wsam, weights = comparison.run(s, configs, images, nb.device, work, f"WSAM {number}")
             if number == 0:
                 measured = [c["seed"] < study.lambda_seeds for c in configs]
-                wsam["lambda_max"] = [comparison.lambda_max(s, w, images[c["seed"]].data) if wanted else float("nan")
-                                      for wanted, c, w in zip(measured, configs, weights, strict=True)]
+                wsam["lambda_max"] = _lambdas(s, nb, work, weights, [
+                    images[c["seed"]].data if wanted else None for c, wanted in zip(configs, measured, strict=True)])
             rows += pd.concat([sam, wsam]).assign(net=s.label, noise=noise).reindex(columns=COLUMNS).to_dict("records")
     return rows
+
+
+def _lambdas(
+    s: Setting, nb: Notebook, work: Work | None, weights: Tensor, data: Sequence[Data | None]
+) -> list[float]:
+    """Return the largest eigenvalue of each net for which there is data: a piece of the full profile."""
+
+    def make() -> dict[str, Any]:
+        where = "cpu" if nb.profile == "quick" else nb.device
+        return {"values": [float("nan") if images is None else comparison.lambda_max(s, w, images, device=where)
+                           for w, images in zip(weights, data, strict=True)]}
+
+    mark = hashlib.sha256(weights.numpy().tobytes()).hexdigest()[:16]
+    return (make() if work is None else work.do("lambda_max", make, noise=s.noise, weights=mark))["values"]
 
 
 COLUMNS = ["net", "noise", "method", "trial", "rho", "seed", "val_error", "test_error", "train_loss", "lambda_max"]
@@ -110,12 +133,29 @@ COLUMNS = ["net", "noise", "method", "trial", "rho", "seed", "val_error", "test_
 
 def table_of(study: Study, nb: Notebook) -> pd.DataFrame:
     """Run and record the sweep; a finished record of the full profile is read instead."""
-    found = Record.find(nb.name, "gamma", nb.profile) if nb.full else None
-    if found and found.provenance.get("parameters") == nb.parameters:
-        return pd.DataFrame(found.values)
-    table = pd.DataFrame(sweep(study, nb), columns=COLUMNS)
-    nb.record("gamma", table.to_dict("list"), rtol=5e-2, atol=1.0)
-    return table
+
+    def make(work: Work) -> dict[str, Any]:
+        return pd.DataFrame(sweep(study, nb, work), columns=COLUMNS).to_dict("list")
+
+    return pd.DataFrame(nb.recorded("gamma", make, of=study, kinds=kinds(study), rtol=5e-2, atol=1.0))
+
+
+def kinds(study: Study) -> list[Kind]:
+    """Announce the pieces of the full profile."""
+    found, noises = [], len(study.noises)
+    for number, net in enumerate(study.nets):
+        radii, forms = len(study.rhos) + (0 if number else len(study.more)), 1 if number else len(FORMS)
+        found += [comparison.pieces(net, f"SAM {number}", radii * study.seeds, 2.0, noises),
+                  comparison.pieces(net, f"WSAM {number}", forms * len(study.gammas) * study.seeds, 2.0, noises)]
+    first, measured = study.nets[0], len(FORMS) * len(study.gammas) * study.lambda_seeds
+    products = 2 * PRODUCTS * first.images // first.batch_size
+    cost = Cost(first.model, 0, first.batch_size, runs=measured, products=products)
+    return [*found, Kind("lambda_max", noises, cost)]
+
+
+def planned() -> tuple[int, int, list[Kind]]:
+    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
+    return FULL.seeds, FULL.nets[0].train_size, [*kinds(FULL), _sharpness_kind(FULL, len(PAPER_RHOS), 3)]
 
 
 def rivals(table: pd.DataFrame, study: Study) -> pd.DataFrame:
@@ -153,6 +193,13 @@ def worst_inside(part: pd.DataFrame, low: float = 0.8, high: float = 0.95) -> np
     return (errors.loc[0.0] - candidates.loc[candidates.mean(axis=1).round(9).idxmax()]).to_numpy()
 
 
+def _sharpness_kind(study: Study, radii: int, seeds: int) -> Kind:
+    """Announce the one piece of :func:`sharpness_and_lambda`: nets of SGD, an eigenvalue, 20 steps a radius."""
+    s = study.nets[0]
+    products = (2 * PRODUCTS + 20 * radii) * s.images // s.batch_size
+    return Kind("sharpness", 1, Cost(s.model, s.steps, s.batch_size, 1.0, seeds, True, products=products))
+
+
 def sharpness_and_lambda(study: Study, nb: Notebook, radii: Sequence[float], seeds: int = 3) -> pd.DataFrame:
     r"""Train SGD and compare :math:`2\tilde L/\rho^2` with the largest eigenvalue, with and without the slope's part.
 
@@ -160,16 +207,25 @@ def sharpness_and_lambda(study: Study, nb: Notebook, radii: Sequence[float], see
         A row a radius and seed: ``whole`` is :math:`2\tilde L/(\rho^2\lambda_1)` by projected ascent of 20 steps,
         ``curved`` the same of :math:`\tilde L-\rho\|\nabla L\|`, the part that is left at a stationary point.
     """
-    s = study.nets[0]
-    images, rows = comparison.splits(s, seeds), []
-    configs = [c for c in _configs(study, "SGD", [(0.0, {"rule": "sgd"})]) if c["seed"] < seeds]
-    _, weights = comparison.run(s, configs, images, nb.device)
-    for seed, (w, own) in enumerate(zip(weights, images, strict=True)):
-        net, data = comparison.net_at(s, w), tuple(part[: s.images] for part in own.data.train)
-        op = HessianOperator(net, F.cross_entropy, data)
-        top, slope_at_w = float(top_eigenvalues(op, 1, tol=1e-4).values[0]), float(op.gradient().norm())
-        for rho in radii:
-            rise = sharpness(net, F.cross_entropy, data, rho, steps=20).value
-            rows.append({"rho": rho, "seed": seed, "lambda_1": top, "whole": 2 * rise / (rho**2 * top),
-                         "curved": 2 * (rise - rho * slope_at_w) / (rho**2 * top)})
-    return pd.DataFrame(rows)
+    s, seeds = study.nets[0], min(seeds, study.seeds)
+
+    def make() -> dict[str, Any]:
+        images, rows, where = comparison.splits(s, seeds), [], nb.device if nb.full else "cpu"
+        configs = [c for c in _configs(study, "SGD", [(0.0, {"rule": "sgd"})]) if c["seed"] < seeds]
+        _, weights = comparison.run(s, configs, images, nb.device)
+        for seed, (w, own) in enumerate(zip(weights, images, strict=True)):
+            net, data = comparison.net_at(s, w, where), tuple(part[: s.images].to(where) for part in own.data.train)
+            op = HessianOperator(net, F.cross_entropy, data)
+            top, slope_at_w = float(top_eigenvalues(op, 1, tol=1e-4).values[0]), float(op.gradient().norm())
+            for rho in radii:
+                rise = sharpness(net, F.cross_entropy, data, rho, steps=20).value
+                rows.append({"rho": rho, "seed": seed, "lambda_1": top, "whole": 2 * rise / (rho**2 * top),
+                             "curved": 2 * (rise - rho * slope_at_w) / (rho**2 * top)})
+        return {"rows": rows}
+
+    if not nb.full:
+        return pd.DataFrame(make()["rows"])
+    told = {"study": study, "radii": radii, "seeds": seeds}
+    found = nb.recorded("sharpness", lambda work: work.do("sharpness", make), of=told,
+                        kinds=[_sharpness_kind(study, len(radii), seeds)])
+    return pd.DataFrame(found["rows"])

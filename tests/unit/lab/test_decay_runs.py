@@ -54,7 +54,7 @@ def test_each_seed_of_digits_has_its_own_split(nb):
 def test_the_quick_profile_always_trains_and_the_full_one_reads_its_record(nb, monkeypatch):
     calls = []
 
-    def make():
+    def make(work):
         calls.append(1)
         return [{"x": 1.0}]
 

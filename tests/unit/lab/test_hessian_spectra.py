@@ -21,7 +21,7 @@ def nb(tmp_path, monkeypatch):
 
 def test_the_times_are_those_of_the_papers_panels():
     assert study.times(study.QUICK) == {7: "epoch 1", 100: "middle", 600: "end"}
-    assert study.times(study.FULL) == {195: "epoch 1", 50 * 195: "middle", 300 * 195: "end"}
+    assert study.times(study.FULL) == {195: "epoch 1", 3 * 195: "middle", 18 * 195: "end"}
 
 
 @pytest.mark.parametrize("s", [SMALL, replace(study.TOY, steps=18, train_size=64, batch_size=32, seeds=1, dtype=torch.float64)])
@@ -76,7 +76,8 @@ def test_the_quadrature_and_the_dense_spectrum_agree(nb):
 def test_a_finished_full_run_is_not_trained_again(tmp_path, monkeypatch):
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
     nb = lab.start("03_hessian_spectra", profile="toy", device="cpu")
-    nb.record("clean", {"rows": [{"rule": "sgd"}]})
+    monkeypatch.setattr(study, "run", lambda *a, **k: ([{"rule": "sgd"}], {}))
+    study.rows_of(study.TOY, nb, "clean")
     monkeypatch.setattr(study, "run", lambda *a, **k: pytest.fail("trained again"))
     assert study.rows_of(study.TOY, nb, "clean") == ([{"rule": "sgd"}], {})
 

@@ -46,3 +46,21 @@ def test_ordinary_rules_and_mixup_start_from_the_same_nets():
     w = study.with_rule(s, nb, one, lambda e: {"rule": "sam", "rho": 0.0})
     again = study.with_rule(s, nb, [dict(one[0])], lambda e: {"rule": "sgd"})
     assert torch.allclose(w, again, atol=1e-6)
+
+
+def test_mixed_batches_that_do_not_fit_into_memory_are_trained_in_halves(monkeypatch):
+    s, nb = study.TOY, lab.start("05_label_noise", profile="toy", device="cpu")
+    grid = lambda: study.grid(s, "Mixup", (1.0,), (0.2, 0.4))
+    whole = grid()
+    expected, fit = study.with_mixup(s, nb, whole), study.Rows.fit
+
+    def limited(rows, *arguments, **options):
+        if len(rows.w) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return fit(rows, *arguments, **options)
+
+    monkeypatch.setattr(study.Rows, "fit", limited)
+    entries = grid()
+    with pytest.warns(UserWarning, match="4 nets on mixed batches at once do not fit .* going on with 2"):
+        w = study.with_mixup(s, nb, entries)
+    assert torch.allclose(w, expected, atol=1e-5) and [e["test_error"] for e in entries] == [e["test_error"] for e in whole]

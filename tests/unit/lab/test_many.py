@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sharpnb import rules
-from sharpnb.lab import load_data, models, train_many, with_label_noise
+from sharpnb.lab import load_data, many, models, train_many, with_label_noise
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.training import SCHEDULES, batches
 from sharpnb.optim import ASAM, ESAM, GSAM, SAM, SGDW, WSAM, AdamW, FisherSAM, LookSAM
@@ -283,3 +283,44 @@ def test_bad_settings_are_told_before_anything_runs(configs, words):
     with pytest.raises(ValueError) as error:
         train_many(configs, DATA, lambda s: models.mlp(seed=s), steps=1)
     assert all(word in str(error.value) for word in words)
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def _with_room_for(members, monkeypatch):
+    """Let a step of more members than that fail as it does on a full GPU; return the sizes that were tried."""
+    step, tried = many._Group.step, []
+
+    def limited(group, number):
+        tried.append(len(group.members))
+        if len(group.members) > members:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        step(group, number)
+
+    monkeypatch.setattr(many._Group, "step", limited)
+    return tried
+
+
+FIVE = [{"rule": "sam", "rho": 0.05, "lr": 0.1, "momentum": 0.9, "seed": seed} for seed in range(5)]
+
+
+def _five():
+    return train_many(FIVE, DATA, _mlp, steps=6, batch_size=20, dtype=torch.float64, device="cpu", chunk=8, progress=False)
+
+
+def test_what_does_not_fit_into_memory_is_done_in_halves_with_the_same_result(monkeypatch):
+    whole = _five()
+    tried = _with_room_for(2, monkeypatch)
+    with pytest.warns(UserWarning, match=r"5 members .* do not fit .* going on with 2"):
+        halved = _five()
+    assert tried[0] == 5 and set(tried[1:]) == {1, 2}
+    assert torch.allclose(halved.weights, whole.weights, rtol=0, atol=1e-12)
+    assert [row["member"] for row in halved.rows] == [row["member"] for row in whole.rows]
+    assert [row["test_error"] for row in halved.rows] == [row["test_error"] for row in whole.rows]
+
+
+def test_a_member_that_does_not_fit_alone_is_a_message(monkeypatch):
+    _with_room_for(0, monkeypatch)
+    with pytest.warns(UserWarning), pytest.raises(torch.OutOfMemoryError, match=r"even one .*\n.*batch_size"):
+        _five()

@@ -18,7 +18,7 @@ from sharpnb.lab.studies import sam_minima_published as published
 
 @pytest.fixture
 def nb(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "records", lambda notebook, profile: tmp_path / notebook / profile)
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
     return lab.start("02_sam_minima", profile="toy", device="cpu")
 
 
@@ -31,12 +31,14 @@ def test_figure_1_left_has_the_paper_s_one_negative_dot_and_its_ranges():
     assert round(max(groups["Finetuning"]), 1) == 45.7
 
 
-def test_the_full_profile_is_every_cell_of_tables_1_and_5_with_a_record_each():
-    cells = full_study.full().cells
+def test_the_papers_scale_is_every_cell_of_tables_1_and_5_with_a_record_each():
+    cells = full_study.paper().cells
     assert len(cells) == 30 + 8 and len({cell.name for cell in cells}) == 38
     assert [cell.name for cell in cells if cell.flat] == ["cifar10-wrn-28-10-200-epochs-basic"]
     assert all(("SAM, untuned" in cell.methods) == (cell.rho != 0.05) for cell in cells)
     assert {cell.epochs for cell in cells} == {200, 1800}
+    budget = full_study.full()
+    assert {cell.name for cell in budget.cells} < {cell.name for cell in cells} and "WRN-10-2" in budget.label
 
 
 def test_a_batched_shake_draws_for_each_net_and_rests_in_evaluation():
@@ -102,10 +104,10 @@ def test_the_full_profile_runs_as_a_toy_and_goes_on_where_it_was_killed(nb, monk
     first = full_study.run_full(nb, only="wrn")
     assert {entry["method"] for entry in first} == {"SAM", "SGD, E", "SGD, 2E"} and len(first) == 6
     assert len(first[0]["values"]) == 3
-    path = Record.find(nb.name, full_study.toy().cells[0].name, "toy").path
-    content = json.loads(path.read_text())
-    content["values"]["entries"] = content["values"]["entries"][:4]  # killed after the fourth training
-    path.write_text(json.dumps(content))
+    name = full_study.toy().cells[0].name
+    Record.find(nb.name, name, "toy").path.unlink()
+    for piece in list((paths.runs("toy") / "pieces" / nb.name / name).glob("*.json"))[4:]:
+        piece.unlink()  # killed after the fourth training
     trainings, one = [], full_study.one
     monkeypatch.setattr(full_study, "one", lambda *args: trainings.append(args[-2:]) or one(*args))
     again = full_study.run_full(nb)

@@ -1,0 +1,58 @@
+"""Every study of the full profile, at toy size: it makes the pieces that it announces, and then reads its records."""
+
+import pytest
+
+from sharpnb import lab
+from sharpnb.lab import notebook, pieces
+from sharpnb.lab.studies import (
+    adamw_generalization,
+    alpha_lambda,
+    filter_grafting,
+    label_noise,
+    lookahead,
+    m_sharpness,
+    sam,
+    sam_family,
+    swa,
+    swap,
+    warm_restarts,
+    wsam_gamma,
+)
+
+STUDIES = {
+    "01_sam": lambda nb: [sam.recorded(name, getattr(sam, name), sam.TOY, nb) for name in ("orders", "kinds", "inner")],
+    "04_m_sharpness": lambda nb: [m_sharpness.recorded(name, getattr(m_sharpness, name), m_sharpness.TOY, nb)
+                                  for name in ("trained", "family")],
+    "05_label_noise": lambda nb: label_noise.recorded(label_noise.TOY, nb),
+    "08_wsam_gamma": lambda nb: wsam_gamma.table_of(wsam_gamma.TOY, nb).fillna(0).to_dict("list"),
+    "09_sam_family": lambda nb: sam_family.trained_on(sam_family.TOY, nb).fillna(0).to_dict("list"),
+    "11_alpha_lambda_heatmaps": lambda nb: alpha_lambda.run(alpha_lambda.TOY, ["sgd"], nb, "cells").to_dict("list"),
+    "12_adamw_generalization": lambda nb: adamw_generalization.compare("toy", adamw_generalization.REGIMES["toy"]["toy"], nb),
+    "13_warm_restarts": lambda nb: [warm_restarts.anytime(warm_restarts.ANYTIME["toy"], nb),
+                                    warm_restarts.budgets(warm_restarts.BUDGETS["toy"], nb),
+                                    warm_restarts.long_adam(warm_restarts.LONG["toy"], nb)],
+    "14_swa_landscapes": swa.full_rows, "15_swap": swap.full_rows, "16_lookahead": lookahead.full_rows,
+    "17_filter_grafting": lambda nb: filter_grafting.rows_of(filter_grafting.TOY, nb)[0],
+}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_pieces_are_those_announced_and_a_second_call_makes_none(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    works = []
+
+    class Seen(pieces.Work):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            works.append(self)
+
+    monkeypatch.setattr(notebook, "Work", Seen)
+    nb = lab.start(name, profile="toy", device="cpu")
+    first = STUDIES[name](nb)
+    assert works
+    for work in works:
+        made = [piece["kind"] for piece in work.log]
+        assert {kind: made.count(kind) for kind in work.kinds} == {kind.name: kind.count for kind in work.kinds.values()}
+    monkeypatch.setenv(pieces.DEADLINE, "0")
+    assert STUDIES[name](nb) == first

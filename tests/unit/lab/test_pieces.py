@@ -1,0 +1,289 @@
+"""Pieces of a long study: kept, resumed after a kill, paused by a budget, and what is said when a GPU fails."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sharpnb import lab, paths
+from sharpnb.lab import Record, models, pieces
+from sharpnb.lab.budget import Cost
+from sharpnb.lab.pieces import GpuLost, Kind, Paused, Work, described
+from sharpnb.lab.studies import hessian_spectra as study
+from sharpnb.lab.studies import swa
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+KINDS = [Kind("a", 3), Kind("b", 1)]
+
+
+@pytest.fixture
+def nb(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    monkeypatch.delenv(pieces.DEADLINE, raising=False)
+    return lab.start("03_hessian_spectra", profile="toy", device="cpu")
+
+
+def test_a_finished_piece_is_read_back_as_it_was(nb):
+    value = {"rows": [{"x": 0.1, "n": None, "nan": float("nan")}], "w": torch.tensor([[1.5, 2.5]])}
+    for make in (lambda: value, lambda: pytest.fail("made again")):
+        work = Work(nb, "r", {"s": 1}, KINDS)
+        got = work.do("a", make, seed=0)
+        assert got["rows"][0]["x"] == 0.1 and torch.equal(got["w"], value["w"]) and got["w"].dtype == torch.float32
+        assert work.log[0]["kind"] == "a" and work.log[0]["seconds"] >= 0 and work.log[0]["peak_bytes"] > 1e6
+    assert not list(nb_files("*.partial"))
+
+
+def nb_files(pattern):
+    return paths.runs("toy").rglob(pattern)
+
+
+@pytest.mark.parametrize("other", [{"settings": {"s": 2}}, {"record": "q"}, {"kind": "b"}, {"seed": 1}])
+def test_other_settings_find_no_piece(nb, other):
+    def count(settings=None, record="r", kind="a", seed=0):
+        made = []
+        Work(nb, record, settings or {"s": 1}, KINDS).do(kind, lambda: made.append(1) or {}, seed=seed)
+        return len(made)
+
+    assert (count(), count(), count(**other)) == (1, 0, 1)
+
+
+def test_a_damaged_piece_is_made_again(nb):
+    Work(nb, "r", 0, KINDS).do("a", lambda: {"w": torch.ones(2)})
+    (arrays,) = nb_files("*.npz")
+    arrays.write_bytes(b"half")
+    made = Work(nb, "r", 0, KINDS).do("a", lambda: {"w": torch.zeros(2)})
+    assert torch.equal(made["w"], torch.zeros(2))
+
+
+def test_a_kind_that_was_not_announced_is_refused(nb):
+    with pytest.raises(KeyError, match="'c' is no kind of piece of r: a, b"):
+        Work(nb, "r", 0, KINDS).do("c", dict)
+
+
+def test_the_quick_profile_keeps_nothing_and_knows_no_budget(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    monkeypatch.setenv(pieces.DEADLINE, "0")
+    quick = lab.start("03_hessian_spectra", device="cpu")
+    assert quick.recorded("r", lambda work: work.do("any", lambda: {"x": 1}), of={"s": 1}) == {"x": 1}
+    assert [path.name for path in tmp_path.rglob("*.json")] == ["r.json"]
+    assert "pieces" not in Record.load(next(tmp_path.rglob("r.json"))).provenance
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Some:
+    net: object
+    dtype: torch.dtype = torch.float32
+    steps: tuple = (1, 2)
+
+
+def test_settings_are_told_by_what_they_build_and_not_by_where_they_lie_in_memory():
+    def some(width):
+        return described(Some(lambda seed: models.mlp((64, width, 10), seed=seed)))
+
+    assert some(4) == some(4) != some(5)
+    assert some(4)["dtype"] == "torch.float32" and "net of 310 weights" in some(4)["net"]
+    assert json.loads(json.dumps(some(4))) == some(4)
+
+
+# -- time -------------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """A clock that only work moves."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def time(self):
+        return self.now
+
+    perf_counter = time
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(pieces, "time", clock)
+    return clock
+
+
+def through(nb, clock, seconds=4.0):
+    """Go through three pieces of some seconds and one that is told by another kind."""
+    work = Work(nb, "r", 0, KINDS)
+
+    def make():
+        clock.now += seconds
+        return {"at": clock.now}
+
+    return [work.do("a", make, seed=seed)["at"] for seed in range(3)] + [work.do("b", make)["at"]]
+
+
+def test_a_budget_stops_before_the_piece_that_would_not_end_and_the_next_call_goes_on(nb, clock, monkeypatch):
+    monkeypatch.setenv(pieces.DEADLINE, "10")
+    with pytest.raises(Paused, match=r"2 of 4 pieces are finished. The next \(a\) is expected to take 4 s, and 2 s are "
+                                     r"left. The same command goes on"):
+        through(nb, clock)
+    assert clock.now == 8
+    monkeypatch.setenv(pieces.DEADLINE, "17")
+    assert through(nb, clock) == [4, 8, 12, 16]
+
+
+def test_a_small_budget_again_and_again_reaches_the_end(nb, clock, monkeypatch):
+    for call in range(1, 10):
+        monkeypatch.setenv(pieces.DEADLINE, str(clock.now + 5))
+        try:
+            assert through(nb, clock) == [4, 8, 12, 16]
+            break
+        except Paused:
+            assert len(list(nb_files("*.json"))) == call
+    assert call == 3  # pieces of a kind that has not been met yet, and is not planned, are begun while time is left
+
+
+def test_the_first_of_its_kind_is_expected_to_take_what_was_planned(nb, clock, monkeypatch):
+    nb.profile = "full"
+    cost = Cost(lambda seed: models.mlp(seed=seed), steps=10**6, batch=32, image=(1, 8, 8))
+    work = Work(nb, "r", 0, [Kind("a", 1, cost)])
+    monkeypatch.setenv(pieces.DEADLINE, str(cost.seconds - 1))
+    with pytest.raises(Paused):
+        work.do("a", dict)
+    monkeypatch.setenv(pieces.DEADLINE, str(cost.seconds + 1))
+    assert work.do("a", dict) == {}
+
+
+# -- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+def test_a_gpu_that_is_gone_leaves_what_is_finished_and_says_what_to_do(nb):
+    def gone():
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure\nlong advice")
+
+    work = Work(nb, "r", 0, KINDS)
+    work.do("a", lambda: {"x": 1})
+    with pytest.raises(GpuLost, match=r"launch failure\). .*1 of 4 pieces are finished and kept .*restart the kernel"):
+        work.do("b", gone)
+    again = Work(nb, "r", 0, KINDS)
+    assert again.do("a", lambda: pytest.fail("made again")) == {"x": 1} and again.do("b", lambda: {"x": 2}) == {"x": 2}
+
+
+def test_an_error_of_another_kind_is_left_as_it_is(nb):
+    def wrong():
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match=r"^shapes do not fit$") as caught:
+        Work(nb, "r", 0, KINDS).do("a", wrong)
+    assert not isinstance(caught.value, GpuLost)
+
+
+# -- studies ----------------------------------------------------------------------------------------------------------
+
+TINY = replace(study.TOY, train_size=40, batch_size=20, hessian_images=40,
+               model=lambda seed: models.mlp((64, 4, 10), seed=seed))
+KILLED = """
+import os, signal
+from dataclasses import replace
+from sharpnb import lab
+from sharpnb.lab import models
+from sharpnb.lab.studies import hessian_spectra as study
+
+TINY = replace(study.TOY, train_size=40, batch_size=20, hessian_images=40,
+               model=lambda seed: models.mlp((64, 4, 10), seed=seed))
+
+train, trainings = study.train, []
+
+def until_killed(*args, augment, **options):
+    trainings.append(1)
+    seen = []
+
+    def deadly(x, generator):
+        seen.append(1)
+        if len(trainings) == 3 and len(seen) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return augment(x, generator)
+
+    return train(*args, augment=deadly, **options)
+
+study.train = until_killed
+study.rows_of(TINY, lab.start("03_hessian_spectra", profile="toy", device="cpu"), "clean")
+"""
+
+
+def test_a_kill_in_the_middle_of_a_piece_loses_that_piece_alone(nb, tmp_path, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path / "whole"))
+    expected, kept = study.rows_of(TINY, nb, "clean")
+
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path / "killed"))
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    assert subprocess.run([sys.executable, "-c", KILLED], env=environment).returncode == -signal.SIGKILL
+    assert len(list(nb_files("*.json"))) == 2 and Record.find(nb.name, "clean", "toy") is None
+    train, calls = study.train, []
+    monkeypatch.setattr(study, "train", lambda *a, **k: calls.append(1) or train(*a, **k))
+    rows, again = study.rows_of(TINY, nb, "clean")
+    assert rows == expected and len(calls) == 2
+    assert all(torch.equal(again[key], w) for key, w in kept.items())
+    record = Record.find(nb.name, "clean", "toy")
+    assert record is not None and record.values["rows"] == expected
+    assert [piece["kind"] for piece in record.provenance["pieces"]] == ["sgd", "sam", "sgd", "sam"]
+    assert all(piece["peak_bytes"] > 0 and piece["seconds"] > 0 for piece in record.provenance["pieces"])
+
+
+def test_a_record_of_other_settings_is_not_read(nb, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    study.rows_of(TINY, nb, "clean")
+    other = replace(TINY, steps=6, seeds=1)
+    assert len(study.rows_of(other, nb, "clean")[0]) == 6
+    found = Record.find(nb.name, "clean", "toy")
+    assert found is not None and found.provenance["settings"]["steps"] == 6
+    monkeypatch.setenv(pieces.DEADLINE, "0")
+    assert len(study.rows_of(other, nb, "clean")[0]) == 6  # of these it is
+
+
+CELLS = """
+import json, sys
+space = {"__name__": "__main__"}
+for cell in json.load(open(sys.argv[1]))["cells"]:
+    if cell["cell_type"] == "code":
+        code = "".join(cell["source"]).replace('profile: str = "quick"', 'profile: str = "toy"')
+        exec(code.replace('device: str = "auto"', 'device: str = "cpu"'), space)
+"""
+
+
+def execute(root: Path, **environment: str) -> str:
+    """Execute the cells of notebook 14 at toy size in a process and checkout of its own; return what it complains of."""
+    root.mkdir(exist_ok=True)
+    own = {"SHARPNB_ROOT": str(root), "PYTHONPATH": str(REPOSITORY), "TQDM_DISABLE": "1", "MPLBACKEND": "agg"}
+    notebook = str(REPOSITORY / "notebooks" / "14_swa_landscapes.ipynb")
+    done = subprocess.run([sys.executable, "-c", CELLS, notebook], cwd=root, env={**os.environ, **own, **environment},
+                          capture_output=True, text=True)
+    return done.stderr[-2000:] if done.returncode else ""
+
+
+def test_a_record_made_in_one_place_is_drawn_and_verified_in_another_without_training(tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    assert execute(here) == ""
+    shutil.copytree(here / "data" / "records", there / "data" / "records")
+    assert (there / "data/records/14_swa_landscapes/toy/claims.json").exists()
+    no_training = {pieces.DEADLINE: str(time.time()), "SHARPNB_CHECK": "1"}
+    assert execute(there, **no_training) == ""
+
+    file = there / "data/records/14_swa_landscapes/toy/cifar.json"
+    content = json.loads(file.read_text())
+    content["values"]["rows"][0]["test_error"] += 20.0
+    file.write_text(json.dumps(content))
+    assert "RecordMismatch" in execute(there, **no_training)
+    file.unlink()
+    monkeypatch.setenv("SHARPNB_ROOT", str(there))
+    monkeypatch.setenv(pieces.DEADLINE, no_training[pieces.DEADLINE])
+    with pytest.raises(Paused, match="0 of 4 pieces are finished"):  # so training would have been noticed
+        swa.full_rows(lab.start("14_swa_landscapes", profile="toy", device="cpu"))
