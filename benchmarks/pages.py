@@ -17,6 +17,8 @@ Table = list[dict[str, str]]
 STEP_GOALS = {"MLP": 1.15, "CNN 8x8": 1.05, "CNN 32x32": 1.03}
 FLOOR = "two gradients + SGD"
 RESTORE_GOAL, SMALL_NET = 0.45, 5000
+# The popular class exchanges pointers on the way back and tests nothing for finiteness: ours as it is, and as bare.
+OURS, BARE = "sharpnb SAM", "sharpnb SAM, neither"
 WORK_GOALS = {"small": 5.0, "five": 1.5}  # over PyHessian and curvlinops
 DEFLATED_GOALS = {"one": 4.0, "five": 5.0}
 
@@ -97,15 +99,15 @@ def _numbers(text: str) -> tuple[float, float, float]:
 
 def _steps() -> Iterator[Comparison]:
     page, part = "RESULTS_optimizers.md", "One step of SAM"
-    peers = {"2 gradients + SGD": FLOOR, "popular class": "popular class",
-             "exchanged pointers": "exchanged pointers", "pytorch-optimizer SAM": "pytorch-optimizer"}
-    jobs = [(f"Whole steps, {net}", f"whole step, {net}", FLOOR, goal) for net, goal in STEP_GOALS.items()]
-    jobs += [("Ascent and restore alone", "ascent and restore, 11 M weights", "popular class", RESTORE_GOAL)]
-    for heading, what, over, goal in jobs:
+    peers = {"2 gradients + SGD": FLOOR, "popular class": "popular class", "pytorch-optimizer SAM": "pytorch-optimizer"}
+    jobs = [(f"Whole steps, {net}", f"whole step, {net}", OURS, FLOOR, goal) for net, goal in STEP_GOALS.items()]
+    jobs += [("Ascent and restore alone", what, ours, "popular class", RESTORE_GOAL)
+             for ours, what in ((OURS, "ascent and restore, 11 M weights"), (BARE, "the same, as bare as theirs"))]
+    for heading, what, ours, over, goal in jobs:
         medians = {_cell(row, "", page): float(_cell(row, "median", page)) for row in _table(page, heading)}
         for name, median in medians.items():
             if peer := peers.get(name.split(" (")[0]):
-                ratio = median / medians["sharpnb SAM"]
+                ratio = median / medians[ours]
                 yield Comparison(part, what, peer, ratio, ratio, ratio, 1 / goal if peer == over else None)
 
 

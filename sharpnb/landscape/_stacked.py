@@ -97,7 +97,7 @@ class Stacked:
         if shape not in self.programs:
             self.programs[shape] = Windowed(self.after, prepared[0].clone())
         program = self.programs[shape]
-        arranged = program.arranged(weights)
+        arranged = [[rows.unbind() for rows in own] for own in program.arranged(weights)]
         return torch.stack([program(x, [[rows[p] for rows in own] for own in arranged])
                             for p, x in enumerate(_mixed(prepared, xy))])
 
