@@ -106,7 +106,7 @@ def test_a_read_only_checkout(drill, project):
     try:
         for _, (arguments, status, words) in zip(chances, cycle(READ_ONLY), strict=False):
             try:
-                done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, preexec_fn=without_override)
+                done = subprocess.run([sys.executable, "-P", *arguments], capture_output=True, text=True, preexec_fn=without_override)
             except subprocess.SubprocessError:
                 drill.skip("root is not bound by the rights of files, and cannot lay its own down here")
             assert done.returncode == status and words in done.stdout + done.stderr, done.stderr
@@ -116,5 +116,5 @@ def test_a_read_only_checkout(drill, project):
     finally:
         for path in folders:
             path.chmod(0o755 if path.is_dir() else 0o644)
-    subprocess.run([sys.executable, *READ_ONLY[-1][0]], check=True)
+    subprocess.run([sys.executable, "-P", *READ_ONLY[-1][0]], check=True)
     assert files(project) != before  # with rights to write, the record is another
