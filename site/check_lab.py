@@ -86,7 +86,7 @@ def panel_problems(browser, cell: str) -> list[str]:
     browser.execute_async_script(SHOW, cell)
 
     def picture(_) -> str:
-        found = browser.find_elements(By.CSS_SELECTOR, ".widget-output img, .jupyter-widgets-output-area img")
+        found = browser.find_elements(By.CSS_SELECTOR, "img.widget-image")
         return found[0].get_attribute("src") if found else ""
 
     wait, problems = WebDriverWait(browser, 60), []

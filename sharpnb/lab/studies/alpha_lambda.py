@@ -21,6 +21,7 @@ from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import load_data
 from sharpnb.lab.grid import log2_grid
 from sharpnb.lab.notebook import Notebook
+from sharpnb.lab.panel import with_controls
 from sharpnb.lab.pieces import Kind, Work
 from sharpnb.lab.sweep import sweep
 
@@ -254,13 +255,12 @@ def panel(regime: Regime) -> Any:
     """An ipywidgets panel: pick a rule and a cell; its seeds are trained on the spot and their curves drawn."""
     import ipywidgets as widgets
     import matplotlib.pyplot as plt
-    from IPython.display import display
 
     rule = widgets.Dropdown(options=[(TITLES[name], name) for name in regime.lambdas], description="rule")
     sliders = {name: widgets.IntSlider(value=5, max=9, description=name, continuous_update=False)
                for name in ("row", "column")}
 
-    def redraw(rule: str, row: int, column: int) -> None:
+    def draw(rule: str, row: int, column: int) -> Any:
         alpha, decay = regime.alphas[rule][row], regime.lambdas[rule][column]
         cell = {"rule": rule, "lr": alpha, "weight_decay": decay, "seed": range(regime.seeds), **regime.cell}
         with TemporaryDirectory() as folder:
@@ -272,8 +272,6 @@ def panel(regime: Regime) -> Any:
         ax.set(xlabel="step", ylabel="test error (%)", ylim=(0, 100),
                title=f"{TITLES[rule]}, $\\alpha$ = {_power(alpha)}, $\\lambda$ = {_power(decay)}")
         ax.legend()
-        plt.close(figure)
-        display(figure)
+        return figure
 
-    shown = widgets.interactive_output(redraw, {"rule": rule, **sliders})
-    return widgets.HBox([widgets.VBox([rule, *sliders.values()]), shown])
+    return with_controls(draw, {"rule": rule, **sliders})

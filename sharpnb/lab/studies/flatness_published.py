@@ -14,6 +14,7 @@ import pandas as pd
 from sharpnb import paths
 from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.notebook import Notebook
+from sharpnb.lab.panel import with_controls
 from sharpnb.lab.records import Record
 from sharpnb.lab.studies import flatness_pool
 from sharpnb.lab.studies.flatness import AXIS_NAMES, MEASURES, TARGETS, TASK
@@ -217,7 +218,6 @@ def panel(table: pd.DataFrame) -> Any:
     """An ipywidgets panel: pick measure, target, what the colour shows and one task; τ stands in the title."""
     import ipywidgets as widgets
     import matplotlib.pyplot as plt
-    from IPython.display import display
 
     from sharpnb.curvature import kendall_tau
 
@@ -229,15 +229,13 @@ def panel(table: pd.DataFrame) -> Any:
     choose = {what: widgets.Dropdown(options=[(text or name, name) for name, text in of.items()], description=what)
               for what, of in options.items()}
 
-    def redraw(measure: str, target: str, group: str, task: str) -> None:
+    def draw(measure: str, target: str, group: str, task: str) -> Any:
         part = tasks[task]
         figure, ax = plt.subplots(figsize=(7, 4))
         scatter(ax, part, measure, target, group)
         ax.set_title(f"Kendall's τ = {MEASURES[measure][1] * kendall_tau(part[measure], part[target]):.2f} "
                      "(positive: the flatter, the better)")
         ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-        plt.close(figure)
-        display(figure)
+        return figure
 
-    shown = widgets.interactive_output(redraw, choose)
-    return widgets.HBox([widgets.VBox([*choose.values()]), shown])
+    return with_controls(draw, choose)

@@ -16,6 +16,7 @@ from torch.autograd.functional import hessian
 
 from sharpnb import rules
 from sharpnb.lab.figures import COLOURS
+from sharpnb.lab.panel import with_controls
 
 # (weight, scale, mu_i, sigma_i). The paper prints the loss as an image; these constants give its printed minima,
 # (-16.8, 12.8) with 0.28 and (19.8, 29.9) with 0.36, and no other combination of them that was tried does.
@@ -121,7 +122,6 @@ def panel() -> Any:
     """An ipywidgets panel: move the start, ρ, γ, the momentum and the coupling, and watch the path."""
     import ipywidgets as widgets
     import matplotlib.pyplot as plt
-    from IPython.display import display
 
     def slider(label: str, value: float, low: float, high: float, step: float) -> Any:
         limits = {"min": low, "max": high, "step": step}
@@ -134,14 +134,12 @@ def panel() -> Any:
         "decouple": widgets.Checkbox(value=False, description="decoupled"),
     }
 
-    def redraw(mu: float, sigma: float, rho: float, gamma: float, momentum: float, decouple: bool) -> None:
+    def draw(mu: float, sigma: float, rho: float, gamma: float, momentum: float, decouple: bool) -> Any:
         figure, ax = plt.subplots(figsize=(6, 4))
         draw_landscape(ax, colour_bar=False)
         path = trajectory(gamma, decouple=decouple, momentum=momentum, rho=rho, start=(mu, sigma))
         ax.plot(*path[0].T, ".-", color=COLOURS["wsam"], ms=3, lw=1)
         ax.set_title(f"ends at ({path[0, -1, 0]:.1f}, {path[0, -1, 1]:.1f}): {where_it_ends(path[:, -1])[0]}")
-        plt.close(figure)
-        display(figure)
+        return figure
 
-    column = widgets.VBox(list(controls.values()), layout={"flex": "0 0 auto"})  # else the numbers are cut off
-    return widgets.HBox([column, widgets.interactive_output(redraw, controls)])
+    return with_controls(draw, controls)

@@ -52,6 +52,8 @@ def test_a_path_that_leaves_the_domain_stays_at_its_last_point_there():
 
 def test_the_panel_has_a_control_for_each_thing_to_move():
     pytest.importorskip("ipywidgets")
-    controls = toy.panel().children[0].children
+    column, picture = toy.panel().children
+    controls, before = column.children, picture.value
     assert [c.description for c in controls] == ["start μ", "start σ", "ρ", "γ", "momentum", "decoupled"]
-    controls[3].value = 0.2  # redraws without an error
+    controls[3].value = 0.2
+    assert picture.value not in (b"", before)
