@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sharpnb import paths
-from sharpnb.lab.records import RecordMismatch, checking
+from sharpnb.lab.records import RecordMismatch, checking, keeping
 
 # Wong's colour-blind-safe palette in seaborn's order; a role keeps its colour through the whole collection.
 COLOURS = {
@@ -38,6 +38,7 @@ def save(
 
     Under ``SHARPNB_CHECK=1`` nothing is written: the numbers are compared with the committed CSV (rtol·|committed| +
     atol, texts exactly), and the picture, coarsely, with the committed PNG, which catches a blank or clipped one.
+    Where :func:`sharpnb.lab.records.keeping` says so, a figure that agrees with the committed one in this way stays.
 
     Args:
         figure: a matplotlib figure; it is closed.
@@ -69,7 +70,7 @@ def save(
     if checking():
         _compare_table(path.with_suffix(".csv"), csv, rtol, atol)
         _compare_picture(path, png)
-    else:
+    elif not (keeping("figures") and _moved_a_little(path, csv, png, rtol, atol)):
         for ending, content in ((".png", png), (".svg", _render(figure, "svg", alt)), (".csv", csv.encode())):
             file = path.with_suffix(ending)
             if not file.exists() or file.read_bytes() != content:
@@ -84,6 +85,23 @@ def _render(figure: Any, kind: str, alt: str) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, metadata={**metadata, "Description": alt})
     return buffer.getvalue()
+
+
+def _moved_a_little(path: Path, csv: str, png: bytes, rtol: float, atol: float) -> bool:
+    """Return whether the numbers differ, within their tolerance. Equal ones in another picture mean a new look."""
+    table, drawing = path.with_suffix(".csv"), path.with_suffix(".svg")
+    try:
+        _compare_table(table, csv, rtol, atol)
+        _compare_picture(path, png)
+        return drawing.exists() and table.read_text() != csv and _text(path.read_bytes()) == _text(png)
+    except RecordMismatch:
+        return False
+
+
+def _text(png: bytes) -> str | None:
+    from PIL import Image
+
+    return Image.open(io.BytesIO(png)).info.get("Description")
 
 
 def _compare_table(path: Path, fresh: str, rtol: float, atol: float) -> None:

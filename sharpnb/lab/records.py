@@ -26,6 +26,17 @@ def checking() -> bool:
     return os.environ.get("SHARPNB_CHECK") == "1"
 
 
+def keeping(what: str) -> bool:
+    """Return whether committed ``records`` or ``figures`` stay where a fresh result agrees within its tolerance.
+
+    The last digits differ between processors; so a run leaves a checkout, and the index that quotes the records, as
+    they are. ``SHARPNB_KEEP`` decides: ``1`` (of `sharpnb run`) keeps both, ``0`` (of `sharpnb run --update`) neither;
+    without it records are kept, and figures are as just drawn, for whoever works on them in JupyterLab.
+    """
+    choice = os.environ.get("SHARPNB_KEEP", "")
+    return choice == "1" or (choice != "0" and what == "records")
+
+
 @dataclass
 class Record:
     """One result of one notebook under one profile: ``data/records/<notebook>/<profile>/<name>.json``.
@@ -57,8 +68,8 @@ class Record:
     def save(self) -> Path:
         """Write the record whole or not at all; under ``SHARPNB_CHECK=1`` compare it with the committed one instead.
 
-        A result that comes out the same to the last digit of the same settings keeps the file, and so its first
-        provenance.
+        A result that comes out the same keeps the file, and so its first provenance; one of the same parameters and
+        settings also where it agrees within its tolerance, see :func:`keeping`.
 
         Raises:
             RecordMismatch: in checking mode, when the result differs or nothing is committed.
@@ -95,8 +106,9 @@ class Record:
             old = Record.load(self.path)
         except ValueError:
             return True
-        settings = [record.provenance.get("settings") for record in (old, self)]
-        return settings[0] != settings[1] or first_difference(old.values, self.values, 0.0, 0.0) is not None
+        same = {part: old.provenance.get(part) == self.provenance.get(part) for part in ("parameters", "settings")}
+        rtol, atol = (self.rtol, self.atol) if keeping("records") and same["parameters"] else (0.0, 0.0)
+        return not same["settings"] or first_difference(old.values, self.values, rtol, atol) is not None
 
     @classmethod
     def find(cls, notebook: str, name: str, profile: str) -> Record | None:

@@ -55,6 +55,7 @@ class Result:
         seconds: wall time; 0 when nothing was executed.
         detail: the failing cell's traceback, or what went wrong and what to do.
         kept: the executed copy, up to the failure if there was one.
+        renewed: the records and figures that were not there, or not the same within their tolerance.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Result:
     seconds: float = 0.0
     detail: str = ""
     kept: Path | None = None
+    renewed: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -161,6 +163,7 @@ class _Crew:
 
     def _one(self, item: Step) -> Result:
         begun, outcome, detail = time.monotonic(), "up to date", ""
+        before = keys.written(item.name, item.profile) if item.why else {}
         if item.why and self.deadline is not None and time.time() >= self.deadline:
             late = "The budget was used up before it began; the same command goes on with it."
             result = Result(item.name, item.reason, "paused", 0.0, late)
@@ -175,7 +178,8 @@ class _Crew:
                 notes = getattr(error, "__notes__", [])
                 outcome, detail = "failed", "\n".join([f"{type(error).__name__}: {error}", *notes])
                 seconds, kept = time.monotonic() - begun, None
-            result = Result(item.name, item.reason, outcome, seconds, detail, kept)
+            renewed = sorted(dict(keys.written(item.name, item.profile).items() - before.items()))
+            result = Result(item.name, item.reason, outcome, seconds, detail, kept, tuple(renewed))
         else:
             result = Result(item.name, item.reason, outcome, 0.0, detail, item.copy())
         self.watcher.ended(result)
@@ -244,6 +248,7 @@ def _environment(item: Step, deadline: float | None) -> dict[str, str]:
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if item.key["device"] == "cpu" else {}
     return {
         **threads, **hidden, "PYTHONHASHSEED": "0", "TQDM_DISABLE": "1", "SHARPNB_CHECK": "",
+        "SHARPNB_KEEP": "0" if item.update else "1",
         "SHARPNB_DEADLINE": "" if deadline is None else str(deadline),
         "SHARPNB_ROOT": str(paths.root()), "PYTHONPATH": _search_path(sources.package_folder().parent),
     }

@@ -65,7 +65,7 @@ class Progressing:
             self._line(f"{result.name}: {result.why}")
             return
         colour = _COLOURS.get(result.outcome, "bold red")
-        self._line(f"{result.name}: {result.outcome} in {result.seconds:.0f} s", colour)
+        self._line(f"{result.name}: {result.outcome} in {result.seconds:.0f} s{_results(result)}", colour)
         if not result.ok and result.detail:
             self.console.print(Text.from_ansi(result.detail), soft_wrap=True)
         if not (result.ok or result.paused) and result.kept:
@@ -85,6 +85,16 @@ def summary(results: list[Result]) -> Table:
         seconds = f"{result.seconds:.1f}" if result.seconds else ""
         table.add_row(Text(result.name), Text(why), seconds, Text(result.outcome, style))
     return table
+
+
+def _results(result: Result) -> str:
+    """Say how what a notebook has written relates to what was there."""
+    if not result.ok:
+        return ""
+    if not result.renewed:
+        return ", results as they were, within their tolerances"
+    names = [name.rsplit("/", 1)[1] for name in result.renewed]
+    return f", new: {', '.join(names[:4])}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _shown(result: Result) -> str:

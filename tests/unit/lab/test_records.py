@@ -19,6 +19,7 @@ ALT = "A line that rises from zero to one as the number of steps grows."
 def project(tmp_path, monkeypatch):
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
     monkeypatch.delenv("SHARPNB_CHECK", raising=False)
+    monkeypatch.delenv("SHARPNB_KEEP", raising=False)
     return tmp_path
 
 
@@ -48,6 +49,25 @@ def test_the_same_result_keeps_its_first_provenance_and_another_replaces_it():
     assert first.read_bytes() == before
     lab.start("n", seed=9).record("r", {"a": 1.0 + 1e-15})
     assert Record.load(first).provenance["parameters"]["seed"] == 9
+
+
+@pytest.mark.parametrize(("keep", "stays"), [(None, True), ("1", True), ("0", False)])
+def test_a_result_of_another_processor_keeps_the_record_except_under_update(monkeypatch, keep, stays):
+    path = lab.start("n").record("r", {"a": 1.0, "verdict": "yes"}, rtol=1e-2)
+    before = path.read_bytes()
+    if keep:
+        monkeypatch.setenv("SHARPNB_KEEP", keep)
+    lab.start("n").record("r", {"a": 1.009, "verdict": "yes"}, rtol=1e-2)
+    assert (path.read_bytes() == before) is stays
+
+
+@pytest.mark.parametrize(("seed", "values"), [(0, {"a": 1.011, "verdict": "yes"}), (0, {"a": 1.0, "verdict": "no"}),
+                                              (1, {"a": 1.009, "verdict": "yes"})])
+def test_another_result_or_other_parameters_replace_the_record(monkeypatch, seed, values):
+    path = lab.start("n").record("r", {"a": 1.0, "verdict": "yes"}, rtol=1e-2)
+    monkeypatch.setenv("SHARPNB_KEEP", "1")
+    lab.start("n", seed=seed).record("r", values, rtol=1e-2)
+    assert Record.load(path).values == values
 
 
 def test_checking_compares_within_the_tolerance_and_writes_nothing(monkeypatch):
@@ -128,6 +148,30 @@ def test_checking_a_figure_sees_moved_numbers_and_a_blank_picture(monkeypatch):
         figures.save(_picture(draw=False)[0], paths.figures("n"), "f", alt=ALT, data=data)
     with pytest.raises(RecordMismatch, match="no committed figure"):
         figures.save(_picture()[0], paths.figures("n"), "new", alt=ALT, data=data)
+
+
+def _kept(slope=1.0, alt=ALT, factor=1.0, draw=True) -> bool:
+    """Save a figure, then another in its place; return whether the three files stayed."""
+    figure, data = _picture()
+    path = figures.save(figure, paths.figures("n"), "f", alt=ALT, data=data)
+    before = [path.with_suffix(end).read_bytes() for end in (".png", ".svg", ".csv")]
+    figures.save(_picture(slope, draw)[0], paths.figures("n"), "f", alt=alt, data=data.assign(y=data["y"] * factor))
+    return [path.with_suffix(end).read_bytes() for end in (".png", ".svg", ".csv")] == before
+
+
+@pytest.mark.parametrize(("keep", "stays"), [("1", True), ("", False), ("0", False)])
+def test_a_run_on_another_processor_keeps_the_figure_and_a_reader_sees_the_fresh_one(monkeypatch, keep, stays):
+    monkeypatch.setenv("SHARPNB_KEEP", keep)
+    assert _kept(slope=1.0004, factor=1 + 5e-4) is stays
+
+
+@pytest.mark.parametrize("changed", [
+    {"factor": 1 + 2e-3}, {"factor": 1 + 5e-4, "draw": False}, {"factor": 1 + 5e-4, "alt": ALT + " And more."},
+    {"slope": 0.95},  # the same numbers, to the last digit, in another look
+])
+def test_a_run_replaces_a_figure_with_other_numbers_another_look_or_another_text(monkeypatch, changed):
+    monkeypatch.setenv("SHARPNB_KEEP", "1")
+    assert not _kept(**changed)
 
 
 @pytest.mark.parametrize(("alt", "rows", "words"), [("", 2, "too short"), ("A plot.", 2, "too short"), (ALT, 0, "empty")])

@@ -33,14 +33,16 @@ def told(terminal: bool, *results: Result) -> str:
 def test_a_log_gets_plain_lines_and_not_too_many():
     said = told(False, Result("01_a", "", "done", 12.4)).splitlines()
     assert said[0] == "01_a: sharpnb/rules.py changed"
-    assert said[-1] == "01_a: done in 12 s"
+    assert said[-1] == "01_a: done in 12 s, results as they were, within their tolerances"
     assert len(said) == 3 and said[1].startswith("01_a: cell 4 of 5, ")
 
 
 def test_a_terminal_gets_a_bar():
     said = told(True)
     assert "cell 5/5" in said and "━" in said
-    assert "01_a: done in 12 s" in told(True, Result("01_a", "", "done", 12.4))
+    new = tuple(f"figures/01_a/{name}.png" for name in "abcdef")
+    assert "01_a: done in 12 s, new: a.png, b.png, c.png, d.png and 2 more" in told(True, Result("01_a", "", "done", 12.4, renewed=new))
+    assert "01_a: done in 12 s, new: a.png\n" in told(True, Result("01_a", "", "done", 12.4, renewed=new[:1]))
 
 
 def test_a_failure_shows_the_traceback_in_full_and_where_the_notebook_is(root):
