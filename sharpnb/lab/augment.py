@@ -32,14 +32,14 @@ class ShiftAndFlip:
 
     def apply(self, x: Tensor, drawn: Tensor) -> Tensor:
         """Return the moved images, (B, C, H, W)."""
-        b, c, h, w = (torch.arange(size, device=x.device) for size in x.shape)
+        h, w = (torch.arange(size, device=x.device) for size in x.shape[2:])
         dy, dx, mirrored = drawn.to(x.device)
-        rows, columns = dy[:, None] + h, dx[:, None] + w
         padded = F.pad(x, (self.pad,) * 4)
-        # All four axes are indexed, so that the result is (B, C, H, W) in memory too. As a permuted view it would lead
-        # PyTorch's CPU convolutions into channels_last, whose 1x1 stride-2 backward of 4 channels corrupts the heap
-        # on processors with AVX2 alone (PyTorch 2.15).
-        moved = padded[b.view(-1, 1, 1, 1), c.view(-1, 1, 1), rows[:, None, :, None], columns[:, None, None, :]]
+        pixels = (dy[:, None] + h)[:, :, None] * padded.shape[3] + (dx[:, None] + w)[:, None]  # (B, H, W)
+        # A gather, so that the result is (B, C, H, W) in memory too. As a permuted view it would lead PyTorch's CPU
+        # convolutions into channels_last, whose 1x1 stride-2 backward of 4 channels corrupts the heap on processors
+        # with AVX2 alone (PyTorch 2.15).
+        moved = padded.flatten(2).gather(2, pixels.flatten(1)[:, None].expand(-1, x.shape[1], -1)).view(x.shape)
         return torch.where(mirrored.bool()[:, None, None, None], moved.flip(-1), moved) if self.flip else moved
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -163,17 +163,36 @@ class _Twin(nn.Module):
         self.layer, self.slots = (layer,), slots  # in a tuple: the layer's parameters are not this module's
         self.weight: Any = None  # (K, ...), from load
         self.bias: Any = None
+        self.k = 0
 
     def load(self, pieces: tuple[Tensor, ...]) -> None:
         for name, slot in self.slots.items():
-            setattr(self, name, pieces[slot].view(len(pieces[slot]), *getattr(self.layer[0], name).shape))
-            self.k = len(pieces[slot])
+            weights = pieces[slot].view(len(pieces[slot]), *getattr(self.layer[0], name).shape)
+            self.__dict__ |= {name: weights, "k": len(weights)}  # a module's own setattr costs as much as a view
+
+
+class _Affine(torch.autograd.Function):
+    """``x @ w.mT + b``, (K, B, in), (K, out, in), (K, out) -> (K, B, out).
+
+    PyTorch's own backward pass makes the transpose of the weights' gradient (float64 on an AVX2 processor: twice as
+    slow) and then copies it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return x @ w.mT if b is None else torch.baddbmm(b[:, None], x, w.mT)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        x, w = ctx.saved_tensors
+        by_input, _, by_bias = ctx.needs_input_grad
+        return gradient @ w if by_input else None, gradient.mT @ x, gradient.sum(1) if by_bias else None
 
 
 class _Linear(_Twin):
     def forward(self, x: Tensor) -> Tensor:  # -> (K, B, out)
-        x, weight = _features(x, self.k), self.weight.mT
-        return x @ weight if self.bias is None else torch.baddbmm(self.bias[:, None], x, weight)
+        return _Affine.apply(_features(x, self.k), self.weight, self.bias)
 
 
 class _Conv(_Twin):

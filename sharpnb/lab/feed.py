@@ -44,7 +44,6 @@ class Feed:
         self.generators = [torch.Generator().manual_seed(seed) for _, seed in streams]
         self.orders = [batches(len(sets[0].train_y), batch_size, generator, device) for generator in self.generators]
         self.images = [clean[data].train_x for data, _ in streams]
-        self.shared = self.images[0] if len(clean) == 1 else None  # one look-up for all streams
         self.stream = None if stream == list(range(len(configs))) else torch.tensor(stream, device=device)
         labels = {k: part for part, rows in self.parts for k in rows.tolist()}
         self.labels = torch.stack([labels[k].train_y for k in range(len(configs))])  # (K, N)
@@ -52,11 +51,12 @@ class Feed:
     def next_batch(self) -> tuple[Tensor, Tensor]:
         """Return the next batch of every member."""
         index = torch.stack([next(order) for order in self.orders])  # (streams, B)
-        x = self.shared[index] if self.shared is not None else torch.stack(
-            [images[rows] for images, rows in zip(self.images, index, strict=True)])
+        # index_select copies whole images and is twice as fast as an index.
+        x = torch.stack([images.index_select(0, rows) for images, rows in zip(self.images, index, strict=True)])
         x = self._augmented(x) if self.augment else x
         if self.stream is not None:
-            x, index = (x.expand(len(self.stream), *x.shape[1:]) if len(x) == 1 else x[self.stream]), index[self.stream]
+            x = x.expand(len(self.stream), *x.shape[1:]) if len(x) == 1 else x.index_select(0, self.stream)
+            index = index[self.stream]
         return x, self.labels.gather(1, index)
 
     def _augmented(self, x: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence, Set
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -79,8 +79,13 @@ def validated(config: Mapping[str, Any], k: int) -> Setting:
     return {"seed": 0, **config, **augment}
 
 
-def _hyperparameters(config: Mapping[str, Any], rule: str, base: str) -> tuple[dict[str, str], set[str]]:
+def _hyperparameters(config: Mapping[str, Any], rule: str, base: str) -> tuple[Mapping[str, str], Set[str]]:
     """Return the annotation of each hyperparameter by its name, and the names of those without a default."""
+    return _signature(rule, base, config.get("perturbation", "sam"))
+
+
+@cache
+def _signature(rule: str, base: str, perturbation: str) -> tuple[Mapping[str, str], Set[str]]:
     functions = [BASES[base], *([ASCENTS[rule]] if rule in ASCENTS else [])]
     parameters = {p.name: p for function in functions for p in inspect.signature(function).parameters.values()
                   if p.kind is p.KEYWORD_ONLY and p.name not in _SUPPLIED}
@@ -89,7 +94,7 @@ def _hyperparameters(config: Mapping[str, Any], rule: str, base: str) -> tuple[d
     if rule in ASCENTS:
         annotations |= {"base": "", "m": ""}
     if rule == "wsam":
-        eta = PERTURBATIONS[config.get("perturbation", "sam")][1]
+        eta = PERTURBATIONS[perturbation][1]
         annotations |= {"perturbation": ""} | ({eta: "Column"} if eta else {})
     if rule == "gsam":
         annotations |= dict.fromkeys(("rho_min", "lr_max", "lr_min"), "Column")

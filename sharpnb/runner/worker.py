@@ -37,6 +37,8 @@ def _execute(job: dict[str, Any], events: TextIO) -> dict[str, Any]:
     Paths are relative to that folder: papermill formats them as templates, so a brace in the checkout's own path
     would be taken for a parameter.
     """
+    # A grammar of addresses that jsonschema compiles for 1.6 s when it is imported; no notebook's schema asks for it.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import nbformat
     import papermill
     from nbclient.exceptions import DeadKernelError
