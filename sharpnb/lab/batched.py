@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sharpnb.lab.chain import Chain
+
 Statistics = list[tuple[Tensor, Tensor]]
 
 
@@ -52,6 +54,7 @@ class BatchedNet:
             raise ValueError(f"{', '.join(sorted(dropout))} cannot be trained many at a time: a row of weights carries "
                              "no random numbers. Build it without, or use sharpnb.lab.train, one model at a time.")
         self.normalises = any(isinstance(m, _BatchNorm) for m in model.modules())
+        self._chain = Chain.of(model)
         self._sizes = [p.numel() for p in model.parameters()]
         self._model = nn.Sequential(copy.deepcopy(model).train())  # so that each layer has a place to be replaced in
         self._twins = _replace(self._model)
@@ -68,11 +71,20 @@ class BatchedNet:
 
     def __call__(self, w: Tensor, x: Tensor, statistics: Statistics | None = None) -> Tensor:
         """Return the logits, (K, B, classes); norms use the batch's statistics, or (evaluation mode) the given ones."""
-        if self._by_vmap:
-            return self._by_vmap(w, x)
+        if whole := self._chain or self._by_vmap:
+            return whole(w, x)
         if self._model.training != (statistics is None):
             self._model.train(statistics is None)
         return self._run(w, x, statistics, momentum=0.0)
+
+    def gradient(self, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Return the gradient of each row's mean cross-entropy (:func:`losses`), (K, n); norms use the batch's."""
+        if self._chain:
+            with torch.no_grad():
+                return self._chain.gradient(w, x, y)
+        with torch.enable_grad():
+            w = w.detach().requires_grad_()
+            return torch.autograd.grad(losses(self(w, x), y).sum(), w)[0]
 
     @torch.no_grad()
     def statistics(self, w: Tensor, chunks: Iterable[Tensor]) -> Statistics:
@@ -141,6 +153,13 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     # Images last: a softmax over a short last axis is not vectorised (with its gradient 1.5 to 2 times slower).
     images_last = logits.flatten(0, 1).mT.contiguous()
     return F.cross_entropy(images_last[None], y.flatten()[None], reduction="none").view(y.shape)
+
+
+def losses(logits: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy of each row: logits (K, B, C), labels (K, B) or class probabilities (K, B, C) -> (K,)."""
+    if y.ndim == 2:
+        return cross_entropy(logits, y).mean(1)
+    return F.cross_entropy(logits.flatten(0, 1), y.flatten(0, 1), reduction="none").view(logits.shape[:2]).mean(1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+
+from sharpnb.lab.records import first_difference
 
 Kind = Literal["value", "order", "sign", "ratio", "trend"]
 Verdict = Literal[
@@ -17,6 +19,7 @@ SYMBOLS: dict[str, str] = {
     "reproduced": "✔", "consistent within uncertainty": "≈", "contradicted": "✘", "inconclusive": "?",
     "not comparable": "≠", "not run": "–",
 }
+_ORDER: list[Verdict] = ["reproduced", "consistent within uncertainty", "inconclusive", "contradicted"]
 
 
 @dataclass(frozen=True)
@@ -121,19 +124,45 @@ class Claim:
         return {name: getattr(self, name) for name in names} | {"verdict": self.verdict}
 
 
+def settled(claim: Claim, committed: Mapping[str, Any] | None, rtol: float, atol: float) -> Verdict:
+    """Return the verdict on a claim; on its edge, that on the committed numbers with which its own agree.
+
+    A verdict is a threshold, and falls differently on two processors though both measured the same within
+    rtol·|committed| + atol. That is its edge if the two verdicts are neighbours in the order reproduced, consistent,
+    inconclusive, contradicted; any other change of a verdict stands.
+
+    Args:
+        claim: as just measured.
+        committed: what :meth:`Claim.as_dict` gave of it when it was committed, or None.
+        rtol: relative tolerance of its numbers.
+        atol: absolute tolerance.
+    """
+    fresh = {name: getattr(claim, name) for name in ("measured", "stderr", "n")}
+    old = {name: committed.get(name) for name in fresh} if committed else {}
+    if first_difference(old, fresh, rtol, atol):
+        return claim.verdict
+    before: Verdict = replace(claim, **old).verdict  # type: ignore[arg-type]
+    neighbours = {before, claim.verdict} <= {*_ORDER} and abs(_ORDER.index(before) - _ORDER.index(claim.verdict)) == 1
+    return before if neighbours else claim.verdict
+
+
 def mean_stderr(samples: Sequence[float]) -> tuple[float, float]:
     """Return mean and standard error of samples, one a seed."""
     values = np.asarray(samples, dtype=float)
     return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
-def as_markdown(claims: Sequence[Claim]) -> str:
-    """Return the table that a notebook shows: verdict, statement, the paper's number, ours with its uncertainty."""
+def as_markdown(claims: Sequence[Claim], verdicts: Mapping[str, Verdict] | None = None) -> str:
+    """Return the table that a notebook shows: verdict, statement, the paper's number, ours with its uncertainty.
+
+    ``verdicts`` (by id) stand in the place of the claims' own.
+    """
     lines = ["| verdict | claim | paper | measured | rests on |", "|:--|:--|--:|--:|:--|"]
     for c in claims:
         paper = "–" if c.paper_value is None else f"{c.paper_value}"
+        verdict = verdicts[c.id] if verdicts else c.verdict
         lines.append(
-            f"| {SYMBOLS[c.verdict]} {c.verdict} | {c.statement} ({c.paper}, {c.item}) | {paper} | {_measured(c)} | "
+            f"| {SYMBOLS[verdict]} {verdict} | {c.statement} ({c.paper}, {c.item}) | {paper} | {_measured(c)} | "
             f"{c.profile}{'; ' + c.protocol if c.protocol else ''} |"
         )
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from sharpnb import rules
 from sharpnb.lab import settings
 from sharpnb.lab.augment import Augment
 from sharpnb.lab.averages import Averages
-from sharpnb.lab.batched import batched_forward, cross_entropy
+from sharpnb.lab.batched import BatchedNet, batched_forward, cross_entropy
 from sharpnb.lab.clocks import Clocks
 from sharpnb.lab.data import Data
 from sharpnb.lab.feed import Feed
@@ -206,11 +206,11 @@ class _Group:
             return {"rho": rules.gsam_rho(hyper["eta"] * hyper["lr"], **limits)}
         if self.rule_name != "esam":
             return {}
-        masks = []
-        for k, config in enumerate(self.configs):  # as sharpnb.optim.ESAM draws them
-            generator = torch.Generator().manual_seed(config["seed"] * 1_000_003 + step)
-            masks.append(torch.rand(self.w.shape[1], generator=generator) < self.hyper["beta"][k].cpu())
-        return {"mask": torch.stack(masks).to(self.w)}
+        seeds = [config["seed"] for config in self.configs]  # as sharpnb.optim.ESAM draws the masks
+        drawn = {seed: torch.rand(self.w.shape[1], generator=torch.Generator().manual_seed(seed * 1_000_003 + step))
+                 for seed in dict.fromkeys(seeds)}
+        uniform = torch.stack([drawn[seed] for seed in seeds]).to(self.w.device)
+        return {"mask": (uniform < self.hyper["beta"]).to(self.w)}
 
     @torch.no_grad()
     def evaluate(self, step: int, result: Many) -> None:
@@ -244,17 +244,15 @@ class _Group:
 class _Gradients:
     """The mean loss's gradient of each row on one batch, as a function of rows; ``rows`` picks images (for ESAM)."""
 
-    def __init__(self, net: Callable[..., Tensor], x: Tensor, y: Tensor) -> None:
+    def __init__(self, net: BatchedNet, x: Tensor, y: Tensor) -> None:
         self.net, self.x, self.y = net, x, y
 
     def __call__(self, w: Tensor, rows: Tensor | None = None) -> Tensor:
         x, y = self.x, self.y
         if rows is not None:
-            x, y = x[torch.arange(len(x), device=x.device)[:, None], rows], y.gather(1, rows)
-        with torch.enable_grad():
-            w = w.detach().requires_grad_()
-            loss = cross_entropy(self.net(w, x), y).mean(1).sum()
-        return torch.autograd.grad(loss, w)[0]
+            places = (torch.arange(len(x), device=x.device)[:, None] * x.shape[1] + rows).flatten()
+            x, y = x.flatten(0, 1).index_select(0, places).unflatten(0, rows.shape), y.gather(1, rows)
+        return self.net.gradient(w, x, y)
 
     @torch.no_grad()
     def losses(self, w: Tensor) -> Tensor:

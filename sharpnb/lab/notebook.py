@@ -16,7 +16,7 @@ from sharpnb.lab import figures
 from sharpnb.lab.claims import Claim
 from sharpnb.lab.data import Data
 from sharpnb.lab.pieces import Kind, Work, described
-from sharpnb.lab.records import Record, provenance
+from sharpnb.lab.records import Record, checking, keeping, provenance
 from sharpnb.lab.training import pick_device
 
 # "toy" is the full profile's code at the size of a test; its results are kept apart and never committed.
@@ -120,14 +120,30 @@ class Notebook:
     def claims(self, claims: Sequence[Claim], *, rtol: float = 2e-2, atol: float = 1e-6) -> None:
         """Save the claims with their verdicts and show them as a table.
 
+        Where results are compared with the committed ones, so are verdicts: see :func:`sharpnb.lab.claims.settled`.
+
         Raises:
             ValueError: if two claims bear the same id.
         """
         ids = [claim.id for claim in claims]
         if len(set(ids)) < len(ids):
             raise ValueError(f"claims need ids of their own; repeated: {sorted({i for i in ids if ids.count(i) > 1})}.")
-        self.record("claims", {"claims": [claim.as_dict() for claim in claims]}, rtol=rtol, atol=atol)
-        self._show(claims_module.as_markdown(claims))
+        committed = self._committed_claims()
+        verdicts: dict[str, claims_module.Verdict] = {
+            claim.id: claims_module.settled(claim, committed.get(claim.id), rtol, atol) for claim in claims}
+        rows = [claim.as_dict() | {"verdict": verdicts[claim.id]} for claim in claims]
+        self.record("claims", {"claims": rows}, rtol=rtol, atol=atol)
+        self._show(claims_module.as_markdown(claims, verdicts))
+
+    def _committed_claims(self) -> dict[str, dict[str, Any]]:
+        """Return by its id what is committed of each claim; nothing where it is not compared with, or is damaged."""
+        if not (checking() or keeping("records")):
+            return {}
+        try:
+            found = Record.find(self.name, "claims", self.profile)
+        except ValueError:  # it is made anew, or named by the comparison
+            return {}
+        return {row["id"]: row for row in found.values["claims"]} if found else {}
 
     @staticmethod
     def _show(markdown: str) -> None:

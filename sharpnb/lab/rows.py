@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sharpnb.lab.batched import batched_forward, cross_entropy
+from sharpnb.lab.batched import batched_forward
+from sharpnb.lab.batched import losses as losses  # notebooks find it here
 from sharpnb.lab.data import Data
 from sharpnb.lab.training import Augment, Schedule, _progress, _schedule, batches
 from sharpnb.memory import keep_freed_memory
@@ -21,13 +21,6 @@ from sharpnb.rules import Gradient, State
 Batch = tuple[Tensor, Tensor]  # images (K, B, ...), labels (K, B) or class probabilities (K, B, C)
 Rule = Callable[..., tuple[Tensor, State]]  # (w, grad, state, eta=...) -> (w, state), as the ascent rules
 Probe = Callable[[int, "Rows"], None]
-
-
-def losses(logits: Tensor, y: Tensor) -> Tensor:
-    """Mean cross-entropy of each row: logits (K, B, C), labels (K, B) or class probabilities (K, B, C) -> (K,)."""
-    if y.ndim == 2:
-        return cross_entropy(logits, y).mean(1)
-    return F.cross_entropy(logits.flatten(0, 1), y.flatten(0, 1), reduction="none").view(logits.shape[:2]).mean(1)
 
 
 class Rows:
@@ -88,13 +81,7 @@ class Rows:
 
     def gradient(self, batch: Batch) -> Gradient:
         """Return the gradient of the mean loss on ``batch`` as a function of rows, (K, n) -> (K, n)."""
-        x, y = batch
-
-        def grad(w: Tensor) -> Tensor:
-            w = w.detach().requires_grad_()
-            return torch.autograd.grad(losses(self.forward(w, x), y).sum(), w)[0]
-
-        return grad
+        return lambda w: self.forward.gradient(w, *batch)
 
     @torch.no_grad()
     def error(self, w: Tensor, batch: Batch) -> Tensor:

@@ -233,6 +233,39 @@ def test_claims_are_kept_with_their_verdicts_and_need_ids_of_their_own(capsys):
         nb.claims([_claim(), _claim()])
 
 
+@pytest.mark.parametrize(("committed", "fresh", "verdict"), [
+    ((18.3, 2.84), (17.2, 4.0), "reproduced"),                     # 17.2 - 17.2 is on the edge; the committed verdict stands
+    ((18.3, 2.84), (14.9, 4.0), "consistent within uncertainty"),  # outside of the tolerance: its own
+    ((0.1, 1.0), (-0.1, 1.0), "consistent within uncertainty"), ((-0.1, 1.0), (0.1, 1.0), "inconclusive"),
+    ((1.0, 0.1), (-0.5, 0.1), "contradicted"),                     # within the tolerance, and no neighbour
+    (None, (17.2, 4.0), "consistent within uncertainty"),
+])
+def test_a_verdict_on_its_edge_is_the_committed_one(committed, fresh, verdict):
+    old = _claim(measured=committed[0], stderr=committed[1], n=3).as_dict() if committed else None
+    assert claims.settled(_claim(measured=fresh[0], stderr=fresh[1], n=3), old, rtol=5e-2, atol=2.0) == verdict
+
+
+def test_a_notebook_shows_and_keeps_the_verdict_that_it_compares_with(monkeypatch):
+    shown, edge = [], _claim(measured=17.2, stderr=4.0, n=3)
+    monkeypatch.setattr(lab.Notebook, "_show", staticmethod(shown.append))
+    lab.start("n").claims([_claim(measured=18.3, stderr=2.84, n=3)], rtol=5e-2, atol=2.0)
+    path = paths.records("n", "quick") / "claims.json"
+    for check in ("", "1"):
+        monkeypatch.setenv("SHARPNB_CHECK", check)
+        lab.start("n").claims([edge], rtol=5e-2, atol=2.0)
+        assert "✔ reproduced" in shown[-1] and Record.load(path).values["claims"][0]["measured"] == 18.3
+    with pytest.raises(RecordMismatch, match="verdict"):
+        lab.start("n").claims([_claim(measured=-17.2, stderr=0.1, n=3)], rtol=5e-2, atol=100.0)
+    monkeypatch.setenv("SHARPNB_CHECK", "")
+    monkeypatch.setenv("SHARPNB_KEEP", "0")
+    lab.start("n").claims([edge], rtol=5e-2, atol=2.0)
+    assert "≈ consistent" in shown[-1] and Record.load(path).values["claims"][0]["measured"] == 17.2
+    monkeypatch.setenv("SHARPNB_KEEP", "1")
+    path.write_text("{")
+    lab.start("n").claims([edge])
+    assert Record.load(path).values["claims"][0]["measured"] == 17.2
+
+
 # --- the notebook's context ------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,84 @@
+"""The written-out gradient of small chains against autograd, one model at a time."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sharpnb.lab import models
+from sharpnb.lab.batched import batched_forward
+from sharpnb.lab.chain import Chain
+
+K, B = 3, 7
+NETS = {
+    "linear": models.mlp((9, 4)), "relu": models.mlp((9, 8, 4)), "tanh": models.mlp((9, 8, 5, 4), activation="tanh"),
+    "no flatten": nn.Sequential(nn.Linear(9, 6), nn.ReLU(), nn.Linear(6, 4)),
+}
+
+
+def _draw(model, probabilities):
+    generator = torch.Generator().manual_seed(1)
+    n = sum(p.numel() for p in model.parameters())
+    w = torch.randn(K, n, generator=generator, dtype=torch.float64)
+    x = torch.randn(K, B, 9, generator=generator, dtype=torch.float64)
+    if probabilities:
+        return w, x, torch.rand(K, B, 4, generator=generator, dtype=torch.float64)  # of any sum, as F.cross_entropy takes them
+    return w, x, torch.randint(0, 4, (K, B), generator=generator)
+
+
+def _by_autograd(model, w, x, y):
+    found, model = [], model.double()
+    for row, images, targets in zip(w, x, y, strict=True):
+        nn.utils.vector_to_parameters(row, model.parameters())
+        loss = F.cross_entropy(model(images), targets)
+        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_its_logits_are_the_models(name):
+    w, x, _ = _draw(NETS[name], False)
+    model = NETS[name].double()
+    for row, images, found in zip(w, x, batched_forward(model)(w, x), strict=True):
+        nn.utils.vector_to_parameters(row, model.parameters())
+        torch.testing.assert_close(found, model(images), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize("name", NETS)
+def test_it_is_autograds_gradient(name, probabilities):
+    chain, drawn = Chain.of(NETS[name]), _draw(NETS[name], probabilities)
+    exact = _by_autograd(NETS[name], *drawn)
+    torch.testing.assert_close(chain.gradient(*drawn), exact, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(batched_forward(NETS[name]).gradient(*drawn), exact, rtol=1e-12, atol=1e-14)
+    w, x, y = drawn
+    assert (chain.gradient(1.01 * w, x, y) - exact).abs().max() > 1e-5  # the comparison can fail
+
+
+def test_a_row_that_has_left_the_finite_numbers_stays_alone():
+    model = NETS["relu"]
+    w, x, y = _draw(model, False)
+    exact = Chain.of(model).gradient(w, x, y)
+    w[1] = float("nan")
+    found = Chain.of(model).gradient(w, x, y)
+    assert found[1].isnan().any() and torch.equal(found[[0, 2]], exact[[0, 2]])
+
+
+def _hooked():
+    model = models.mlp((9, 8, 4))
+    model[1].register_forward_hook(lambda *_: None)
+    return model
+
+
+def _shared():
+    layer = nn.Linear(9, 9)
+    return nn.Sequential(layer, nn.ReLU(), layer)
+
+
+@pytest.mark.parametrize("model", [
+    models.cnn(2), models.mlp((9, 8, 4), norm=True), models.mlp((9, 8, 4), activation="gelu"), _hooked(), _shared(),
+    nn.Sequential(nn.Linear(9, 8, bias=False), nn.ReLU(), nn.Linear(8, 4)), nn.Sequential(nn.ReLU(), nn.Linear(9, 4)),
+    nn.Sequential(nn.Linear(9, 4), nn.ReLU()), nn.Sequential(nn.Linear(9, 8), nn.Linear(8, 4)), nn.Sequential(), nn.Linear(9, 4),
+])
+def test_other_nets_are_left_to_autograd(model):
+    assert Chain.of(model) is None
