@@ -182,7 +182,8 @@ def _sgd(s: Settings, lr: float, seed: int) -> dict[str, Any]:
 
 
 def _options(s: Settings) -> dict[str, Any]:
-    return {"augment": s.augment(), "device": "cpu", "dtype": torch.float64}
+    together = SEEDS * s.workers  # the whole of phase 2 in one program: measured a sixth faster than in chunks of 32
+    return {"augment": s.augment(), "device": "cpu", "dtype": torch.float64, "chunk": together}
 
 
 # -- what is measured -------------------------------------------------------------------------------------------------
