@@ -102,7 +102,8 @@ def _as_it_was(path: Path, csv: str, png: bytes, rtol: float, atol: float) -> bo
         return False
     if not drawing.exists() or _text(path.read_bytes()) != _text(png):
         return False
-    return table.read_text() != csv or _largest_difference(path.read_bytes(), png) < 0.2  # measured: 0.08
+    same_numbers, committed = table.read_text() == csv, path.read_bytes()
+    return not same_numbers or committed == png or _largest_difference(committed, png) < 0.2  # measured: 0.08
 
 
 def _text(png: bytes) -> str | None:
@@ -148,6 +149,8 @@ def _compare_picture(path: Path, fresh: bytes, blocks: int = 24, allowed: float 
 
     if not path.exists():
         raise RecordMismatch(f"{path.name}: no committed figure to compare with; run the notebook and commit it.")
+    if path.read_bytes() == fresh:
+        return  # decoding both takes as long as a simple drawing
 
     def coarse(image: np.ndarray) -> np.ndarray:  # (H, W, 3 or 4) in [0, 1] -> (blocks, blocks)
         grey = image[..., :3].mean(-1)

@@ -15,7 +15,7 @@ from sharpnb import rules
 from sharpnb.lab import settings
 from sharpnb.lab.augment import Augment
 from sharpnb.lab.averages import Averages
-from sharpnb.lab.batched import BatchedNet, batched_forward, cross_entropy
+from sharpnb.lab.batched import BatchedNet, batched_forward, cross_entropy, evaluate_many
 from sharpnb.lab.clocks import Clocks
 from sharpnb.lab.data import Data
 from sharpnb.lab.feed import Feed
@@ -229,15 +229,11 @@ class _Group:
             own = w[rows]
             chunks = [x[None] for x in data.train_x.split(_IMAGES_AT_ONCE)]
             statistics = self.net.statistics(own, chunks) if self.net.normalises else None
-            for part, (images, labels) in (("train", data.train), ("test", data.test)):
-                loss, wrong = w.new_zeros(len(own)), w.new_zeros(len(own))
-                for x, y in zip(images.split(_IMAGES_AT_ONCE), labels.split(_IMAGES_AT_ONCE), strict=True):
-                    logits = self.net(own, x.expand(len(own), *x.shape), statistics)
-                    y = y.expand(len(own), -1)
-                    loss += cross_entropy(logits, y).sum(1)
-                    wrong += (logits.argmax(2) != y).sum(1)
-                for k, a, b in zip(rows.tolist(), loss.tolist(), wrong.tolist(), strict=True):
-                    found[f"{part}_loss"][k], found[f"{part}_error"][k] = a / len(labels), 100.0 * b / len(labels)
+            for part, images in (("train", data.train), ("test", data.test)):
+                values = evaluate_many(self.net, own, images, statistics, _IMAGES_AT_ONCE)
+                for name, column in zip(("loss", "error"), values, strict=True):
+                    for k, value in zip(rows.tolist(), column, strict=True):
+                        found[f"{part}_{name}"][k] = value
         return found
 
 

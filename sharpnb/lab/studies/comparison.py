@@ -7,6 +7,7 @@ labels, the initial weights and the batches, and is the same for all methods: di
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,11 +21,11 @@ from torch import Tensor, nn
 
 from sharpnb.curvature import HessianOperator, top_eigenvalues
 from sharpnb.lab.augment import Augment
+from sharpnb.lab.batched import batched_forward, evaluate_many
 from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.many import train_many
 from sharpnb.lab.pieces import Kind, Work, described, even
-from sharpnb.lab.training import evaluate
 
 LABELS = ("method", "trial")
 
@@ -104,8 +105,9 @@ def run(
         bare = [{k: v for k, v in config.items() if k not in LABELS} for config in part]
         many = train_many(bare, [images[c["seed"]].data for c in part], s.model, steps=s.steps, batch_size=s.batch_size,
                           augment=s.augment, dtype=s.dtype, device=str(device), chunk=s.together)
-        rows = [{**config, **_measured(s, w, final, images[config["seed"]], device)}
-                for config, w, final in zip(part, many.weights, many.final(), strict=True)]
+        held_out = _validation_errors(s, many.weights, [images[c["seed"]] for c in part], device)
+        rows = [{**config, **_measured(w, error, final, images[config["seed"]].data.classes)}
+                for config, w, error, final in zip(part, many.weights, held_out, many.final(), strict=True)]
         return {"rows": rows, "weights": many.weights}
 
     size = len(configs) if work is None or not work.nb.full else even(len(configs), s.together)[1]
@@ -130,13 +132,21 @@ def net_at(s: Setting, w: Tensor, device: torch.device | str = "cpu") -> nn.Modu
     return net
 
 
-def _measured(s: Setting, w: Tensor, final: Mapping[str, float], own: Split, device: torch.device) -> dict[str, float]:
+def _validation_errors(s: Setting, w: Tensor, own: Sequence[Split], device: torch.device) -> list[float]:
+    net, found = batched_forward(s.model(0).to(device, s.dtype)), [math.nan] * len(w)
+    for split in {id(split): split for split in own}.values():
+        rows = [k for k, mine in enumerate(own) if mine is split]
+        x, y = (part.to(device) for part in split.held_out)
+        for k, error in zip(rows, evaluate_many(net, w[rows].to(device), (x, y))[1], strict=True):
+            found[k] = error
+    return found
+
+
+def _measured(w: Tensor, val_error: float, final: Mapping[str, float], classes: int) -> dict[str, float]:
     if not w.isfinite().all():
-        constant = 100.0 * (1 - 1 / own.data.classes)
+        constant = 100.0 * (1 - 1 / classes)
         return {"val_error": constant, "test_error": constant, "train_loss": float("nan")}
-    x, y = (part.to(device) for part in own.held_out)
-    return {"val_error": evaluate(net_at(s, w, device), (x, y))[1], "test_error": final["test_error"],
-            "train_loss": final["train_loss"]}
+    return {"val_error": val_error, "test_error": final["test_error"], "train_loss": final["train_loss"]}
 
 
 def lambda_max(s: Setting, w: Tensor, data: Data, tol: float = 1e-2, device: torch.device | str = "cpu") -> float:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import xlogy
 from torch import Tensor, nn
 
 from sharpnb.lab.data import Data
@@ -240,8 +241,8 @@ def _informations(table: pd.DataFrame, columns: dict[str, np.ndarray], target: s
     i, j = np.nonzero(g[:, None] != g[None, :])
     up = (g[i] > g[j]).astype(np.int64)
     method = codes["method"]
-    u = np.random.default_rng(0).multinomial(k := method.max() + 1, np.full(k, 1 / k), DRAWS_INFORMATION)
-    weights = [u_d[method[i]] * u_d[method[j]] for u_d in u.astype(float)]
+    u = np.random.default_rng(0).multinomial(k := method.max() + 1, np.full(k, 1 / k), DRAWS_INFORMATION).astype(float)
+    weights = (u[:, :, None] * u[:, None, :]).reshape(len(u), -1)  # of the pairs of methods, (draws, k k)
     labels = []
     for chosen in (c for size in range(3) for c in combinations(codes, size)):
         label = np.zeros(len(i), np.int64)
@@ -253,25 +254,26 @@ def _informations(table: pd.DataFrame, columns: dict[str, np.ndarray], target: s
     for name, x in columns.items():
         finite = np.isfinite(x[i] + x[j])
         cell = 2 * (x[i] > x[j]).astype(np.int64) + up
-        shares = [_share(4 * label[finite] + cell[finite]) for label in labels]
-        least = labels[int(np.nanargmin(shares))]
-        drawn = [_share(4 * least[finite] + cell[finite], w[finite]) for w in weights]
-        out[name] = np.array([np.nanmin(shares), *drawn])
+        shares = [_share(np.bincount(4 * label[finite] + cell[finite])) for label in labels]
+        key = (4 * labels[int(np.nanargmin(shares))] + cell)[finite]
+        cells = key.max() + 1
+        pairs = np.bincount((method[i] * k + method[j])[finite] * cells + key, minlength=k * k * cells)
+        out[name] = np.array([np.nanmin(shares), *_share(weights @ pairs.reshape(k * k, cells))])
     return out
 
 
-def _share(key: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """I(v; g | label) / H(g | label) from keys 4 label + 2 v + g; NaN where nothing is uncertain."""
-    counts = np.bincount(key, weights).astype(float)
-    p = np.pad(counts, (0, -len(counts) % 4)).reshape(-1, 2, 2) / counts.sum()
+def _share(counts: np.ndarray) -> np.ndarray:
+    """I(v; g | label) / H(g | label) from counts (…, keys) of keys 4 label + 2 v + g; NaN where nothing is unsure."""
+    padded = np.pad(counts, [(0, 0)] * (counts.ndim - 1) + [(0, -counts.shape[-1] % 4)])
+    p = padded.reshape(*counts.shape[:-1], -1, 2, 2) / counts.sum(-1)[..., None, None, None]
 
-    def entropy(q: np.ndarray) -> float:
-        q = q[q > 0]
-        return float(-(q * np.log(q)).sum())
+    def entropy(q: np.ndarray) -> np.ndarray:
+        return -xlogy(q, q).reshape(*counts.shape[:-1], -1).sum(-1)
 
-    cell, label = entropy(p), entropy(p.sum((1, 2)))
-    h_g, h_v = entropy(p.sum(1)) - label, entropy(p.sum(2)) - label
-    return (h_v + h_g - (cell - label)) / h_g if h_g > 1e-12 else float("nan")
+    cell, label = entropy(p), entropy(p.sum((-2, -1)))
+    h_g, h_v = entropy(p.sum(-2)) - label, entropy(p.sum(-1)) - label
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(h_g > 1e-12, (h_v + h_g - (cell - label)) / h_g, np.nan)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

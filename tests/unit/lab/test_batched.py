@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from sharpnb.lab import load_data, models
-from sharpnb.lab.batched import batched_forward
+from sharpnb.lab.batched import batched_forward, evaluate_many
+from sharpnb.lab.training import evaluate
 
 DATA = load_data("digits", train_size=200)
 
@@ -25,6 +26,19 @@ def test_the_batched_forward_is_the_models_own(model):
     assert torch.allclose(out[0], model(x[0]), atol=1e-12)
     nn.utils.vector_to_parameters(rows[1], model.parameters())
     assert torch.allclose(out[1], model(x[1]), atol=1e-12)
+
+
+def test_many_are_evaluated_as_each_alone_also_where_the_last_block_is_smaller():
+    model = models.cnn(3).double()
+    x, y = DATA.train_x.double(), DATA.train_y
+    rows = torch.stack([_flat(model), 3 * _flat(model)])
+    found = evaluate_many(batched_forward(model), rows, (x, y), at_once=60)
+    for row, loss, error in zip(rows, *found, strict=True):
+        nn.utils.vector_to_parameters(row, model.parameters())
+        with torch.no_grad():
+            alone = evaluate(model, (x, y))
+        assert (loss, error) == pytest.approx(alone, rel=1e-12)
+    assert found[0][0] != found[0][1]
 
 
 class _MixesChannels(nn.Module):
