@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sharpnb.lab.augment import Augment, ShiftAndFlip
 from sharpnb.lab.data import Data, with_label_noise
-from sharpnb.lab.training import batches
 
 
 class Feed:
@@ -42,17 +41,28 @@ class Feed:
         streams: dict[tuple[int, int], int] = {}
         stream = [streams.setdefault((id(d), c["seed"]), len(streams)) for c, d in zip(configs, sets, strict=True)]
         self.generators = [torch.Generator().manual_seed(seed) for _, seed in streams]
-        self.orders = [batches(len(sets[0].train_y), batch_size, generator, device) for generator in self.generators]
-        self.images = [clean[data].train_x for data, _ in streams]
         self.stream = None if stream == list(range(len(configs))) else torch.tensor(stream, device=device)
         labels = {k: part for part, rows in self.parts for k in rows.tolist()}
         self.labels = torch.stack([labels[k].train_y for k in range(len(configs))])  # (K, N)
+        self.size = min(batch_size, self.labels.shape[1])
+
+        images = [clean[data].train_x for data, _ in streams]
+        distinct = {x.data_ptr(): x for x in images}  # the splits of a large data set share their images
+        self.images = torch.cat(list(distinct.values())) if len(distinct) > 1 else images[0]
+        first = {pointer: place * len(images[0]) for place, pointer in enumerate(distinct)}
+        self.first = torch.tensor([[first[x.data_ptr()]] for x in images], device=device)  # (streams, 1)
+        self.order, self.seen = torch.empty(0), self.labels.shape[1]
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
-        """Return the next batch of every member."""
-        index = torch.stack([next(order) for order in self.orders])  # (streams, B)
+        """Return the next batch of every member; an epoch's last incomplete one is left out, as in ``batches``."""
+        n = self.labels.shape[1]
+        if self.seen + self.size > n:
+            orders = [torch.randperm(n, generator=generator) for generator in self.generators]
+            self.order, self.seen = torch.stack(orders).to(self.labels.device), 0
+        index = self.order[:, self.seen : self.seen + self.size]  # (streams, B)
+        self.seen += self.size
         # index_select copies whole images and is twice as fast as an index.
-        x = torch.stack([images.index_select(0, rows) for images, rows in zip(self.images, index, strict=True)])
+        x = self.images.index_select(0, (index + self.first).flatten()).unflatten(0, index.shape)
         x = self._augmented(x) if self.augment else x
         if self.stream is not None:
             x = x.expand(len(self.stream), *x.shape[1:]) if len(x) == 1 else x.index_select(0, self.stream)

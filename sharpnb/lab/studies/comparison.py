@@ -28,6 +28,7 @@ from sharpnb.lab.many import train_many
 from sharpnb.lab.pieces import Kind, Work, described, even
 
 LABELS = ("method", "trial")
+TOLD = (*LABELS, "noise")  # entries of a configuration that say what it is and are none of the training's
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,11 @@ def splits(s: Setting, seeds: int) -> list[Split]:
     return found
 
 
+def of_each(configs: Sequence[Mapping[str, Any]], images: Sequence[Split]) -> list[Split]:
+    """Return each configuration's images from those of the seeds, as :func:`run` takes them."""
+    return [images[config["seed"]] for config in configs]
+
+
 def run(
     s: Setting, configs: Sequence[Mapping[str, Any]], images: Sequence[Split], device: torch.device,
     work: Work | None = None, kind: str = "",
@@ -90,8 +96,9 @@ def run(
 
     Args:
         s: the setting.
-        configs: as :func:`sharpnb.lab.train_many` takes them, with ``method`` and ``trial`` beside.
-        images: of each seed, from :func:`splits`.
+        configs: as :func:`sharpnb.lab.train_many` takes them, with ``method``, ``trial`` and whatever else of
+            :data:`TOLD` beside.
+        images: of each configuration, from :func:`splits`.
         device: where to.
         work: of the full profile, for which ``together`` members each are a piece.
         kind: of those pieces.
@@ -101,20 +108,20 @@ def run(
         ``train_loss`` (nats, on the labels that it was trained on); and the final weights, (K, n). A training that left
         the finite numbers has the error of a constant answer there, 100 · (1 - 1/classes).
     """
-    def make(part: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        bare = [{k: v for k, v in config.items() if k not in LABELS} for config in part]
-        many = train_many(bare, [images[c["seed"]].data for c in part], s.model, steps=s.steps, batch_size=s.batch_size,
+    def make(part: Sequence[Mapping[str, Any]], own: Sequence[Split]) -> dict[str, Any]:
+        bare = [{k: v for k, v in config.items() if k not in TOLD} for config in part]
+        many = train_many(bare, [split.data for split in own], s.model, steps=s.steps, batch_size=s.batch_size,
                           augment=s.augment, dtype=s.dtype, device=str(device), chunk=s.together)
-        held_out = _validation_errors(s, many.weights, [images[c["seed"]] for c in part], device)
-        rows = [{**config, **_measured(w, error, final, images[config["seed"]].data.classes)}
+        held_out = _validation_errors(s, many.weights, own, device)
+        rows = [{**config, **_measured(w, error, final, own[0].data.classes)}
                 for config, w, error, final in zip(part, many.weights, held_out, many.final(), strict=True)]
         return {"rows": rows, "weights": many.weights}
 
     size = len(configs) if work is None or not work.nb.full else even(len(configs), s.together)[1]
     told = described(s)
-    parts = [configs[k : k + size] for k in range(0, len(configs), size)]
-    made = [make(part) if work is None else work.do(kind, partial(make, part), number=number, setting=told,
-                                                    members=described(part)) for number, part in enumerate(parts)]
+    parts = [(configs[k : k + size], images[k : k + size]) for k in range(0, len(configs), size)]
+    made = [make(*part) if work is None else work.do(kind, partial(make, *part), number=number, setting=told,
+                                                     members=described(part[0])) for number, part in enumerate(parts)]
     return pd.DataFrame([row for piece in made for row in piece["rows"]]), torch.cat([p["weights"] for p in made])
 
 

@@ -80,7 +80,7 @@ class Study:
 
 QUICK = Study(
     Setting("MLP 64-16-10", "digits", 200, 400, lambda seed: models.mlp((64, 16, 10), seed=seed), steps=300,
-            batch_size=32),
+            batch_size=32, together=64),
     (0.0, 0.2), seeds=5,
     vit=Setting("tiny ViT", "digits", 300, 400, lambda seed: tiny_vit(patch=4, seed=seed), steps=40, batch_size=32),
     pretraining=240, lr=1e-3, weight_decay=0.05,
@@ -108,60 +108,62 @@ def study_of(profile: str) -> Study:
     return {"quick": QUICK, "full": FULL, "toy": TOY}[profile]
 
 
-def _configs(study: Study, method: str, fixed: Config, grid: Sequence[Config]) -> list[Config]:
-    return [{"method": method, "trial": trial, **fixed, **own, "seed": seed}
-            for trial, own in enumerate(grid[: study.trials]) for seed in range(study.seeds)]
-
-
-def compare(
-    study: Study, noise: float, nb: Notebook, work: Work | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Tune and train every method on one label noise.
+def compare(study: Study, nb: Notebook, work: Work | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Tune and train every method on every label noise, a method's trials on all of them in one program.
 
     The learning rate and decay of SGD (and Adam) are those of its own tuning, kept for all that stand on it, as in the
     paper. Adam's own relatives are trained with wrong labels only.
 
     Returns:
-        All trials (a row a method, trial and seed, with the hyperparameters), and each method's chosen one, with
+        All trials (a row a noise, method, trial and seed, with the hyperparameters), and each method's chosen one, with
         ``lambda_max``, and ``length`` 1; with wrong labels also :data:`FOLLOWED` for half and twice the steps.
     """
-    s = replace(study.net, noise=noise)
-    images = comparison.splits(s, study.seeds)
-    nb.uses(images[0].data)
+    s = study.net
+    images = {noise: comparison.splits(replace(s, noise=noise), study.seeds) for noise in study.noises}
+    nb.uses(images[0.0][0].data)
+    noisy = [noise for noise in study.noises if noise]
     tables, weights = [], []
 
     def train(setting: Setting, configs: list[Config], kind: str = "") -> pd.DataFrame:
-        table, w = comparison.run(setting, configs, images, nb.device, work, kind or configs[0]["method"])
+        own = [images[c["noise"]][c["seed"]] for c in configs]
+        table, w = comparison.run(setting, configs, own, nb.device, work, kind or configs[0]["method"])
         tables.append(table)
         weights.append(w)
         return table
 
-    bases = {}
+    def trials(method: str, fixed: Config, grid: Sequence[Config], bases: Mapping[float, Config]) -> list[Config]:
+        return [{"noise": noise, "method": method, "trial": trial, **fixed, **base, **own, "seed": seed}
+                for noise, base in bases.items() for trial, own in enumerate(grid[: study.trials])
+                for seed in range(study.seeds)]
+
+    bases: dict[str, dict[float, Config]] = {}  # of each vanilla method and noise
     for name, (fixed, grid) in VANILLA.items():
         longer = replace(s, steps=2 * s.steps) if "twice" in name else s
-        best = comparison.chosen(train(longer, _configs(study, name, fixed, grid)))
-        bases[name] = {key: float(best[key].iloc[0]) for key in ("lr", "weight_decay")}
+        best = _chosen(train(longer, trials(name, fixed, grid, {noise: {} for noise in study.noises})))
+        bases[name] = {noise: {key: float(part[key].iloc[0]) for key in ("lr", "weight_decay")}
+                       for noise, part in best.groupby("noise", sort=False)}
     for name, (fixed, grid) in GRIDS.items():
-        train(s, _configs(study, name, {**fixed, "momentum": 0.9, **bases["SGD"]}, grid))
-    for name, (fixed, grid) in (ON_ADAM if noise else {}).items():
-        train(s, _configs(study, name, {**fixed, "base": "adam", **bases["Adam"]}, grid))
-    table = pd.concat(tables, ignore_index=True)
-    final = comparison.chosen(table)
-    every = torch.cat(weights)
+        train(s, trials(name, {**fixed, "momentum": 0.9}, grid, bases["SGD"]))
+    for name, (fixed, grid) in ON_ADAM.items() if noisy else ():
+        train(s, trials(name, {**fixed, "base": "adam"}, grid, {noise: bases["Adam"][noise] for noise in noisy}))
+    table = pd.concat(tables, ignore_index=True).sort_values("noise", kind="stable")
+    final, every = _chosen(table), torch.cat(weights)
     where = "cpu" if nb.profile == "quick" else nb.device
-    found = [comparison.lambda_max(s, every[i], images[int(seed)].data, device=where)
-             for i, seed in final["seed"].items()]
+    found = [comparison.lambda_max(s, every[i], images[row["noise"]][int(row["seed"])].data, device=where)
+             for i, row in final.iterrows()]
     final = final.assign(lambda_max=found, length=1.0)
-    if noise:
-        again = [_as_config(row) for _, row in final.iterrows() if row["method"] in FOLLOWED]
-        ends = [train(replace(s, steps=max(1, int(f * s.steps))), again, f"length {f}").assign(length=f)
-                for f in LENGTHS]
-        final = pd.concat([final, *ends])
-    return table.assign(noise=noise), final.assign(noise=noise)
+    again = [_as_config(row) for _, row in final.iterrows() if row["method"] in FOLLOWED and row["noise"]]
+    ends = [train(replace(s, steps=max(1, int(f * s.steps))), again, f"length {f}").assign(length=f)
+            for f in LENGTHS if again]
+    return table, pd.concat([final, *ends]).sort_values("noise", kind="stable")
+
+
+def _chosen(table: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([comparison.chosen(part) for _, part in table.groupby("noise", sort=False)])
 
 
 def _as_config(row: pd.Series) -> Config:
-    measured = ("val_error", "test_error", "train_loss", "lambda_max", "length", "noise")
+    measured = ("val_error", "test_error", "train_loss", "lambda_max", "length")
     config = {str(k): v for k, v in row.items() if k not in measured and not (isinstance(v, float) and math.isnan(v))}
     return config | {key: int(config[key]) for key in ("seed", "trial", "k") if key in config}
 
@@ -184,11 +186,11 @@ def family_kinds(study: Study) -> list[Kind]:
     s, noisy, found = study.net, sum(noise > 0 for noise in study.noises), []
     for name, (_, grid) in {**VANILLA, **GRIDS, **ON_ADAM}.items():
         setting = replace(s, steps=2 * s.steps) if "twice" in name else s
-        times = noisy if name in ON_ADAM else len(study.noises)
-        members = len(grid[: study.trials]) * study.seeds
-        found.append(comparison.pieces(setting, name, members, GRADIENTS.get(name, 2.0), times))
+        noises = noisy if name in ON_ADAM else len(study.noises)
+        members = noises * len(grid[: study.trials]) * study.seeds
+        found.append(comparison.pieces(setting, name, members, GRADIENTS.get(name, 2.0)))
     return found + [comparison.pieces(replace(s, steps=max(1, int(f * s.steps))), f"length {f}",
-                                      len(FOLLOWED) * study.seeds, 2.0, noisy) for f in LENGTHS]
+                                      noisy * len(FOLLOWED) * study.seeds, 2.0) for f in LENGTHS]
 
 
 def vit_kinds(study: Study) -> list[Kind]:
@@ -210,11 +212,9 @@ def comparisons(study: Study, nb: Notebook) -> tuple[pd.DataFrame, pd.DataFrame]
     keep, errors = ["noise", "method", "trial", "seed", "val_error", "test_error"], ["val_error", "test_error"]
 
     def make(work: Work) -> list[pd.DataFrame]:
-        both = [compare(study, noise, nb, work) for noise in study.noises]
-        chosen = pd.concat([final for _, final in both], ignore_index=True)
-        trials = pd.concat([trials for trials, _ in both], ignore_index=True)[keep]
+        trials, chosen = (table.reset_index(drop=True) for table in compare(study, nb, work))
         trials[errors] = trials[errors].clip(upper=COLLAPSED)
-        return [trials, chosen]
+        return [trials[keep], chosen]
 
     trials, chosen = recorded(nb, "family", make, study)
     return trials, chosen
@@ -338,7 +338,8 @@ def train_on(study: Study, nb: Notebook, work: Work | None = None) -> pd.DataFra
     def go(method: str, fixed: Config, name: str, values: Sequence[float]) -> pd.DataFrame:
         configs = [{"method": method, "trial": value, **fixed, **({name: value} if name else {}), "lr": study.lr,
                     **adamw, "seed": seed} for value in values for seed in seeds]
-        return comparison.run(going_on, configs, images, nb.device, work, f"on with {method}")[0]
+        own = comparison.of_each(configs, images)
+        return comparison.run(going_on, configs, own, nb.device, work, f"on with {method}")[0]
 
     on = {"base": "adamw_torch"}
     sam = go("SAM", {"rule": "sam", **on}, "rho", VIT_RADII)

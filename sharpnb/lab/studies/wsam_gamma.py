@@ -99,17 +99,19 @@ def sweep(study: Study, nb: Notebook, work: Work | None = None) -> list[dict[str
             images = comparison.splits(s, study.seeds)
             nb.uses(images[0].data)
             radii = [(rho, {"rule": "sam", "rho": rho}) for rho in study.rhos + (() if number else study.more)]
-            sam, _ = comparison.run(s, _configs(study, "SAM", radii), images, nb.device, work, f"SAM {number}")
+            configs = _configs(study, "SAM", radii)
+            sam, _ = comparison.run(s, configs, comparison.of_each(configs, images), nb.device, work, f"SAM {number}")
             rho = float(comparison.chosen(sam[sam["trial"].isin(study.rhos)])["trial"].iloc[0])
             configs = []
             for form, decouple in FORMS.items() if number == 0 else [("decoupled", True)]:
                 own = {"rule": "wsam", "rho": rho, "decouple": decouple}
                 configs += _configs(study, form, [(gamma, {**own, "gamma": gamma}) for gamma in study.gammas])
-            wsam, weights = comparison.run(s, configs, images, nb.device, work, f"WSAM {number}")
+            own_images = comparison.of_each(configs, images)
+            wsam, weights = comparison.run(s, configs, own_images, nb.device, work, f"WSAM {number}")
             if number == 0:
                 measured = [c["seed"] < study.lambda_seeds for c in configs]
                 wsam["lambda_max"] = _lambdas(s, nb, work, weights, [
-                    images[c["seed"]].data if wanted else None for c, wanted in zip(configs, measured, strict=True)])
+                    mine.data if wanted else None for mine, wanted in zip(own_images, measured, strict=True)])
             rows += pd.concat([sam, wsam]).assign(net=s.label, noise=noise).reindex(columns=COLUMNS).to_dict("records")
     return rows
 

@@ -57,7 +57,7 @@ def test_bootstrap_tunes_again_on_each_resample():
 def test_run_measures_each_configuration_on_its_own_images():
     images = comparison.splits(TINY, 2)
     configs = [{"method": "SGD", "trial": 0, "rule": "sgd", "lr": 0.1, "seed": seed} for seed in range(2)]
-    frame, weights = comparison.run(TINY, configs, images, torch.device("cpu"))
+    frame, weights = comparison.run(TINY, configs, comparison.of_each(configs, images), torch.device("cpu"))
     for row, w, own in zip(frame.to_dict("records"), weights, images, strict=True):
         logits = comparison.net_at(TINY, w)(own.held_out[0])
         assert row["val_error"] == pytest.approx(100 * float((logits.argmax(1) != own.held_out[1]).double().mean()))
