@@ -13,6 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sharpnb.trees import moved
 
 Call = Callable[[nn.Module, Any], Any]
+_NO_BATCH = ("data holds no batch: the statistics of BatchNorm need at least one. An exhausted generator reads like "
+             "this; pass a list or a DataLoader.")
 
 
 @torch.no_grad()
@@ -42,8 +44,7 @@ def update_bn(model: nn.Module, data: Any, call: Call | None = None) -> None:
     Raises:
         ValueError: if there is no batch, or ``data`` is a bare tensor.
     """
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    layers = [m for m in layers if m.training or not model.training]
+    layers = unfrozen(model)
     if not layers:
         return
     where, seen = next(b.device for b in layers[0].buffers()), 0
@@ -55,11 +56,28 @@ def update_bn(model: nn.Module, data: Any, call: Call | None = None) -> None:
             size = _size(batch)
             for layer in layers:
                 layer.momentum = size / (seen + size)
-            call(model, batch) if call else model(batch[0] if isinstance(batch, tuple | list) else batch)
+            call(model, batch) if call else model(_input(batch))
             seen += size
         if not seen:
-            raise ValueError("data holds no batch: the statistics of BatchNorm need at least one. An exhausted "
-                             "generator reads like this; pass a list or a DataLoader.")
+            raise ValueError(_NO_BATCH)
+
+
+def unfrozen(model: nn.Module) -> list[Any]:
+    """Return the layers whose statistics :func:`update_bn` recomputes."""
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    return [m for m in layers if m.training or not model.training]
+
+
+def inputs(data: Any, device: torch.device) -> list[Any]:
+    """Return the inputs that :func:`update_bn` gives a model, batch by batch, on a device.
+
+    Raises:
+        ValueError: as :func:`update_bn`.
+    """
+    found = [_input(moved(batch, device)) for batch in _batches(data)]
+    if not found:
+        raise ValueError(_NO_BATCH)
+    return found
 
 
 @contextmanager
@@ -93,6 +111,10 @@ def _batches(data: Any) -> Iterable[Any]:
         x, y = data
         return [data] if x.is_floating_point() and not y.is_floating_point() else data
     return data
+
+
+def _input(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, tuple | list) else batch
 
 
 def _size(tree: Any) -> int:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sharpnb.averaging.batchnorm import update_bn
-from sharpnb.landscape._stacked import Stacked, chain
+from sharpnb.averaging.batchnorm import inputs, unfrozen, update_bn
+from sharpnb.landscape._stacked import Moments, Stacked, chain
 from sharpnb.landscape.losses import Losses, stacked_losses
 from sharpnb.landscape.plane import Plane
 from sharpnb.memory import keep_freed_memory
@@ -50,12 +50,13 @@ class Points:
             raise ValueError("data holds no sample: give (x, y), a list of (x, y), or a dictionary of those.")
         self.names = [f"{part}_{loss}".lstrip("_") for part in self.sets for loss in self.losses]
         self.vectors = torch.stack([plane.origin, plane.u, plane.v])  # float64 on the CPU
-        layers = chain(model) if bn_data is None else None
+        self.bn_data = list(bn_data) if isinstance(bn_data, Iterator) else bn_data
+        layers = chain(model)
         self.stacked = self._stacked(model, layers) if layers else None
         self.at_once = 128 if self.stacked else 1
         self.sets = {name: _split(batches, batch_size or self._samples()) for name, batches in self.sets.items()}
         if not self.stacked:
-            self._private_copy(model, list(bn_data) if isinstance(bn_data, Iterator) else bn_data)
+            self._private_copy(model)
 
     @torch.inference_mode()
     def __call__(self, xy: Sequence[tuple[float, float]]) -> Tensor:
@@ -66,9 +67,11 @@ class Points:
     # -- chains -------------------------------------------------------------------------------------------------------
 
     def _stacked(self, model: nn.Module, layers: list[nn.Module]) -> Stacked | None:
+        of_its_own = [] if self.bn_data is None else [layers.index(layer) for layer in unfrozen(model)]
         layers = list(copy.deepcopy(nn.Sequential(*layers)).eval())
-        stacked = Stacked(layers, self.vectors.to(self.device, self.dtype))
-        return stacked if self._first_outputs(stacked).dim() in (3, 5) else None
+        stacked = Stacked(layers, self.vectors.to(self.device, self.dtype), [layers[i] for i in of_its_own])
+        shape = self._first_outputs(stacked).dim()
+        return stacked if shape == 3 or (shape == 5 and not stacked.normalises) else None
 
     @torch.inference_mode()
     def _first_outputs(self, stacked: Stacked) -> Tensor:
@@ -90,20 +93,34 @@ class Points:
 
     def _by_groups(self, stacked: Stacked, xy: Sequence[tuple[float, float]]) -> Tensor:
         sums = torch.zeros(len(xy), len(self.names), dtype=torch.float64, device=self.device)
+        statistics = self._statistics(stacked, xy)
         for first, _, batches, total in self._columns():
             for x, y in batches:
                 prepared = stacked.prepare(x)
-                group = max(1, self._limit // stacked.size_of_a_point(prepared))
-                for start in range(0, len(xy), group):
-                    outputs = stacked(prepared, xy[start : start + group])
+                for part in self._groups(stacked, [prepared], len(xy)):
+                    outputs = stacked(prepared, xy[part], [(mean[part], var[part]) for mean, var in statistics])
                     for column, loss in enumerate(self.losses.values(), first):
-                        sums[start : start + group, column] += loss(outputs, y) * (len(x) / total)
+                        sums[part, column] += loss(outputs, y) * (len(x) / total)
         return sums
+
+    def _statistics(self, stacked: Stacked, xy: Sequence[tuple[float, float]]) -> list[Moments]:
+        """Return the renewed BatchNorm layers' statistics at the points, (P, F) each."""
+        if not stacked.renewed:
+            return []
+        batches = [stacked.prepare(x) for x in inputs(self.bn_data, self.device)]
+        parts = [stacked.statistics(batches, xy[part]) for part in self._groups(stacked, batches, len(xy))]
+        return [(torch.cat(means), torch.cat(variances))
+                for means, variances in (zip(*layer, strict=True) for layer in zip(*parts, strict=True))]
+
+    def _groups(self, stacked: Stacked, prepared: Sequence[Tensor], points: int) -> list[slice]:
+        """Return which points go together, so that their features fit the cache."""
+        group = max(1, self._limit // max(map(stacked.size_of_a_point, prepared)))
+        return [slice(start, start + group) for start in range(0, points, group)]
 
     # -- any net ------------------------------------------------------------------------------------------------------
 
-    def _private_copy(self, model: nn.Module, bn_data: Any) -> None:
-        self.model, self.bn_data = copy.deepcopy(model).requires_grad_(False), bn_data
+    def _private_copy(self, model: nn.Module) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
         self.modes = [(m, m.training) for m in self.model.modules()]
         self.flat = self.vectors[0].to(self.device, self.dtype, copy=True)
         start = 0

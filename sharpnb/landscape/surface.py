@@ -77,9 +77,9 @@ def surface(
 ) -> Surface:
     """Measure losses on a grid over a plane, in evaluation mode; the model is not touched.
 
-    In chains of linear layers, convolutions and activations without BatchNorm the first layer runs once for many points
-    (its output is affine in the coordinates) and the linear layers for many points in one call; other nets run one
-    forward pass a point, with the weights written into a private copy. Everything is computed in the model's type, sums
+    In chains of linear layers, convolutions and activations the first layer runs once for many points (its output is
+    affine in the coordinates) and the linear layers, with BatchNorm between them, for many points in one call; other
+    nets run one forward pass a point, with the weights written into a private copy. Everything is computed in the model's type, sums
     over batches, weighted by their size, in float64.
 
     Args:
@@ -91,7 +91,8 @@ def surface(
             that returns the mean over the batch.
         size: points along x and y (default 41; Li et al. 51, Garipov et al. 21).
         window: x from, x to, y from, y to; default the plane's.
-        update_bn: training data for :func:`sharpnb.averaging.update_bn`, run anew at *each* point (Garipov et al.).
+        update_bn: training data for :func:`sharpnb.averaging.update_bn`, run anew at *each* point (Garipov et al.);
+            where many points go in one call, they see the same pass over it.
             Without it a net with BatchNorm keeps the model's own statistics, and the surface is not that of the nets
             one would deploy at these points.
         batch_size: samples a forward pass (default 250 on the CPU, up to 1,000 for small nets, 2,048 on the GPU).

@@ -20,7 +20,7 @@ G = torch.Generator().manual_seed(0)
 X, Y = torch.randn(70, 1, 8, 8, dtype=torch.float64, generator=G), torch.randint(0, 10, (70,), generator=G)
 CHAINS = {
     "mlp": lambda: models.mlp((64, 12, 12, 10)), "tanh": lambda: models.mlp((64, 12, 10), activation="tanh"),
-    "linear": lambda: models.mlp((64, 10)), "cnn": lambda: models.cnn(4),
+    "linear": lambda: models.mlp((64, 10)), "mlp with BatchNorm": lambda: models.mlp((64, 12, 12, 10), norm=True), "cnn": lambda: models.cnn(4),
     "windows": lambda: nn.Sequential(
         nn.Conv2d(1, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 4, (3, 2), (1, 2), (0, 1), bias=False), nn.Conv2d(4, 5, 1),
         nn.ReLU(), nn.Flatten(), nn.ReLU(), nn.Linear(150, 7), nn.ReLU(), nn.Linear(7, 10)),
@@ -118,11 +118,16 @@ def test_a_quadratic_and_its_curvature():
     assert (centre[5] - 2 * centre[4] + centre[3]) / h**2 == pytest.approx((plane.u @ a @ plane.u).item(), rel=1e-9)
 
 
-def test_batchnorm_is_recomputed_at_every_point():
-    model, three = models.cnn(4, norm=True).double(), [models.cnn(4, norm=True, seed=s).double() for s in range(3)]
-    plane, bn = Plane.through(*three), [(X[:50], None), (X[50:], None)]
+NORMALISED = {"cnn": lambda seed=0: models.cnn(4, norm=True, seed=seed), "mlp": lambda seed=0: models.mlp((64, 12, 12, 10), norm=True, seed=seed)}
+
+
+@pytest.mark.parametrize("name", NORMALISED)
+def test_batchnorm_is_recomputed_at_every_point(name):
+    model, three = NORMALISED[name]().double(), [NORMALISED[name](s).double() for s in range(3)]
+    plane, bn = Plane.through(*three), [(X[:50], None), (X[50:], None)]  # 50 + 20: each normalised by itself
     before = copy.deepcopy(model.state_dict())
-    found = surface(model, plane, {"train": (X, Y)}, size=(3, 2), update_bn=bn)
+    found = surface(model, plane, {"train": (X, Y)}, size=(3, 2), update_bn=iter(bn))
+    assert (Points(model, plane, (X, Y), ("loss",), bn).stacked is not None) == (name == "mlp")
     truth = one_by_one(model, plane, found.x, found.y, bn)
     np.testing.assert_allclose(found.values["train_loss"], truth["loss"], rtol=1e-11)
     stale = surface(model, plane, (X, Y), size=(3, 2))
@@ -130,16 +135,38 @@ def test_batchnorm_is_recomputed_at_every_point():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_frozen_batchnorm_layer_keeps_its_statistics_at_every_point():
-    model = models.cnn(4, norm=True).double()
+@pytest.mark.parametrize("name", NORMALISED)
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_frozen_batchnorm_layer_keeps_its_statistics_at_every_point(name, frozen):
+    model = NORMALISED[name]().double()
     model.train()
-    model[1].eval()
+    model(3 * X + 1)  # statistics worth keeping
+    [m for m in model if isinstance(m, nn.modules.batchnorm._BatchNorm)][frozen].eval()
     reference = copy.deepcopy(model)
     plane = Plane.random(model)
     found = surface(model, plane, (X, Y), size=1, window=(0, 0, 0, 0), update_bn=[X])
     update_bn(reference, [X])
     reference.eval()
     assert found.values["loss"].item() == pytest.approx(F.cross_entropy(reference(X), Y).item(), rel=1e-12)
+    model.train()
+    assert found.values["loss"].item() != pytest.approx(surface(model, plane, (X, Y), size=1, window=(0, 0, 0, 0), update_bn=[X]).values["loss"].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name, bn, said", [
+    ("cnn", [], "no batch"), ("mlp", [], "no batch"), ("cnn", X, "x.split"), ("mlp", X, "x.split"), ("mlp", [X[:1]], "one sample"),
+])
+def test_statistics_of_nothing_are_an_error(name, bn, said):
+    model = NORMALISED[name]().double()
+    with pytest.raises(ValueError, match=said):
+        surface(model, Plane.random(model), (X, Y), size=2, update_bn=bn)
+
+
+def test_batchnorm_after_a_convolution_is_not_stacked():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(72), nn.Linear(72, 10)).double()
+    plane = Plane.random(model, seed=1)
+    found = surface(model, plane, (X, Y), size=2)
+    assert Points(model, plane, (X, Y), ("loss",)).stacked is None
+    np.testing.assert_allclose(found.values["loss"], one_by_one(model, plane, found.x, found.y)["loss"], rtol=1e-11)
 
 
 def test_several_sets_and_losses_at_once():
