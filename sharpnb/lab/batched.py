@@ -71,7 +71,7 @@ class BatchedNet:
 
     def __call__(self, w: Tensor, x: Tensor, statistics: Statistics | None = None) -> Tensor:
         """Return the logits, (K, B, classes); norms use the batch's statistics, or (evaluation mode) the given ones."""
-        if whole := self._chain or self._by_vmap:
+        if whole := self._by_vmap or (None if self.normalises else self._chain):
             return whole(w, x)
         if self._model.training != (statistics is None):
             self._model.train(statistics is None)
@@ -122,7 +122,7 @@ class BatchedNet:
             x = torch.randn(2, 5, *shape, generator=generator, dtype=torch.float64)
             try:
                 expected = torch.stack([_alone(original, row, batch) for row, batch in zip(w, x, strict=True)])
-            except RuntimeError:
+            except (RuntimeError, ValueError):
                 continue  # not the size of image that this model takes
             try:
                 with torch.no_grad():

@@ -120,7 +120,8 @@ class Stacked:
             for layer, own in zip(self.after, weights, strict=True):
                 of_batch = None
                 if layer in self.renewed:
-                    variance, mean = torch.var_mean(x, -1, correction=0)
+                    mean = x.mean(-1)
+                    variance = (x - mean[..., None]).square_().mean(-1)  # var_mean: nine times slower
                     of_batch, unbiased = (mean, variance), variance * (size / (size - 1))
                     old = found.get(layer, (mean, unbiased))
                     found[layer] = old[0].lerp(mean, size / seen), old[1].lerp(unbiased, size / seen)

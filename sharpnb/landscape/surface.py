@@ -79,8 +79,8 @@ def surface(
 
     In chains of linear layers, convolutions and activations the first layer runs once for many points (its output is
     affine in the coordinates) and the linear layers, with BatchNorm between them, for many points in one call; other
-    nets run one forward pass a point, with the weights written into a private copy. Everything is computed in the model's type, sums
-    over batches, weighted by their size, in float64.
+    nets run one forward pass a point, with the weights written into a private copy. Everything is computed in the
+    model's type, sums over batches, weighted by their size, in float64.
 
     Args:
         model: the architecture, type and device; its own weights do not matter.

@@ -10,8 +10,15 @@ from sharpnb.lab.batched import batched_forward
 from sharpnb.lab.chain import Chain
 
 K, B = 3, 7
+
+
+def _norm_once():
+    return nn.Sequential(nn.Linear(9, 6), nn.BatchNorm1d(6, eps=0.1), nn.Tanh(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+
+
 NETS = {
     "linear": models.mlp((9, 4)), "relu": models.mlp((9, 8, 4)), "tanh": models.mlp((9, 8, 5, 4), activation="tanh"),
+    "norm": models.mlp((9, 8, 5, 4), norm=True), "norm once": _norm_once(),
     "no flatten": nn.Sequential(nn.Linear(9, 6), nn.ReLU(), nn.Linear(6, 4)),
 }
 
@@ -64,6 +71,12 @@ def test_a_row_that_has_left_the_finite_numbers_stays_alone():
     assert found[1].isnan().any() and torch.equal(found[[0, 2]], exact[[0, 2]])
 
 
+def test_one_image_has_no_variance():
+    w, x, y = _draw(NETS["norm"], False)
+    with pytest.raises(ValueError, match="two or more"):
+        Chain.of(NETS["norm"]).gradient(w, x[:, :1], y[:, :1])
+
+
 def _hooked():
     model = models.mlp((9, 8, 4))
     model[1].register_forward_hook(lambda *_: None)
@@ -76,9 +89,10 @@ def _shared():
 
 
 @pytest.mark.parametrize("model", [
-    models.cnn(2), models.mlp((9, 8, 4), norm=True), models.mlp((9, 8, 4), activation="gelu"), _hooked(), _shared(),
+    models.cnn(2), models.mlp((9, 8, 4), activation="gelu"), _hooked(), _shared(),
     nn.Sequential(nn.Linear(9, 8, bias=False), nn.ReLU(), nn.Linear(8, 4)), nn.Sequential(nn.ReLU(), nn.Linear(9, 4)),
-    nn.Sequential(nn.Linear(9, 4), nn.ReLU()), nn.Sequential(nn.Linear(9, 8), nn.Linear(8, 4)), nn.Sequential(), nn.Linear(9, 4),
+    nn.Sequential(nn.Linear(9, 8), nn.BatchNorm1d(8, affine=False), nn.ReLU(), nn.Linear(8, 4)),
+    nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 4)), nn.Sequential(nn.Linear(9, 4), nn.ReLU()), nn.Sequential(nn.Linear(9, 8), nn.Linear(8, 4)), nn.Sequential(), nn.Linear(9, 4),
 ])
 def test_other_nets_are_left_to_autograd(model):
     assert Chain.of(model) is None
