@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from sharpnb.averaging.batchnorm import Call, update_bn
+from sharpnb.processes import worker_context
 
 LargeEpoch = Callable[[nn.Module, int], float]
 Small = Callable[[nn.Module, int], object]
@@ -120,8 +120,7 @@ def _over_ranks(model: nn.Module, small: Small, workers: int, seed: int) -> list
 
 def _over_processes(model: nn.Module, small: Small, workers: int, seed: int, processes: int) -> list[Tensor]:
     sent = _packed((model, small))
-    spawn = torch.multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, workers), mp_context=spawn, initializer=torch.set_num_threads,
+    with ProcessPoolExecutor(min(processes, workers), mp_context=worker_context(), initializer=torch.set_num_threads,
                              initargs=(torch.get_num_threads(),)) as pool:
         jobs = [pool.submit(_remote, sent, w, seed) for w in range(workers)]
         return [torch.load(io.BytesIO(job.result()), weights_only=True) for job in jobs]

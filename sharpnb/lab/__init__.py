@@ -3,6 +3,7 @@
 from sharpnb.lab import models as models
 from sharpnb.lab.claims import Claim as Claim
 from sharpnb.lab.claims import mean_stderr as mean_stderr
+from sharpnb.lab.claims import t95 as t95
 from sharpnb.lab.data import Data as Data
 from sharpnb.lab.data import DataError as DataError
 from sharpnb.lab.data import load_data as load_data

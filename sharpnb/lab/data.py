@@ -7,7 +7,6 @@ torchvision's own layout, under ``$SHARPNB_DATA`` or ``data/datasets``; they are
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -17,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sharpnb import paths
+from sharpnb import datafiles, paths
 
-# name -> (torchvision class, its folder, channel mean, channel std). The statistics are those of the training sets:
+# name -> (torchvision class, channel mean, channel std). The statistics are those of the training sets:
 # CIFAR and SVHN as in the code of the SAM paper; Fashion-MNIST measured on the training images.
-_TORCHVISION: dict[str, tuple[str, str, tuple[float, ...], tuple[float, ...]]] = {
-    "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw", (0.2860,), (0.3530,)),
-    "cifar10": ("CIFAR10", "cifar-10-batches-py", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ("CIFAR100", "cifar-100-python", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "svhn": ("SVHN", ".", (0.4309, 0.4302, 0.4463), (0.1976, 0.2003, 0.1981)),
+_TORCHVISION: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
+    "fashion_mnist": ("FashionMNIST", (0.2860,), (0.3530,)),
+    "cifar10": ("CIFAR10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ("CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "svhn": ("SVHN", (0.4309, 0.4302, 0.4463), (0.1976, 0.2003, 0.1981)),
 }
-NAMES = ("digits", *_TORCHVISION)
+NAMES = datafiles.NAMES
 
 
 class DataError(RuntimeError):
@@ -133,31 +132,15 @@ def with_label_noise(data: Data, rate: float, seed: int = 0) -> Data:
 def status(name: str, root: str | Path | None = None) -> str:
     """Say ``"ready"``, ``"missing: …"`` or ``"damaged: …"`` of a data set; every file is read and its MD5 compared."""
     if name == "digits":
-        return "ready" if _digits_file() else "missing: scikit-learn is not installed; pip install 'sharpnb[notebooks]'"
+        found = datafiles.digits()
+        return "ready" if found else "missing: scikit-learn is not installed; pip install 'sharpnb[notebooks]'"
     folder = Path(root) if root is not None else paths.datasets()
-    absent = [file.name for file, _ in _files(name, folder) if not file.exists()]
+    files = dict(zip(datafiles.files(name, folder), _md5s(name), strict=True))
+    absent = [file.name for file in files if not file.exists()]
     if absent:
         return f"missing: {', '.join(absent[:3])}{' …' if len(absent) > 3 else ''} under {folder}"
-    wrong = [file.name for file, md5 in _files(name, folder) if hashlib.md5(file.read_bytes()).hexdigest() != md5]
+    wrong = [file.name for file, md5 in files.items() if hashlib.md5(file.read_bytes()).hexdigest() != md5]
     return f"damaged: {', '.join(wrong)} under {folder}; delete it and call again" if wrong else "ready"
-
-
-def fingerprint(name: str) -> str:
-    """Return a short text that changes when the files of a data set do (names, sizes and times; nothing is read)."""
-    if name == "digits":
-        file = _digits_file()
-        return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file else "missing"
-    return _mark(name, paths.datasets())
-
-
-def _mark(name: str, root: Path) -> str:
-    found = [(file.name, file.stat()) for file, _ in _files(name, root) if file.exists()]
-    return ";".join(f"{file}:{stat.st_size}:{stat.st_mtime_ns}" for file, stat in found) or "missing"
-
-
-def _digits_file() -> Path | None:
-    spec = importlib.util.find_spec("sklearn")
-    return Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz" if spec and spec.origin else None
 
 
 def _check_size(name: str, size: int, available: int) -> None:
@@ -167,13 +150,12 @@ def _check_size(name: str, size: int, available: int) -> None:
 
 @cache
 def _all_digits() -> Any:
-    """Return images (1797, 64) and labels, read once in a process: a tenth of a second that a sweep would pay often."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError("digits ships inside scikit-learn, which is missing: "
-                        "pip install 'sharpnb[notebooks]'.") from error
-    return load_digits(return_X_y=True)
+    """Return images (1797, 64) and labels, read once in a process; scikit-learn itself takes seconds to import."""
+    file = datafiles.digits()
+    if file is None:
+        raise DataError("digits ships inside scikit-learn, which is missing: pip install 'sharpnb[notebooks]'.")
+    table = np.loadtxt(file, delimiter=",")
+    return table[:, :-1], table[:, -1].astype(int)
 
 
 def _digits(train_size: int, seed: int, dtype: torch.dtype) -> Data:
@@ -195,14 +177,14 @@ def _torchvision_class(name: str) -> Any:
     return getattr(datasets, _TORCHVISION[name][0])
 
 
-def _files(name: str, root: Path) -> list[tuple[Path, str]]:
-    """Return the files that torchvision wants under ``root``, each with the MD5 that torchvision publishes."""
-    source, folder = _torchvision_class(name), root / _TORCHVISION[name][1]
+def _md5s(name: str) -> list[str]:
+    """Return the MD5s that torchvision publishes, in the order of :func:`sharpnb.datafiles.files`."""
+    source = _torchvision_class(name)
     if name == "svhn":
-        return [(folder / file, md5) for _, file, md5 in (source.split_list[part] for part in ("train", "test"))]
+        return [source.split_list[part][2] for part in ("train", "test")]
     if name == "fashion_mnist":
-        return [(folder / file, md5) for file, md5 in source.resources]
-    return [(folder / file, md5) for file, md5 in (*source.train_list, *source.test_list)]
+        return [md5 for _, md5 in source.resources]
+    return [md5 for _, md5 in (*source.train_list, *source.test_list)]
 
 
 def _from_torchvision(name: str, root: Path, download: bool, dtype: torch.dtype) -> Data:
@@ -210,7 +192,7 @@ def _from_torchvision(name: str, root: Path, download: bool, dtype: torch.dtype)
     if state.startswith("damaged") or (state.startswith("missing") and not download):
         raise DataError(f"{name} is {state}.\n{_how_to_get(name, root)}")
     try:
-        return _read(name, root, state != "ready", dtype, _mark(name, root))
+        return _read(name, root, state != "ready", dtype, datafiles.mark(name, root))
     except Exception as error:  # torchvision raises whatever its transport or its reader raised
         raise DataError(f"{name} is {state}, and torchvision could not fetch or read it ({error}).\n"
                         f"{_how_to_get(name, root)}") from error
@@ -219,7 +201,7 @@ def _from_torchvision(name: str, root: Path, download: bool, dtype: torch.dtype)
 @lru_cache(maxsize=2)  # a study of the full profile asks for the same images piece by piece
 def _read(name: str, root: Path, fetch: bool, dtype: torch.dtype, mark: str) -> Data:
     """Read a whole data set; ``mark`` is that of its files, so that others are read anew."""
-    source, (_, _, mean, std) = _torchvision_class(name), _TORCHVISION[name]
+    source, (_, mean, std) = _torchvision_class(name), _TORCHVISION[name]
     parts = [{"split": "train"}, {"split": "test"}] if name == "svhn" else [{"train": True}, {"train": False}]
     # A complete Fashion-MNIST still needs download=True, which unpacks the archives and fetches nothing.
     train, test = (source(str(root), download=fetch or name == "fashion_mnist", **part) for part in parts)

@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sharpnb import paths
+from sharpnb import datafiles, paths
 from sharpnb.runner import sources
 from sharpnb.runner.catalogue import Notebook, find_all
 
@@ -30,19 +30,14 @@ _PLAIN = {"code": "the notebook's code", "python": "Python", "device": "the devi
 _NAMED = {"parameters": "parameter ", "data": "data set ", "records": "", "sources": "", "versions": ""}
 
 
-def key(
-    notebook: Notebook, values: Mapping[str, Any], profile: str, data: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """Return the components of what one run of ``notebook`` with these parameter values depends on.
-
-    ``data`` stands in for the data sets' fingerprints, whose computing imports torch.
-    """
+def key(notebook: Notebook, values: Mapping[str, Any], profile: str) -> dict[str, Any]:
+    """Return the components of what one run of ``notebook`` with these parameter values depends on."""
     reached = sources.digests(notebook.code)
     return {
         "code": hashlib.sha256(json.dumps(notebook.code).encode()).hexdigest()[:16],
         "parameters": {name: repr(value) for name, value in values.items()},
         "sources": reached,
-        "data": _data(notebook.code, values, reached) if data is None else data,
+        "data": _data(notebook.code, values, reached),
         "records": _others(notebook.name) if notebook.after_all else {},
         "versions": dict(_versions(paths.root())),
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
@@ -128,12 +123,10 @@ def _versions(root: Path) -> Mapping[str, str]:
 
 def _data(code: list[str], values: Mapping[str, Any], reached: Iterable[str]) -> dict[str, str]:
     """Return the fingerprints of the data sets named as strings in the notebook, its parameters or its study."""
-    from sharpnb.lab import data  # imports torch: only where it is needed
-
     parent = sources.package_folder().parent
     studies = [(parent / name).read_text(encoding="utf-8") for name in reached if "/studies/" in name]
     quoted = {*re.findall(r"""["'](\w+)["']""", "\n".join([*code, *studies])), *map(str, values.values())}
-    return {name: data.fingerprint(name) for name in data.NAMES if name in quoted}
+    return {name: datafiles.fingerprint(name) for name in datafiles.NAMES if name in quoted}
 
 
 def _others(notebook: str) -> dict[str, str]:

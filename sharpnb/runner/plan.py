@@ -97,14 +97,11 @@ def plan(
             for item, follow in zip(steps, follows, strict=True)]
 
 
-def step(
-    notebook: Notebook, values: Mapping[str, Any], profile: str, force: bool, update: bool,
-    data: Mapping[str, str] | None = None,
-) -> Step:
-    """Compare one notebook with its last run; ``data`` as in :func:`sharpnb.runner.keys.key`."""
+def step(notebook: Notebook, values: Mapping[str, Any], profile: str, force: bool, update: bool) -> Step:
+    """Compare one notebook with its last run."""
     defaults = {name: parameter.default for name, parameter in notebook.parameters.items()}
     injected = {name: value for name, value in values.items() if repr(value) != repr(defaults[name])}
-    new = keys.key(notebook, values, profile, data)
+    new = keys.key(notebook, values, profile)
     bare = Step(notebook, profile, values, injected, update, new, (), _last(notebook.name, profile, update))
     why = [*_why(bare), *(["--force"] if force else [])]
     return replace(bare, why=tuple(why))
@@ -125,12 +122,12 @@ def _why(candidate: Step) -> list[str]:
 
 
 def state(notebook: Notebook) -> str:
-    """Return how the last quick run stands, without a look at the data sets (which would import torch)."""
+    """Return how the last quick run stands."""
     last = _last(notebook.name, "quick", update=False)
     if not last:
         return "not run yet"
     values = parameters.effective(notebook.parameters, {}, "quick", notebook.name)
-    current = step(notebook, values, "quick", False, False, data=last["key"]["data"])
+    current = step(notebook, values, "quick", False, False)
     return "changed since" if current.why else "up to date"
 
 

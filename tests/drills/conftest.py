@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from tally import DRILLS, SEED, TIMES, Drill, page
+
+torch.set_num_threads(1)  # also without make: threads of OpenMP do not live on in the processes that the drills fork
 
 
 @pytest.fixture

@@ -58,11 +58,13 @@ def test_importing_the_package_imports_no_torch():
 
 
 def test_layers_import_only_what_stands_below_them():
+    tools = {"paths", "memory", "resume", "rules", "trees"}
     below = {
-        "paths.py": set(), "rules.py": set(), "memory.py": set(), "resume.py": {"paths"}, "trees.py": set(),
-        **{tool: {"paths", "memory", "resume", "rules", "trees"} for tool in ("optim", "curvature", "averaging")}, "landscape": {"paths", "memory", "resume", "rules", "trees", "averaging"},  # BatchNorm's statistics at a point are those of an average
-        "lab": {"paths", "memory", "rules", "trees", "optim", "averaging", "curvature", "landscape"},
-        "runner": {"paths", "lab"},
+        **{file: set() for file in ("paths.py", "rules.py", "memory.py", "processes.py", "trees.py")},
+        "datafiles.py": {"paths"}, "resume.py": {"paths"}, "optim": tools, "curvature": tools, "averaging": tools | {"processes"},
+        "landscape": tools | {"averaging"},  # BatchNorm's statistics at a point are those of an average
+        "lab": tools - {"resume"} | {"datafiles", "processes", "optim", "averaging", "curvature", "landscape"},
+        "runner": {"paths", "datafiles"},
     }
     for part, allowed in below.items():
         base = ROOT / "sharpnb" / part

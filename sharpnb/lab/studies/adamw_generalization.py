@@ -11,6 +11,7 @@ import torch
 
 from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
+from sharpnb.lab.claims import t95
 from sharpnb.lab.figures import COLOURS, MARKERS
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
@@ -172,10 +173,8 @@ def draw_panels(axes: Any, rows: Rows) -> None:
 
 def _band(ax: Any, each: pd.DataFrame, label: str, look: dict[str, Any]) -> None:
     """Draw the mean over the columns, one a seed, with its 95 % Student interval."""
-    from scipy.stats import t
-
     n = each.shape[1]
-    half = t.ppf(0.975, n - 1) * each.std(axis=1, ddof=1) / np.sqrt(n)
+    half = t95(n) * each.std(axis=1, ddof=1) / np.sqrt(n)
     mean = each.mean(axis=1)
     ax.plot(each.index, mean, label=label, **look)
     ax.fill_between(each.index, mean - half, mean + half, color=look["color"], alpha=0.2, lw=0)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
+from scipy.special import stdtr, stdtrit
 
-from sharpnb.lab.claims import Claim
+from sharpnb.lab.claims import Claim, t95
 from sharpnb.lab.studies import flatness
 
 _SAM, _SWA, _ASAM = "SAM (ICLR 2021)", "SWA (UAI 2018)", "ASAM (ICML 2021)"
@@ -110,10 +110,11 @@ def _information(table: pd.DataFrame) -> Row:
 
 
 def _corrected(out: pd.DataFrame) -> pd.DataFrame:
-    out["p"] = 2 * student.sf((out["measured"] / out["stderr"]).abs(), out["n"] - 1)
+    out["p"] = 2 * stdtr(out["n"] - 1, -(out["measured"] / out["stderr"]).abs())
     out["p_holm"] = flatness.holm(out["p"])
-    out["widened"] = student.isf(0.025 / len(out), out["n"] - 1) / student.isf(0.025, out["n"] - 1)
-    half = student.isf(0.025 / len(out), out["n"] - 1) * out["stderr"]
+    reach = -stdtrit(out["n"] - 1, 0.025 / len(out))
+    out["widened"] = reach / t95(out["n"])
+    half = reach * out["stderr"]
     return out.assign(lower=out["measured"] - half, upper=out["measured"] + half)
 
 

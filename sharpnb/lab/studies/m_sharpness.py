@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sharpnb import rules
+from sharpnb.curvature import kendall_tau
 from sharpnb.lab import models
 from sharpnb.lab.augment import Augment, shift_and_flip
 from sharpnb.lab.budget import Cost
@@ -232,16 +233,14 @@ def _conditional(v: np.ndarray, g: np.ndarray, label: np.ndarray) -> float:
 
 def predictive(s: Settings, rows: Sequence[Row]) -> list[Row]:
     """Return, for each seed and m, Kendall's τ between sharpness and gap over the family, and the information."""
-    from scipy.stats import kendalltau
-
     out = []
     for seed in range(s.seeds):
         nets = [row for row in rows if row["seed"] == seed]
         gap, hyper = [row["gap"] for row in nets], [[row[name] for name in s.family] for row in nets]
         for m in s.measured:
             measure = [row[f"sharpness_{m}"] for row in nets]
-            tau, _ = kendalltau(measure, gap)
-            out.append({"seed": seed, "m": m, "tau": float(tau), "information": information(measure, gap, hyper)})
+            found = {"tau": kendall_tau(measure, gap), "information": information(measure, gap, hyper)}
+            out.append({"seed": seed, "m": m} | found)
     return out
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import t as student
 from torch import Tensor, nn
 
 from sharpnb import rules
@@ -18,6 +17,7 @@ from sharpnb.averaging import update_bn
 from sharpnb.curvature import HessianOperator, top_eigenvalues
 from sharpnb.lab import families, models
 from sharpnb.lab.augment import Augment, AutoAugment, Cutout, composed, shift_and_flip
+from sharpnb.lab.claims import t95
 from sharpnb.lab.data import _TORCHVISION, Data, load_data
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.rows import Batch, Rows, Rule
@@ -47,7 +47,7 @@ def augmentation(data: str, name: str, size: int) -> Augment:
     if data == "digits":
         return composed(_ON_DIGITS, cut)
     policy = "svhn" if data == "svhn" else "cifar10"
-    return composed(AutoAugment(policy, *_TORCHVISION[data][2:]), cut)
+    return composed(AutoAugment(policy, *_TORCHVISION[data][1:]), cut)
 
 
 def pooled(data: Data, name: str, copies: int = 8, seed: int = 0) -> Data:
@@ -265,7 +265,7 @@ def gains(
 
 def half_width(values: np.ndarray) -> float:
     """Return the half-width of the two-sided 95 % Student interval of the mean, as the paper's tables give it."""
-    return float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
+    return float(t95(len(values)) * values.std(ddof=1) / len(values) ** 0.5)
 
 
 def summary(entries: Sequence[Entry]) -> list[dict[str, Any]]:

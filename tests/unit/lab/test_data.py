@@ -3,8 +3,10 @@ import shutil
 import pytest
 import torch
 
+from sharpnb import datafiles
+from sharpnb.datafiles import fingerprint
 from sharpnb.lab import data as module
-from sharpnb.lab.data import DataError, fingerprint, load_data, status, with_label_noise
+from sharpnb.lab.data import DataError, load_data, status, with_label_noise
 
 
 def test_digits_are_whole_disjoint_and_depend_on_the_seed_alone():
@@ -103,7 +105,16 @@ def test_the_fingerprint_follows_the_files(tmp_path, monkeypatch):
     assert fingerprint("svhn") != before
     shutil.rmtree(tmp_path)
     assert fingerprint("svhn") == "missing"
-    assert len(fingerprint("digits")) == 16 and "digits" in module.NAMES
+    assert len(fingerprint("digits")) == 16 and "digits" in datafiles.NAMES
+
+
+def test_the_files_are_those_that_torchvision_looks_for():
+    from torchvision import datasets as sets
+
+    for name, source in {"cifar10": sets.CIFAR10, "cifar100": sets.CIFAR100}.items():
+        assert datafiles.LAYOUT[name] == (source.base_folder, tuple(file for file, _ in (*source.train_list, *source.test_list)))
+    assert datafiles.LAYOUT["fashion_mnist"][1] == tuple(file for file, _ in sets.FashionMNIST.resources)
+    assert datafiles.LAYOUT["svhn"][1] == tuple(sets.SVHN.split_list[part][1] for part in ("train", "test"))
 
 
 def test_images_in_every_layout_of_torchvision_become_channels_first():

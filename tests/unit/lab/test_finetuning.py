@@ -1,7 +1,8 @@
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
+import socket
 import sys
 import time
 from dataclasses import replace
@@ -16,6 +17,7 @@ from sharpnb.lab.data import DataError
 from sharpnb.lab.studies import finetuning as study
 from sharpnb.lab.studies import finetuning_tables as tables
 
+FORK = multiprocessing.get_context("fork")  # a child need not import torch again
 TOY = study.Settings(source=7, labels=(2, 4), pool=4, validation=4, model=lambda c, seed: models.mlp((100, 8, c), seed=seed),
                      pretrain_steps=4, steps=3, lrs=(0.01, 0.1), rhos=(0.05, 0.2), rho_before=0.2, seeds=2, batch_size=4)
 # shufflenet is torchvision's smallest network; BatchNorm by batches, as random weights have no statistics worth freezing
@@ -102,32 +104,47 @@ def test_the_paper_s_tables_agree_with_each_other_and_with_figure_1():
 # -- torchvision's networks on a folder -------------------------------------------------------------------------------
 
 
-def test_two_ranks_train_as_one_process_with_two_shards(images, tmp_path):
+def launched(rank, port, options):
+    """Run the command line as torchrun's processes do."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+                      MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="none")
+    sys.exit(imagenet.main(options))
+
+
+def test_two_ranks_train_as_one_process_with_two_shards(images, tmp_path, capfd):
     alone = replace(SMALL, epochs=1, augment="none")
     fields = ("model", "weights", "epochs", "batch_size", "resolution", "augment")
     options = [f"--{name.replace('_', '-')}={getattr(alone, name)}" for name in fields]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "sharpnb.lab.imagenet",
-               f"--data={images}", f"--out={tmp_path / 'ranks'}", "--no-frozen-norm", "--device=cpu", "--workers=0"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
-    assert done.returncode == 0, done.stderr
+    options += [f"--data={images}", f"--out={tmp_path / 'ranks'}", "--no-frozen-norm", "--device=cpu", "--workers=0"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [FORK.Process(target=launched, args=(rank, port, options)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(120)
+    said = capfd.readouterr()
+    assert [rank.exitcode for rank in ranks] == [0, 0], said.err
     rows = imagenet.fit(images, replace(alone, shard=4), tmp_path / "shards", device="cpu")
     imagenet.fit(images, alone, tmp_path / "whole", device="cpu")
     ranks, shards, whole = (_model(tmp_path / name) for name in ("ranks", "shards", "whole"))
     weights = [name for name in ranks if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
     off = {other: max(float((ranks[n] - model[n]).abs().max()) for n in weights) for other, model in (("shards", shards), ("whole", whole))}
     assert off["shards"] < 1e-6 < 1e-4 < off["whole"], off
-    assert done.stdout.count("epoch") == 1 and f"train_loss {rows[0]['train_loss']:.4g}" in done.stdout
+    assert said.out.count("epoch") == 1 and f"train_loss {rows[0]['train_loss']:.4g}" in said.out
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(images, tmp_path):
     p = replace(SMALL, epochs=8)
-    code = f"from sharpnb.lab import imagenet; import torch; torch.set_num_threads(1); imagenet.fit({str(images)!r}, imagenet.Protocol(**{p.__dict__!r}), {str(tmp_path / 'killed')!r}, device='cpu')"
-    process = subprocess.Popen([sys.executable, "-c", code])
+    process = FORK.Process(target=imagenet.fit, args=(images, p, tmp_path / "killed"), kwargs={"device": "cpu"})
+    process.start()
     file, deadline = tmp_path / "killed" / "history.json", time.monotonic() + 60
     while not file.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert 0 < len(json.loads(file.read_text())["rows"]) < p.epochs
     stopped = _model(tmp_path / "killed")
     rows = imagenet.fit(images, p, tmp_path / "killed", device="cpu")

@@ -24,7 +24,7 @@ def test_the_times_are_those_of_the_papers_panels():
     assert study.times(study.FULL) == {195: "epoch 1", 3 * 195: "middle", 18 * 195: "end"}
 
 
-@pytest.mark.parametrize("s", [SMALL, replace(study.TOY, steps=18, train_size=64, batch_size=32, seeds=1, hessian_images=16, dtype=torch.float64)])
+@pytest.mark.parametrize("s", [SMALL, replace(study.TOY, steps=18, train_size=32, batch_size=16, seeds=1, hessian_images=4, dtype=torch.float64)])
 def test_every_row_is_the_dense_hessians_top_five(s, nb):
     rows, kept = study.run(s, nb)
     assert len(rows) == 2 * s.seeds * 3 and {(row["rule"], row["time"]) for row in rows} == {

@@ -1,11 +1,10 @@
 """Pieces of a long study: kept, resumed after a kill, paused by a budget, and what is said when a GPU fails."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from sharpnb.lab.studies import hessian_spectra as study
 from sharpnb.lab.studies import swa
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+FORK = multiprocessing.get_context("fork")  # a child need not import torch again
 KINDS = [Kind("a", 3), Kind("b", 1)]
 
 
@@ -189,33 +189,26 @@ def test_an_error_of_another_kind_is_left_as_it_is(nb):
 
 TINY = replace(study.TOY, train_size=40, batch_size=20, hessian_images=40,
                model=lambda seed: models.mlp((64, 4, 10), seed=seed))
-KILLED = """
-import os, signal
-from dataclasses import replace
-from sharpnb import lab
-from sharpnb.lab import models
-from sharpnb.lab.studies import hessian_spectra as study
 
-TINY = replace(study.TOY, train_size=40, batch_size=20, hessian_images=40,
-               model=lambda seed: models.mlp((64, 4, 10), seed=seed))
 
-train, trainings = study.train, []
+def until_killed() -> None:
+    """Go through the study and die within its third training."""
+    train, trainings = study.train, []
 
-def until_killed(*args, augment, **options):
-    trainings.append(1)
-    seen = []
+    def fatal(*args, augment, **options):
+        trainings.append(1)
+        seen = []
 
-    def deadly(x, generator):
-        seen.append(1)
-        if len(trainings) == 3 and len(seen) == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return augment(x, generator)
+        def deadly(x, generator):
+            seen.append(1)
+            if len(trainings) == 3 and len(seen) == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return augment(x, generator)
 
-    return train(*args, augment=deadly, **options)
+        return train(*args, augment=deadly, **options)
 
-study.train = until_killed
-study.rows_of(TINY, lab.start("03_hessian_spectra", profile="toy", device="cpu"), "clean")
-"""
+    study.train = fatal
+    study.rows_of(TINY, lab.start("03_hessian_spectra", profile="toy", device="cpu"), "clean")
 
 
 def test_a_kill_in_the_middle_of_a_piece_loses_that_piece_alone(nb, tmp_path, monkeypatch):
@@ -224,8 +217,10 @@ def test_a_kill_in_the_middle_of_a_piece_loses_that_piece_alone(nb, tmp_path, mo
     expected, kept = study.rows_of(TINY, nb, "clean")
 
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path / "killed"))
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    assert subprocess.run([sys.executable, "-c", KILLED], env=environment).returncode == -signal.SIGKILL
+    child = FORK.Process(target=until_killed)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     assert len(list(nb_files("*.json"))) == 2 and Record.find(nb.name, "clean", "toy") is None
     train, calls = study.train, []
     monkeypatch.setattr(study, "train", lambda *a, **k: calls.append(1) or train(*a, **k))
@@ -249,24 +244,30 @@ def test_a_record_of_other_settings_is_not_read(nb, monkeypatch):
     assert len(study.rows_of(other, nb, "clean")[0]) == 6  # of these it is
 
 
-CELLS = """
-import json, sys
-space = {"__name__": "__main__"}
-for cell in json.load(open(sys.argv[1]))["cells"]:
-    if cell["cell_type"] == "code":
-        code = "".join(cell["source"]).replace('profile: str = "quick"', 'profile: str = "toy"')
-        exec(code.replace('device: str = "auto"', 'device: str = "cpu"'), space)
-"""
-
-
 def execute(root: Path, **environment: str) -> str:
     """Execute the cells of notebook 14 at toy size in a process and checkout of its own; return what it complains of."""
     root.mkdir(exist_ok=True)
-    own = {"SHARPNB_ROOT": str(root), "PYTHONPATH": str(REPOSITORY), "TQDM_DISABLE": "1", "MPLBACKEND": "agg"}
-    notebook = str(REPOSITORY / "notebooks" / "14_swa_landscapes.ipynb")
-    done = subprocess.run([sys.executable, "-c", CELLS, notebook], cwd=root, env={**os.environ, **own, **environment},
-                          capture_output=True, text=True)
-    return done.stderr[-2000:] if done.returncode else ""
+    complaint, end = FORK.Pipe(duplex=False)
+    own = {"SHARPNB_ROOT": str(root), "TQDM_DISABLE": "1", "MPLBACKEND": "agg"}
+
+    def cells() -> None:
+        os.chdir(root)
+        os.environ.update(own | environment)
+        space = {"__name__": "__main__"}
+        try:
+            for cell in json.loads((REPOSITORY / "notebooks" / "14_swa_landscapes.ipynb").read_text())["cells"]:
+                if cell["cell_type"] == "code":
+                    code = "".join(cell["source"]).replace('profile: str = "quick"', 'profile: str = "toy"')
+                    exec(code.replace('device: str = "auto"', 'device: str = "cpu"'), space)
+            end.send("")
+        except Exception as error:
+            end.send(repr(error))
+
+    child = FORK.Process(target=cells)
+    child.start()
+    said = complaint.recv()
+    child.join()
+    return said
 
 
 def test_a_record_made_in_one_place_is_drawn_and_verified_in_another_without_training(tmp_path, monkeypatch):

@@ -87,7 +87,7 @@ def _worker(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     folder: Path = tmp_path_factory.mktemp("ddp")
-    torch.multiprocessing.spawn(_worker, (str(folder),), nprocs=2)
+    torch.multiprocessing.start_processes(_worker, (str(folder),), nprocs=2, start_method="fork")  # no second import of torch
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 

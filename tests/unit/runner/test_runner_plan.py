@@ -3,7 +3,7 @@ import json
 import pytest
 from toy import checkout, code, markdown, notebook, plain
 
-from sharpnb import paths
+from sharpnb import datafiles, paths
 from sharpnb.runner import keys, plan
 from sharpnb.runner.errors import RunnerError
 from sharpnb.runner.plan import sidecar, state
@@ -95,22 +95,18 @@ def test_parameters_profile_and_force_are_named(done):
 
 
 def test_a_data_set_counts_when_the_code_or_a_parameter_names_it(done, monkeypatch):
-    from sharpnb.lab import data
-
-    monkeypatch.setattr(data, "fingerprint", lambda name: f"of {name}")
+    monkeypatch.setattr(datafiles, "fingerprint", lambda name: f"of {name}")
     file = done / "notebooks" / "01_a.ipynb"
     file.write_text(json.dumps(plain("01", 'load("digits")')))
     step = plan(["1"])[0]
     assert step.key["data"] == {"digits": "of digits"}
     finish(step)
-    monkeypatch.setattr(data, "fingerprint", lambda name: "another")
+    monkeypatch.setattr(datafiles, "fingerprint", lambda name: "another")
     assert why() == ("data set digits changed",)
 
 
 def test_a_data_set_counts_when_the_notebooks_study_names_it(root, monkeypatch):
-    from sharpnb.lab import data
-
-    monkeypatch.setattr(data, "fingerprint", lambda name: f"of {name}")
+    monkeypatch.setattr(datafiles, "fingerprint", lambda name: f"of {name}")
     for name, text in {"__init__.py": "", "lab/__init__.py": "", "lab/studies/__init__.py": "", "lab/studies/a.py": 'X = "svhn"'}.items():
         paths.write_whole(root / "sharpnb" / name, text)
     (root / "notebooks" / "01_a.ipynb").write_text(json.dumps(plain("01", "from sharpnb.lab.studies import a")))

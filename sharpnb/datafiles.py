@@ -1,0 +1,48 @@
+"""Which files each data set consists of, and a mark that changes when they do.
+
+No torch here, and no torchvision, whose import takes seconds: the runner asks for the marks before every run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+from sharpnb import paths
+
+# name -> (folder, its files) of torchvision's layout; a test holds them against torchvision's own lists.
+LAYOUT: dict[str, tuple[str, tuple[str, ...]]] = {
+    "fashion_mnist": ("FashionMNIST/raw", tuple(
+        f"{part}-{what}-ubyte.gz" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))),
+    "cifar10": ("cifar-10-batches-py", (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch")),
+    "cifar100": ("cifar-100-python", ("train", "test")),
+    "svhn": (".", ("train_32x32.mat", "test_32x32.mat")),
+}
+NAMES = ("digits", *LAYOUT)
+
+
+def files(name: str, root: Path) -> list[Path]:
+    """Return where the files of one of torchvision's data sets lie under ``root``, whether they are there or not."""
+    folder, names = LAYOUT[name]
+    return [root / folder / file for file in names]
+
+
+def digits() -> Path | None:
+    """Return the file of the digits inside the installed scikit-learn, which is found and not imported."""
+    spec = importlib.util.find_spec("sklearn")
+    return Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz" if spec and spec.origin else None
+
+
+def mark(name: str, root: Path) -> str:
+    """Return a short text that changes when the files under ``root`` do: names, sizes and times; nothing is read."""
+    found = [(file.name, file.stat()) for file in files(name, root) if file.exists()]
+    return ";".join(f"{file}:{stat.st_size}:{stat.st_mtime_ns}" for file, stat in found) or "missing"
+
+
+def fingerprint(name: str) -> str:
+    """Return :func:`mark` of a data set where it is looked for; of ``digits``, a digest of the content."""
+    if name != "digits":
+        return mark(name, paths.datasets())
+    file = digits()
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file else "missing"
