@@ -35,8 +35,9 @@ help:
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found. Install one, or: make PYTHON=/path/to/python"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "$(PYTHON) has no venv module (on Debian: apt install python3-venv). README, 'Without make', shows pip and conda."; exit 1; }
-	@echo "Setting up .venv: a few minutes the first time, most of it PyTorch."
+	@echo "Setting up .venv: a minute or more the first time, most of it PyTorch."
 	$(install)
+	@.venv/bin/python -m compileall -q sharpnb  # as an installed wheel would be; not every process where Python writes no bytecode
 	@touch .venv/ready
 
 reproduce: .venv/ready
