@@ -115,7 +115,7 @@ def test_paired_difference_of_a_planted_effect(planted):
 def test_statements_and_their_correction(planted):
     random = np.random.default_rng(5)
     table = planted.assign(gap=planted["test_error"], **{name: random.lognormal(size=len(planted)) for name in
-                                                         {*flatness_statements._USED, "lambda_max", "ratio_1_5"}})
+                                                         sorted({*flatness_statements._USED, "lambda_max", "ratio_1_5"})})
     near = table["test_error"] + 30 * random.normal(size=len(table))
     table["sharpness_m1"], table["ray_width"] = near + 300, 1000 - near
     table.loc[table["method"] == "SGD", "lambda_max"] *= 1e3
