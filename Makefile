@@ -29,7 +29,8 @@ endef
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
 
-# The stamps are written last, so that an interrupted installation is repeated and not taken for a finished one.
+# The stamps are written last, so that an interrupted installation is repeated and not taken for a finished one. The package
+# is compiled, as a wheel's would be: where Python may write no bytecode, every process would compile it.
 .venv/ready: PACKAGES = -c constraints.txt -e ".[notebooks,scale,dev]"
 .venv/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found. Install one, or: make PYTHON=/path/to/python"; exit 1; }
@@ -37,7 +38,7 @@ help:
 	  echo "$(PYTHON) has no venv module (on Debian: apt install python3-venv). README, 'Without make', shows pip and conda."; exit 1; }
 	@echo "Setting up .venv: a minute or more the first time, most of it PyTorch."
 	$(install)
-	@.venv/bin/python -m compileall -q sharpnb  # as an installed wheel would be; not every process where Python writes no bytecode
+	@.venv/bin/python -m compileall -q sharpnb
 	@touch .venv/ready
 
 reproduce: .venv/ready

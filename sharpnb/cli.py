@@ -1,6 +1,6 @@
 """The ``sharpnb`` command.
 
-Nothing heavy is imported before a command needs it: ``--help`` and ``sharpnb list`` answer in well under a second.
+Nothing heavy is imported before a command needs it: ``--help``, ``sharpnb list`` and a dry run import no torch.
 """
 
 from __future__ import annotations

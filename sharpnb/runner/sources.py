@@ -33,14 +33,16 @@ def digests(code: list[str]) -> dict[str, str]:
     static tells who opens them.
     """
     folder = package_folder()
-    waiting = [name for cell in code for name in _imported(_tree(cell), "")]
+    waiting = {name for cell in code for name in _imported(_tree(cell), "")}
+    looked: set[str] = set()
     seen: set[Path] = set()
     while waiting:
-        file = _file(waiting.pop(), folder)
-        if file is None or file in seen:
-            continue
-        seen.add(file)
-        waiting += _imported_by(file, file.stat().st_mtime_ns, folder)
+        name = waiting.pop()
+        looked.add(name)
+        file = _file(name, folder)
+        if file is not None and file not in seen:
+            seen.add(file)
+            waiting |= {*_imported_by(file, file.stat().st_mtime_ns, folder)} - looked
     if seen:
         other = {".py", ".pyc", ".partial"}
         seen |= {file for file in folder.rglob("*.*") if file.suffix not in other and file.is_file()}

@@ -57,6 +57,12 @@ def test_importing_the_package_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+def test_the_runner_plans_without_torch():
+    """Importing it, and torchvision for the data sets' files, took eight seconds before each run."""
+    code = "import sys; from sharpnb.runner import plan; assert len(plan()) > 10; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 def test_layers_import_only_what_stands_below_them():
     tools = {"paths", "memory", "resume", "rules", "trees"}
     below = {

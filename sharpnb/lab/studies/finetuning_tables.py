@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sharpnb.lab.claims import Claim, t95
+from sharpnb.lab.claims import Claim, mean_stderr, t95
 
 if TYPE_CHECKING:
     from sharpnb.lab.studies.finetuning import Settings
@@ -99,8 +99,8 @@ def gains(rows: Sequence[dict[str, Any]], s: Settings, start: str = "SGD") -> pd
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:
-    stderr = float(values.std(ddof=1)) / math.sqrt(len(values))
-    return float(values.mean()), float(t95(len(values))) * stderr, stderr
+    mean, stderr = mean_stderr(values)
+    return mean, float(t95(len(values))) * stderr, stderr
 
 
 def places(s: Settings) -> dict[int, str]:
