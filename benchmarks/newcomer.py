@@ -55,6 +55,7 @@ def walk(folder: Path) -> dict[str, float | int | str]:
 def main() -> None:
     """Walk, print, write."""
     with tempfile.TemporaryDirectory(prefix="newcomer é ") as folder:
+        os.environ.update(dict.fromkeys(("UV_CACHE_DIR", "PIP_CACHE_DIR"), f"{folder}/cache"))  # a newcomer's are empty
         found = walk(Path(folder))
     print(json.dumps(found, indent=1, ensure_ascii=False))
     (HERE / "newcomer.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
