@@ -83,14 +83,14 @@ lab-check: .venv/site
 test-oldest: .venv-oldest/ready
 	.venv-oldest/bin/python -m pytest -o addopts="" tests/unit
 
-# The recipes for other people's training loops, with what they need in an environment of its own.
+# The recipes for other people's training loops, with what they need in an environment of its own: without the gate's nbval.
 .venv-recipes/ready: PACKAGES = -c constraints.txt -e ".[recipes,dev]"
 .venv-recipes/ready: pyproject.toml constraints.txt
 	$(install)
 	@touch .venv-recipes/ready
 
 test-recipes: .venv-recipes/ready
-	.venv-recipes/bin/python -m pytest -o addopts="" tests/recipes
+	.venv-recipes/bin/python -m pytest -o addopts="" --confcutdir=tests/recipes tests/recipes
 
 lint: .venv/ready
 	.venv/bin/python -m ruff check .
