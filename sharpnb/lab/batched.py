@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -77,12 +78,16 @@ class BatchedNet:
             self._model.train(statistics is None)
         return self._run(w, x, statistics, momentum=0.0)
 
-    def gradient(self, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """Return the gradient of each row's mean cross-entropy (:func:`losses`), (K, n); norms use the batch's."""
-        if self._chain:
+    def gradient(self, w: Tensor, x: Tensor, y: Tensor, bf16: bool = False) -> Tensor:
+        """Return the gradient of each row's mean cross-entropy (:func:`losses`), (K, n); norms use the batch's.
+
+        With ``bf16`` the forward pass runs under bfloat16 autocast, but for the linear layers.
+        """
+        if self._chain:  # of linear layers
             with torch.no_grad():
                 return self._chain.gradient(w, x, y)
-        with torch.enable_grad():
+        half = torch.autocast(x.device.type, torch.bfloat16) if bf16 else nullcontext()
+        with torch.enable_grad(), half:
             w = w.detach().requires_grad_()
             return torch.autograd.grad(losses(self(w, x), y).sum(), w)[0]
 
@@ -228,7 +233,11 @@ class _Affine(torch.autograd.Function):
 
 class _Linear(_Twin):
     def forward(self, x: Tensor) -> Tensor:  # -> (K, B, out)
-        return _Affine.apply(_features(x, self.k), self.weight, self.bias)
+        x = _features(x, self.k)
+        if not torch.is_autocast_enabled(x.device.type):
+            return _Affine.apply(x, self.weight, self.bias)
+        with torch.autocast(x.device.type, enabled=False):  # autograd leaves it on the way back
+            return _Affine.apply(x.to(self.weight.dtype), self.weight, self.bias)
 
 
 class _Conv(_Twin):

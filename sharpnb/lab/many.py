@@ -16,6 +16,7 @@ from sharpnb.lab import settings
 from sharpnb.lab.augment import Augment
 from sharpnb.lab.averages import Averages
 from sharpnb.lab.batched import BatchedNet, batched_forward, cross_entropy, evaluate_many
+from sharpnb.lab.captured import Captured
 from sharpnb.lab.clocks import Clocks
 from sharpnb.lab.data import Data
 from sharpnb.lab.feed import Feed
@@ -59,8 +60,8 @@ class Many:
 def train_many(
     configs: Sequence[Mapping[str, Any]], data: Data | Sequence[Data], model: Callable[[int], nn.Module], *, steps: int,
     batch_size: int = 64, schedule: str | Schedule = "cosine", augment: Augment | None = None, evaluate_every: int = 0,
-    keep: Sequence[int] = (), device: str = "auto", dtype: torch.dtype = torch.float32, chunk: int = 32,
-    progress: bool | None = None,
+    keep: Sequence[int] = (), device: str = "auto", dtype: torch.dtype = torch.float32, bf16: bool = False,
+    chunk: int = 32, progress: bool | None = None,
 ) -> Many:
     r"""Train one net a setting, all in lock-step.
 
@@ -96,6 +97,7 @@ def train_many(
         keep: steps (0 is the start) at which the weights are kept.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``.
         dtype: of weights and images. float64 makes the result independent of the grouping to about 1e-12.
+        bf16: compute the gradients under bfloat16 autocast, linear layers apart; weights stay of type ``dtype``.
         chunk: members in one program at most (default 32: measured fastest on a CPU; a GPU takes hundreds). Where that
             does not fit into the GPU's memory, training begins anew with half as many, and a warning says so; the
             results are those of the smaller chunk.
@@ -114,7 +116,7 @@ def train_many(
         raise ValueError(f"{len(sets)} data sets for {len(checked)} settings: give one, or one each of one size.")
     shared = {"augment": augment, "schedule": _schedule(schedule)}
     plan = _Plan(checked, [shared | config for config in checked], sets, functools.cache(model), steps,
-                 min(batch_size, len(sets[0].train_y)), pick_device(device), dtype, evaluate_every, keep, progress)
+                 min(batch_size, len(sets[0].train_y)), pick_device(device), dtype, bf16, evaluate_every, keep, progress)
     keep_freed_memory()
     return halving(functools.partial(_train, plan), min(chunk, len(checked)), "members of a batched program")
 
@@ -131,6 +133,7 @@ class _Plan:
     batch_size: int
     device: torch.device
     dtype: torch.dtype
+    bf16: bool
     evaluate_every: int
     keep: Sequence[int]
     progress: bool | None
@@ -140,7 +143,7 @@ def _train(p: _Plan, chunk: int) -> Many:
     result = Many(p.configs, torch.empty(0), diverged=[None] * len(p.configs))
     groups = [
         _Group(members, [p.complete[k] for k in members], [p.sets[k] for k in members], p.model, p.steps, p.batch_size,
-               p.device, p.dtype)
+               p.device, p.dtype, p.bf16)
         for members in settings.grouped(p.configs, chunk)
     ]
     for step in _progress(p.steps, p.progress):
@@ -164,11 +167,12 @@ class _Group:
 
     def __init__(
         self, members: list[int], configs: list[dict[str, Any]], sets: list[Data], model: Callable[[int], nn.Module],
-        steps: int, batch_size: int, device: torch.device, dtype: torch.dtype,
+        steps: int, batch_size: int, device: torch.device, dtype: torch.dtype, bf16: bool,
     ) -> None:
         self.members, self.configs, self.rule_name = members, configs, configs[0]["rule"]
         nets = [model(config["seed"]) for config in configs]
         self.net = batched_forward(nets[0].to(device, dtype))
+        self.gradient = Captured(functools.partial(self.net.gradient, bf16=bf16))
         flat = [nn.utils.parameters_to_vector(net.parameters()).detach() for net in nets]
         self.w = torch.stack([row.to(device, dtype) for row in flat])  # (K, n)
         self.state: rules.State = None
@@ -190,7 +194,7 @@ class _Group:
             x, y = (part.unflatten(1, (self.shards, -1)).flatten(0, 1) for part in (x, y))
         hyper = self.hyper | self.clocks.at(step, self.w)
         hyper |= self._of_this_step(step, hyper)
-        gradients = _Gradients(self.net, x, y)
+        gradients = _Gradients(self.net, self.gradient, x, y)
         rule = in_shards(self.rule, self.shards) if self.shards > 1 else self.rule
         if self.rule_name == "esam":
             self.w, self.state = rule(self.w, gradients, losses=gradients.losses, state=self.state, **hyper)
@@ -240,15 +244,15 @@ class _Group:
 class _Gradients:
     """The mean loss's gradient of each row on one batch, as a function of rows; ``rows`` picks images (for ESAM)."""
 
-    def __init__(self, net: BatchedNet, x: Tensor, y: Tensor) -> None:
-        self.net, self.x, self.y = net, x, y
+    def __init__(self, net: BatchedNet, gradient: Callable[..., Any], x: Tensor, y: Tensor) -> None:
+        self.net, self.gradient, self.x, self.y = net, gradient, x, y
 
     def __call__(self, w: Tensor, rows: Tensor | None = None) -> Tensor:
         x, y = self.x, self.y
         if rows is not None:
             places = (torch.arange(len(x), device=x.device)[:, None] * x.shape[1] + rows).flatten()
             x, y = x.flatten(0, 1).index_select(0, places).unflatten(0, rows.shape), y.gather(1, rows)
-        return self.net.gradient(w, x, y)
+        return self.gradient(w, x, y)
 
     @torch.no_grad()
     def losses(self, w: Tensor) -> Tensor:

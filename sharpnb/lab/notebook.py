@@ -174,6 +174,8 @@ def start(name: str, *, profile: str = "quick", device: str = "auto", seed: int 
     notebook = Notebook(name, profile, device, {"profile": profile, "device": device, "seed": seed, **parameters})
     torch.set_num_threads(1)
     torch.manual_seed(seed)
+    if notebook.full and notebook.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # the fastest convolutions, which may round otherwise in another run
     figures.use_style()
     return notebook
 

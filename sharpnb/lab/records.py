@@ -179,7 +179,12 @@ def device_name(device: Any) -> str:
 
 
 def commit() -> str | None:
-    """Return the checkout's commit, with ``+`` when files differ from it, or None outside a checkout."""
+    """Return the checkout's commit, with ``+`` when files differ from it, or None outside a checkout.
+
+    A copy without its history, in a container or on a lent machine, is told it by ``$SHARPNB_COMMIT``.
+    """
+    if told := os.environ.get("SHARPNB_COMMIT"):
+        return told
     try:
         head, changed = (
             subprocess.run(["git", *args], cwd=paths.root(), capture_output=True, text=True, timeout=10).stdout.strip()

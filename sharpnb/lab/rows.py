@@ -7,12 +7,14 @@ step (a perturbation, an angle between two updates) or feed it something other t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from sharpnb.lab.batched import batched_forward
 from sharpnb.lab.batched import losses as losses  # notebooks find it here
+from sharpnb.lab.captured import Captured
 from sharpnb.lab.data import Data
 from sharpnb.lab.training import Augment, Schedule, _progress, _schedule, batches
 from sharpnb.memory import keep_freed_memory
@@ -35,6 +37,7 @@ class Rows:
         device: where weights and images live.
         dtype: of both.
         augment: of the training images of each row, as in :func:`sharpnb.lab.train`.
+        bf16: of the gradients, as in :func:`sharpnb.lab.train_many`.
 
     Attributes:
         w: weights, (K, n); :meth:`fit` moves them.
@@ -46,7 +49,7 @@ class Rows:
     def __init__(
         self, seeds: Sequence[int], data: Data | Sequence[Data], model: Callable[[int], nn.Module], *,
         batch_size: int = 64, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float64,
-        augment: Augment | None = None,
+        augment: Augment | None = None, bf16: bool = False,
     ) -> None:
         sets = [data] * len(seeds) if isinstance(data, Data) else list(data)
         if len(sets) != len(seeds) or len({len(d.train_y) for d in sets}) != 1:
@@ -55,6 +58,7 @@ class Rows:
         self.batch_size, self.augment = batch_size, augment
         nets = {seed: model(seed).to(device, dtype) for seed in dict.fromkeys(seeds)}
         self.forward = batched_forward(next(iter(nets.values())))
+        self._gradient = Captured(partial(self.forward.gradient, bf16=bf16))
         flat = {seed: nn.utils.parameters_to_vector(net.parameters()).detach() for seed, net in nets.items()}
         self.w = torch.stack([flat[seed] for seed in seeds])
         own = list({id(d): d for d in sets}.values())
@@ -81,7 +85,7 @@ class Rows:
 
     def gradient(self, batch: Batch) -> Gradient:
         """Return the gradient of the mean loss on ``batch`` as a function of rows, (K, n) -> (K, n)."""
-        return lambda w: self.forward.gradient(w, *batch)
+        return lambda w: self._gradient(w, *batch)
 
     @torch.no_grad()
     def error(self, w: Tensor, batch: Batch) -> Tensor:

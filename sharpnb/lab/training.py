@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sharpnb.lab.augment import Augment
 from sharpnb.lab.augment import shift_and_flip as shift_and_flip
+from sharpnb.lab.captured import Captured
 from sharpnb.lab.data import Data
 
 Schedule = Callable[[float], float]
@@ -98,6 +99,7 @@ def train(
     schedule: str | Schedule = "cosine", seed: int = 0, augment: Augment | None = None, label_smoothing: float = 0.0,
     device: str | torch.device = "auto", bf16: bool = False, evaluate_every: int = 0, keep: tuple[int, ...] = (),
     progress: bool | None = None, channels_last: bool | None = None, look_every: int | None = None,
+    graphs: bool = False,
 ) -> History:
     """Train ``model`` in place with ``optimizer.step(closure)``.
 
@@ -123,16 +125,22 @@ def train(
             passes from layer to layer (default: on a GPU). The weights stay as they are.
         look_every: steps between two looks at the losses (default: 1 on a CPU; 100 on a GPU, which would otherwise
             wait for the host at every step).
+        graphs: on a GPU, start each forward and backward pass as one CUDA graph (:class:`sharpnb.lab.captured.Captured`
+            says for which nets). A :mod:`sharpnb.optim` wrapper then needs ``model=``, for the hooks by which it would
+            find norm layers are not called, and its ``in_place=True``.
 
     Returns:
         The curves and the kept weights. If the loss stops being finite, training stops at the next look, and
         ``diverged`` is the very step.
 
     Raises:
-        ValueError: for an unknown schedule, a device that is not there, or steps below 1.
+        ValueError: for an unknown schedule, a device that is not there, steps below 1, or an optimizer that cannot do
+            with ``graphs``.
     """
     if steps < 1:
         raise ValueError(f"steps = {steps}: train for at least one step.")
+    if graphs and (getattr(optimizer, "model", model) is not model or not getattr(optimizer, "in_place", True)):
+        raise ValueError(f"graphs=True: {type(optimizer).__name__} needs model=model and in_place=True for that.")
     eta = _schedule(schedule)
     where = device if isinstance(device, torch.device) else pick_device(device)
     model.to(where)
@@ -144,6 +152,7 @@ def train(
     look_every, losses = look_every or (100 if on_gpu else 1), []
     order = batches(len(data.train_y), batch_size, generator, where)
     per_epoch = max(1, len(data.train_y) // batch_size)
+    gradient = Captured(_gradient_of(model, label_smoothing, bf16)) if graphs else None
     model.train()
     try:
         for step in _progress(steps, progress):
@@ -155,7 +164,9 @@ def train(
             x, y = data.train_x[index], data.train_y[index]
             x = augment(x, generator) if augment else x
             x = x.contiguous(memory_format=layout) if layout and x.ndim == 4 else x
-            losses.append(optimizer.step(_closure(model, optimizer, x, y, label_smoothing, bf16)))
+            closure = _replayed(gradient, model, x, y) if gradient else _closure(
+                model, optimizer, x, y, label_smoothing, bf16)
+            losses.append(optimizer.step(closure))
             if len(losses) == look_every or step + 1 == steps:  # a host read; it also keeps the bar honest
                 if (bad := _first_not_finite(losses)) is not None:
                     history.diverged = step + 1 - len(losses) + bad
@@ -198,6 +209,33 @@ def _closure(
         return loss.detach()
 
     return closure
+
+
+def _gradient_of(
+    model: nn.Module, smoothing: float, bf16: bool
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def gradient(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(model(x), y, label_smoothing=smoothing)
+        parts = torch.autograd.grad(loss, _trained(model))
+        return loss.detach(), torch.cat([part.flatten() for part in parts])
+
+    return gradient
+
+
+def _replayed(gradient: Callable[..., Any], model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Any]:
+    def closure() -> Tensor:
+        loss, flat = gradient(x, y)
+        parameters = _trained(model)
+        for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad = part.view(p.shape)
+        return loss
+
+    return closure
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 def _flat(model: nn.Module) -> Tensor:

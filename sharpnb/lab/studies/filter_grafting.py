@@ -100,7 +100,7 @@ def trained(s: Settings, data: Data, method: Method, seed: int, device: Any = "c
         for j, (net, optimizer) in enumerate(zip(nets, optimizers, strict=True)):
             train(net, data, optimizer, steps=len(data.train_y) // s.batch_size, batch_size=s.batch_size,
                   schedule=lambda done, eta=eta: eta, seed=(seed * 100 + j) * 1000 + epoch, device=device,
-                  bf16=torch.device(device).type == "cuda",
+                  bf16=torch.device(device).type == "cuda", graphs=s.data == "cifar10",
                   augment=shift_and_flip(4 if s.data == "cifar10" else 1, flip=s.data == "cifar10"), progress=False)
         if method.source == "external":
             graft(nets, method.a, method.c, method.criterion)  # type: ignore[arg-type]

@@ -151,9 +151,9 @@ def _alone(s: Settings, data: Data, nb: Notebook, rule: str, seed: int) -> dict[
     model = s.model(seed).to(nb.device, s.dtype)
     optimizer, on_gpu = torch.optim.SGD(model.parameters(), **_base(s)), nb.device.type == "cuda"
     if rule == "sam":
-        optimizer = SAM(optimizer, rho=s.rho, skip_nonfinite=not on_gpu)  # does not wait for the host
+        optimizer = SAM(optimizer, rho=s.rho, model=model, skip_nonfinite=not on_gpu)  # does not wait for the host
     history = train(model, data, optimizer, steps=s.steps, batch_size=s.batch_size, seed=seed, augment=augment,
-                    device=nb.device, keep=tuple(times(s)), bf16=on_gpu)
+                    device=nb.device, keep=tuple(times(s)), bf16=on_gpu, graphs=True)
     return _measured(s, nb, data, rule, seed, history.weights, history.rows[-1])
 
 

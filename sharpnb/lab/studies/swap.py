@@ -317,7 +317,7 @@ class Worker:
         where = next(model.parameters()).device
         train(model, self.data, optimizer, steps=self.s.late_epochs * updates(self.data, self.s.small),
               batch_size=self.s.small, schedule=falling, seed=self.seed + worker, augment=self.s.augment(),
-              device=where, bf16=self.bf16, progress=False)
+              device=where, bf16=self.bf16, progress=False, graphs=self.bf16)
 
 
 def settings(profile: str) -> Settings:
@@ -357,7 +357,7 @@ def _full_row(data: Data, seed: int, s: Settings, bf16: bool) -> dict[str, Any]:
         model = s.model(seed)
         optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=s.decay)
         train(model, data, optimizer, steps=s.epochs * updates(data, batch), batch_size=batch, seed=seed, device=where,
-              schedule=rising_and_falling, augment=s.augment(), bf16=bf16)
+              schedule=rising_and_falling, augment=s.augment(), bf16=bf16, graphs=True)
         row[name] = evaluate(model, data.test)[1]
     model = s.model(seed).to(where)
     done = swap(model, LargeBatch(data, seed, s, bf16), Worker(data, 100 * seed, s, bf16), statistics(data), tau=s.tau,

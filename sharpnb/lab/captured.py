@@ -1,0 +1,78 @@
+"""A function of tensors as one CUDA graph: the host starts a whole pass at once, not its hundreds of kernels.
+
+A small net's kernels are done before the host has started the next: ResNet-8 of width 8, batches of 128, kept an H200
+busy for a tenth of the time (5.7 ms a step for one net, 28 ms for 72). On the CPU, and where a graph cannot be had,
+the function is simply called.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_WARM = 2  # calls before the capture, in which libraries start and choose their algorithms
+
+
+class Captured:
+    """``run(*inputs)`` for inputs on a GPU: captured at the third call with inputs of one shape, then replayed.
+
+    Args:
+        run: returns a tensor or a tuple of them. It starts the same kernels at every call, reads nothing on the host,
+            and depends on its inputs and on memory that stays where it is (a net's parameters) alone.
+    """
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        self.run = run
+        self._known: dict[Any, _Replay | int] = {}  # by the inputs' shapes: the graph, or the calls so far
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Return what ``run`` returns, in memory of the caller's own."""
+        if not inputs[0].is_cuda:
+            return self.run(*inputs)
+        key = tuple((x.shape, x.stride(), x.dtype) for x in inputs)
+        known = self._known.get(key, 0)
+        if isinstance(known, _Replay):
+            return known(*inputs)
+        if known < _WARM:
+            self._known[key] = known + 1
+            return _aside(self.run, inputs)
+        self._known[key] = replay = _Replay(self.run, inputs)
+        return replay(*inputs)
+
+
+def _aside(run: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
+    """Call ``run`` on a stream of its own, as PyTorch asks for what is to be captured."""
+    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        outputs = run(*inputs)
+    current.wait_stream(stream)
+    return outputs
+
+
+class _Replay:
+    """One graph, its inputs and its outputs; where the capture fails, a warning and the function itself."""
+
+    def __init__(self, run: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
+        self.run, self.inputs = run, [torch.empty_like(x).copy_(x) for x in inputs]
+        self.graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(self.graph):
+                self.outputs = run(*self.inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.graph = None
+            warnings.warn(f"A pass could not be captured as a CUDA graph and goes on without ({error}).", stacklevel=3)
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        if self.graph is None:
+            return self.run(*inputs)
+        for own, x in zip(self.inputs, inputs, strict=True):
+            own.copy_(x)
+        self.graph.replay()
+        return self.outputs.clone() if isinstance(self.outputs, Tensor) else tuple(x.clone() for x in self.outputs)
