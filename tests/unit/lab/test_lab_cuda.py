@@ -1,0 +1,323 @@
+"""The tools and the trainers on a GPU: in float64 they give the CPU's numbers, and a full memory is no end.
+
+They run where there is a GPU. SHARPNB_TEST_DEVICE=cpu runs on the CPU what does not need one, to debug the tests.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import gc
+import math
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sharpnb.averaging import SWA, Lookahead, filter_norms, graft, graft_internal, graft_noise, swap, update_bn
+from sharpnb.curvature import (
+    FisherOperator,
+    GGNOperator,
+    HessianOperator,
+    average_sharpness,
+    sharpness,
+    spectral_density,
+    top_eigenvalues,
+    trace,
+)
+from sharpnb.lab import load_data, models, train, train_many
+from sharpnb.lab.augment import shift_and_flip
+from sharpnb.landscape import Plane, surface
+from sharpnb.optim import SAM, WSAM, AdamW
+
+DEVICE = os.environ.get("SHARPNB_TEST_DEVICE", "cuda")
+ON_GPU = DEVICE.startswith("cuda")
+pytestmark = pytest.mark.skipif(ON_GPU and not torch.cuda.is_available(), reason="no CUDA device here")
+on_gpu_only = pytest.mark.skipif(not ON_GPU, reason="only CUDA has this")
+
+NETS: dict[str, Callable[[int], nn.Module]] = {
+    "mlp": lambda seed: models.mlp((64, 16, 10), seed=seed),
+    "mlp, BatchNorm": lambda seed: models.mlp((64, 16, 12, 10), norm=True, seed=seed),
+    "cnn": lambda seed: models.cnn(4, seed=seed),
+    "cnn, BatchNorm": lambda seed: models.cnn(4, norm=True, seed=seed),
+    "resnet": lambda seed: models.resnet(8, width=2, channels=1, seed=seed),
+}
+
+
+@functools.cache
+def _digits() -> Any:
+    data = load_data("digits", train_size=128, dtype=torch.float64)
+    return replace(data, test_x=data.test_x[:100], test_y=data.test_y[:100])
+
+
+def _on(device: str) -> tuple[Tensor, Tensor]:
+    data = _digits().to(device)
+    return data.train_x, data.train_y
+
+
+def _trained(name: str, steps: int = 20, seed: int = 0) -> nn.Module:
+    """A net in float64 on the CPU, some steps from its start."""
+    model, (x, y) = NETS[name](seed).double(), _on("cpu")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return model
+
+
+def _flat(model: nn.Module) -> Tensor:
+    return nn.utils.parameters_to_vector(model.parameters()).detach().cpu()
+
+
+def _assert_same_nets(a: nn.Module, b: nn.Module) -> None:
+    for one, two in zip(a.state_dict().values(), b.state_dict().values(), strict=True):
+        torch.testing.assert_close(one.cpu(), two.cpu(), rtol=1e-8, atol=1e-10)
+
+
+# -- curvature --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "mode", "operator"), [
+    ("cnn", "eval", HessianOperator), ("cnn, BatchNorm", "eval", HessianOperator),
+    ("cnn, BatchNorm", "batch_stats", HessianOperator), ("cnn", "eval", GGNOperator),
+    ("cnn, BatchNorm", "batch_stats", GGNOperator), ("cnn, BatchNorm", "eval", FisherOperator),
+])
+def test_products_with_the_curvature_are_those_of_the_cpu(name: str, mode: Any, operator: Any) -> None:
+    found = []
+    block = torch.randn(sum(p.numel() for p in NETS[name](0).parameters()), 3, dtype=torch.float64)
+    for device in ("cpu", DEVICE):
+        model, (x, y) = _trained(name).to(device), _on(device)
+        op = operator(model, F.cross_entropy, [(x[:100], y[:100]), (x[100:], y[100:])], mode=mode)
+        assert op.device.type == torch.device(device).type
+        found.append((op @ block[:, 0].to(device), op @ block.to(device)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other.cpu(), one, rtol=1e-8, atol=1e-10)
+    assert found[0][1].norm() > 1e-2
+
+
+def test_spectra_are_those_of_the_cpu() -> None:
+    found = []
+    for device in ("cpu", DEVICE):
+        op = HessianOperator(_trained("cnn").to(device), F.cross_entropy, _on(device))
+        top = top_eigenvalues(op, 3, tol=1e-8)
+        density = spectral_density(op, steps=20, probes=2, seed=1)
+        assert top.converged and top.vectors is not None and top.vectors.device.type == op.device.type
+        found.append([*top.values, density.lambda_max, density.lambda_min, density.trace.value, trace(op).value])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-6)
+    assert found[0][0] == pytest.approx(found[0][3], rel=1e-5) and found[0][0] > 1e-2
+
+
+def test_sharpness_is_that_of_the_cpu() -> None:
+    found = []
+    for device in ("cpu", DEVICE):
+        net = _trained("cnn, BatchNorm").to(device), F.cross_entropy, _on(device)
+        kinds = [{}, {"m": 32}, {"steps": 5}, {"adaptive": True, "rho": 0.5}, {"p": math.inf, "rho": 0.005}]
+        values = [sharpness(*net, **({"rho": 0.05} | kind)).value for kind in kinds]
+        found.append([*values, average_sharpness(*net, 0.01).value])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-7)
+    assert min(found[0]) > 1e-5
+
+
+# -- landscape --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("renewed", [False, True])
+def test_a_surface_is_that_of_the_cpu(name: str, renewed: bool) -> None:
+    model, found = _trained(name), []
+    plane = Plane.random(model, seed=1)
+    for device in ("cpu", DEVICE):
+        x, y = _on(device)
+        net, data = copy.deepcopy(model).to(device), {"train": (x, y), "some": [(x[:50], y[:50]), (x[50:70], y[50:70])]}
+        values = surface(net, plane, data, size=5, update_bn=x.split(60) if renewed else None).values
+        found.append(values)
+        _assert_same_nets(net, model)
+    for column, expected in found[0].items():
+        np.testing.assert_allclose(found[1][column], expected, rtol=1e-7, atol=1e-9)
+    assert np.ptp(found[0]["train_loss"]) > 0.1
+
+
+# -- averaging --------------------------------------------------------------------------------------------------------
+
+
+def _averaged_by_swa(device: str) -> nn.Module:
+    model, (x, y) = _trained("cnn, BatchNorm").to(device), _on(device)
+    optimizer, swa = torch.optim.SGD(model.parameters(), lr=0.1), SWA(model)
+    for batch, target in zip(x.split(32), y.split(32), strict=True):
+        optimizer.zero_grad()
+        F.cross_entropy(model(batch), target).backward()
+        optimizer.step()
+        swa.update()
+    swa.update_bn(x.split(50))
+    other = SWA(model)
+    other.load_state_dict(swa.state_dict())
+    assert all(t.device.type == torch.device(device).type for t in other.average.values())
+    other.copy_to(model)
+    return model
+
+
+def _by_lookahead(device: str) -> nn.Module:
+    model, (x, y) = _trained("cnn, BatchNorm").to(device), _on(device)
+    base = SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.05)
+    optimizer = Lookahead(base, k=3, momentum="pullback")
+
+    def closure() -> Tensor:
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    for _ in range(8):
+        optimizer.step(closure)
+    with optimizer.slow_weights():
+        slow = copy.deepcopy(model)
+    assert not torch.equal(_flat(slow), _flat(model))
+    return nn.ModuleList([model, slow])
+
+
+def _grafted(device: str) -> nn.Module:
+    nets = nn.ModuleList(_trained("cnn, BatchNorm", steps, seed).to(device) for seed, steps in enumerate((5, 10, 20)))
+    graft(list(nets))
+    graft(list(nets), c=5.0, criterion="l1")
+    assert graft_noise(nets[0], 3.0, 0.1, torch.Generator().manual_seed(0)) > 0
+    assert graft_internal(nets[1], float(filter_norms(nets[1])["3"].median()) + 1e-6) > 0
+    update_bn(nets[0], _on(device))
+    return nets
+
+
+def _by_swap(device: str) -> nn.Module:
+    model, (x, y) = _trained("cnn, BatchNorm").to(device), _on(device)
+
+    def epoch(model: nn.Module, number: int) -> float:
+        F.cross_entropy(model(x[32 * number : 32 * number + 32]), y[32 * number : 32 * number + 32]).backward()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+        model.zero_grad()
+        return 0.5
+
+    swap(model, epoch, epoch, x.split(50), tau=1.0, max_epochs=2, workers=2)
+    return model
+
+
+@pytest.mark.parametrize("made", [_averaged_by_swa, _by_lookahead, _grafted, _by_swap])
+def test_averages_are_those_of_the_cpu(made: Callable[[str], nn.Module]) -> None:
+    here, there = made("cpu"), made(DEVICE)
+    assert next(there.parameters()).device.type == torch.device(DEVICE).type
+    _assert_same_nets(there, here)
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "adamw": lambda p: AdamW(p, lr=0.01, weight_decay=1e-3),
+    "sam": lambda p: SAM(p, torch.optim.SGD, rho=0.05, lr=0.1, momentum=0.9),
+    "wsam": lambda p: WSAM(p, torch.optim.SGD, rho=0.05, gamma=0.8, lr=0.1, momentum=0.9),
+}
+RULES: dict[str, dict[str, Any]] = {
+    "sgd": {"lr": 0.1, "momentum": 0.9}, "adamw": {"lr": 0.01, "weight_decay": 1e-3},
+    "sam": {"lr": 0.1, "momentum": 0.9, "rho": 0.05}, "wsam": {"lr": 0.1, "momentum": 0.9, "rho": 0.05, "gamma": 0.8},
+    "esam": {"lr": 0.1, "rho": 0.05, "beta": 0.6, "gamma": 0.5},
+}
+ERRORS = ("train_loss", "train_error", "test_loss", "test_error")
+
+
+@pytest.mark.parametrize("rule", OPTIMIZERS)
+@pytest.mark.parametrize("name", NETS)
+def test_a_training_is_that_of_the_cpu(name: str, rule: str) -> None:
+    ends = []
+    for device in ("cpu", DEVICE):
+        model = NETS[name](0).double().to(device)
+        history = train(model, _digits(), OPTIMIZERS[rule](model.parameters()), steps=10, batch_size=32, device=device,
+                        augment=shift_and_flip(1, flip=False), evaluate_every=5, keep=(5,), progress=False)
+        rows = torch.tensor([[row[of] for of in ERRORS] for row in history.rows], dtype=torch.float64)
+        ends.append((_flat(model), history.weights[5], rows))
+        assert next(model.parameters()).device.type == torch.device(device).type
+    for there, here in zip(ends[1], ends[0], strict=True):
+        torch.testing.assert_close(there, here, rtol=1e-7, atol=1e-8)
+    assert (ends[0][0] - _flat(NETS[name](0))).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", NETS)
+def test_many_trainings_are_those_of_the_cpu(name: str, rule: str) -> None:
+    configs = [RULES[rule] | {"rule": rule, "seed": seed} for seed in (0, 1, 2)]
+    configs[1]["lr"] *= 0.7
+    configs[2] |= {"swa_start": 0.5, "label_noise": 0.1}
+    ends = []
+    for device in ("cpu", DEVICE):
+        many = train_many(configs, _digits(), NETS[name], steps=10, batch_size=32, device=device, dtype=torch.float64,
+                          augment=shift_and_flip(1, flip=False), evaluate_every=5, progress=False)
+        rows = torch.tensor([[row[of] for of in ERRORS] for row in many.rows], dtype=torch.float64)
+        ends.append((many.weights, many.averaged, rows))
+    for there, here in zip(ends[1], ends[0], strict=True):
+        torch.testing.assert_close(there, here, rtol=1e-7, atol=1e-8)
+    assert (ends[0][0][0] - _flat(NETS[name](0))).abs().max() > 1e-2
+
+
+def test_bfloat16_trains_and_images_come_channels_last_on_a_gpu() -> None:
+    data = _digits().to("cpu", torch.float32)
+    colours = replace(data, train_x=data.train_x.repeat(1, 3, 1, 1), test_x=data.test_x.repeat(1, 3, 1, 1))
+    for channels_last in (None if ON_GPU else True, False):
+        model, seen = models.resnet(8, width=8, seed=0), []
+        model[0].register_forward_pre_hook(lambda layer, given, seen=seen: seen.append(
+            (layer.training, given[0].is_contiguous(memory_format=torch.channels_last))))
+        history = train(model, colours, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), steps=40,
+                        batch_size=32, device=DEVICE, bf16=True, channels_last=channels_last, progress=False)
+        assert {last for training, last in seen if training} == {channels_last is not False}
+        assert history.diverged is None and history.rows[-1]["train_loss"] < 1.0
+        assert all(p.dtype is torch.float32 for p in model.parameters())
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _memory_of(size: float) -> Iterator[None]:
+    """Let this process have so many bytes of the GPU's memory, for tensors and the allocator's cache."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(size / torch.cuda.mem_get_info()[1])
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def _wide(chunk: int) -> Any:
+    """Train eight members whose features, which go by the chunk, outweigh what is there of all of them."""
+    configs = [RULES["sam"] | {"rule": "sam", "seed": seed} for seed in range(8)]
+    return train_many(configs, load_data("digits", train_size=512), lambda seed: models.mlp((64, 4096, 10), seed=seed),
+                      steps=3, batch_size=512, device=DEVICE, chunk=chunk, progress=False)
+
+
+def _peaks(chunk: int) -> tuple[int, int]:
+    """Return the most bytes that tensors and that the allocator took."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    _wide(chunk)
+    return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+
+
+@on_gpu_only
+def test_a_full_memory_halves_the_chunk_and_the_result_is_that_of_the_smaller_one() -> None:
+    _wide(1)  # what libraries take once
+    (large, _), (_, small) = _peaks(8), _peaks(1)
+    assert small < 0.9 * large
+    with _memory_of(0.9 * large), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        halved = _wide(8)
+    sizes = [int(found[1]) for w in said if (found := re.search(r"do not fit .* going on with (\d+)", str(w.message)))]
+    assert sizes and sizes == [4, 2, 1][: len(sizes)]
+    expected = _wide(sizes[-1])
+    torch.testing.assert_close(halved.weights, expected.weights, rtol=1e-5, atol=1e-6)
+    assert [row["test_error"] for row in halved.rows] == [row["test_error"] for row in expected.rows]
