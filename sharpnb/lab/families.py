@@ -95,11 +95,15 @@ class Pyramid(nn.Module):
         return _mixed((gate + a - gate * a) * residual, (gate + b - gate * b) * residual)
 
 
+def shakes(model: nn.Module) -> list[ShakeShake | Pyramid]:
+    """Return the parts of ``model`` that mix or keep their branches at random."""
+    return [module for module in model.modules() if isinstance(module, (ShakeShake, Pyramid))]
+
+
 def set_true_gradient(model: nn.Module, on: bool) -> None:
     """Let every shake in ``model`` use its forward numbers backward too, or draw others."""
-    for module in model.modules():
-        if isinstance(module, (ShakeShake, Pyramid)):
-            module.true_gradient = on
+    for module in shakes(model):
+        module.true_gradient = on
 
 
 @_leaves_global_state

@@ -116,7 +116,8 @@ def train_many(
         raise ValueError(f"{len(sets)} data sets for {len(checked)} settings: give one, or one each of one size.")
     shared = {"augment": augment, "schedule": _schedule(schedule)}
     plan = _Plan(checked, [shared | config for config in checked], sets, functools.cache(model), steps,
-                 min(batch_size, len(sets[0].train_y)), pick_device(device), dtype, bf16, evaluate_every, keep, progress)
+                 min(batch_size, len(sets[0].train_y)), pick_device(device), dtype, bf16, evaluate_every, keep,
+                 progress)
     keep_freed_memory()
     return halving(functools.partial(_train, plan), min(chunk, len(checked)), "members of a batched program")
 

@@ -37,8 +37,9 @@ _Open = Callable[[], AbstractContextManager[Executor]]
 
 def sweep(
     grid: Grid, data: Mapping[str, Any], model: Mapping[str, Any], *, steps: int | None = None, batch_size: int = 64,
-    schedule: str = "cosine", evaluate_every: int = 0, dtype: str = "float32", device: str = "auto", client: Any = None,
-    jobs: int = 1, shard_size: int = 32, folder: str | Path | None = None, progress: bool | None = None,
+    schedule: str = "cosine", evaluate_every: int = 0, dtype: str = "float32", bf16: bool = False, device: str = "auto",
+    client: Any = None, jobs: int = 1, shard_size: int = 32, folder: str | Path | None = None,
+    progress: bool | None = None,
 ) -> pd.DataFrame:
     """Train every cell of a grid and return the table of results, one row a cell, in the grid's order.
 
@@ -65,7 +66,8 @@ def sweep(
         schedule: by its name, unless it is an axis of the grid.
         evaluate_every: evaluate each so many steps (0: at the end alone).
         dtype: by its name, ``"float32"`` or ``"float64"``.
-        device: as in :func:`sharpnb.lab.train_many`.
+        bf16: as in :func:`sharpnb.lab.train_many`.
+        device: likewise.
         client: a ``distributed.Client`` or the address of a Dask scheduler; None runs here.
         jobs: processes here, one thread each; 1 is this process.
         shard_size: cells in a shard at most (default 32: one chunk of ``train_many``).
@@ -85,7 +87,7 @@ def sweep(
     if jobs < 1 or shard_size < 1:
         raise ValueError(f"jobs = {jobs}, shard_size = {shard_size}: one of each at least.")
     common = {"steps": steps, "batch_size": batch_size, "schedule": schedule, "evaluate_every": evaluate_every,
-              "dtype": dtype, "device": device}
+              "dtype": dtype, "bf16": bf16, "device": device}
     shards = _shards(cells, plain(data), plain(model), common, shard_size)
     _try_first(next(iter(shards.values()))[1])
     return _table(cells, _results(shards, client, jobs, Path(folder or paths.runs("sweeps")), progress))

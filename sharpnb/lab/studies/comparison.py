@@ -47,6 +47,7 @@ class Setting:
         together: members trained as one batched program.
         augment: of the training images.
         images: training images of the Hessian's loss.
+        bf16: of the gradients, as in :func:`sharpnb.lab.train_many`.
     """
 
     label: str
@@ -61,6 +62,7 @@ class Setting:
     together: int = 32
     augment: Augment | None = None
     images: int = 2000
+    bf16: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def run(
     def make(part: Sequence[Mapping[str, Any]], own: Sequence[Split]) -> dict[str, Any]:
         bare = [{k: v for k, v in config.items() if k not in TOLD} for config in part]
         many = train_many(bare, [split.data for split in own], s.model, steps=s.steps, batch_size=s.batch_size,
-                          augment=s.augment, dtype=s.dtype, device=str(device), chunk=s.together)
+                          augment=s.augment, dtype=s.dtype, bf16=s.bf16, device=str(device), chunk=s.together)
         held_out = _validation_errors(s, many.weights, own, device)
         rows = [{**config, **_measured(w, error, final, own[0].data.classes)}
                 for config, w, error, final in zip(part, many.weights, held_out, many.final(), strict=True)]

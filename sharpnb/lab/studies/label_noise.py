@@ -60,6 +60,7 @@ class Settings:
         dtype: of weights and images.
         augment: of the training images.
         chunk: members in one program, and in one piece of the full profile.
+        bf16: of the gradients, as in :func:`sharpnb.lab.train_many`.
     """
 
     label: str
@@ -80,6 +81,7 @@ class Settings:
     dtype: torch.dtype = torch.float32
     augment: Augment | None = None
     chunk: int = 32
+    bf16: bool = False
 
     @property
     def base(self) -> dict[str, float]:
@@ -96,7 +98,7 @@ QUICK = Settings("MLP, digits", "digits", 300, 200, lambda seed: models.mlp((64,
 FULL = Settings("ResNet-8, 5,000 images of CIFAR-10, 24 epochs", "cifar10", 5000, 1000,
                 lambda seed: models.resnet(8, seed=seed), steps=24 * 39, rhos=(0.0, 0.05, 0.1, 0.2), gammas=(0.9,),
                 alphas=(0.1,), mixes=(1.0, 8.0), seeds=2, batch_size=128, weight_decay=5e-4,
-                augment=shift_and_flip(4, flip=True), chunk=16)
+                augment=shift_and_flip(4, flip=True), bf16=True)
 TOY = Settings("MLP with BatchNorm, digits", "digits", 96, 32,
                lambda seed: models.mlp((64, 8, 10), norm=True, seed=seed),
                steps=4, rhos=(0.0, 0.05), gammas=(0.8,), alphas=(0.1,), seeds=2, batch_size=32, lr=0.02,
@@ -140,7 +142,8 @@ def with_rule(
     def make(part: Sequence[Entry], sets: Sequence[Data]) -> Tensor:
         configs = [{"seed": entry["seed"], **s.base, **config(entry)} for entry in part]
         many = train_many(configs, sets, s.model, steps=s.steps, batch_size=s.batch_size, augment=s.augment,
-                          evaluate_every=max(1, s.steps // 8), dtype=s.dtype, device=str(nb.device), chunk=s.chunk)
+                          evaluate_every=max(1, s.steps // 8), dtype=s.dtype, bf16=s.bf16, device=str(nb.device),
+                          chunk=s.chunk)
         for row in many.rows:
             entry = part[row["member"]]
             entry["best_epoch"] = min(entry.get("best_epoch", 100.0), row["test_error"])
@@ -156,7 +159,8 @@ def with_mixup(
 
     def fit(part: Sequence[Entry], sets: Sequence[Data]) -> Tensor:
         seeds = [entry["seed"] for entry in part]
-        rows = Rows(seeds, sets, s.model, batch_size=s.batch_size, device=nb.device, dtype=s.dtype, augment=s.augment)
+        rows = Rows(seeds, sets, s.model, batch_size=s.batch_size, device=nb.device, dtype=s.dtype, augment=s.augment,
+                    bf16=s.bf16)
 
         def probe(_: int, rows: Rows) -> None:
             for entry, error in zip(part, rows.errors(rows.w, "test").tolist(), strict=True):

@@ -42,7 +42,7 @@ class Settings:
         family: values of each hyperparameter in the family of nets whose gap is predicted (with SGD).
         measured: the m's of the measure, at radius ``rho``.
         rho: radius of the measure (default 0.05: SAM's).
-        dtype, augment, chunk: as elsewhere.
+        dtype, augment, chunk, bf16: as elsewhere.
     """
 
     label: str
@@ -63,6 +63,7 @@ class Settings:
     dtype: torch.dtype = torch.float32
     augment: Augment | None = None
     chunk: int = 32
+    bf16: bool = False
 
 
 # Images, batch and learning rate are taken over from a survey made before this notebook (480 steps). A trial with a
@@ -78,7 +79,7 @@ FULL = Settings("ResNet-8, 10,000 images of CIFAR-10, 15 epochs", "cifar10", 10_
                 lambda width, seed: models.resnet(8, width=width, seed=seed), width=16, steps=15 * 39, batch_size=256,
                 noises=(0.0,), rhos=dict.fromkeys((16, 64, 256), (0.02, 0.05, 0.1)), seeds=2,
                 family={"width": (8, 16), "batch_size": (64, 256), "lr": (0.03, 0.1), "weight_decay": (0.0, 5e-4)},
-                measured=(16, 64, 256), augment=shift_and_flip(4, flip=True), chunk=8)
+                measured=(16, 64, 256), augment=shift_and_flip(4, flip=True), chunk=16, bf16=True)
 TOY = Settings("CNN, digits", "digits", 64, lambda width, seed: models.cnn(width, seed=seed), width=4, steps=3,
                batch_size=16, noises=(0.0,), rhos={4: (0.05,), 16: (0.05,)}, seeds=2,
                family={"width": (2, 4), "batch_size": (16,), "lr": (0.02, 0.05), "weight_decay": (0.0, 1e-3)},
@@ -119,7 +120,8 @@ def _trained(s: Settings, nb: Notebook, rows: Sequence[Row]) -> list[Row]:
     base = {"rule": "sam", "lr": s.lr, "momentum": s.momentum}
     configs = [{**base, "rho": row["rho"], "seed": row["seed"], "m": row["m"]} for row in rows]
     many = train_many(configs, [nb.uses(d) for d in sets], lambda seed: s.model(s.width, seed), steps=s.steps,
-                      batch_size=s.batch_size, augment=s.augment, dtype=s.dtype, device=str(nb.device), chunk=s.chunk)
+                      batch_size=s.batch_size, augment=s.augment, dtype=s.dtype, bf16=s.bf16, device=str(nb.device),
+                      chunk=s.chunk)
     return [row | {"test_error": final["test_error"]} for row, final in zip(rows, many.final(), strict=True)]
 
 
@@ -153,7 +155,7 @@ def _of_one_width(s: Settings, nb: Notebook, width: int, batch_size: int) -> dic
                for lr, decay, seed in rest]
     model = partial(s.model, width)
     many = train_many(configs, sets, model, steps=s.steps, batch_size=batch_size, augment=s.augment, dtype=s.dtype,
-                      device=str(nb.device), chunk=s.chunk)
+                      bf16=s.bf16, device=str(nb.device), chunk=s.chunk)
     seeds, w = [seed for _, _, seed in rest], many.weights.to(nb.device)
     sharp = {m: m_sharpness(Rows(seeds, sets, model, batch_size=m, device=nb.device, dtype=s.dtype), w, s.rho)
              for m in s.measured}

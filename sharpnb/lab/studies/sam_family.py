@@ -90,7 +90,7 @@ _EPOCH = 78  # updates of 10,000 images in batches of 128
 FULL = Study(
     Setting("ResNet-8 of width 8, 10,000 images of CIFAR-10, 10 epochs", "cifar10", 10_000, 2000,
             lambda seed: models.resnet(8, width=8, norm=False, seed=seed), steps=10 * _EPOCH, batch_size=128,
-            dtype=torch.float32, augment=shift_and_flip(4, flip=True), images=1000),
+            dtype=torch.float32, augment=shift_and_flip(4, flip=True), images=1000, bf16=True, together=64),
     (0.0, 0.2), seeds=2, trials=3,
     vit=Setting("small ViT, 10,000 images of CIFAR-10", "cifar10", 10_000, 2000,
                 lambda seed: tiny_vit(size=32, patch=8, channels=3, width=48, depth=3, heads=3, seed=seed),

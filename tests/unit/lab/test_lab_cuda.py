@@ -36,6 +36,7 @@ from sharpnb.curvature import (
 )
 from sharpnb.lab import load_data, models, train, train_many
 from sharpnb.lab.augment import shift_and_flip
+from sharpnb.lab.captured import Captured, _Replay
 from sharpnb.landscape import Plane, surface
 from sharpnb.optim import SAM, WSAM, AdamW
 
@@ -275,6 +276,57 @@ def test_bfloat16_trains_and_images_come_channels_last_on_a_gpu() -> None:
         assert {last for training, last in seen if training} == {channels_last is not False}
         assert history.diverged is None and history.rows[-1]["train_loss"] < 1.0
         assert all(p.dtype is torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adamw", "sam", "wsam"])
+@pytest.mark.parametrize("name", NETS)
+def test_a_training_by_graphs_is_the_one_without(name: str, rule: str) -> None:
+    ends = []
+    for graphs in (False, True):
+        model = NETS[name](0).double().to(DEVICE)
+        optimizer = OPTIMIZERS[rule](model.parameters())
+        if graphs and rule in ("sam", "wsam"):
+            optimizer.model = optimizer._statistics.model = model
+        history = train(model, _digits(), optimizer, steps=12, batch_size=32, device=DEVICE, evaluate_every=4, seed=1,
+                        augment=shift_and_flip(1, flip=False), progress=False, graphs=graphs)
+        rows = torch.tensor([[row[of] for of in ERRORS] for row in history.rows], dtype=torch.float64)
+        buffers = [b.double().flatten().cpu() for b in model.buffers()]
+        ends.append((_flat(model), rows, torch.cat(buffers) if buffers else torch.zeros(1)))
+    for there, here in zip(*ends, strict=True):
+        torch.testing.assert_close(there, here, rtol=1e-9, atol=1e-10)
+
+
+@on_gpu_only
+def test_the_third_call_is_captured_and_each_result_is_the_callers_own() -> None:
+    count, calls = [0], Captured(lambda x, y: (count.__setitem__(0, count[0] + 1), (x @ y, x + y))[1])
+    draws = [[torch.randn(5, 5, device=DEVICE, dtype=torch.float64) for _ in range(2)] for _ in range(6)]
+    kept = [calls(*pair) for pair in draws]
+    assert count[0] == 3 and isinstance(next(iter(calls._known.values())), _Replay)
+    for (x, y), (product, total) in zip(draws, kept, strict=True):
+        torch.testing.assert_close(product, x @ y)
+        assert torch.equal(total, x + y)
+    assert calls(*(draw[:2, :2] @ draw[:2, :2] for draw in draws[0]))[0].shape == (2, 2) and count[0] == 4
+
+
+@on_gpu_only
+def test_what_cannot_be_captured_goes_on_without_a_graph() -> None:
+    calls = Captured(lambda x: x * float(x.sum()))  # reads on the host
+    x = torch.arange(4.0, device=DEVICE)
+    with pytest.warns(UserWarning, match="could not be captured as a CUDA graph"):
+        found = [calls(x + k) for k in range(5)]
+    for k, result in enumerate(found):
+        torch.testing.assert_close(result, (x + k) * (x + k).sum())
+
+
+@pytest.mark.parametrize("rule", ["sgd", "sam", "adamw"])
+def test_many_nets_in_bfloat16_are_near_those_in_float32(rule: str) -> None:
+    ends = []
+    for bf16 in (False, True):
+        many = train_many([RULES[rule] | {"rule": rule, "seed": seed} for seed in range(4)], _digits().to("cpu", torch.float32),
+                          NETS["cnn, BatchNorm"], steps=40, batch_size=32, device=DEVICE, bf16=bf16, progress=False)
+        ends.append(torch.tensor([row["train_loss"] for row in many.final()]))
+    assert not torch.equal(*ends)  # so it was another arithmetic
+    torch.testing.assert_close(ends[1], ends[0], rtol=0.15, atol=0.05)
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from torch import nn
 
 from sharpnb.lab import load_data, models, train
 from sharpnb.lab.training import SCHEDULES, batches, evaluate, pick_device, shift_and_flip
+from sharpnb.optim import SAM
 
 DATA = load_data("digits", train_size=200)
 
@@ -40,6 +41,25 @@ def test_a_diverging_run_stops_and_says_where():
     model = models.mlp((64, 16, 10))
     history = train(model, DATA, torch.optim.SGD(model.parameters(), lr=1e30), steps=50, device="cpu", progress=False)
     assert history.diverged is not None and history.diverged < 10
+
+
+@pytest.mark.parametrize("net", [lambda: models.mlp((64, 8, 10)), lambda: models.cnn(4, norm=True)])
+def test_a_pass_written_for_a_graph_is_the_usual_one(net):
+    ends = []
+    for graphs in (False, True):
+        model = net()
+        optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.1, model=model)
+        train(model, DATA, optimizer, steps=8, device="cpu", label_smoothing=0.1, progress=False, graphs=graphs)
+        ends.append(torch.cat([_flat(model), *(b.flatten().float() for b in model.buffers())]))
+    assert torch.equal(*ends) and not torch.equal(ends[0][:10], _flat(net())[:10])
+
+
+@pytest.mark.parametrize("options", [{}, {"in_place": False}])
+def test_graphs_ask_for_a_named_model_and_weights_that_stay_where_they_are(options):
+    model = models.cnn(4, norm=True)
+    optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.1), model=model if options else None, **options)
+    with pytest.raises(ValueError, match="SAM needs model=model and in_place=True"):
+        train(model, DATA, optimizer, steps=1, device="cpu", progress=False, graphs=True)
 
 
 def test_schedules_are_those_of_the_papers():

@@ -1,0 +1,278 @@
+"""What a GPU does with the package's trainers and optimizers, beside what it could do.
+
+    python benchmarks/gpu.py --store FILE [--only sam sweep]     # measure, part by part, each kept when it is done
+    python benchmarks/gpu.py --store FILE --page                 # RESULTS_gpu.md from what was kept
+
+Wall time between two synchronisations, after a warm-up, candidates in shuffled order within each repetition, medians.
+*Floors*: a net's counted operations at the rate of a large bfloat16 matrix product, and its counted bytes at the rate of
+a large copy, both measured in the same call; the larger of the two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optimizers
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sharpnb import paths
+from sharpnb.lab import models, train
+from sharpnb.lab.augment import shift_and_flip
+from sharpnb.lab.budget import counted
+from sharpnb.lab.data import Data
+from sharpnb.lab.many import _Group
+from sharpnb.optim import SAM
+
+PAGE = Path(__file__).with_name("RESULTS_gpu.md")
+Step = Callable[[], Any]
+Row = dict[str, Any]
+SGD = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
+AUGMENT = shift_and_flip(4, flip=True)
+# The nets of the full profile, with their batches.
+NETS: dict[str, tuple[Callable[[int], nn.Module], int]] = {
+    "WRN-16-2 without BatchNorm": (lambda seed: models.wide_resnet(16, 2, norm=False, seed=seed), 256),
+    "ResNet-18 of width 16": (lambda seed: models.resnet18(width=16, seed=seed), 128),
+    "ResNet-8": (lambda seed: models.resnet(8, seed=seed), 128),
+}
+SMALL: Callable[..., nn.Module] = partial(models.resnet, 8, width=8)
+RUN = 780  # updates of one cell of notebook 11's heat map
+
+
+def seconds(step: Step, count: int) -> float:
+    """Return the time of a step, the device's work included."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(count):
+        step()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) / count
+
+
+def medians(steps: dict[str, Step], count: int, repetitions: int = 9) -> dict[str, float]:
+    """Return each candidate's time, the candidates in shuffled order within each repetition."""
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        seconds(step, 5)
+    for _ in range(repetitions):
+        for name in random.sample(list(steps), len(steps)):
+            taken[name].append(seconds(steps[name], count))
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def images(count: int) -> Data:
+    """Return random images of CIFAR-10's shape."""
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(count, 3, 32, 32, generator=draw), torch.randint(10, (count,), generator=draw)
+    return Data("random", x, y, x[:1000], y[:1000], 10)
+
+
+def ceilings() -> list[Row]:
+    """Measure what the card copies and multiplies."""
+    a, x = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16), torch.randn(2**28, device="cuda")
+    y = torch.empty_like(x)
+    found = medians({"product": lambda: a @ a, "copy": lambda: y.copy_(x)}, 5)
+    return [{"flops": 2 * 8192**3 / found["product"], "bytes": 2 * 4 * x.numel() / found["copy"]}]
+
+
+def _captured(step: Step) -> Step:
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def sam() -> list[Row]:
+    """Compare a whole step of SAM with two gradients and fused SGD, started kernel by kernel and as one graph."""
+    torch.backends.cudnn.benchmark = True
+    jobs = {"CNN, 3 convolutions, batch 64, float32": (lambda: optimizers.cnn(32)[0], 64, False),
+            "ResNet-18, batch 128, bfloat16": (lambda: models.resnet18(seed=0), 128, True),
+            "ResNet-18, batch 512, bfloat16": (lambda: models.resnet18(seed=0), 512, True)}
+    rows = []
+    for name, (make, batch, bf16) in jobs.items():
+        x, y = torch.randn(batch, 3, 32, 32, device="cuda"), torch.randint(10, (batch,), device="cuda")
+        x = x.contiguous(memory_format=torch.channels_last) if bf16 else x
+
+        def gradient(model: nn.Module, x: Tensor = x, y: Tensor = y, bf16: bool = bf16) -> Tensor:
+            with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+                loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        def floor(make: Any = make, gradient: Any = gradient) -> Step:
+            model = make().cuda()
+            base = torch.optim.SGD(model.parameters(), fused=True, **SGD)
+
+            def step() -> None:
+                gradient(model)
+                base.zero_grad()
+                gradient(model)
+                base.step()
+                base.zero_grad()
+            return step
+
+        def ours(make: Any = make, gradient: Any = gradient, **options: Any) -> Step:
+            model = make().cuda()
+            optimizer = SAM(torch.optim.SGD(model.parameters(), fused=True, **SGD), model=model, **options)
+            return lambda: optimizer.step(lambda: gradient(model))
+
+        eager = medians({"floor": floor(), "SAM": ours(), "SAM, no host read": ours(skip_nonfinite=False)}, 5)
+        graph = medians({"floor": _captured(floor()), "SAM": _captured(ours(skip_nonfinite=False))}, 10)
+        rows.append({"net": name, "floor_ms": 1e3 * eager["floor"], "sam": eager["SAM"] / eager["floor"],
+                     "no_read": eager["SAM, no host read"] / eager["floor"], "graph_floor_ms": 1e3 * graph["floor"],
+                     "graph": graph["SAM"] / graph["floor"]})
+    return rows
+
+
+def training() -> list[Row]:
+    """Time an update of ``lab.train`` on the full profile's nets, without and with graphs, images moved at random."""
+    torch.backends.cudnn.benchmark = True
+    data, rows = images(20_000).to("cuda"), []
+    for name, (make, batch) in NETS.items():
+        row: Row = {"net": name, "batch": batch}
+        for graphs in (False, True):
+            short, long = (_training(make(0), data, batch, steps, graphs) for steps in (60, 260))
+            row["graph_ms" if graphs else "eager_ms"] = 1e3 * (long - short) / 200
+        one = counted(make(0), (3, 32, 32), batch)
+        rows.append(row | {"flops": one.flops, "bytes": one.bytes / 2})  # in bfloat16
+    return rows
+
+
+def _training(net: nn.Module, data: Data, batch: int, steps: int, graphs: bool) -> float:
+    """Return the seconds of a training with its last evaluation."""
+    optimizer = torch.optim.SGD(net.cuda().parameters(), **SGD)
+    return seconds(lambda: train(net, data, optimizer, steps=steps, batch_size=batch, augment=AUGMENT, bf16=True,
+                                 device="cuda", progress=False, graphs=graphs), 1)
+
+
+def sweep() -> list[Row]:
+    """Time runs of a small net: a plain loop over them, and many at once."""
+    torch.backends.cudnn.benchmark = True
+    data, rows = images(5000).to("cuda"), []
+    net, at = SMALL(seed=0).cuda(), iter(range(10**9))
+    optimizer = torch.optim.SGD(net.parameters(), **SGD)
+
+    def plain() -> None:
+        index = torch.randint(5000, (128,))
+        x, y = AUGMENT(data.train_x[index], torch.Generator()), data.train_y[index]
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+
+    rows.append({"how": "a loop over runs, torch.optim", "members": 1, "ms": 1e3 * medians({"": plain}, 30, 5)[""]})
+    for members in (1, 16, 72):
+        for bf16 in (False, True):
+            configs = [{"rule": "sgd", "seed": k % 2, **SGD, "lr": 0.01 * (k + 1) / members, "augment": AUGMENT,
+                        "schedule": lambda done: 1.0} for k in range(members)]
+            torch.cuda.reset_peak_memory_stats()
+            group = _Group(list(range(members)), configs, [data] * members, lambda seed: SMALL(seed=seed), RUN, 128, torch.device("cuda"),
+                           torch.float32, bf16)
+            taken = medians({"": lambda group=group: group.step(next(at) % RUN)}, 10, 5)[""]
+            rows.append({"how": f"`train_many`, {'bfloat16' if bf16 else 'float32 (TF32)'}", "members": members,
+                         "ms": 1e3 * taken, "peak_gb": torch.cuda.max_memory_allocated() / 1e9})
+    return rows
+
+
+def together() -> list[Row]:
+    """Time processes that share the GPU, each with a training of its own, by graphs and without."""
+    rows = []
+    for graphs in ("", "graphs"):
+        for count in (1, 6):
+            command = [sys.executable, __file__, "--worker", graphs]
+            workers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                       for _ in range(count)]
+            for worker in workers:
+                worker.stdout.readline()
+            for worker in workers:
+                print("go", file=worker.stdin, flush=True)
+            taken = max(float(worker.stdout.readline()) for worker in workers)
+            rows.append({"graphs": bool(graphs), "processes": count, "ms": 1e3 * taken / 200 / count})
+    return rows
+
+
+def _worker(graphs: bool) -> None:
+    data, net = images(5000).to("cuda"), models.resnet18(width=16)
+    _training(net, data, 128, 20, graphs)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(_training(net, data, 128, 200, graphs), flush=True)
+
+
+PARTS: dict[str, Callable[[], list[Row]]] = {
+    "ceilings": ceilings, "sam": sam, "training": training, "sweep": sweep, "together": together}
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
+    return ["", *(f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows]), ""]
+
+
+def page(kept: dict[str, Any]) -> str:
+    """Return the page."""
+    top = kept["ceilings"][0]
+    lines = ["# On a GPU", "", "Generated by `python benchmarks/gpu.py --page`; not edited by hand.", "",
+             f"{kept['device']}, PyTorch {kept['torch']}. It multiplies {top['flops'] / 1e12:.0f} TFLOP/s in bfloat16 "
+             f"and copies {top['bytes'] / 1e12:.1f} TB/s, read and written.", "",
+             "## A step of SAM over two gradients and fused SGD", "",
+             "The goal is at most 1.05. Started kernel by kernel, the host sets the pace; as one graph, the device."]
+    lines += _table(["net", "floor, ms", "SAM", "no host read", "floor as a graph, ms", "SAM as a graph"], [
+        [r["net"], f"{r['floor_ms']:.2f}", f"{r['sam']:.3f}", f"{r['no_read']:.3f}", f"{r['graph_floor_ms']:.2f}",
+         f"{r['graph']:.3f}"] for r in kept["sam"]])
+    lines += ["## An update of `lab.train` in bfloat16", "",
+              "Floor: the net's operations, or its bytes, at the rates above. The update moves its images too."]
+    floors = [1e3 * max(r["flops"] / top["flops"], r["bytes"] / top["bytes"]) for r in kept["training"]]
+    lines += _table(["net", "batch", "kernel by kernel, ms", "by graphs, ms", "floor, ms", "graphs / floor"], [
+        [r["net"], str(r["batch"]), f"{r['eager_ms']:.2f}", f"{r['graph_ms']:.2f}", f"{floor:.2f}",
+         f"{r['graph_ms'] / floor:.1f}"] for r, floor in zip(kept["training"], floors, strict=True)])
+    lines += [f"## Sweeps: ResNet-8 of width 8, batches of 128, runs of {RUN} updates", "", "Evaluations apart."]
+    lines += _table(["how", "members", "ms an update of all", "runs a minute", "over the loop", "peak, GB"], [
+        [r["how"], str(r["members"]), f"{r['ms']:.2f}", f"{60e3 * r['members'] / r['ms'] / RUN:.0f}",
+         f"{kept['sweep'][0]['ms'] * r['members'] / r['ms']:.1f}", f"{r['peak_gb']:.1f}" if "peak_gb" in r else ""]
+        for r in kept["sweep"]])
+    lines += ["## Processes side by side: ResNet-18 of width 16", "", "Each trains a net of its own."]
+    lines += _table(["", "processes", "ms an update, of all processes"], [
+        ["by graphs" if r["graphs"] else "kernel by kernel", str(r["processes"]), f"{r['ms']:.2f}"]
+        for r in kept["together"]])
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> None:
+    """Measure and keep, or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path)
+    parser.add_argument("--only", nargs="*", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--page", action="store_true")
+    parser.add_argument("--worker", nargs="?", const="", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker is not None:
+        return _worker(bool(given.worker))
+    kept = json.loads(given.store.read_text()) if given.store.exists() else {}
+    if given.page:
+        PAGE.write_text(page(kept))
+        return None
+    for name in given.only:
+        began = time.perf_counter()
+        kept |= {name: PARTS[name](), "device": torch.cuda.get_device_name(), "torch": torch.__version__}
+        paths.write_whole(given.store, json.dumps(kept, indent=1))
+        print(f"{name}: {time.perf_counter() - began:.0f} s", json.dumps(kept[name]), flush=True)
+    return None
+
+
+if __name__ == "__main__":
+    main()
