@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --store FILE --page                 # RESULTS_gpu.md from what was kept
 
 Wall time between two synchronisations, after a warm-up, candidates in shuffled order within each repetition, medians.
-*Floors*: a net's counted operations at the rate of a large bfloat16 matrix product, and its counted bytes at the rate of
-a large copy, both measured in the same call; the larger of the two.
+*Floors*: a net's counted operations at the rate of a large bfloat16 matrix product, or its counted bytes at the rate
+of a large copy, both measured in the same call; the larger of the two.
 """
 
 from __future__ import annotations
@@ -182,8 +182,8 @@ def sweep() -> list[Row]:
             configs = [{"rule": "sgd", "seed": k % 2, **SGD, "lr": 0.01 * (k + 1) / members, "augment": AUGMENT,
                         "schedule": lambda done: 1.0} for k in range(members)]
             torch.cuda.reset_peak_memory_stats()
-            group = _Group(list(range(members)), configs, [data] * members, lambda seed: SMALL(seed=seed), RUN, 128, torch.device("cuda"),
-                           torch.float32, bf16)
+            group = _Group(list(range(members)), configs, [data] * members, lambda seed: SMALL(seed=seed), RUN, 128,
+                           torch.device("cuda"), torch.float32, bf16)
             taken = medians({"": lambda group=group: group.step(next(at) % RUN)}, 10, 5)[""]
             rows.append({"how": f"`train_many`, {'bfloat16' if bf16 else 'float32 (TF32)'}", "members": members,
                          "ms": 1e3 * taken, "peak_gb": torch.cuda.max_memory_allocated() / 1e9})
