@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -54,6 +55,12 @@ def _aside(run: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
     return outputs
 
 
+@cache
+def _pool() -> Any:
+    """Return the memory that all graphs share: none is needed once its outputs are copied, before the next replay."""
+    return torch.cuda.graph_pool_handle()
+
+
 class _Replay:
     """One graph, its inputs and its outputs; where the capture fails, a warning and the function itself."""
 
@@ -61,7 +68,7 @@ class _Replay:
         self.run, self.inputs = run, [torch.empty_like(x).copy_(x) for x in inputs]
         self.graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, pool=_pool()):
                 self.outputs = run(*self.inputs)
         except torch.OutOfMemoryError:
             raise

@@ -170,7 +170,7 @@ def nonfinite(tensors: Sequence[Tensor], flags: dict[Any, tuple[Tensor, Tensor]]
     """Return a 0-dim float that is 1 if any number in any tensor is infinite or NaN, else 0.
 
     This is the kernel by which ``GradScaler`` unscales, here by 1, so the tensors stay as they are. It does write them:
-    what may overlap itself goes as a copy.
+    what may overlap itself goes as a copy. CUDA has none for bfloat16, whose largest magnitudes are asked instead.
 
     Args:
         tensors: at least one, of any kinds and layouts.
@@ -183,6 +183,10 @@ def nonfinite(tensors: Sequence[Tensor], flags: dict[Any, tuple[Tensor, Tensor]]
         kinds.setdefault((t.device, t.dtype), []).append(t if whole else t.contiguous())
     answers: list[Tensor] = []
     for kind, alike in kinds.items():
+        if kind[1] is torch.bfloat16:
+            largest = torch.stack(torch._foreach_norm(alike, math.inf, dtype=torch.float32))
+            answers.append((~largest.isfinite()).any().float())
+            continue
         if kind not in flags:
             flags[kind] = torch.zeros((), device=kind[0]), torch.ones((), device=kind[0])
         answer, one = flags[kind]

@@ -61,6 +61,7 @@ class Settings:
         augment: of the training images.
         chunk: members in one program, and in one piece of the full profile.
         bf16: of the gradients, as in :func:`sharpnb.lab.train_many`.
+        evaluations: of each training, of which the best is told too.
     """
 
     label: str
@@ -82,6 +83,7 @@ class Settings:
     augment: Augment | None = None
     chunk: int = 32
     bf16: bool = False
+    evaluations: int = 8
 
     @property
     def base(self) -> dict[str, float]:
@@ -98,7 +100,7 @@ QUICK = Settings("MLP, digits", "digits", 300, 200, lambda seed: models.mlp((64,
 FULL = Settings("ResNet-8, 5,000 images of CIFAR-10, 24 epochs", "cifar10", 5000, 1000,
                 lambda seed: models.resnet(8, seed=seed), steps=24 * 39, rhos=(0.0, 0.05, 0.1, 0.2), gammas=(0.9,),
                 alphas=(0.1,), mixes=(1.0, 8.0), seeds=2, batch_size=128, weight_decay=5e-4,
-                augment=shift_and_flip(4, flip=True), bf16=True)
+                augment=shift_and_flip(4, flip=True), bf16=True, evaluations=3)
 TOY = Settings("MLP with BatchNorm, digits", "digits", 96, 32,
                lambda seed: models.mlp((64, 8, 10), norm=True, seed=seed),
                steps=4, rhos=(0.0, 0.05), gammas=(0.8,), alphas=(0.1,), seeds=2, batch_size=32, lr=0.02,
@@ -142,8 +144,8 @@ def with_rule(
     def make(part: Sequence[Entry], sets: Sequence[Data]) -> Tensor:
         configs = [{"seed": entry["seed"], **s.base, **config(entry)} for entry in part]
         many = train_many(configs, sets, s.model, steps=s.steps, batch_size=s.batch_size, augment=s.augment,
-                          evaluate_every=max(1, s.steps // 8), dtype=s.dtype, bf16=s.bf16, device=str(nb.device),
-                          chunk=s.chunk)
+                          evaluate_every=max(1, s.steps // s.evaluations), dtype=s.dtype, bf16=s.bf16,
+                          device=str(nb.device), chunk=s.chunk)
         for row in many.rows:
             entry = part[row["member"]]
             entry["best_epoch"] = min(entry.get("best_epoch", 100.0), row["test_error"])
@@ -167,7 +169,7 @@ def with_mixup(
                 entry["best_epoch"] = min(entry.get("best_epoch", 100.0), error)
 
         rule = partial(rules.sam, rho=0.0, **s.base)  # SGD
-        return rows.fit(rule, s.steps, every=max(1, s.steps // 8), probe=probe,
+        return rows.fit(rule, s.steps, every=max(1, s.steps // s.evaluations), probe=probe,
                         mix=Mixup([entry["value"] for entry in part], sets[0].classes, seeds))
 
     def make(part: Sequence[Entry], sets: Sequence[Data]) -> Tensor:
@@ -217,7 +219,7 @@ def kinds(s: Settings) -> list[Kind]:
              "WSAM": (s.gammas, 2.0)}
     members = {name: (len(values) * len(NOISES) * s.seeds, gradients) for name, (values, gradients) in grids.items()}
     members["random labels"] = (len(s.rhos) * s.seeds, 2.0)
-    seen = 9 * (2 * s.train_size + 10_000)  # eight evaluations and a last one, each with BatchNorm's statistics
+    seen = (s.evaluations + 1) * (2 * s.train_size + 10_000)  # and a last one, each with BatchNorm's statistics
     cut = {name: (*even(count, s.chunk), gradients) for name, (count, gradients) in members.items()}
     return [Kind(name, count, Cost(s.model, s.steps, s.batch_size, gradients, size, True, seen))
             for name, (count, size, gradients) in cut.items()]
