@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -24,10 +23,11 @@ class Captured:
     Args:
         run: returns a tensor or a tuple of them. It starts the same kernels at every call, reads nothing on the host,
             and depends on its inputs and on memory that stays where it is (a net's parameters) alone.
+        memory: from :func:`shared_memory`, for functions that are called in turns.
     """
 
-    def __init__(self, run: Callable[..., Any]) -> None:
-        self.run = run
+    def __init__(self, run: Callable[..., Any], memory: Any = None) -> None:
+        self.run, self.memory = run, memory
         self._known: dict[Any, _Replay | int] = {}  # by the inputs' shapes: the graph, or the calls so far
 
     def __call__(self, *inputs: Tensor) -> Any:
@@ -41,8 +41,13 @@ class Captured:
         if known < _WARM:
             self._known[key] = known + 1
             return _aside(self.run, inputs)
-        self._known[key] = replay = _Replay(self.run, inputs)
+        self._known[key] = replay = _Replay(self.run, inputs, self.memory)
         return replay(*inputs)
+
+
+def shared_memory(device: torch.device) -> Any:
+    """Return what lets graphs compute in the same memory: none needs its own once its outputs are copied."""
+    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
 
 def _aside(run: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
@@ -55,20 +60,14 @@ def _aside(run: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
     return outputs
 
 
-@cache
-def _pool() -> Any:
-    """Return the memory that all graphs share: none is needed once its outputs are copied, before the next replay."""
-    return torch.cuda.graph_pool_handle()
-
-
 class _Replay:
     """One graph, its inputs and its outputs; where the capture fails, a warning and the function itself."""
 
-    def __init__(self, run: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
+    def __init__(self, run: Callable[..., Any], inputs: tuple[Tensor, ...], memory: Any) -> None:
         self.run, self.inputs = run, [torch.empty_like(x).copy_(x) for x in inputs]
         self.graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(self.graph, pool=_pool()):
+            with torch.cuda.graph(self.graph, pool=memory):
                 self.outputs = run(*self.inputs)
         except torch.OutOfMemoryError:
             raise

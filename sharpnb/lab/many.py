@@ -16,7 +16,7 @@ from sharpnb.lab import settings
 from sharpnb.lab.augment import Augment
 from sharpnb.lab.averages import Averages
 from sharpnb.lab.batched import BatchedNet, batched_forward, cross_entropy, evaluate_many
-from sharpnb.lab.captured import Captured
+from sharpnb.lab.captured import Captured, shared_memory
 from sharpnb.lab.clocks import Clocks
 from sharpnb.lab.data import Data
 from sharpnb.lab.feed import Feed
@@ -142,9 +142,10 @@ class _Plan:
 
 def _train(p: _Plan, chunk: int) -> Many:
     result = Many(p.configs, torch.empty(0), diverged=[None] * len(p.configs))
+    memory = shared_memory(p.device)
     groups = [
         _Group(members, [p.complete[k] for k in members], [p.sets[k] for k in members], p.model, p.steps, p.batch_size,
-               p.device, p.dtype, p.bf16)
+               p.device, p.dtype, p.bf16, memory)
         for members in settings.grouped(p.configs, chunk)
     ]
     for step in _progress(p.steps, p.progress):
@@ -168,12 +169,13 @@ class _Group:
 
     def __init__(
         self, members: list[int], configs: list[dict[str, Any]], sets: list[Data], model: Callable[[int], nn.Module],
-        steps: int, batch_size: int, device: torch.device, dtype: torch.dtype, bf16: bool,
+        steps: int, batch_size: int, device: torch.device, dtype: torch.dtype, bf16: bool = False,
+        memory: Any = None,
     ) -> None:
         self.members, self.configs, self.rule_name = members, configs, configs[0]["rule"]
         nets = [model(config["seed"]) for config in configs]
         self.net = batched_forward(nets[0].to(device, dtype))
-        self.gradient = Captured(functools.partial(self.net.gradient, bf16=bf16))
+        self.gradient = Captured(functools.partial(self.net.gradient, bf16=bf16), memory)
         flat = [nn.utils.parameters_to_vector(net.parameters()).detach() for net in nets]
         self.w = torch.stack([row.to(device, dtype) for row in flat])  # (K, n)
         self.state: rules.State = None

@@ -77,9 +77,9 @@ NORM = replace(PLAIN, label="BatchNorm, 30 % wrong labels, 300 steps", model=_NE
 # The paper: 26 2x64d Shake-Shake, 100 epochs of batch 128, α in units of 0.1 and λ of 0.001. Here, cut to
 # the budget, a small net and fewer images and epochs.
 FULL = Regime(
-    "ResNet-8 of width 8, 10,000 images of CIFAR-10, 8 epochs", _axes(log2_grid(-7, 0, 0.1), log2_grid(-7, 0, 0.1)),
+    "ResNet-8 of width 8, 10,000 images of CIFAR-10, 6 epochs", _axes(log2_grid(-7, 0, 0.1), log2_grid(-7, 0, 0.1)),
     {rule: [0.0, *log2_grid(-5, 2, 0.001)] for rule in TITLES}, {"name": "cifar10", "train_size": 10_000},
-    {"name": "resnet", "depth": 8, "width": 8}, steps=8 * 78, batch_size=128, seeds=2, cell={"augment": [4, True]},
+    {"name": "resnet", "depth": 8, "width": 8}, steps=6 * 78, batch_size=128, seeds=2, cell={"augment": [4, True]},
     options={"shard_size": 72, "bf16": True})
 TOY = replace(
     FULL, label="ResNet-8 of width 2, digits", alphas=_axes([0.025, 0.05, 0.1], [0.01, 0.02, 0.04]), seeds=2,

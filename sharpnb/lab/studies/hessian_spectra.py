@@ -67,8 +67,8 @@ class Settings:
 QUICK = Settings("MLP, digits", "digits", 500, lambda seed: models.mlp((64, 24, 10), seed=seed), steps=600,
                  batch_size=64, lr=0.1, rho=0.2, seeds=8, many=True, dtype=torch.float64)
 # The paper's net is WRN-40-10, 300 epochs of batch 256, rho = 0.05: `replace(FULL, steps=300 * 195)` is that schedule.
-FULL = Settings("WRN-16-2, CIFAR-10, 12 epochs", "cifar10", None,
-                lambda seed: models.wide_resnet(16, 2, norm=False, seed=seed), steps=12 * 195, batch_size=256, lr=0.1,
+FULL = Settings("WRN-16-2, CIFAR-10, 10 epochs", "cifar10", None,
+                lambda seed: models.wide_resnet(16, 2, norm=False, seed=seed), steps=10 * 195, batch_size=256, lr=0.1,
                 rho=0.05, seeds=2, many=False, weight_decay=5e-4, hessian_images=1000)
 TOY = Settings("WRN-10-1, digits", "digits", 200,
                lambda seed: models.wide_resnet(10, 1, channels=1, norm=False, seed=seed), steps=12, batch_size=64,

@@ -210,8 +210,8 @@ class Full:
         return (self.train_size or 50_000) // self.batch or 1
 
 
-FULL = Full("ResNet-18 of width 16, CIFAR-10, 16 epochs", "cifar10", None,
-            lambda seed: models.resnet18(width=16, seed=seed), 16, 3, shift_and_flip(4, flip=True))
+FULL = Full("ResNet-18 of width 16, CIFAR-10, 12 epochs", "cifar10", None,
+            lambda seed: models.resnet18(width=16, seed=seed), 12, 3, shift_and_flip(4, flip=True))
 TOY = Full("ResNet-18 of width 4, digits", "digits", 200, lambda seed: models.resnet18(width=4, channels=1, seed=seed),
            12, 2, shift_and_flip(1, flip=False))
 

@@ -54,8 +54,8 @@ def _mlp(*sizes: int) -> Setting:
 
 
 def _resnet(depth: int) -> Setting:
-    return Setting(f"ResNet-{depth} of width 8, 10,000 images of CIFAR-10, 12 epochs", "cifar10", 10_000, 2000,
-                   lambda seed: models.resnet(depth, width=8, norm=False, seed=seed), steps=12 * 78, batch_size=128,
+    return Setting(f"ResNet-{depth} of width 8, 10,000 images of CIFAR-10, 10 epochs", "cifar10", 10_000, 2000,
+                   lambda seed: models.resnet(depth, width=8, norm=False, seed=seed), steps=10 * 78, batch_size=128,
                    dtype=torch.float32, augment=shift_and_flip(4, flip=True), images=1000, bf16=True, together=64)
 
 

@@ -21,7 +21,7 @@ def nb(tmp_path, monkeypatch):
 
 def test_the_times_are_those_of_the_papers_panels():
     assert study.times(study.QUICK) == {7: "epoch 1", 100: "middle", 600: "end"}
-    assert study.times(study.FULL) == {195: "epoch 1", 2 * 195: "middle", 12 * 195: "end"}
+    assert study.times(study.FULL) == {195: "epoch 1", 325: "middle", 10 * 195: "end"}
 
 
 @pytest.mark.parametrize("s", [SMALL, replace(study.TOY, steps=18, train_size=32, batch_size=16, seeds=1, hessian_images=4, dtype=torch.float64)])
