@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -50,9 +51,15 @@ def shared_memory(device: torch.device) -> Any:
     return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
 
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return one stream for all: each keeps the memory that was freed on it, and 16 of them kept 16 times as much."""
+    return torch.cuda.Stream(device)
+
+
 def _aside(run: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
-    """Call ``run`` on a stream of its own, as PyTorch asks for what is to be captured."""
-    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    """Call ``run`` on another stream than the default one, as PyTorch asks for what is to be captured."""
+    stream, current = _side_stream(inputs[0].device), torch.cuda.current_stream()
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
         outputs = run(*inputs)
