@@ -83,13 +83,18 @@ class BatchedNet:
 
         With ``bf16`` the forward pass runs under bfloat16 autocast, but for the linear layers.
         """
+        return self.gradient_and_logits(w, x, y, bf16)[0]
+
+    def gradient_and_logits(self, w: Tensor, x: Tensor, y: Tensor, bf16: bool = False) -> tuple[Tensor, Tensor]:
+        """Return :meth:`gradient` and the logits that it came by, (K, B, classes)."""
         if self._chain:  # of linear layers
             with torch.no_grad():
-                return self._chain.gradient(w, x, y)
+                return self._chain.gradient_and_logits(w, x, y)
         half = torch.autocast(x.device.type, torch.bfloat16) if bf16 else nullcontext()
         with torch.enable_grad(), half:
             w = w.detach().requires_grad_()
-            return torch.autograd.grad(losses(self(w, x), y).sum(), w)[0]
+            logits = self(w, x)
+            return torch.autograd.grad(losses(logits, y).sum(), w)[0], logits.detach()
 
     @torch.no_grad()
     def statistics(self, w: Tensor, chunks: Iterable[Tensor]) -> Statistics:

@@ -87,6 +87,10 @@ class Chain:
             x: images, (K, B, …).
             y: labels, (K, B), or class probabilities, (K, B, classes).
         """
+        return self.gradient_and_logits(w, x, y)[0]
+
+    def gradient_and_logits(self, w: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return :meth:`gradient` and the logits that it came by, (K, B, classes)."""
         logits, kept = self._pass(w, x)
         delta, found = _by_logits(logits, y), []
         for layer in reversed(self.layers):
@@ -101,7 +105,7 @@ class Chain:
                 delta = (delta - by_bias / x.shape[1]).addcmul_(normal, by_weight, value=-1 / x.shape[1]).mul_(scale)
             else:
                 delta = _ACTIVATIONS[type(layer)][1](delta, kept.pop())
-        return torch.cat(found[::-1], dim=1)
+        return torch.cat(found[::-1], dim=1), logits
 
 
 def _letter(layer: nn.Module) -> str:

@@ -175,7 +175,7 @@ class _Group:
         self.members, self.configs, self.rule_name = members, configs, configs[0]["rule"]
         nets = [model(config["seed"]) for config in configs]
         self.net = batched_forward(nets[0].to(device, dtype))
-        self.gradient = Captured(functools.partial(self.net.gradient, bf16=bf16), memory)
+        self.gradient = Captured(functools.partial(self.net.gradient_and_logits, bf16=bf16), memory)
         flat = [nn.utils.parameters_to_vector(net.parameters()).detach() for net in nets]
         self.w = torch.stack([row.to(device, dtype) for row in flat])  # (K, n)
         self.state: rules.State = None
@@ -249,18 +249,23 @@ class _Gradients:
 
     def __init__(self, net: BatchedNet, gradient: Callable[..., Any], x: Tensor, y: Tensor) -> None:
         self.net, self.gradient, self.x, self.y = net, gradient, x, y
+        self.last: tuple[Tensor | None, Tensor | None] = None, None  # weights, and the batch's logits there
 
     def __call__(self, w: Tensor, rows: Tensor | None = None) -> Tensor:
         x, y = self.x, self.y
-        if rows is not None:
-            places = (torch.arange(len(x), device=x.device)[:, None] * x.shape[1] + rows).flatten()
-            x, y = x.flatten(0, 1).index_select(0, places).unflatten(0, rows.shape), y.gather(1, rows)
-        return self.gradient(w, x, y)
+        if rows is None:
+            found, logits = self.gradient(w, x, y)
+            self.last = w, logits
+            return found
+        places = (torch.arange(len(x), device=x.device)[:, None] * x.shape[1] + rows).flatten()
+        x, y = x.flatten(0, 1).index_select(0, places).unflatten(0, rows.shape), y.gather(1, rows)
+        return self.gradient(w, x, y)[0]
 
     @torch.no_grad()
     def losses(self, w: Tensor) -> Tensor:
-        """Return the loss of each image, (K, B)."""
-        return cross_entropy(self.net(w, self.x), self.y)
+        """Return the loss of each image, (K, B); where the gradient was just asked for, by its forward pass."""
+        at, logits = self.last
+        return cross_entropy(logits if logits is not None and w is at else self.net(w, self.x), self.y)
 
 
 def _gather(groups: list[_Group], rows: list[Tensor]) -> Tensor:

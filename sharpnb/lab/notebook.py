@@ -18,6 +18,7 @@ from sharpnb.lab.data import Data
 from sharpnb.lab.pieces import Kind, Work, described
 from sharpnb.lab.records import Record, checking, keeping, provenance
 from sharpnb.lab.training import pick_device
+from sharpnb.memory import pass_over_modules
 
 # "toy" is the full profile's code at the size of a test; its results are kept apart and never committed.
 PROFILES = ("quick", "full", "toy")
@@ -177,5 +178,6 @@ def start(name: str, *, profile: str = "quick", device: str = "auto", seed: int 
     if notebook.full and notebook.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # the fastest convolutions, which may round otherwise in another run
     figures.use_style()
+    pass_over_modules()
     return notebook
 

@@ -324,3 +324,17 @@ def test_a_member_that_does_not_fit_alone_is_a_message(monkeypatch):
     _with_room_for(0, monkeypatch)
     with pytest.warns(UserWarning), pytest.raises(torch.OutOfMemoryError, match=r"even one .*\n.*batch_size"):
         _five()
+
+
+
+def test_the_losses_are_those_of_the_weights_asked_for_wherever_the_gradient_was_taken():
+    x, y = DATA.train_x[:8].double().view(2, 4, 1, 8, 8), DATA.train_y[:8].view(2, 4)
+    w = torch.stack([_flat(_mlp(seed)).double() for seed in (0, 1)])
+    net = many.batched_forward(_mlp(0).double())
+    fresh = many._Gradients(net, net.gradient_and_logits, x, y)
+    here, there = fresh.losses(w), fresh.losses(1.5 * w)
+    used = many._Gradients(net, net.gradient_and_logits, x, y)
+    used(w)
+    assert torch.equal(used.losses(w), here) and torch.equal(used.losses(1.5 * w), there)
+    used(1.5 * w, torch.tensor([[0, 2], [1, 3]]))  # the gradient of some images leaves no losses of all
+    assert torch.equal(used.losses(w), here) and not torch.equal(here, there)
