@@ -21,7 +21,7 @@ from sharpnb.lab import figures
 MARKERS = "osD^vPX*<>"
 WIN, LOSS, FLOOR = figures.COLOURS["sgd"], figures.COLOURS["adam"], figures.COLOURS["grey"]
 TITLES = {"optimizers": "One step of SAM", "sweeps": "Sweeps", "landscape": "Loss surfaces",
-          "curvature": "Hessian spectra", "drills": "Drills"}
+          "curvature": "Hessian spectra", "gpu": "On a GPU", "drills": "Drills"}
 
 
 def colour(one: Comparison) -> str:

@@ -1,8 +1,9 @@
 """What a training should cost on a GPU, counted from its settings and turned into time at assumed rates.
 
 Floating-point operations, bytes and kernels of one gradient are counted by running it without numbers (PyTorch's
-``meta`` device). The rates are *assumptions about one H200, none of them measured by us*; what pieces took is in the
-records' provenance. ``data/full_budget.toml`` holds the plan for the full profile, written before any of it was run.
+``meta`` device). The rates are *assumptions about one H200*, made before any of it was run; what pieces took is in the
+records' provenance (22 of them, four at a time on one H200: 0.84 of the plan by share of the card).
+``data/full_budget.toml`` holds the plan for the full profile.
 """
 
 from __future__ import annotations

@@ -107,6 +107,17 @@ class Notebook:
         found = Record.find(self.name, name, "full")
         return found.values if found and (of is None or _made_with(found, described(of))) else None
 
+    def origin_of_full(self, name: str) -> str:
+        """Say where a committed record of the full profile was made, in how many pieces, how long and with what."""
+        found = Record.find(self.name, name, "full")
+        if found is None:
+            return ""
+        pieces, versions = found.provenance["pieces"], found.provenance["versions"]
+        seconds, peak = sum(p["seconds"] for p in pieces), max(p["peak_bytes"] for p in pieces)
+        return (f"{self.name}/full/{name}: {len(pieces)} pieces on {', '.join({p['device'] for p in pieces})}, "
+                f"{seconds:.0f} s together, at most {peak / 1e9:.1f} GB; PyTorch {versions['torch']}, "
+                f"commit {found.provenance['commit']}")
+
     def figure(
         self, figure: Any, name: str, *, alt: str, caption: str, data: Any, rtol: float = 1e-3, atol: float = 1e-9
     ) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import gpu
 import overview
 import pages
 import pandas as pd
@@ -47,3 +48,12 @@ def test_a_page_that_lacks_something_is_named(old, new, words, tmp_path, monkeyp
 ])
 def test_numbers_of_a_cell(text, numbers):
     assert pages._numbers(text) == numbers
+
+
+def test_the_gpu_page_says_what_was_not_measured():
+    kept = {"device": "card", "torch": "2", "ceilings": [{"flops": 1e12, "bytes": 1e12}],
+            "training": [{"net": "net", "batch": 8, "graph_ms": 3.0, "flops": 1e9, "bytes": 2e9}]}
+    text = gpu.page(kept)
+    assert "| net | 8 | not measured | 3.00 | 2.00 | 1.5 |" in text
+    assert text.endswith("Not measured yet: sam, sweep, together.\n") and "Not measured" not in gpu.page(
+        kept | {"sam": [], "sweep": [], "together": []})

@@ -246,6 +246,25 @@ def draw_map(
     return image
 
 
+def four_maps(table: pd.DataFrame, regime: Regime) -> tuple[Any, pd.DataFrame]:
+    """Draw Fig. 2, a map an optimizer on one colour scale; return the figure and its numbers."""
+    import matplotlib.pyplot as plt
+
+    found = {rule: maps(table, rule).mean(0) for rule in TITLES}
+    low = 5 * np.floor(min(errors.min() for errors in found.values()) / 5)
+    figure, axes = plt.subplots(2, 2, figsize=(9.5, 8), sharey="row")
+    drawn, image = [], None
+    for ax, (rule, errors) in zip(axes.flat, found.items(), strict=True):
+        image = draw_map(ax, errors, regime.alphas[rule], regime.lambdas[rule], low=low, high=low + 45)
+        ax.set(title=TITLES[rule], xlabel="weight decay $\\lambda$")
+        drawn += [(rule, a, d, errors[i, j]) for i, a in enumerate(regime.alphas[rule])
+                  for j, d in enumerate(regime.lambdas[rule])]
+    for ax in axes[:, 0]:
+        ax.set_ylabel("learning rate $\\alpha$")
+    figure.colorbar(image, ax=axes, shrink=0.6, extend="both", label=f"test error (%), mean of {regime.seeds} seeds")
+    return figure, pd.DataFrame(drawn, columns=["rule", "alpha", "lambda", "test error"])
+
+
 def _power(x: float) -> str:
     exponent = np.log2(x) if x > 0 else np.nan
     return "0" if x == 0 else f"$2^{{{exponent:.0f}}}$" if abs(exponent - round(exponent)) < 1e-9 else f"{x:.2g}"

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from sharpnb.curvature import HessianOperator, SpectralDensity, spectral_density, top_eigenvalues
 from sharpnb.lab import models
 from sharpnb.lab.budget import Cost
+from sharpnb.lab.claims import t95
 from sharpnb.lab.data import Data, load_data, with_label_noise
+from sharpnb.lab.figures import COLOURS, MARKERS
 from sharpnb.lab.many import train_many
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
@@ -207,6 +210,18 @@ def change(rows: list[dict[str, Any]], rule: str, column: str, first: str, last:
     """Return log10(value at ``last`` / value at ``first``) for each seed of one rule."""
     at = {(row["time"], row["seed"]): row[column] for row in rows if row["rule"] == rule}
     return [float(np.log10(at[last, seed] / at[first, seed])) for seed in sorted({seed for _, seed in at})]
+
+
+def draw_over_training(ax: Any, table: pd.DataFrame, column: str) -> None:
+    """Draw a column at the three times for both rules: mean, each seed as a dot, and from three on a 95 % interval."""
+    for offset, rule in ((-0.08, "sgd"), (0.08, "sam")):
+        own = table[table["rule"] == rule]
+        part = own.groupby("time", sort=False)[column].agg(["mean", "sem", "count"]).loc[list(TIMES)]
+        half = (t95(part["count"]) * part["sem"]).where(part["count"] > 2)
+        ax.errorbar(np.arange(3) + offset, part["mean"], half, fmt=MARKERS[rule] + "-", color=COLOURS[rule], capsize=3,
+                    ms=6, label=rule.upper())
+        ax.plot(own["time"].map(TIMES.index) + 2.2 * offset, own[column], ".", color=COLOURS[rule], ms=3, alpha=0.6)
+    ax.set_xticks(range(3), TIMES)
 
 
 @dataclass(frozen=True)
