@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,14 @@ class ShiftAndFlip:
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Draw and apply."""
         return self.apply(x, self.draw(len(x), generator))
+
+
+def each_by_its_own(augment: Augment, x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Return images (K, B, …), changed by K generators; shifts of all rows are drawn row by row and made at once."""
+    if isinstance(augment, ShiftAndFlip):
+        drawn = torch.cat([augment.draw(x.shape[1], generator) for generator in generators], dim=1)
+        return augment.apply(x.flatten(0, 1), drawn).view(x.shape)
+    return torch.stack([augment(row, generator) for row, generator in zip(x, generators, strict=True)])
 
 
 def shift_and_flip(pad: int, flip: bool) -> ShiftAndFlip:

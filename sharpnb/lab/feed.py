@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sharpnb.lab.augment import Augment, ShiftAndFlip
+from sharpnb.lab.augment import Augment, each_by_its_own
 from sharpnb.lab.data import Data, with_label_noise
 
 
@@ -63,16 +63,8 @@ class Feed:
         self.seen += self.size
         # index_select copies whole images and is twice as fast as an index.
         x = self.images.index_select(0, (index + self.first).flatten()).unflatten(0, index.shape)
-        x = self._augmented(x) if self.augment else x
+        x = each_by_its_own(self.augment, x, self.generators) if self.augment else x
         if self.stream is not None:
             x = x.expand(len(self.stream), *x.shape[1:]) if len(x) == 1 else x.index_select(0, self.stream)
             index = index[self.stream]
         return x, self.labels.gather(1, index)
-
-    def _augmented(self, x: Tensor) -> Tensor:
-        if isinstance(self.augment, ShiftAndFlip):
-            drawn = torch.cat([self.augment.draw(x.shape[1], generator) for generator in self.generators], dim=1)
-            return self.augment.apply(x.flatten(0, 1), drawn).view(x.shape)
-        assert self.augment is not None
-        pairs = zip(x, self.generators, strict=True)
-        return torch.stack([self.augment(batch, generator) for batch, generator in pairs])

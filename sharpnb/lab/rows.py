@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from sharpnb.lab.augment import each_by_its_own
 from sharpnb.lab.batched import batched_forward
 from sharpnb.lab.batched import losses as losses  # notebooks find it here
 from sharpnb.lab.captured import Captured
@@ -72,10 +73,7 @@ class Rows:
         """Return the next training batch of every row."""
         index = torch.stack([next(order) for order in self._orders])
         x, y = self.x[self.owner[:, None], index], self.y[self.owner[:, None], index]
-        if self.augment:
-            pairs = zip(x, self._generators, strict=True)
-            x = torch.stack([self.augment(row, generator) for row, generator in pairs])
-        return x, y
+        return each_by_its_own(self.augment, x, self._generators) if self.augment else x, y
 
     def in_order(self) -> Iterator[Batch]:
         """Yield the training images once, in their own order, in whole batches: for measurements."""
