@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sharpnb.optim import ASAM, ESAM, GSAM, SAM, WSAM
 from sharpnb.optim.passes import FrozenStatistics
@@ -367,3 +368,33 @@ def test_bfloat16_autocast() -> None:
     for _ in range(30):
         losses.append(optimizer.step(closure).item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_statistics_of_many_layers_take_few_calls(named: bool) -> None:
+    layers = [layer for _ in range(20) for layer in (nn.Linear(6, 6), nn.BatchNorm1d(6))]
+    model, x = nn.Sequential(*layers), _batch()[0]
+    frozen, counted = FrozenStatistics(model if named else None), []
+    for _ in range(3):
+        with Counter() as counter:
+            frozen.start()
+            copies = counter.copies
+            model(x)
+            counted.append((copies, counter.copies))
+            frozen.stop()
+            counted[-1] += (counter.copies,)
+    start, passed, stopped = counted[-1]
+    assert (start, passed, stopped) == (2, 2, 4)  # the numbers and the counters of all layers, there and back
+    assert named or counted[0][1] == 40  # at first nobody knows which layers will run
+
+
+class Counter(TorchDispatchMode):
+    """Counts copies of lists of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.copies += func.__name__.startswith("_foreach_copy_")
+        return func(*args, **(kwargs or {}))
