@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +32,7 @@ class FrozenStatistics:
 
     def __init__(self, model: nn.Module | None = None) -> None:
         self.model = model
-        self._ran: WeakSet[nn.Module] = WeakSet()  # in the last step's perturbed passes: most likely in the next ones
+        self._ran: set[nn.Module] = set()  # in the last step's perturbed passes: most likely in the next ones
         self._kept: set[nn.Module] = set()
         self._copies: list[tuple[list[Tensor], list[Tensor]]] = []
         self._hook: RemovableHandle | None = None
@@ -43,8 +42,9 @@ class FrozenStatistics:
         if self.model is not None:
             self._keep(self.model.modules())
         elif self._hook is None:
-            self._keep(self._ran)
-            self._ran = WeakSet()
+            if self._ran:
+                self._keep(self._ran)
+                self._ran = set()
             self._hook = register_module_forward_pre_hook(self._remember)
 
     def stop(self) -> None:
@@ -57,7 +57,7 @@ class FrozenStatistics:
                 for buffers, copies in self._copies:
                     foreach.copy_(buffers, copies)
             self._copies = []
-        self._kept.clear()
+            self._kept.clear()
 
     def _remember(self, module: nn.Module, _inputs: Any) -> None:
         if module._buffers and _tracks(module):  # empty in most layers, and this runs in all
@@ -68,16 +68,16 @@ class FrozenStatistics:
     def _keep(self, modules: Iterable[nn.Module]) -> None:
         alike: dict[Any, list[Tensor]] = {}
         for module in modules:
-            if module not in self._kept and _tracks(module):
+            if module._buffers and _tracks(module) and module not in self._kept:
                 self._kept.add(module)
                 for b in module._buffers.values():
                     if b is not None:
                         alike.setdefault((b.device, b.dtype), []).append(b)
-        with torch.no_grad():
-            for buffers in alike.values():
-                copies = [torch.empty_like(b) for b in buffers]
+        for buffers in alike.values():
+            copies = [torch.empty_like(b) for b in buffers]
+            with torch.no_grad():
                 foreach.copy_(copies, buffers)
-                self._copies.append((buffers, copies))
+            self._copies.append((buffers, copies))
 
 
 def _tracks(module: nn.Module) -> bool:
