@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sharpnb import lab, paths
-from sharpnb.lab import Claim, Record, RecordMismatch, claims, figures
+from sharpnb.lab import Claim, Record, RecordMismatch, claims, figures, pieces
 from sharpnb.lab.records import first_difference
 
 matplotlib.use("Agg")
@@ -40,6 +40,26 @@ def test_a_record_comes_back_as_it_was_and_knows_where_it_is_from():
     assert path == paths.records("07_x", "quick") / "r.json"
     assert back.values["t"] == [1, 2] and math.isnan(back.values["a"][1]) and back.values["none"] is None
     assert back.provenance["parameters"]["seed"] == 3 and back.provenance["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_a_copy_without_history_is_told_its_commit(monkeypatch):
+    monkeypatch.setenv("SHARPNB_COMMIT", "0123abc")
+    back = Record.load(lab.start("07_x").record("r", {"a": 1}))
+    assert back.provenance["commit"] == "0123abc"
+    monkeypatch.delenv("SHARPNB_COMMIT")
+    assert Record.load(lab.start("07_x").record("s", {"a": 1})).provenance["commit"] is None  # no checkout here
+
+
+def test_where_a_full_record_was_made_is_told_from_its_pieces(monkeypatch):
+    monkeypatch.setenv("SHARPNB_COMMIT", "0123abc")
+    assert lab.start("07_x").origin_of_full("r") == ""
+    full = lab.start("07_x", profile="full", device="cpu")
+    work = pieces.Work(full, "r", {}, [pieces.Kind("a", 2)])
+    work.log = [{"kind": "a", "seconds": s, "peak_bytes": b, "device": "card"} for s, b in ((10.0, 2e9), (20.4, 1e9))]
+    full.record("r", {"x": 1}, work=work)
+    told = lab.start("07_x").origin_of_full("r")
+    assert told.startswith("07_x/full/r: 2 pieces on card, 30 s together, at most 2.0 GB; PyTorch ")
+    assert told.endswith(", commit 0123abc")
 
 
 def test_the_same_result_keeps_its_first_provenance_and_another_replaces_it():
