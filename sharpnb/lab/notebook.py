@@ -44,6 +44,11 @@ class Notebook:
         """Whether the code of the full profile is asked for (at its own size, or as a toy)."""
         return self.profile != "quick"
 
+    @property
+    def bf16(self) -> bool:
+        """Whether large nets train under bfloat16 autocast: in the full profile on any device, in its toy on a GPU."""
+        return self.profile == "full" or (self.full and self.device.type == "cuda")
+
     def uses(self, data: Data) -> Data:
         """Note a data set and its checksum for the provenance of the records that follow."""
         self._data[data.name] = data.checksum

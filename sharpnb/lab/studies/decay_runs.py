@@ -109,8 +109,7 @@ def _alone(world: World, nb: Notebook, config: Config, data: Data, steps: int, e
     model = world.model(seed).to(nb.device, world.dtype)
     optimizer, eta = optimizer_of(model, config, steps)
     return train(model, data, optimizer, steps=steps, batch_size=world.batch_size, schedule=eta, seed=seed,
-                 augment=world.augment, device=nb.device, evaluate_every=every, bf16=nb.device.type == "cuda",
-                 graphs=True)
+                 augment=world.augment, device=nb.device, evaluate_every=every, bf16=nb.bf16, graphs=True)
 
 
 def optimizer_of(model: nn.Module, config: Config, steps: int) -> tuple[torch.optim.Optimizer, Schedule]:

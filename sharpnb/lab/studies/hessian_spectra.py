@@ -156,7 +156,7 @@ def _alone(s: Settings, data: Data, nb: Notebook, rule: str, seed: int) -> dict[
     if rule == "sam":
         optimizer = SAM(optimizer, rho=s.rho, model=model, skip_nonfinite=not on_gpu)  # does not wait for the host
     history = train(model, data, optimizer, steps=s.steps, batch_size=s.batch_size, seed=seed, augment=augment,
-                    device=nb.device, keep=tuple(times(s)), bf16=on_gpu, graphs=True)
+                    device=nb.device, keep=tuple(times(s)), bf16=nb.bf16, graphs=True)
     return _measured(s, nb, data, rule, seed, history.weights, history.rows[-1])
 
 

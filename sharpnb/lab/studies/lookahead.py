@@ -241,7 +241,7 @@ def _curve(s: Full, data: Data, name: str, seed: int, nb: Notebook) -> dict[str,
     history = train(model, data, optimizer, steps=s.steps, batch_size=128, seed=seed, device=nb.device,
                     schedule=lambda done: 0.2 ** sum(done >= share for share in (0.3, 0.6, 0.8)),
                     augment=shift_and_flip(4 if s.channels == 3 else 1, flip=s.channels == 3),
-                    evaluate_every=max(1, s.steps // EVALUATIONS), bf16=nb.device.type == "cuda", graphs=True)
+                    evaluate_every=max(1, s.steps // EVALUATIONS), bf16=nb.bf16, graphs=True)
     return {"rows": [{"rule": name, "seed": seed, **row} for row in history.rows]}
 
 

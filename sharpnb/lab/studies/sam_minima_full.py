@@ -178,7 +178,7 @@ def one(nb: Notebook, scale: Full, cell: Cell, data: Data, method: str, seed: in
     with torch.random.fork_rng(devices=[nb.device] if on_gpu else []):
         torch.manual_seed(seed)
         history = train(model, images, optimizer, steps=times * cell.epochs * epoch, batch_size=scale.batch_size,
-                        seed=seed, device=nb.device, augment=augment, bf16=on_gpu, keep=(0, epoch),
+                        seed=seed, device=nb.device, augment=augment, bf16=nb.bf16, keep=(0, epoch),
                         graphs=on_gpu and not families.shakes(model))
     families.set_true_gradient(model, False)
     seen = history.weights

@@ -245,7 +245,7 @@ def _full_row(s: Full, data: Data, name: str, seed: int, nb: Notebook) -> dict[s
 
     optimizer.register_step_post_hook(collect)
     train(model, data, optimizer, steps=s.epochs * epoch, batch_size=s.batch, seed=seed, device=nb.device,
-          schedule=sgd_schedule if name == "sgd" else swa_schedule(0.1, START), bf16=nb.device.type == "cuda",
+          schedule=sgd_schedule if name == "sgd" else swa_schedule(0.1, START), bf16=nb.bf16,
           augment=s.augment, graphs=True)
     test = tuple(part.to(nb.device) for part in data.test)
     row = {"method": name, "seed": seed, "test_error": evaluate(model, test)[1]}

@@ -317,7 +317,7 @@ class Worker:
         where = next(model.parameters()).device
         train(model, self.data, optimizer, steps=self.s.late_epochs * updates(self.data, self.s.small),
               batch_size=self.s.small, schedule=falling, seed=self.seed + worker, augment=self.s.augment(),
-              device=where, bf16=self.bf16, progress=False, graphs=self.bf16)
+              device=where, bf16=self.bf16, progress=False, graphs=True)
 
 
 def settings(profile: str) -> Settings:
@@ -331,7 +331,7 @@ def full_rows(nb: Notebook) -> list[dict[str, Any]]:
 
     def make(work: Work) -> dict[str, Any]:
         data = nb.uses(load_data(s.data, train_size=s.train_size)).to(nb.device, torch.float32)
-        one = partial(_full_row, data, s=s, bf16=nb.device.type == "cuda")
+        one = partial(_full_row, data, s=s, bf16=nb.bf16)
         return {"rows": [work.do("seed", partial(one, seed), seed=seed) for seed in range(seeds)]}
 
     return nb.recorded("cifar", make, of={**vars(s), "net of": s.model}, kinds=kinds(s, seeds), rtol=5e-2)["rows"]
