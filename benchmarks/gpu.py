@@ -24,6 +24,7 @@ from typing import Any
 
 import optimizers
 import torch
+from pages import markdown
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -221,7 +222,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
-    return ["", *(f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows]), ""]
+    return ["", *markdown(columns, rows), ""]
 
 
 def page(kept: dict[str, Any]) -> str:

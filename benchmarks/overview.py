@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
-from pages import HERE, Comparison, all_comparisons, tables
+from pages import HERE, Comparison, all_comparisons, markdown, tables
 
 from sharpnb import paths
 from sharpnb.lab import figures
@@ -87,9 +87,9 @@ def page(found: list[Comparison]) -> str:
         f"![{alt(found)}](ratios.png)", "",
         "Lines are ranges of the paired ratios, where a page has them. [Vector](ratios.svg) · [numbers](ratios.csv).",
         "",
-        "## Where sharpnb is slower", "", *_table(["", "job", "rival", "rival's time / ours"],
+        "## Where sharpnb is slower", "", *markdown(["", "job", "rival", "rival's time / ours"],
                                                  [[one.part, one.what, one.peer, _ratio(one)] for one in losses]), "",
-        "## Goals", "", *_table(["", "job", "over", "ratio (range)", "goal", ""], rows), "",
+        "## Goals", "", *markdown(["", "job", "over", "ratio (range)", "goal", ""], rows), "",
         "## From clone to first figure", "", _newcomer(), "",
         "## Pages", "", *[f"- [{title}](RESULTS_{name}.md){_drills() if name == 'drills' else ''}"
                           for name, title in TITLES.items() if (HERE / f"RESULTS_{name}.md").exists()], ""]
@@ -98,10 +98,6 @@ def page(found: list[Comparison]) -> str:
 
 def _ratio(one: Comparison) -> str:
     return f"{one.ratio:.2f}" + (f" ({one.low:.2f} to {one.high:.2f})" if one.low < one.high else "")
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
 def _newcomer() -> str:

@@ -59,6 +59,11 @@ def all_comparisons() -> list[Comparison]:
     return [*_steps(), *_sweeps(), *_surfaces(), *_spectra()]
 
 
+def markdown(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Return a table as lines of Markdown."""
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
 def tables(page: str) -> dict[str, Table]:
     """Return the tables of a page by the last heading above each."""
     found: dict[str, Table] = {}

@@ -33,7 +33,7 @@ def keep_freed_memory() -> None:
 def pass_over_modules() -> None:
     """Let the garbage collector pass over everything that the process holds by now, once.
 
-    PyTorch, pandas and matplotlib are 250,000 objects, and every full collection looks at each: measured 80
+    PyTorch, pandas and matplotlib are 250,000 objects, and every full collection looks at each: measured 80 to 240
     milliseconds, several times a notebook. None of them is ever garbage. What is garbage by now stays, which is why a
     process does this once, after its imports.
     """

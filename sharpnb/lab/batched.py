@@ -81,7 +81,7 @@ class BatchedNet:
     def gradient(self, w: Tensor, x: Tensor, y: Tensor, bf16: bool = False) -> Tensor:
         """Return the gradient of each row's mean cross-entropy (:func:`losses`), (K, n); norms use the batch's.
 
-        With ``bf16`` the forward pass runs under bfloat16 autocast, but for the linear layers.
+        With ``bf16`` the forward pass runs under bfloat16 autocast, but for the twins of linear layers.
         """
         return self.gradient_and_logits(w, x, y, bf16)[0]
 

@@ -1,8 +1,8 @@
 """A function of tensors as one CUDA graph: the host starts a whole pass at once, not its hundreds of kernels.
 
-A small net's kernels are done before the host has started the next: ResNet-8 of width 8, batches of 128, kept an H200
-busy for a tenth of the time (5.7 ms a step for one net, 28 ms for 72). On the CPU, and where a graph cannot be had,
-the function is simply called.
+A small net's kernels are done before the host has started the next: on an H200 a step of ResNet-8 of width 8, batches
+of 128, was measured to take 5.7 ms for one net and 28 ms for 72. On the CPU, and where a graph cannot be had, the
+function is simply called.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def shared_memory(device: torch.device) -> Any:
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return one stream for all: each keeps the memory that was freed on it, and 16 of them kept 16 times as much."""
+    """Return one stream for all: each keeps the memory that was freed on it from the others."""
     return torch.cuda.Stream(device)
 
 

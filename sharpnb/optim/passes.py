@@ -23,7 +23,7 @@ class FrozenStatistics:
     SyncBatchNorm and tracking InstanceNorm of PyTorch, and a user's own layer that follows their convention. All its
     buffers return bit by bit and in place, the counter of batches included. No momentum is touched, so freezing twice
     is freezing once, and ``momentum=None`` (a cumulative average) stays right. Copies are made for all layers in a few
-    calls: on a GPU two small calls a buffer would be an eighth of a ResNet's step.
+    calls: two a buffer would be 120 for a ResNet-18, each of which a GPU's host has to start.
 
     Args:
         model: the module whose layers are meant. None finds them as they run, through a global forward hook, which

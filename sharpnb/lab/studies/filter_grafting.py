@@ -88,7 +88,9 @@ def initial_lr(base: float, nets: int, net: int) -> float:
     return base * (1 + math.cos(math.pi * (nets - net - 1) / nets)) / 2
 
 
-def trained(s: Settings, data: Data, method: Method, seed: int, device: Any = "cpu") -> list[nn.Module]:
+def trained(
+    s: Settings, data: Data, method: Method, seed: int, device: Any = "cpu", bf16: bool = False
+) -> list[nn.Module]:
     """Train the networks epoch by epoch and graft after each; each has weights, data order and optimizer of its own."""
     nets = [s.net(100 * seed + j).to(device) for j in range(method.nets)]
     lrs = [initial_lr(s.lr, method.nets, j) if method.different_lr else s.lr for j in range(method.nets)]
@@ -100,7 +102,7 @@ def trained(s: Settings, data: Data, method: Method, seed: int, device: Any = "c
         for j, (net, optimizer) in enumerate(zip(nets, optimizers, strict=True)):
             train(net, data, optimizer, steps=len(data.train_y) // s.batch_size, batch_size=s.batch_size,
                   schedule=lambda done, eta=eta: eta, seed=(seed * 100 + j) * 1000 + epoch, device=device,
-                  bf16=torch.device(device).type == "cuda", graphs=s.data == "cifar10",
+                  bf16=bf16, graphs=True,
                   augment=shift_and_flip(4 if s.data == "cifar10" else 1, flip=s.data == "cifar10"), progress=False)
         if method.source == "external":
             graft(nets, method.a, method.c, method.criterion)  # type: ignore[arg-type]
@@ -143,7 +145,7 @@ def rows_of(s: Settings, nb: Notebook) -> tuple[list[dict[str, Any]], dict[str, 
         data = nb.uses(load_data(s.data, train_size=s.train_size, dtype=s.dtype)).to(nb.device)
 
         def one(name: str, seed: int) -> dict[str, Any]:
-            nets = trained(s, data, METHODS[name], seed, nb.device)
+            nets = trained(s, data, METHODS[name], seed, nb.device, nb.bf16)
             each = [row(net, data) for net in nets]
             if not seed:
                 kept[name] = nets

@@ -179,7 +179,7 @@ def one(nb: Notebook, scale: Full, cell: Cell, data: Data, method: str, seed: in
         torch.manual_seed(seed)
         history = train(model, images, optimizer, steps=times * cell.epochs * epoch, batch_size=scale.batch_size,
                         seed=seed, device=nb.device, augment=augment, bf16=nb.bf16, keep=(0, epoch),
-                        graphs=on_gpu and not families.shakes(model))
+                        graphs=not families.shakes(model))
     families.set_true_gradient(model, False)
     seen = history.weights
     entry = {"data": cell.data, "model": cell.model, "augmentation": cell.augmentation, "method": method, "rho": rho,
