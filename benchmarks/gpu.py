@@ -32,7 +32,7 @@ from sharpnb import paths
 from sharpnb.lab import models, train
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.budget import counted
-from sharpnb.lab.data import Data
+from sharpnb.lab.data import Data, load_data
 from sharpnb.lab.many import _Group
 from sharpnb.optim import SAM
 
@@ -49,6 +49,7 @@ NETS: dict[str, tuple[Callable[[int], nn.Module], int]] = {
 }
 SMALL: Callable[..., nn.Module] = partial(models.resnet, 8, width=8)
 RUN = 468  # updates of one cell of notebook 11's heat map
+REPEATS = 4
 
 
 def seconds(step: Step, count: int) -> float:
@@ -164,7 +165,7 @@ def _training(net: nn.Module, data: Data, batch: int, steps: int, graphs: bool) 
 
 
 def sweep() -> list[Row]:
-    """Time runs of a small net: a plain loop over them, and many at once."""
+    """Time runs of a small net: a plain loop over them, and many at once, with cuDNN's search and without."""
     torch.backends.cudnn.benchmark = True
     data, rows = images(5000).to("cuda"), []
     net, at = SMALL(seed=0).cuda(), iter(range(10**9))
@@ -177,18 +178,41 @@ def sweep() -> list[Row]:
         F.cross_entropy(net(x), y).backward()
         optimizer.step()
 
-    rows.append({"how": "a loop over runs, torch.optim", "members": 1, "ms": 1e3 * medians({"": plain}, 30, 5)[""]})
-    for members in (72, 16):
-        for bf16 in (True, False):
-            configs = [{"rule": "sgd", "seed": k % 2, **SGD, "lr": 0.01 * (k + 1) / members, "augment": AUGMENT,
-                        "schedule": lambda done: 1.0} for k in range(members)]
-            torch.cuda.reset_peak_memory_stats()
-            group = _Group(list(range(members)), configs, [data] * members, lambda seed: SMALL(seed=seed), RUN, 128,
-                           torch.device("cuda"), torch.float32, bf16)
-            taken = medians({"": lambda group=group: group.step(next(at) % RUN)}, 10, 5)[""]
-            rows.append({"how": f"`train_many`, {'bfloat16' if bf16 else 'float32 (TF32)'}", "members": members,
-                         "ms": 1e3 * taken, "peak_gb": torch.cuda.max_memory_allocated() / 1e9})
-            print(rows[-1], flush=True)
+    rows.append({"how": "a loop over runs, torch.optim", "members": 1, "first_s": seconds(plain, 5),
+                 "ms": 1e3 * medians({"": plain}, 30, 5)[""]})
+    for members, bf16, search in ((72, True, True), (72, True, False), (72, False, True), (16, True, True),
+                                  (16, True, False)):
+        torch.backends.cudnn.benchmark = search
+        configs = [{"rule": "sgd", "seed": k % 2, **SGD, "lr": 0.01 * (k + 1) / members, "augment": AUGMENT,
+                    "schedule": lambda done: 1.0} for k in range(members)]
+        torch.cuda.reset_peak_memory_stats()
+        group = _Group(list(range(members)), configs, [data] * members, lambda seed: SMALL(seed=seed), RUN, 128,
+                       torch.device("cuda"), torch.float32, bf16)
+        step = lambda group=group: group.step(next(at) % RUN)  # noqa: E731
+        first = 5 * seconds(step, 5)
+        taken = medians({"": step}, 10, 5)[""]
+        how = f"`train_many`, {'bfloat16' if bf16 else 'float32 (TF32)'}{'' if search else ', no search'}"
+        rows.append({"how": how, "members": members, "first_s": first, "ms": 1e3 * taken,
+                     "peak_gb": torch.cuda.max_memory_allocated() / 1e9})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def repeats() -> list[Row]:
+    """Train the same net from the same seed again and again: how far do the results lie apart?"""
+    data, rows = load_data("cifar10", download=False).to("cuda"), []
+    for search in (True, False):
+        torch.backends.cudnn.benchmark = search
+        ends = []
+        for _ in range(REPEATS):
+            net = models.resnet(8, seed=0).cuda()
+            history = train(net, data, torch.optim.SGD(net.parameters(), **SGD | {"lr": 0.1}), steps=780,
+                            batch_size=128, augment=AUGMENT, bf16=True, device="cuda", progress=False, graphs=True)
+            ends.append((history.rows[-1]["test_error"], nn.utils.parameters_to_vector(net.parameters()).detach()))
+        errors, weights = [end[0] for end in ends], torch.stack([end[1] for end in ends])
+        rows.append({"search": search, "repeats": REPEATS, "errors": errors, "mean": statistics.mean(errors),
+                     "sd": statistics.stdev(errors),
+                     "apart": float((weights - weights[0]).norm(dim=1).max() / weights[0].norm())})
     return rows
 
 
@@ -218,7 +242,8 @@ def _worker(graphs: bool) -> None:
 
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
-    "ceilings": ceilings, "sam": sam, "training": training, "sweep": sweep, "together": together}
+    "ceilings": ceilings, "sam": sam, "training": training, "sweep": sweep, "repeats": repeats,
+    "together": together}
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
@@ -228,7 +253,8 @@ def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
 def page(kept: dict[str, Any]) -> str:
     """Return the page; of a part that was not measured it says so."""
     top = kept["ceilings"][0]
-    sections = {"sam": _sam, "training": _trainings, "sweep": _sweeps, "together": _processes}
+    sections = {"sam": _sam, "training": _trainings, "sweep": _sweeps, "repeats": _repeats,
+                "together": _processes}
     lines = ["# On a GPU", "", "Generated by `python benchmarks/gpu.py --page`; not edited by hand.", "",
              f"{kept['device']}, PyTorch {kept['torch']}. It multiplies {top['flops'] / 1e12:.0f} TFLOP/s in bfloat16 "
              f"and copies {top['bytes'] / 1e12:.1f} TB/s, read and written.", ""]
@@ -261,11 +287,22 @@ def _trainings(kept: dict[str, Any], top: Row) -> list[str]:
 
 
 def _sweeps(kept: dict[str, Any], _: Row) -> list[str]:
-    lines = [f"## Sweeps: ResNet-8 of width 8, batches of 128, runs of {RUN} updates", "", "Evaluations apart."]
-    return lines + _table(["how", "members", "ms an update of all", "runs a minute", "over the first", "peak, GB"], [
-        [r["how"], str(r["members"]), f"{r['ms']:.2f}", f"{60e3 * r['members'] / r['ms'] / RUN:.0f}",
-         f"{kept['sweep'][0]['ms'] * r['members'] / r['ms']:.1f}", f"{r['peak_gb']:.1f}" if "peak_gb" in r else ""]
-        for r in kept["sweep"]])
+    lines = [f"## Sweeps: ResNet-8 of width 8, batches of 128, runs of {RUN} updates", "",
+             "Evaluations apart. *First five*: seconds of the first five updates, with cuDNN's search for the fastest "
+             "convolutions, where it is on, and the capture of graphs."]
+    columns = ["how", "members", "first five, s", "ms an update of all", "runs a minute", "over the first", "peak, GB"]
+    return lines + _table(columns, [
+        [r["how"], str(r["members"]), f"{r['first_s']:.1f}", f"{r['ms']:.2f}",
+         f"{60e3 * r['members'] / r['ms'] / RUN:.0f}", f"{kept['sweep'][0]['ms'] * r['members'] / r['ms']:.1f}",
+         f"{r['peak_gb']:.1f}" if "peak_gb" in r else ""] for r in kept["sweep"]])
+
+
+def _repeats(kept: dict[str, Any], _: Row) -> list[str]:
+    lines = ["## The same seed again: ResNet-8 on CIFAR-10, two epochs, bfloat16, graphs", "",
+             "*Weights apart*: the largest distance from the first repeat, over its norm; 0 is bit-equal."]
+    return lines + _table(["", "repeats", "test error, %", "standard deviation, points", "weights apart"], [
+        ["with cuDNN's search" if r["search"] else "without", str(r["repeats"]), f"{r['mean']:.2f}", f"{r['sd']:.2f}",
+         f"{r['apart']:.2g}"] for r in kept["repeats"]])
 
 
 def _processes(kept: dict[str, Any], _: Row) -> list[str]:
