@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -50,6 +52,7 @@ NETS: dict[str, tuple[Callable[[int], nn.Module], int]] = {
 SMALL: Callable[..., nn.Module] = partial(models.resnet, 8, width=8)
 RUN = 468  # updates of one cell of notebook 11's heat map
 REPEATS = 4
+UPDATES = 600  # of each process side by side
 
 
 def seconds(step: Step, count: int) -> float:
@@ -217,33 +220,44 @@ def repeats() -> list[Row]:
 
 
 def together() -> list[Row]:
-    """Time processes that share the GPU, each with a training of its own, by graphs and without."""
+    """Time processes that share the GPU, each with a training of its own by graphs."""
     rows = []
-    for graphs in ("", "graphs"):
-        for count in (1, 6):
-            command = [sys.executable, __file__, "--worker", graphs]
-            workers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-                       for _ in range(count)]
-            for worker in workers:
-                worker.stdout.readline()
-            for worker in workers:
-                print("go", file=worker.stdin, flush=True)
-            taken = max(float(worker.stdout.readline()) for worker in workers)
-            rows.append({"graphs": bool(graphs), "processes": count, "ms": 1e3 * taken / 200 / count})
+    for count in (1, 6):
+        command = [sys.executable, __file__, "--worker"]
+        workers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                   for _ in range(count)]
+        for worker in workers:
+            worker.stdout.readline()
+        for worker in workers:
+            print("go", file=worker.stdin, flush=True)
+        taken = max(float(worker.stdout.readline()) for worker in workers)
+        rows.append({"processes": count, "ms": 1e3 * taken / UPDATES / count})
     return rows
 
 
-def _worker(graphs: bool) -> None:
+def mps() -> list[Row]:
+    """Time them under NVIDIA's Multi-Process Service, where their kernels run side by side."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+        subprocess.run(["nvidia-cuda-mps-control", "-d"], check=True)
+        try:
+            return together()
+        finally:
+            subprocess.run(["nvidia-cuda-mps-control"], input="quit\n", text=True, check=False)
+            del os.environ["CUDA_MPS_PIPE_DIRECTORY"], os.environ["CUDA_MPS_LOG_DIRECTORY"]
+
+
+def _worker() -> None:
     data, net = images(5000).to("cuda"), models.resnet18(width=16)
-    _training(net, data, 128, 20, graphs)
+    _training(net, data, 128, 20, graphs=True)
     print("ready", flush=True)
     sys.stdin.readline()
-    print(_training(net, data, 128, 200, graphs), flush=True)
+    print(_training(net, data, 128, UPDATES, graphs=True), flush=True)
 
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
     "ceilings": ceilings, "sam": sam, "training": training, "sweep": sweep, "repeats": repeats,
-    "together": together}
+    "together": together, "mps": mps}
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
@@ -306,10 +320,11 @@ def _repeats(kept: dict[str, Any], _: Row) -> list[str]:
 
 
 def _processes(kept: dict[str, Any], _: Row) -> list[str]:
-    lines = ["## Processes side by side: ResNet-18 of width 16", "", "Each trains a net of its own."]
+    lines = ["## Processes side by side: ResNet-18 of width 16", "",
+             "Each trains a net of its own by graphs. Without NVIDIA's Multi-Process Service they take turns."]
     return lines + _table(["", "processes", "ms an update, of all processes"], [
-        ["by graphs" if r["graphs"] else "kernel by kernel", str(r["processes"]), f"{r['ms']:.2f}"]
-        for r in kept["together"]])
+        [how, str(r["processes"]), f"{r['ms']:.2f}"]
+        for name, how in (("together", "by themselves"), ("mps", "under the service")) for r in kept.get(name, [])])
 
 
 def main() -> None:
@@ -318,10 +333,10 @@ def main() -> None:
     parser.add_argument("--store", type=Path)
     parser.add_argument("--only", nargs="*", default=list(PARTS), choices=PARTS)
     parser.add_argument("--page", action="store_true")
-    parser.add_argument("--worker", nargs="?", const="", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.worker is not None:
-        return _worker(bool(given.worker))
+    if given.worker:
+        return _worker()
     kept = json.loads(given.store.read_text()) if given.store.exists() else {}
     if given.page:
         PAGE.write_text(page(kept))
