@@ -1,8 +1,9 @@
 """What a GPU does with the package's trainers and optimizers, beside what it could do.
 
-    python benchmarks/gpu.py --store FILE [--only sam sweep]     # measure, part by part, each kept when it is done
-    python benchmarks/gpu.py --store FILE --page                 # RESULTS_gpu.md from what was kept
+    python benchmarks/gpu.py [--only sam sweep]     # measure, part by part, each kept in gpu.json when it is done
+    python benchmarks/gpu.py --page                 # RESULTS_gpu.md from what was kept
 
+Each part runs in a process of its own: what cuDNN has once found for a shape it uses again, search or not.
 Wall time between two synchronisations, after a warm-up, candidates in shuffled order within each repetition, medians.
 *Floors*: a net's counted operations at the rate of a large bfloat16 matrix product, or its counted bytes at the rate
 of a large copy, both measured in the same call; the larger of the two.
@@ -39,6 +40,7 @@ from sharpnb.lab.many import _Group
 from sharpnb.optim import SAM
 
 PAGE = Path(__file__).with_name("RESULTS_gpu.md")
+STORE = Path(__file__).with_name("gpu.json")
 Step = Callable[[], Any]
 Row = dict[str, Any]
 SGD = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
@@ -53,6 +55,7 @@ SMALL: Callable[..., nn.Module] = partial(models.resnet, 8, width=8)
 RUN = 468  # updates of one cell of notebook 11's heat map
 REPEATS = 4
 UPDATES = 600  # of each process side by side
+WITHOUT = "sweep without search"
 
 
 def seconds(step: Step, count: int) -> float:
@@ -167,9 +170,9 @@ def _training(net: nn.Module, data: Data, batch: int, steps: int, graphs: bool) 
                                  device="cuda", progress=False, graphs=graphs), 1)
 
 
-def sweep() -> list[Row]:
-    """Time runs of a small net: a plain loop over them, and many at once, with cuDNN's search and without."""
-    torch.backends.cudnn.benchmark = True
+def sweep(search: bool = True) -> list[Row]:
+    """Time runs of a small net: a plain loop over them, and many at once."""
+    torch.backends.cudnn.benchmark = search
     data, rows = images(5000).to("cuda"), []
     net, at = SMALL(seed=0).cuda(), iter(range(10**9))
     optimizer = torch.optim.SGD(net.parameters(), **SGD)
@@ -183,9 +186,7 @@ def sweep() -> list[Row]:
 
     rows.append({"how": "a loop over runs, torch.optim", "members": 1, "first_s": seconds(plain, 5),
                  "ms": 1e3 * medians({"": plain}, 30, 5)[""]})
-    for members, bf16, search in ((72, True, True), (72, True, False), (72, False, True), (16, True, True),
-                                  (16, True, False)):
-        torch.backends.cudnn.benchmark = search
+    for members, bf16 in ((72, True), (72, False), (16, True)):
         configs = [{"rule": "sgd", "seed": k % 2, **SGD, "lr": 0.01 * (k + 1) / members, "augment": AUGMENT,
                     "schedule": lambda done: 1.0} for k in range(members)]
         torch.cuda.reset_peak_memory_stats()
@@ -194,29 +195,23 @@ def sweep() -> list[Row]:
         step = lambda group=group: group.step(next(at) % RUN)  # noqa: E731
         first = 5 * seconds(step, 5)
         taken = medians({"": step}, 10, 5)[""]
-        how = f"`train_many`, {'bfloat16' if bf16 else 'float32 (TF32)'}{'' if search else ', no search'}"
-        rows.append({"how": how, "members": members, "first_s": first, "ms": 1e3 * taken,
-                     "peak_gb": torch.cuda.max_memory_allocated() / 1e9})
+        rows.append({"how": f"`train_many`, {'bfloat16' if bf16 else 'float32 (TF32)'}", "members": members,
+                     "first_s": first, "ms": 1e3 * taken, "peak_gb": torch.cuda.max_memory_allocated() / 1e9})
         print(rows[-1], flush=True)
     return rows
 
 
 def repeats() -> list[Row]:
     """Train the same net from the same seed again and again: how far do the results lie apart?"""
-    data, rows = load_data("cifar10", download=False).to("cuda"), []
-    for search in (True, False):
-        torch.backends.cudnn.benchmark = search
-        ends = []
-        for _ in range(REPEATS):
-            net = models.resnet(8, seed=0).cuda()
-            history = train(net, data, torch.optim.SGD(net.parameters(), **SGD | {"lr": 0.1}), steps=780,
-                            batch_size=128, augment=AUGMENT, bf16=True, device="cuda", progress=False, graphs=True)
-            ends.append((history.rows[-1]["test_error"], nn.utils.parameters_to_vector(net.parameters()).detach()))
-        errors, weights = [end[0] for end in ends], torch.stack([end[1] for end in ends])
-        rows.append({"search": search, "repeats": REPEATS, "errors": errors, "mean": statistics.mean(errors),
-                     "sd": statistics.stdev(errors),
-                     "apart": float((weights - weights[0]).norm(dim=1).max() / weights[0].norm())})
-    return rows
+    torch.backends.cudnn.benchmark = True
+    data, ends = load_data("cifar10", download=False).to("cuda"), []
+    for _ in range(REPEATS):
+        net = models.resnet(8, seed=0).cuda()
+        history = train(net, data, torch.optim.SGD(net.parameters(), **SGD | {"lr": 0.1}), steps=780, batch_size=128,
+                        augment=AUGMENT, bf16=True, device="cuda", progress=False, graphs=True)
+        ends.append((history.rows[-1]["test_error"], nn.utils.parameters_to_vector(net.parameters()).detach()))
+    errors, weights = [end[0] for end in ends], torch.stack([end[1] for end in ends])
+    return [{"errors": errors, "apart": float((weights - weights[0]).norm(dim=1).max() / weights[0].norm())}]
 
 
 def together() -> list[Row]:
@@ -256,8 +251,8 @@ def _worker() -> None:
 
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
-    "ceilings": ceilings, "sam": sam, "training": training, "sweep": sweep, "repeats": repeats,
-    "together": together, "mps": mps}
+    "ceilings": ceilings, "sam": sam, "training": training, "sweep": sweep,
+    WITHOUT: partial(sweep, False), "repeats": repeats, "together": together, "mps": mps}
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
@@ -293,7 +288,8 @@ def _sam(kept: dict[str, Any], _: Row) -> list[str]:
 
 def _trainings(kept: dict[str, Any], top: Row) -> list[str]:
     lines = ["## An update of `lab.train` in bfloat16", "",
-             "Floor: the net's operations, or its bytes, at the rates above. The update moves its images too."]
+             "Floor: the net's operations, or its bytes, at the rates above. The update moves its images too."
+             + kept["training"][0].get("note", "")]
     floors = [1e3 * max(r["flops"] / top["flops"], r["bytes"] / top["bytes"]) for r in kept["training"]]
     return lines + _table(["net", "batch", "kernel by kernel, ms", "by graphs, ms", "floor, ms", "graphs / floor"], [
         [r["net"], str(r["batch"]), _ms(r, "eager_ms"), _ms(r, "graph_ms"), f"{floor:.2f}",
@@ -302,21 +298,23 @@ def _trainings(kept: dict[str, Any], top: Row) -> list[str]:
 
 def _sweeps(kept: dict[str, Any], _: Row) -> list[str]:
     lines = [f"## Sweeps: ResNet-8 of width 8, batches of 128, runs of {RUN} updates", "",
-             "Evaluations apart. *First five*: seconds of the first five updates, with cuDNN's search for the fastest "
-             "convolutions, where it is on, and the capture of graphs."]
+             "Evaluations apart. *First five*: seconds of the first five updates, with the capture of graphs and, "
+             "where it is on, cuDNN's search for the fastest convolutions."]
     columns = ["how", "members", "first five, s", "ms an update of all", "runs a minute", "over the first", "peak, GB"]
+    rows = kept["sweep"] + [row | {"how": f"{row['how']}, without search"} for row in kept.get(WITHOUT, [])]
     return lines + _table(columns, [
         [r["how"], str(r["members"]), f"{r['first_s']:.1f}", f"{r['ms']:.2f}",
-         f"{60e3 * r['members'] / r['ms'] / RUN:.0f}", f"{kept['sweep'][0]['ms'] * r['members'] / r['ms']:.1f}",
-         f"{r['peak_gb']:.1f}" if "peak_gb" in r else ""] for r in kept["sweep"]])
+         f"{60e3 * r['members'] / r['ms'] / RUN:.0f}", f"{rows[0]['ms'] * r['members'] / r['ms']:.1f}",
+         f"{r['peak_gb']:.1f}" if "peak_gb" in r else ""] for r in rows])
 
 
 def _repeats(kept: dict[str, Any], _: Row) -> list[str]:
-    lines = ["## The same seed again: ResNet-8 on CIFAR-10, two epochs, bfloat16, graphs", "",
-             "*Weights apart*: the largest distance from the first repeat, over its norm; 0 is bit-equal."]
-    return lines + _table(["", "repeats", "test error, %", "standard deviation, points", "weights apart"], [
-        ["with cuDNN's search" if r["search"] else "without", str(r["repeats"]), f"{r['mean']:.2f}", f"{r['sd']:.2f}",
-         f"{r['apart']:.2g}"] for r in kept["repeats"]])
+    found = kept["repeats"][0]
+    errors, apart = found["errors"], found["apart"]
+    return ["## The same seed again", "",
+            f"ResNet-8 on CIFAR-10, two epochs, bfloat16, graphs: {len(errors)} trainings of one seed in one process "
+            f"end at test errors from {min(errors):.2f} to {max(errors):.2f} %, and their weights lie "
+            + ("no bit apart." if apart == 0 else f"{apart:.1g} of their norm apart, at most."), ""]
 
 
 def _processes(kept: dict[str, Any], _: Row) -> list[str]:
@@ -330,7 +328,7 @@ def _processes(kept: dict[str, Any], _: Row) -> list[str]:
 def main() -> None:
     """Measure and keep, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path)
+    parser.add_argument("--store", type=Path, default=STORE)
     parser.add_argument("--only", nargs="*", default=list(PARTS), choices=PARTS)
     parser.add_argument("--page", action="store_true")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -341,11 +339,14 @@ def main() -> None:
     if given.page:
         PAGE.write_text(page(kept))
         return None
-    for name in given.only:
-        began = time.perf_counter()
-        kept |= {name: PARTS[name](), "device": torch.cuda.get_device_name(), "torch": torch.__version__}
-        paths.write_whole(given.store, json.dumps(kept, indent=1))
-        print(f"{name}: {time.perf_counter() - began:.0f} s", json.dumps(kept[name]), flush=True)
+    if len(given.only) > 1:
+        for name in given.only:
+            subprocess.run([sys.executable, __file__, "--store", given.store, "--only", name], check=True)
+        return None
+    name, began = given.only[0], time.perf_counter()
+    kept |= {name: PARTS[name](), "device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    paths.write_whole(given.store, json.dumps(kept, indent=1))
+    print(f"{name}: {time.perf_counter() - began:.0f} s", json.dumps(kept[name]), flush=True)
     return None
 
 

@@ -2,7 +2,8 @@
 
 Floating-point operations, bytes and kernels of one gradient are counted by running it without numbers (PyTorch's
 ``meta`` device). The rates are *assumptions about one H200*, made before any of it was run; what pieces took is in the
-records' provenance (22 of them, four at a time on one H200: 0.84 of the plan by share of the card).
+records' provenance. On one H200, 22 of them, four at a time, took 0.84 of the plan by share of the card, and 95, six at
+a time under NVIDIA's Multi-Process Service, 665 seconds of 971 planned.
 ``data/full_budget.toml`` holds the plan for the full profile.
 """
 
