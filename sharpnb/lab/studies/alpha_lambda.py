@@ -27,6 +27,7 @@ from sharpnb.lab.sweep import sweep
 
 PAIRS = {"sgd": "sgdw", "adam": "adamw"}  # with L2 -> with decoupled decay
 TITLES = {"sgd": "SGD (L2)", "sgdw": "SGDW", "adam": "Adam (L2)", "adamw": "AdamW"}
+FIG1 = ("constant", "step", "cosine")  # its schedules
 KEPT = ["rule", "schedule", "lr", "weight_decay", "seed", "test_error", "train_loss", "reason"]
 CLIP = 25.0  # points above the best cell: beyond it a map says only "failed"
 
@@ -240,7 +241,9 @@ def draw_map(
     rows, columns = best_cells(errors)
     ax.plot(columns, rows, "o", ms=13, mfc="none", mec="#d55e00", mew=1.4)
     ax.contour(errors, levels=[errors.min() + 0.2 * (high - low)], colors="#d55e00", linewidths=1.2, linestyles="--")
-    ax.set_xticks(range(len(lambdas)), [_power(x) for x in lambdas], fontsize=7)
+    decays = [_power(x) for x in lambdas]
+    wide = any(len(text) > 5 and "$" not in text for text in decays)
+    ax.set_xticks(range(len(lambdas)), decays, fontsize=7, rotation=40 if wide else 0)
     ax.set_yticks(range(len(alphas)), [_power(x) for x in alphas], fontsize=7)
     ax.grid(False)
     return image
@@ -263,6 +266,36 @@ def four_maps(table: pd.DataFrame, regime: Regime) -> tuple[Any, pd.DataFrame]:
         ax.set_ylabel("learning rate $\\alpha$")
     figure.colorbar(image, ax=axes, shrink=0.6, extend="both", label=f"test error (%), mean of {regime.seeds} seeds")
     return figure, pd.DataFrame(drawn, columns=["rule", "alpha", "lambda", "test error"])
+
+
+def six_maps(table: pd.DataFrame, regime: Regime, low: float = 5) -> tuple[Any, pd.DataFrame]:
+    """Draw Fig. 1, a map a schedule, Adam above and AdamW below; return the figure and its numbers."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 3, figsize=(11, 5), sharex="row", sharey=True)
+    drawn, image = [], None
+    for row, rule in zip(axes, ("adam", "adamw"), strict=True):
+        for ax, schedule in zip(row, FIG1, strict=True):
+            errors = maps(table, rule, schedule).mean(0)
+            image = draw_map(ax, errors, regime.alphas[rule], regime.lambdas[rule], low=low, high=low + 45)
+            ax.set_title(f"{TITLES[rule]}, {schedule}")
+            drawn += [(rule, schedule, a, d, errors[i, j]) for i, a in enumerate(regime.alphas[rule])
+                      for j, d in enumerate(regime.lambdas[rule])]
+    figure.supxlabel("weight decay $\\lambda$")
+    figure.supylabel("learning rate $\\alpha$")
+    figure.colorbar(image, ax=axes, shrink=0.7, extend="both", label=f"test error (%), mean of {regime.seeds} seeds")
+    return figure, pd.DataFrame(drawn, columns=["rule", "schedule", "alpha", "lambda", "test error"])
+
+
+def with_cosine(table: pd.DataFrame, cells: pd.DataFrame, regime: Regime) -> pd.DataFrame:
+    """Return Fig. 1's cells: those of the other schedules, and the cosine's, which Fig. 2 has already."""
+    mine = cells["rule"].isin(["adam", "adamw"]) & cells["lr"].isin([*regime.alphas["adam"], *regime.alphas["adamw"]])
+    return pd.concat([table, cells[mine]])
+
+
+def best_by_schedule(table: pd.DataFrame) -> dict[tuple[str, str], np.ndarray]:
+    """Return for each rule and schedule the best cell's test error, by seed."""
+    return {(rule, schedule): maps(table, rule, schedule).min((1, 2)) for rule in ("adam", "adamw") for schedule in FIG1}
 
 
 def _power(x: float) -> str:
