@@ -88,7 +88,8 @@ def accelerator() -> Iterator[Finding]:
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
         yield Finding("GPU", "ok", f"cuda:{number}: {torch.cuda.get_device_name(number)}, "
-                                   f"{free / 1e9:.0f} of {total / 1e9:.0f} GB free")
+                                   f"{free / 1e9:.0f} of {total / 1e9:.0f} GB free; several notebooks at once share "
+                                   "it best under `nvidia-cuda-mps-control -d`")
 
 
 def machine() -> Iterator[Finding]:

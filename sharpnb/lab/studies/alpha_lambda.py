@@ -295,7 +295,8 @@ def with_cosine(table: pd.DataFrame, cells: pd.DataFrame, regime: Regime) -> pd.
 
 def best_by_schedule(table: pd.DataFrame) -> dict[tuple[str, str], np.ndarray]:
     """Return for each rule and schedule the best cell's test error, by seed."""
-    return {(rule, schedule): maps(table, rule, schedule).min((1, 2)) for rule in ("adam", "adamw") for schedule in FIG1}
+    return {(rule, schedule): maps(table, rule, schedule).min((1, 2))
+            for rule in ("adam", "adamw") for schedule in FIG1}
 
 
 def _power(x: float) -> str:

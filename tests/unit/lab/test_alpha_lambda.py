@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from sharpnb.lab import notebook
@@ -43,3 +44,23 @@ def test_the_full_profiles_code_runs_as_a_toy(tmp_path, monkeypatch):
     again = study.run(study.TOY, ["sgd", "adamw"], nb, "cells")  # from the record
     assert np.allclose(study.maps(again, "sgd"), study.maps(table, "sgd"))
     assert [row["rule"] for row in study.numbers(table, study.TOY, ["sgd", "adamw"])] == ["sgd"] * 2 + ["adamw"] * 2
+
+
+def test_fig1_takes_the_cosine_from_fig2_and_its_best_cells_by_schedule():
+    thin = study.thinned(study.FULL)
+    cells = [{"rule": rule, "schedule": schedule, "lr": lr, "weight_decay": decay, "seed": seed, "reason": "",
+              "test_error": 50.0 + {"constant": 2, "step": 1, "cosine": 0}[schedule] + (rule == "adam") + i + j}
+             for rule in ("sgd", "adam", "adamw") for schedule in study.FIG1
+             for i, lr in enumerate(study.FULL.alphas[rule]) for j, decay in enumerate(study.FULL.lambdas[rule])
+             for seed in range(2)]
+    table = pd.DataFrame(cells)
+    others = table[(table["rule"] != "sgd") & (table["schedule"] != "cosine")
+                   & table["lr"].isin([*thin.alphas["adam"], *thin.alphas["adamw"]])]
+    joined = study.with_cosine(others, table[table["schedule"] == "cosine"], thin)
+    best = study.best_by_schedule(joined)
+    assert np.allclose(best["adam", "constant"] - best["adamw", "constant"], 1)
+    assert np.allclose(best["adamw", "constant"] - best["adamw", "cosine"], 2)
+    figure, drawn = study.six_maps(joined, thin, low=50)
+    assert len(drawn) == 6 * len(thin.alphas["adam"]) * len(thin.lambdas["adam"])
+    assert [ax.get_title() for ax in figure.axes[:6]] == [f"{study.TITLES[rule]}, {schedule}"
+                                                          for rule in ("adam", "adamw") for schedule in study.FIG1]
