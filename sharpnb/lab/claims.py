@@ -79,8 +79,13 @@ class Claim:
                              f"|{self.paper_value}|, or a measurement of zero would pass.")
 
     @classmethod
-    def from_samples(cls, samples: Sequence[float], **fields: Any) -> Claim:
-        """Make a claim whose measurement is the mean of ``samples``, one a seed, with its standard error."""
+    def from_samples(cls, samples: Sequence[float] | None, **fields: Any) -> Claim:
+        """Make a claim whose measurement is the mean of ``samples``, one a seed, with its standard error.
+
+        None stands for samples of a run that has not been made: the claim is then "not run".
+        """
+        if samples is None:
+            return cls(**fields)
         values = np.asarray(samples, dtype=float)
         stderr = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
         return cls(measured=float(values.mean()), stderr=stderr, n=len(values), **fields)

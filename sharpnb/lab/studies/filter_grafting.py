@@ -9,13 +9,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
 from sharpnb.averaging import entropy, filter_layers, filter_norms, graft, graft_internal, graft_noise
 from sharpnb.lab import models
 from sharpnb.lab.budget import Cost
+from sharpnb.lab.claims import t95
 from sharpnb.lab.data import Data, load_data
+from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
 from sharpnb.lab.training import evaluate, shift_and_flip, train
@@ -175,3 +178,21 @@ def planned() -> tuple[int, int, list[Kind]]:
 def column(rows: Sequence[dict[str, Any]], name: str, method: str) -> np.ndarray:
     """One column of a method, by seed."""
     return np.array([r[name] for r in rows if r["method"] == method])
+
+
+def draw_errors(ax: Any, table: pd.DataFrame) -> None:
+    """Draw each method's test error: mean, from three seeds on its 95 % interval, and the ensemble's."""
+    names, seeds = list(dict.fromkeys(table["method"])), table["seed"].nunique()
+    for y, name in enumerate(names):
+        part = table[table["method"] == name]
+        half = t95(len(part)) * part["test_error"].sem() if seeds > 2 else None
+        ax.errorbar(part["test_error"].mean(), y, xerr=half, fmt="o", capsize=3,
+                    color=COLOURS["sgd" if name == "baseline" else "sam"], label="a single network" if not y else None)
+        ax.plot(part["ensemble"].mean(), y, "x", color=COLOURS["exact"], label="their ensemble" if not y else None)
+        if seeds < 3:
+            ax.plot(part["test_error"], [y + 0.2] * len(part), ".", ms=4, color="0.4", label="" if y else "the seeds")
+    ax.set_yticks(range(len(names)), names)
+    ax.invert_yaxis()
+    ax.set(xlabel="test error (%)")
+    title = f"mean, 95 % interval, n = {seeds}" if seeds > 2 else f"mean, n = {seeds}"
+    ax.legend(fontsize=8, title=title, title_fontsize=8)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data
+from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.many import Many, train_many
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
@@ -372,3 +374,16 @@ def _full_row(data: Data, seed: int, s: Settings, bf16: bool) -> dict[str, Any]:
              "swap": {"large": row["large_epochs"], "small": s.late_epochs, "averaged": True}}
     times = {f"{name}_updates": critical_path(data, s=s, **phases) for name, phases in paths.items()}
     return row | {"before": float(np.mean(before))} | times
+
+
+def draw_table1(ax: Any, table: pd.DataFrame) -> None:
+    """Draw :func:`full_rows`: each method's test error against its updates on the critical path, a dot a seed."""
+    for column, path, label, colour, marker in (
+        ("large", "large", "large batch", "grey", "s"), ("before", "swap", "SWAP, mean of the workers", "sam", "o"),
+        ("after", "swap", "SWAP, their average", "adam", "D"), ("small", "small", "small batch", "sgd", "^"),
+    ):
+        x = table[f"{path}_updates"]
+        ax.plot(x, table[column], marker, ms=4, alpha=0.5, color=COLOURS[colour])
+        ax.plot(x.mean(), table[column].mean(), marker, ms=9, mfc="none", color=COLOURS[colour], label=label)
+    ax.set(xlabel="updates on the critical path", ylabel="test error (%)", xlim=(0, None))
+    ax.legend(fontsize=8, title=f"open: mean of {len(table)} seeds", title_fontsize=8)

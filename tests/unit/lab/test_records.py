@@ -232,6 +232,7 @@ def test_the_interval_is_students():
     claim = Claim.from_samples([1.0, 2.0, 3.0], id="i", paper="P", item="F", statement="s", kind="order")
     assert claim.measured == 2 and claim.stderr == pytest.approx(1 / math.sqrt(3)) and claim.half_width == pytest.approx(4.302653 / math.sqrt(3))
     assert claims.mean_stderr([1.0, 2.0, 3.0]) == pytest.approx((2.0, 1 / math.sqrt(3)))
+    assert Claim.from_samples(None, id="i", paper="P", item="F", statement="s", kind="order").verdict == "not run"
 
 
 @pytest.mark.parametrize("fields", [
