@@ -168,13 +168,16 @@ def draw_panels(axes: Any, rows: Rows) -> None:
         ax.set_ylim(0.6 * lowest, 2.2 * lowest)  # what is regularised far too much leaves the picture
     axes[0, 0].set_yscale("log")
     seeds = table["seed"].nunique()
-    axes[0, 0].legend(title=f"best decay of each; mean, 95 %, n = {seeds}", fontsize=8, title_fontsize=8)
+    spread = f"95 %, n = {seeds}" if seeds > 2 else f"dots: the {seeds} seeds"
+    axes[0, 0].legend(title=f"best decay of each; mean, {spread}", fontsize=8, title_fontsize=8)
 
 
 def _band(ax: Any, each: pd.DataFrame, label: str, look: dict[str, Any]) -> None:
-    """Draw the mean over the columns, one a seed, with its 95 % Student interval."""
-    n = each.shape[1]
-    half = t95(n) * each.std(axis=1, ddof=1) / np.sqrt(n)
-    mean = each.mean(axis=1)
+    """Draw the mean over the columns, one a seed, with its 95 % Student interval; two seeds as dots instead."""
+    n, mean = each.shape[1], each.mean(axis=1)
     ax.plot(each.index, mean, label=label, **look)
+    if n < 3:
+        ax.plot(each.index, each, ".", color=look["color"], ms=4, alpha=0.6)
+        return
+    half = t95(n) * each.std(axis=1, ddof=1) / np.sqrt(n)
     ax.fill_between(each.index, mean - half, mean + half, color=look["color"], alpha=0.2, lw=0)
