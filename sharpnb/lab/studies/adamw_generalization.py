@@ -11,11 +11,10 @@ import torch
 
 from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
-from sharpnb.lab.claims import t95
 from sharpnb.lab.figures import COLOURS, MARKERS
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
-from sharpnb.lab.studies.decay_runs import Rows, World, pieces, recorded, run
+from sharpnb.lab.studies.decay_runs import Rows, World, band, pieces, recorded, run
 
 ROLES = {"Adam + L2": "adam", "AdamW": "adamw", "SGD + L2": "sgd"}
 
@@ -149,10 +148,10 @@ def draw_panels(axes: Any, rows: Rows) -> None:
         look = {"color": COLOURS[role], "marker": MARKERS[role], "ms": 4}
         curve = table[(table["method"] == method) & (table["decay"] == best[method])]
         for ax, column in zip(axes[0], ("train_loss", "test_error"), strict=True):
-            _band(ax, curve.pivot(index="step", columns="seed", values=column), f"{method}, {best[method]:.3g}", look)
+            band(ax, curve.pivot(index="step", columns="seed", values=column), f"{method}, {best[method]:.3g}", look)
         own = final[final["method"] == method]
         errors = own.pivot(index="decay", columns="seed", values="test_error")
-        _band(axes[1, 0], errors, method, look)
+        band(axes[1, 0], errors, method, look)
         means = own.groupby("decay")[["train_loss", "test_error"]].mean()
         axes[1, 1].plot(means["train_loss"], means["test_error"], lw=1, label=method, **look)
         axes[1, 1].scatter(own["train_loss"], own["test_error"], s=5, color=COLOURS[role], alpha=0.35, lw=0)
@@ -170,14 +169,3 @@ def draw_panels(axes: Any, rows: Rows) -> None:
     seeds = table["seed"].nunique()
     spread = f"95 %, n = {seeds}" if seeds > 2 else f"dots: the {seeds} seeds"
     axes[0, 0].legend(title=f"best decay of each; mean, {spread}", fontsize=8, title_fontsize=8)
-
-
-def _band(ax: Any, each: pd.DataFrame, label: str, look: dict[str, Any]) -> None:
-    """Draw the mean over the columns, one a seed, with its 95 % Student interval; two seeds as dots instead."""
-    n, mean = each.shape[1], each.mean(axis=1)
-    ax.plot(each.index, mean, label=label, **look)
-    if n < 3:
-        ax.plot(each.index, each, ".", color=look["color"], ms=4, alpha=0.6)
-        return
-    half = t95(n) * each.std(axis=1, ddof=1) / np.sqrt(n)
-    ax.fill_between(each.index, mean - half, mean + half, color=look["color"], alpha=0.2, lw=0)

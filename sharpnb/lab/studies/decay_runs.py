@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
 from sharpnb.lab.augment import Augment
 from sharpnb.lab.budget import Cost
+from sharpnb.lab.claims import t95
 from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.many import train_many
 from sharpnb.lab.notebook import Notebook
@@ -148,3 +151,14 @@ def pieces(world: World, kind: str, count: int, steps: int, evaluations: int = 1
     """Announce the pieces of :func:`run`: so many settings at a time, one after another."""
     seen = evaluations * ((world.train_size or 50_000) + 10_000)
     return Kind(kind, count, Cost(world.model, steps, world.batch_size, runs=runs, evaluated=seen))
+
+
+def band(ax: Any, each: pd.DataFrame, label: str, look: dict[str, Any]) -> None:
+    """Draw the mean over the columns, one a seed, with its 95 % Student interval; two seeds as dots instead."""
+    n, mean = each.shape[1], each.mean(axis=1)
+    ax.plot(each.index, mean, label=label, **look)
+    if n < 3:
+        ax.plot(each.index, each, ".", color=look["color"], ms=4, alpha=0.6)
+        return
+    half = t95(n) * each.std(axis=1, ddof=1) / np.sqrt(n)
+    ax.fill_between(each.index, mean - half, mean + half, color=look["color"], alpha=0.2, lw=0)

@@ -14,9 +14,10 @@ import torch
 
 from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
+from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
-from sharpnb.lab.studies.decay_runs import Rows, World, pieces, recorded, run
+from sharpnb.lab.studies.decay_runs import Rows, World, band, pieces, recorded, run
 
 
 @dataclass(frozen=True)
@@ -275,3 +276,31 @@ def best_cell(rows: Sequence[dict[str, Any]], method: str) -> list[float]:
     chosen = cells.idxmin()
     own = table.set_index(keys).sort_index().loc[[chosen]]
     return own.sort_values("seed")["test_error"].tolist()
+
+
+FAMILIES = {
+    "Adam family": {"Adam": ("adam", ":"), "AdamW": ("adamw", "--"), "AdamWR": ("extra", "-")},
+    "SGD family": {"SGDW, constant": ("grey", ":"), "SGDW, constant / 5": ("exact", "-."), "SGDW": ("sgd", "--"),
+                   "SGDWR": ("wsam", "-")},
+}
+
+
+def draw_anytime(axes: Any, rows: Rows, s: Anytime) -> None:
+    """Draw Fig. 4 on (2, 2) axes: test error above, training loss below, a column a family, ends of periods dotted."""
+    curves: Any = pd.DataFrame(rows)
+    for column, (family, methods) in enumerate(FAMILIES.items()):
+        for row, (measure, label) in enumerate({"test_error": "test error (%)",
+                                                "train_loss": "training loss (nats)"}.items()):
+            ax = axes[row, column]
+            for method, (role, line) in methods.items():
+                each = curves[curves["method"] == method].pivot(index="step", columns="seed", values=measure)
+                band(ax, each, method, {"color": COLOURS[role], "ls": line})
+            for end in ends(s.t_0, 2, s.steps):
+                ax.axvline(end, color=COLOURS["grey"], ls=":", lw=0.8)
+            ax.set(yscale="log")
+            if column == 0:
+                ax.set_ylabel(label)
+        spread = f"95 % interval, n = {s.seeds}" if s.seeds > 2 else f"dots: the {s.seeds} seeds"
+        axes[0, column].set_title(family)
+        axes[0, column].legend(title=f"mean, {spread}", fontsize=8, title_fontsize=8)
+        axes[1, column].set_xlabel("update $t$ (dotted: ends of periods)")
