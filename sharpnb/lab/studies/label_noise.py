@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +17,9 @@ from sharpnb import rules
 from sharpnb.lab import models
 from sharpnb.lab.augment import Augment, shift_and_flip
 from sharpnb.lab.budget import Cost
+from sharpnb.lab.claims import t95
 from sharpnb.lab.data import Data, load_data, with_label_noise
+from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.halving import halving
 from sharpnb.lab.many import train_many
 from sharpnb.lab.mixup import Mixup, bootstrapped
@@ -309,3 +313,42 @@ def accuracy(entries: Sequence[Entry], method: str, noise: float, column: str = 
 def _proper(entries: Sequence[Entry]) -> list[Entry]:
     """Leave out ρ = 0, which is SGD and no member of SAM's grid."""
     return [e for e in entries if not (e["method"].endswith("SAM") and e["value"] == 0)]
+
+
+LOOKS = {
+    "SGD": (COLOURS["sgd"], "o-"), "Mixup": (COLOURS["adamw"], "D--"), "Bootstrap + Mixup": (COLOURS["adamw"], "d:"),
+    "SAM": (COLOURS["sam"], "s-"), "Bootstrap + SAM": (COLOURS["sam"], "P:"), "ESAM": (COLOURS["extra"], "<-."),
+    "GSAM": (COLOURS["adam"], "v-."), "WSAM": (COLOURS["wsam"], "^-."),
+}
+
+
+def draw_accuracies(ax: Any, entries: Sequence[Entry], column: str) -> list[tuple[str, float, float, float]]:
+    """Draw each method's accuracy over the noise rate; return method, noise, mean and half of the 95 % interval.
+
+    Two seeds have no interval that fits the picture; they are drawn without.
+    """
+    drawn = []
+    for number, (method, (colour, style)) in enumerate(LOOKS.items()):
+        values = np.array([accuracy(entries, method, noise, column) for noise in NOISES])
+        half = t95(values.shape[1]) * values.std(1, ddof=1) / np.sqrt(values.shape[1])
+        x = 100 * np.array(NOISES) + 0.7 * (number - 3.5)
+        ax.errorbar(x, values.mean(1), half if values.shape[1] > 2 else None, fmt=style, color=colour, ms=5, lw=1.2,
+                    elinewidth=0.8, label=method)
+        drawn += [(method, *row) for row in zip(NOISES, values.mean(1), half, strict=True)]
+    ax.set(xlabel="wrong training labels (%)", xticks=[20, 40, 60, 80])
+    return drawn
+
+
+def draw_radii(ax: Any, table: pd.DataFrame, method: str, s: Settings) -> None:
+    """Draw a method's test error over the radius, a line a noise rate; from three seeds on with 95 % intervals."""
+    import matplotlib.pyplot as plt
+
+    shades = plt.get_cmap("cividis")(np.linspace(0, 0.85, len(NOISES)))
+    for noise, colour, marker in zip(NOISES, shades, "osv^", strict=True):
+        own = table[(table["method"] == method) & (table["noise"] == noise)]
+        part = own.groupby("value")["test_error"].agg(["mean", "sem"])
+        half = t95(s.seeds) * part["sem"] if s.seeds > 2 else None
+        ax.errorbar(range(len(s.rhos)), part["mean"], half, fmt=marker + "-", color=colour, capsize=3,
+                    label=f"{noise:.0%} wrong")
+    ax.set_xticks(range(len(s.rhos)), [f"{rho:g}" for rho in s.rhos])
+    ax.set(xlabel="radius $\\rho$ (0: SGD)", title=method, ylim=(0, 100))
