@@ -17,7 +17,9 @@ from sharpnb.curvature import HessianOperator, sharpness, top_eigenvalues
 from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.budget import Cost
+from sharpnb.lab.claims import t95
 from sharpnb.lab.data import Data
+from sharpnb.lab.figures import COLOURS, MARKERS
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
 from sharpnb.lab.studies import comparison
@@ -231,3 +233,56 @@ def sharpness_and_lambda(study: Study, nb: Notebook, radii: Sequence[float], see
     found = nb.recorded("sharpness", lambda work: work.do("sharpness", make), of=told,
                         kinds=[_sharpness_kind(study, len(radii), seeds)])
     return pd.DataFrame(found["rows"])
+
+
+_ROLES = {"decoupled": "wsam", "coupled": "sam"}
+
+
+def tuned_radius(table: pd.DataFrame) -> pd.Series:
+    """Return the radius that SAM's tuning left, by net and noise."""
+    return table[table["method"] == "decoupled"].groupby(["net", "noise"], sort=False)["rho"].first()
+
+
+def draw_fig3(table: pd.DataFrame, study: Study) -> tuple[Any, pd.DataFrame]:
+    """Draw error over γ for each net, and λmax for the first; a row a noise. Return the figure and its numbers.
+
+    Bars are 95 % intervals; means of two seeds have none.
+    """
+    import matplotlib.pyplot as plt
+
+    names = [net.label for net in study.nets]
+    panels = [*((name, "test_error") for name in names), (names[0], "lambda_max")]
+    figure, axes = plt.subplots(len(study.noises), len(panels), squeeze=False, sharex=True,
+                                figsize=(4 * len(panels), 3.1 * len(study.noises)))
+    drawn: list[tuple[Any, ...]] = []
+    for row, noise in zip(axes, study.noises, strict=True):
+        for ax, (name, column) in zip(row, panels, strict=True):
+            part = table[(table["net"] == name) & (table["noise"] == noise)]
+            drawn += _draw_over_gamma(ax, part, name, noise, column)
+    for ax in axes[-1]:
+        ax.set_xlabel("weight $\\gamma$ (grey: the paper's best range)")
+    axes[0, 0].legend(fontsize=7, loc="upper left")
+    return figure, pd.DataFrame(
+        drawn, columns=["net", "noise", "quantity", "form", "gamma", "mean", "half width"])
+
+
+def _draw_over_gamma(ax: Any, part: pd.DataFrame, name: str, noise: float, column: str) -> list[tuple[Any, ...]]:
+    drawn, rho = [], tuned_radius(part).iloc[0]
+    forms = part[part["method"].isin(FORMS)].dropna(subset=[column])
+    for form, group in forms.groupby("method", sort=False):
+        stats = group.groupby("trial")[column].agg(["mean", "sem", "count"])
+        half = t95(stats["count"]) * stats["sem"]
+        role = _ROLES[str(form)]
+        ax.errorbar(stats.index, stats["mean"], half.where(stats["count"] > 2), fmt=MARKERS[role] + "-", ms=4, lw=1.2,
+                    capsize=2, color=COLOURS[role], label=f"WSAM {form}, n = {int(stats['count'].max())}")
+        drawn += [(name, noise, column, form, *row) for row in zip(stats.index, stats["mean"], half, strict=True)]
+    ax.axvspan(0.8, 0.95, color=COLOURS["grey"], alpha=0.13, lw=0)
+    if column == "test_error":
+        sam = part[(part["method"] == "SAM") & (part["trial"] == rho)]
+        ax.axhline(sam["test_error"].mean(), color=COLOURS["exact"], ls=":", lw=1.2, label="SAM, same ρ")
+        low = forms.groupby(["method", "trial"])[column].mean().min()
+        ax.set(ylim=(low - 1.5, low + 8), ylabel="test error (%)")
+    else:
+        ax.set(yscale="log", ylabel="$\\lambda_{\\max}$ of the training loss")
+    ax.set_title(f"{name}, {noise:.0%} wrong labels, ρ = {rho:g}", fontsize=9)
+    return drawn
