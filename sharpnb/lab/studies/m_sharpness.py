@@ -9,6 +9,7 @@ from itertools import combinations, product
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +18,9 @@ from sharpnb.curvature import kendall_tau
 from sharpnb.lab import models
 from sharpnb.lab.augment import Augment, shift_and_flip
 from sharpnb.lab.budget import Cost
+from sharpnb.lab.claims import t95
 from sharpnb.lab.data import Data, load_data, with_label_noise
+from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.many import train_many
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work, even
@@ -263,3 +266,50 @@ def best(rows: Sequence[Row], m: int, noise: float, rhos: Sequence[float]) -> tu
 
     chosen = min(rhos, key=lambda rho: sum(errors(rho)))
     return chosen, errors(chosen)
+
+
+def against_sgd(rows: Sequence[Row], s: Settings) -> pd.DataFrame:
+    """Return each noise's, m's and radius' change of the test error against SGD: mean, sem and 95 % half width."""
+    table: Any = pd.DataFrame(rows)
+    sgd = table[table["rho"] == 0].set_index(["noise", "seed"])["test_error"]
+    paired = table[table["rho"] > 0].copy()
+    at = list(zip(paired["noise"], paired["seed"], strict=True))
+    paired["change"] = paired["test_error"] - sgd.loc[at].to_numpy()
+    summary = paired.groupby(["noise", "m", "rho"])["change"].agg(["mean", "sem"])
+    summary["half"] = t95(s.seeds) * summary["sem"]
+    return summary
+
+
+def draw_middle(ax: Any, summary: pd.DataFrame, noise: float, s: Settings) -> None:
+    """Draw Fig. 3 middle for one noise from :func:`against_sgd`; from three seeds on with 95 % intervals."""
+    import matplotlib.pyplot as plt
+
+    shades = plt.get_cmap("cividis")(np.linspace(0, 0.85, len(s.rhos)))
+    ticks = sorted({rho for radii in s.rhos.values() for rho in radii})
+    for k, (m, colour, marker) in enumerate(zip(s.rhos, shades, "osv^", strict=False)):
+        got = summary.loc[noise, m]
+        ax.errorbar(got.index * (1 + 0.03 * (k - 1.5)), got["mean"], got["half"] if s.seeds > 2 else None,
+                    fmt=marker + "-", color=colour, capsize=2, lw=1.2, label=f"m = {m}")
+    ax.axhline(0, color=COLOURS["sgd"], ls=":", label="SGD")
+    ax.set(xscale="log", xlabel="radius $\\rho$", title=f"{noise:.0%} wrong labels" if noise else "clean labels")
+    ax.set_xticks(ticks, [f"{rho:g}" for rho in ticks])
+    ax.minorticks_off()
+
+
+def draw_right(axes: Sequence[Any], found: pd.DataFrame) -> None:
+    """Draw Fig. 3 right on two axes from :func:`predictive`: τ and the information over m; two seeds as dots."""
+    seeds = found["seed"].nunique()
+    for ax, column, label, role, style in zip(
+        axes, ("tau", "information"), ("Kendall's $\\tau$ with the gap", "conditional mutual information (share)"),
+        ("sgd", "sam"), ("o-", "s-"), strict=True,
+    ):
+        got = found.groupby("m")[column].agg(["mean", "sem"])
+        half, said = (t95(seeds) * got["sem"], f"mean, 95 % interval, n = {seeds}") if seeds > 2 else (None, "mean")
+        ax.errorbar(range(len(got)), got["mean"], half, fmt=style, color=COLOURS[role], capsize=3, label=said)
+        if seeds < 3:
+            places = found["m"].map({m: k for k, m in enumerate(got.index)})
+            ax.plot(places, found[column], ".", color=COLOURS[role], alpha=0.5, label="the seeds")
+        ax.set_xticks(range(len(got)), [str(m) for m in got.index])
+        ax.set(xlabel="m (images that share a perturbation)", ylabel=label)
+        ax.axhline(0, color="0.4", lw=0.8)
+        ax.legend(fontsize=8)
