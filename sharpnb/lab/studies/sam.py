@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from sharpnb import rules
 from sharpnb.lab import models
 from sharpnb.lab.budget import Cost
+from sharpnb.lab.claims import t95
 from sharpnb.lab.data import Data, load_data, with_label_noise
+from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
 from sharpnb.lab.rows import Rows
@@ -315,3 +318,20 @@ def errors_at(rows: Sequence[dict[str, Any]], **where: Any) -> list[float]:
     """Return the test errors, seed by seed, of the rows with these entries."""
     found = [row for row in rows if all(row[key] == value for key, value in where.items())]
     return [row["test_error"] for row in sorted(found, key=lambda row: row["seed"])]
+
+
+def draw_kinds(ax: Any, rows: Sequence[dict[str, Any]], seeds: int) -> None:
+    """Draw Fig. 6: test error over the radius for each kind of perturbation; two seeds as dots."""
+    table: Any = pd.DataFrame(rows)
+    for kind, (role, style) in {"2-norm": ("sam", "s-"), "max-norm": ("adam", "v--"), "random": ("sgd", "o-.")}.items():
+        own = table[table["kind"] == kind]
+        part = own.groupby("rho")["test_error"].agg(["mean", "sem", "count"])
+        half = t95(part["count"]) * part["sem"] if seeds > 2 else None
+        ax.errorbar(part.index, part["mean"], half, fmt=style, color=COLOURS[role], capsize=3, label=kind)
+        if seeds < 3:
+            ax.plot(own["rho"], own["test_error"], ".", color=COLOURS[role], alpha=0.6)
+    none = table.loc[table["kind"] == "none", "test_error"]
+    ax.axhline(none.mean(), color="0.4", ls=":", label="no perturbation (SGD)")
+    ax.set(xscale="log", xlabel="radius $\\rho$", ylabel="test error (%)")
+    spread = f"95 % interval, n = {seeds}" if seeds > 2 else f"dots: the {seeds} seeds"
+    ax.legend(fontsize=9, title=f"mean, {spread}", title_fontsize=9)
