@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sharpnb import optim
 from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
+from sharpnb.lab.figures import COLOURS, MARKERS
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
 from sharpnb.lab.studies import comparison
@@ -349,3 +350,18 @@ def train_on(study: Study, nb: Notebook, work: Work | None = None) -> pd.DataFra
              go("WSAM", {"rule": "wsam", **rho}, "gamma", VIT_GAMMAS)]
     columns = ["method", "trial", "rho", "seed", "val_error", "test_error", "train_loss"]
     return pd.concat([start, *going], ignore_index=True)[columns]
+
+
+def draw_errors(ax: Any, final: pd.DataFrame, noise: float) -> None:
+    """Draw the tuned methods' test error for one noise, the best on top: the mean large, the seeds small."""
+    done = final[(final["noise"] == noise) & (final["length"] == 1.0)]
+    means = done.groupby("method")["test_error"].mean().sort_values()
+    for height, method in enumerate(means.index):
+        kind = "wsam" if "WSAM" in str(method) else "sam"
+        role = "sgd" if str(method).startswith("SGD") else "adam" if method == "Adam" else kind
+        ax.plot(means[method], height, MARKERS[role], color=COLOURS[role], ms=7)
+        seeds = done[done["method"] == method]["test_error"]
+        ax.plot(seeds, [height] * len(seeds), "|", color=COLOURS[role], ms=8)
+    ax.set_yticks(range(len(means)), means.index)
+    ax.invert_yaxis()
+    ax.set(xlabel="test error (%)", title=f"{noise:.0%} wrong labels, n = {done['seed'].nunique()}")
