@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from sharpnb.lab import families, models
 from sharpnb.lab.augment import Augment, AutoAugment, Cutout, composed, shift_and_flip
 from sharpnb.lab.claims import t95
 from sharpnb.lab.data import _TORCHVISION, Data, load_data
+from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.rows import Batch, Rows, Rule
 from sharpnb.lab.studies import sam_minima_published as published
@@ -283,3 +285,33 @@ def summary(entries: Sequence[Entry]) -> list[dict[str, Any]]:
         reduction = 100 * gains(mine, model, name) / errors(mine, model, name, "SGD").mean()
         rows.append(row | {"reduction": reduction.mean(), "reduction ±": half_width(reduction)})
     return rows
+
+
+def draw_minima(figure: Any, minima: dict[str, list[Entry]]) -> pd.DataFrame:
+    """Draw Fig. 1, middle and right, and each seed's rise beside it; return the numbers.
+
+    ``minima`` are the entries of each method, a seed each, with surfaces; two seeds have no interval.
+    """
+    grid = figure.add_gridspec(1, 3, width_ratios=(1, 1, 0.75))
+    cap = max(float(np.max(found[0]["values"])) for found in minima.values())
+    drawn: list[tuple[Any, ...]] = []
+    for k, (method, found) in enumerate(minima.items()):
+        ax = figure.add_subplot(grid[k], projection="3d")
+        x, values = np.asarray(found[0]["x"]), np.asarray(found[0]["values"])
+        ax.plot_surface(*np.meshgrid(x, x), values, cmap="viridis", vmin=0, vmax=cap, linewidth=0, rcount=60, ccount=60)
+        ax.set(title=f"{method}: training loss (nats)\nrise {found[0]['rise']:.2f}", zlim=(0, cap),
+               xlabel="x (filter norms)", ylabel="y (filter norms)")
+        ax.view_init(28, -60)
+        drawn += [(method, 0, a, b, values[j, i]) for j, b in enumerate(x) for i, a in enumerate(x)]
+    ax = figure.add_subplot(grid[2])
+    pairs = np.array([[entry["rise"] for entry in found] for found in minima.values()])
+    ax.plot([0, 1], pairs, "o-", color="0.6", lw=0.9, ms=4)
+    n = pairs.shape[1]
+    half, said = ([half_width(row) for row in pairs], f"mean, 95 % interval, n = {n}") if n > 2 else (None, "mean")
+    ax.errorbar([0, 1], pairs.mean(1), half, fmt="s", ms=7, capsize=4, color=COLOURS["sam"], label=said)
+    ax.set_xticks([0, 1], list(minima))
+    ax.set(xlim=(-0.4, 1.4), ylim=(0, None), ylabel="rise within one filter norm (nats)", title="each seed")
+    ax.legend(fontsize=8, loc="lower left")
+    drawn += [(method, seed, None, None, value) for method, row in zip(minima, pairs, strict=True)
+              for seed, value in enumerate(row)]
+    return pd.DataFrame(drawn, columns=["method", "seed", "x", "y", "loss or rise"])

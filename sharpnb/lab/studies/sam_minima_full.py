@@ -247,6 +247,16 @@ def run_full(nb: Notebook, only: str = "") -> list[Entry]:
     return [entry for cell in scale.cells if only in cell.name for entry in run_cell(nb, scale, cell)]
 
 
+def full_entries(nb: Notebook, data: str, model: str, name: str) -> list[Entry]:
+    """Return the entries of a cell's committed full record, none where it is not there or made with other settings."""
+    scale = full()
+    for cell in scale.cells:
+        if (cell.data, cell.model, cell.augmentation) == (data, model, name):
+            values = nb.full_record(cell.name)
+            return values["entries"] if values and _complete(values, scale, cell) else []
+    return []
+
+
 def full_gains(nb: Notebook, data: str, model: str, *, untuned: bool = False) -> list[float] | None:
     """Return SGD's error less SAM's from the committed full records of a row, or None until all its cells are there.
 
@@ -255,10 +265,10 @@ def full_gains(nb: Notebook, data: str, model: str, *, untuned: bool = False) ->
     scale = full()
     rows = []
     for cell in (cell for cell in scale.cells if (cell.data, cell.model) == (data, model)):
-        values = nb.full_record(cell.name)
-        if values is None or not _complete(values, scale, cell):
+        entries = full_entries(nb, data, model, cell.augmentation)
+        if not entries:
             return None
-        rows.append(gains(values["entries"], model, cell.augmentation, 0.05 if untuned else cell.rho))
+        rows.append(gains(entries, model, cell.augmentation, 0.05 if untuned else cell.rho))
     return np.mean(rows, axis=0).tolist() if rows else None
 
 
