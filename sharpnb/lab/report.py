@@ -37,6 +37,14 @@ td,th{padding:.25rem .6rem;border-bottom:1px solid color-mix(in srgb,currentColo
 thead th{text-align:left}input{font:inherit;padding:.2rem .4rem}a{color:light-dark(#0b5cad,#8ab4f8)}"""
 
 
+SCALES = (
+    "*quick*: small nets on 8x8 digits, most of them trained until they fit. *full*: small ResNets on CIFAR-10, cut to "
+    "minutes of a GPU, 5 to 24 epochs and two or three seeds. Those nets still underfit, where whatever holds the "
+    "weights back costs accuracy: what is contradicted there is the claim at that length of training, not at the "
+    "papers'."
+)
+
+
 def page() -> str:
     """Return ``REPORT.md``: counts by verdict, every figure and table, every claim, the brief's rows, the origins.
 
@@ -51,7 +59,7 @@ def page() -> str:
         "`data/records`; edits by hand are lost.", "",
         scoreboard.head(board), "",
         "The verdicts follow by the rule in [sharpnb/lab/claims.py](sharpnb/lab/claims.py). *Contradicted* is a result "
-        "like the others: it says that this protocol, at this scale, measured the opposite.", "",
+        "like the others: it says that this protocol, at this scale, measured the opposite.", "", SCALES, "",
     ]
     if known:
         parts += ["## Figures and tables of the papers", "",
@@ -92,7 +100,7 @@ def with_head(readme: str) -> str:
     known = papers.items(board)
     shown = sum(item.state == "shown" for item in known)
     line = (f"\n\n{shown} of the papers' {len(known)} figures and tables are shown, at the scale that each claim "
-            "names; the others stand with the reason.")
+            f"names; the others stand with the reason. {SCALES}")
     return f"{before}{opening}\n{scoreboard.head(board)}{line if known else ''}\n{closing}{after}"
 
 

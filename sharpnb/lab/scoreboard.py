@@ -86,9 +86,14 @@ def counts(table: Sequence[Row]) -> dict[str, int]:
 
 
 def head(table: Sequence[Row]) -> str:
-    """Return how many claims have each verdict, as Markdown."""
-    total = [f"| {SYMBOLS[verdict]} {verdict} | {number} |" for verdict, number in counts(table).items()]
-    return "\n".join(["| verdict | claims |", "|:--|--:|", *total, f"| all | {len(table)} |"])
+    """Return how many claims have each verdict, in each profile and in all, as Markdown."""
+    profiles = {name: counts([row for row in table if row.profile == name])
+                for name in ("quick", "full") if any(row.profile == name for row in table)}
+    columns = [*profiles.values(), counts(table)]
+    total = [line(f"{SYMBOLS[verdict]} {verdict}", *(str(column[verdict]) for column in columns))
+             for verdict in columns[-1]]
+    return "\n".join([line("verdict", *profiles, "claims"), "|:--|" + "--:|" * len(columns), *total,
+                      line("all", *(str(sum(column.values())) for column in columns))])
 
 
 def as_markdown(table: Sequence[Row], notebooks: str = "notebooks/") -> str:
