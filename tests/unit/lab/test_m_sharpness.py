@@ -51,3 +51,13 @@ def test_the_study_runs_at_the_size_of_a_test_and_ranks_what_it_should():
     planted = [row | {"sharpness_4": row["gap"], "sharpness_16": -row["gap"]} for row in family]
     for row in study.predictive(s, planted):
         assert row["tau"] == pytest.approx(1.0 if row["m"] == 4 else -1.0)
+
+
+def test_the_change_against_sgd_is_paired_by_seed():
+    rows = [{"noise": 0.0, "m": 16, "rho": 0.0, "seed": seed, "test_error": 10.0 + seed} for seed in range(3)]
+    rows += [{"noise": 0.0, "m": m, "rho": 0.1, "seed": seed, "test_error": 10.0 + seed + shift + seed * m / 16}
+             for m, shift in ((4, -2.0), (16, 1.0)) for seed in range(3)]
+    found = study.against_sgd(rows, study.QUICK)
+    assert found.loc[(0.0, 4, 0.1), "mean"] == pytest.approx(-1.75)
+    assert found.loc[(0.0, 16, 0.1), "mean"] == pytest.approx(2.0)
+    assert found.loc[(0.0, 16, 0.1), "sem"] == pytest.approx(1 / 3**0.5)

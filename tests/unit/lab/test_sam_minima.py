@@ -151,3 +151,17 @@ def test_a_pool_has_variants_of_each_image_in_order():
     many = study.pooled(data, "Cutout", copies=3)
     assert many.train_x.shape == (21, 1, 8, 8) and torch.equal(many.train_y, data.train_y.repeat(3))
     assert not torch.equal(many.train_x[:7], many.train_x[7:14])
+
+
+def test_a_full_record_of_other_settings_is_no_answer(tmp_path, monkeypatch):
+    cell = full_study.full().cells[0]
+    committed = Record.find("02_sam_minima", cell.name, "full")
+    nb = lab.start("02_sam_minima", profile="quick", device="cpu")
+    where = (cell.data, cell.model, cell.augmentation)
+    assert committed and full_study.full_entries(nb, *where) == committed.values["entries"]
+    assert len(full_study.full_gains(nb, cell.data, cell.model)) == full_study.full().seeds
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    for values in ({**committed.values, "settings": "others"}, {**committed.values, "entries": []}):
+        Record("02_sam_minima", cell.name, "full", values, 5e-2, 0.5, committed.provenance).save()
+        assert full_study.full_entries(nb, *where) == []
+        assert full_study.full_gains(nb, cell.data, cell.model) is None
