@@ -90,11 +90,16 @@ class BatchedNet:
         if self._chain:  # of linear layers
             with torch.no_grad():
                 return self._chain.gradient_and_logits(w, x, y)
-        half = torch.autocast(x.device.type, torch.bfloat16) if bf16 else nullcontext()
-        with torch.enable_grad(), half:
+        with torch.enable_grad(), _autocast(x, bf16):
             w = w.detach().requires_grad_()
             logits = self(w, x)
             return torch.autograd.grad(losses(logits, y).sum(), w)[0], logits.detach()
+
+    @torch.no_grad()
+    def losses(self, w: Tensor, x: Tensor, y: Tensor, bf16: bool = False) -> Tensor:
+        """Return each image's cross-entropy, (K, B), by the forward pass of :meth:`gradient`, in its precision."""
+        with _autocast(x, bf16):
+            return cross_entropy(self(w, x), y)
 
     @torch.no_grad()
     def statistics(self, w: Tensor, chunks: Iterable[Tensor]) -> Statistics:
@@ -144,6 +149,10 @@ class BatchedNet:
 
 
 @torch.no_grad()
+def _autocast(x: Tensor, bf16: bool) -> Any:
+    return torch.autocast(x.device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
 def _alone(model: nn.Module, row: Tensor, x: Tensor) -> Tensor:
     nn.utils.vector_to_parameters(row, model.parameters())
     return model(x)

@@ -176,6 +176,7 @@ class _Group:
         nets = [model(config["seed"]) for config in configs]
         self.net = batched_forward(nets[0].to(device, dtype))
         self.gradient = Captured(functools.partial(self.net.gradient_and_logits, bf16=bf16), memory)
+        self.bf16 = bf16
         flat = [nn.utils.parameters_to_vector(net.parameters()).detach() for net in nets]
         self.w = torch.stack([row.to(device, dtype) for row in flat])  # (K, n)
         self.state: rules.State = None
@@ -197,7 +198,7 @@ class _Group:
             x, y = (part.unflatten(1, (self.shards, -1)).flatten(0, 1) for part in (x, y))
         hyper = self.hyper | self.clocks.at(step, self.w)
         hyper |= self._of_this_step(step, hyper)
-        gradients = _Gradients(self.net, self.gradient, x, y)
+        gradients = _Gradients(self.net, self.gradient, x, y, self.bf16)
         rule = in_shards(self.rule, self.shards) if self.shards > 1 else self.rule
         if self.rule_name == "esam":
             self.w, self.state = rule(self.w, gradients, losses=gradients.losses, state=self.state, **hyper)
@@ -247,8 +248,10 @@ class _Group:
 class _Gradients:
     """The mean loss's gradient of each row on one batch, as a function of rows; ``rows`` picks images (for ESAM)."""
 
-    def __init__(self, net: BatchedNet, gradient: Callable[..., Any], x: Tensor, y: Tensor) -> None:
-        self.net, self.gradient, self.x, self.y = net, gradient, x, y
+    def __init__(
+        self, net: BatchedNet, gradient: Callable[..., Any], x: Tensor, y: Tensor, bf16: bool = False
+    ) -> None:
+        self.net, self.gradient, self.x, self.y, self.bf16 = net, gradient, x, y, bf16
         self.last: tuple[Tensor | None, Tensor | None] = None, None  # weights, and the batch's logits there
 
     def __call__(self, w: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -265,7 +268,9 @@ class _Gradients:
     def losses(self, w: Tensor) -> Tensor:
         """Return the loss of each image, (K, B); where the gradient was just asked for, by its forward pass."""
         at, logits = self.last
-        return cross_entropy(logits if logits is not None and w is at else self.net(w, self.x), self.y)
+        if logits is not None and w is at:
+            return cross_entropy(logits, self.y)
+        return self.net.losses(w, self.x, self.y, self.bf16)
 
 
 def _gather(groups: list[_Group], rows: list[Tensor]) -> Tensor:

@@ -338,3 +338,15 @@ def test_the_losses_are_those_of_the_weights_asked_for_wherever_the_gradient_was
     assert torch.equal(used.losses(w), here) and torch.equal(used.losses(1.5 * w), there)
     used(1.5 * w, torch.tensor([[0, 2], [1, 3]]))  # the gradient of some images leaves no losses of all
     assert torch.equal(used.losses(w), here) and not torch.equal(here, there)
+
+
+def test_the_losses_have_the_gradients_precision_wherever_they_come_from():
+    """ESAM ranks images by their difference, in which bfloat16 against float32 would be noise."""
+    x, y = DATA.train_x[:8].view(2, 4, 1, 8, 8), DATA.train_y[:8].view(2, 4)
+    w = torch.stack([_flat(models.cnn(2, seed=seed)) for seed in (0, 1)])
+    net = many.batched_forward(models.cnn(2, seed=0))
+    asked = many._Gradients(net, functools.partial(net.gradient_and_logits, bf16=True), x, y, bf16=True)
+    asked(w)
+    by_the_gradient, anew = asked.losses(w), asked.losses(w.clone())
+    exact = many._Gradients(net, net.gradient_and_logits, x, y).losses(w)
+    assert torch.equal(by_the_gradient, anew) and not torch.equal(anew, exact)
