@@ -38,10 +38,9 @@ thead th{text-align:left}input{font:inherit;padding:.2rem .4rem}a{color:light-da
 
 
 SCALES = (
-    "*quick*: small nets on 8x8 digits, most of them trained until they fit. *full*: small ResNets on CIFAR-10, cut to "
-    "minutes of a GPU, 5 to 24 epochs and two or three seeds. Those nets still underfit, where whatever holds the "
-    "weights back costs accuracy: what is contradicted there is the claim at that length of training, not at the "
-    "papers'."
+    "*quick*: small nets on 8x8 digits. *full*: small ResNets on CIFAR-10, cut to minutes of a GPU, 5 to 24 epochs and "
+    "two or three seeds. Most of those nets still underfit, where whatever holds the weights back costs accuracy: what "
+    "is contradicted there is the claim at that length of training, not at the papers'."
 )
 
 
