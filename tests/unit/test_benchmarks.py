@@ -55,5 +55,9 @@ def test_the_gpu_page_says_what_was_not_measured():
             "training": [{"net": "net", "batch": 8, "graph_ms": 3.0, "flops": 1e9, "bytes": 2e9}]}
     text = gpu.page(kept)
     assert "| net | 8 | not measured | 3.00 | 2.00 | 1.5 |" in text
-    assert text.endswith("Not measured yet: sam, sweep, together.\n") and "Not measured" not in gpu.page(
-        kept | {"sam": [], "sweep": [], "together": []})
+    assert text.endswith("Not measured yet: sam, sweep, repeats, together.\n")
+    row = {"how": "a loop", "members": 1, "first_s": 1.0, "ms": 2.0}
+    whole = gpu.page(kept | {"sam": [], "sweep": [row], gpu.WITHOUT: [row | {"ms": 1.0}], "together": [],
+                             "repeats": [{"errors": [1.0, 1.5], "apart": 0.25}]})
+    assert "Not measured" not in whole and "from 1.00 to 1.50 %, and their weights lie 0.2 of their norm" in whole
+    assert "| a loop, without search | 1 | 1.0 | 1.00 | 128 | 2.0 |  |" in whole
