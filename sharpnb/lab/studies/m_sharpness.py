@@ -153,7 +153,7 @@ def family(s: Settings, nb: Notebook, work: Work | None = None) -> list[Row]:
 
 def _of_one_width(s: Settings, nb: Notebook, width: int, batch_size: int) -> dict[str, Any]:
     rest = list(product(s.family["lr"], s.family["weight_decay"], range(s.seeds)))
-    sets = [split(s.data, s.train_size, seed, s.dtype) for _, _, seed in rest]
+    sets = [nb.uses(split(s.data, s.train_size, seed, s.dtype)) for _, _, seed in rest]
     configs = [{"rule": "sgd", "lr": lr, "weight_decay": decay, "momentum": s.momentum, "seed": seed}
                for lr, decay, seed in rest]
     model = partial(s.model, width)
