@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import _global_forward_pre_hooks
 from torch.utils.hooks import RemovableHandle
 
 from sharpnb.optim import foreach
@@ -35,23 +35,21 @@ class FrozenStatistics:
         self._ran: set[nn.Module] = set()  # in the last step's perturbed passes: most likely in the next ones
         self._kept: set[nn.Module] = set()
         self._copies: list[tuple[list[Tensor], list[Tensor]]] = []
-        self._hook: RemovableHandle | None = None
+        self._hook = RemovableHandle(_global_forward_pre_hooks)  # its number for every step, which need not build one
 
     def start(self) -> None:
         """Begin to remember; a second call changes nothing."""
         if self.model is not None:
             self._keep(self.model.modules())
-        elif self._hook is None:
+        elif self._hook.id not in _global_forward_pre_hooks:
             if self._ran:
                 self._keep(self._ran)
                 self._ran = set()
-            self._hook = register_module_forward_pre_hook(self._remember)
+            _global_forward_pre_hooks[self._hook.id] = self._remember
 
     def stop(self) -> None:
         """Put everything back. Call it after the backward pass, which still compares the buffers' versions."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        self._hook.remove()
         if self._copies:
             with torch.no_grad():
                 for buffers, copies in self._copies:

@@ -20,12 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sharpnb.optim import distributed, foreach
 from sharpnb.optim.foreach import Bucket
 from sharpnb.optim.passes import FrozenStatistics, RandomNumbers, SameGroups
-from sharpnb.optim.wrapper import WrappingOptimizer
+from sharpnb.optim.wrapper import WrappingOptimizer, unobserved
 
 Closure = Callable[..., Any]
 _NOTHING = nullcontext()
@@ -153,7 +152,7 @@ class SharpnessAware(WrappingOptimizer):
             RuntimeError: without a closure and without a ``first_step``; with a closure in the middle of a step.
             ValueError: if the list of closures is empty.
         """
-        return (self._step if self._unobserved() else self._step_observed)(closure, scaler=scaler)
+        return (self._step if unobserved(self) else self._step_observed)(closure, scaler=scaler)
 
     step.hooked = True  # type: ignore[attr-defined] # PyTorch's wrapper, put on only where somebody looks
 
@@ -230,8 +229,12 @@ class SharpnessAware(WrappingOptimizer):
             raise RuntimeError(f"{type(self).__name__}.first_step: {reason}, which needs step(closure).")
         self._begin("first_step()")
         self._unscale(scaler)
-        with torch.no_grad():
+        before = torch.is_grad_enabled()
+        _set_grad_enabled(False)
+        try:
             first = self._climb()
+        finally:
+            _set_grad_enabled(before)
         self._first = first if zero_grad else {p: g.clone() for p, g in first.items()}  # the next pass may add to them
         self._statistics.start()
         if zero_grad:
@@ -371,7 +374,7 @@ class SharpnessAware(WrappingOptimizer):
         scaled = bool(self._proxies) or hasattr(self, "found_inf")  # a GradScaler skips a bad step anyway
         if (self.skip_nonfinite or scaled) and not self._all_finite():
             return
-        self.base_optimizer.step()
+        self._step_base()
         self._past_base(self._after)
         self._after = {}
 
@@ -388,11 +391,6 @@ class SharpnessAware(WrappingOptimizer):
         if not fine:
             self._flags.clear()
         return fine
-
-    def _unobserved(self) -> bool:
-        """Return whether no hook and no profiler wants to know about steps."""
-        return not (self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or _global_optimizer_pre_hooks
-                    or _global_optimizer_post_hooks or torch.autograd._profiler_enabled())
 
     def _local(self) -> bool:
         """Return whether each rank perturbs on its own shard."""

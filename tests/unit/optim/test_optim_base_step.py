@@ -1,0 +1,136 @@
+"""The base's step is made past PyTorch's wrappers only where these have nothing to do, and nothing of the base's is."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import _use_grad_for_differentiable, register_optimizer_step_pre_hook
+
+from sharpnb.optim import SAM, SGDW
+from sharpnb.optim.wrapper import _OBSERVING, _SETTING_GRAD
+
+
+def _stepped(base: type[torch.optim.Optimizer], prepare: Any = None, **kwargs: Any) -> tuple[Tensor, SAM]:
+    """Return the weights after one step of SAM over a base, and the optimizer."""
+    w = nn.Parameter(torch.tensor([3.0, -4.0], dtype=torch.float64))
+    optimizer = SAM([w], base, rho=0.5, lr=0.1, **kwargs)
+    if prepare is not None:
+        prepare(optimizer.base_optimizer)
+
+    def closure() -> Tensor:
+        loss = (w**2).sum() / 2
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return w.detach(), optimizer
+
+
+PLAIN = torch.tensor([3.0 - 0.1 * 3.3, -4.0 + 0.1 * 4.4], dtype=torch.float64)  # the gradient at w is w, of length 5
+
+
+def _hands_double(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad.mul_(2)
+
+
+def test_pytorch_wraps_the_steps_of_its_optimizers_as_it_did() -> None:
+    """Were this to change, every step would take the longer way, and nothing else would tell."""
+    for base in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, SGDW):
+        step: Any = type(base([nn.Parameter(torch.ones(1))], lr=0.1)).step  # a class is wrapped at its first instance
+        assert step.__code__ is _OBSERVING
+        assert (step.__wrapped__.__code__ is _SETTING_GRAD) == (base is not SGDW)
+
+
+@pytest.mark.parametrize("base", [torch.optim.SGD, SGDW])
+def test_an_unobserved_step_is_the_step(base: Any) -> None:
+    with mock.patch("torch.autograd.profiler.record_function", side_effect=AssertionError("the wrapper ran")):
+        after, _ = _stepped(base)
+    assert torch.allclose(after, PLAIN, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("where", ["own", "global"])
+def test_a_hook_before_the_base_acts(where: str) -> None:
+    if where == "own":
+        after, _ = _stepped(torch.optim.SGD, lambda base: base.register_step_pre_hook(_hands_double))
+    else:
+        handle = register_optimizer_step_pre_hook(
+            lambda o, *_: _hands_double(o) if isinstance(o, torch.optim.SGD) else None)
+        try:
+            after, _ = _stepped(torch.optim.SGD)
+        finally:
+            handle.remove()
+    assert torch.allclose(after, PLAIN * 2 - torch.tensor([3.0, -4.0]), rtol=0, atol=1e-15)
+
+
+torch.optim.SGD([nn.Parameter(torch.ones(1))])  # its first instance, which marks the step of the class as wrapped
+
+
+class _Announced(torch.optim.SGD):
+    """Its step bears the marks of PyTorch's wrapped one, for ``functools.wraps`` copies them."""
+
+    @functools.wraps(torch.optim.SGD.step)
+    def step(self, closure: Any = None) -> Any:
+        _hands_double(self)
+        return super().step(closure)
+
+
+class _Overriding(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:
+        _hands_double(self)
+        return super().step(closure)
+
+
+class _NoGrad(torch.optim.SGD):
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        _hands_double(self)
+        return super().step(closure)
+
+
+def _wrapped_on_the_instance(base: Any) -> None:
+    plain = base.step
+
+    def step(*args: Any) -> Any:
+        _hands_double(base)
+        return plain(*args)
+
+    base.step = step
+
+
+@pytest.mark.parametrize(("base", "prepare"), [
+    (_Announced, None), (_Overriding, None), (_NoGrad, None), (torch.optim.SGD, _wrapped_on_the_instance),
+])  # fmt: skip
+def test_whatever_a_user_put_around_the_step_runs(base: Any, prepare: Any) -> None:
+    after, _ = _stepped(base, prepare)
+    assert torch.allclose(after, PLAIN * 2 - torch.tensor([3.0, -4.0]), rtol=0, atol=1e-15)
+
+
+def test_a_class_patched_later_runs_as_patched() -> None:
+    with mock.patch.object(torch.optim.SGD, "step", autospec=True) as step:
+        after, optimizer = _stepped(torch.optim.SGD)
+    step.assert_called_once_with(optimizer.base_optimizer)
+    assert after.tolist() == [3.0, -4.0]
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_the_base_sees_the_gradient_mode_that_it_asked_for(differentiable: bool) -> None:
+    seen: list[bool] = []
+
+    class Asking(torch.optim.SGD):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.defaults["differentiable"] = differentiable
+
+        @_use_grad_for_differentiable
+        def step(self, closure: Any = None) -> None:
+            seen.append(torch.is_grad_enabled())
+
+    _stepped(Asking)
+    assert seen == [differentiable]
