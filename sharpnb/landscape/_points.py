@@ -19,7 +19,7 @@ from sharpnb.memory import keep_freed_memory
 # to keep a GPU busy. Samples a forward pass at least and, for small nets, at most.
 _AT_ONCE = {"cpu": 2**19, "cuda": 2**26}
 _SAMPLES = {"cpu": (250, 1000), "cuda": (2048, 2048)}
-_WINDOWED = 2**17  # numbers in the images that convolutions as matrix products read: so that two layers fit the cache
+_WINDOWED = 3 * 2**16  # numbers in the images that convolutions as matrix products read: more, and caches overflow
 
 
 class Points:

@@ -73,6 +73,7 @@ class Stacked:
         self.normalises = any(isinstance(layer, nn.BatchNorm1d) for layer in layers)
         self.windowed = type(self.first) is nn.Conv2d and fits(self.after) and vectors.device.type == "cpu"
         self.programs: dict[tuple[int, ...], Windowed] = {}  # one for each size of batch
+        self.placed: tuple[Sequence[tuple[float, float]], list[list[tuple[Tensor, ...]]]] = [], []
 
     def prepare(self, x: Tensor) -> Tensor:
         """Return the first layer's three terms for a batch (B, …): features or images as in the module's shapes."""
@@ -88,14 +89,14 @@ class Stacked:
         self, prepared: Tensor, xy: Sequence[tuple[float, float]], statistics: Sequence[Moments] = ()
     ) -> Tensor:
         """Return the outputs (P, B, …) at the points; ``statistics`` are those of the renewed layers, in order."""
+        if self.windowed:
+            return self._by_windows(prepared, xy).mT
         weights = self._weights(xy)
         if prepared.dim() == 3:
             x, given = torch.stack(list(_mixed(prepared, xy))), iter(statistics)
             for layer, own in zip(self.after, weights, strict=True):
                 x = _all(layer, x, own, next(given) if layer in self.renewed else None)
             return x.mT
-        if self.windowed:
-            return self._by_windows(prepared, xy, weights).mT
         outputs = []
         for p, x in enumerate(_mixed(prepared, xy)):
             for layer, own in zip(self.after, weights, strict=True):
@@ -135,27 +136,32 @@ class Stacked:
         flat = (self.later.new_tensor([(1.0, x, y) for x, y in xy]) @ self.later).split(self.counts, dim=1)
         return [_shaped(layer, rows) for layer, rows in zip(self.after, flat, strict=True)]
 
-    def _by_windows(self, prepared: Tensor, xy: Sequence[tuple[float, float]], weights: list[list[Tensor]]) -> Tensor:
+    def _by_windows(self, prepared: Tensor, xy: Sequence[tuple[float, float]]) -> Tensor:
         shape = tuple(prepared.shape[1:])
         if shape not in self.programs:
             self.programs[shape] = Windowed(self.after, prepared[0].clone())
         program = self.programs[shape]
-        arranged = [[rows.unbind() for rows in own] for own in program.arranged(weights)]
-        return torch.stack([program(x, [[rows[p] for rows in own] for own in arranged])
-                            for p, x in enumerate(_mixed(prepared, xy))])
+        if self.placed[0] != xy:  # the next batch asks for the same points
+            self.placed = xy, [[rows.unbind() for rows in own] for own in program.arranged(self._weights(xy))]
+        mixed = _mixed(program.laid_out(prepared), xy, program.entry)
+        return torch.stack([program(x, [[rows[p] for rows in own] for own in self.placed[1]])
+                            for p, x in enumerate(mixed)])
 
     def size_of_a_point(self, prepared: Tensor) -> int:
         """Return how many numbers each point of a call holds: its weights, and features (images come one by one)."""
         return self.later.shape[1] + (prepared[0].numel() if prepared.dim() == 3 else 0)
 
 
-def _mixed(prepared: Tensor, xy: Sequence[tuple[float, float]]) -> Iterator[Tensor]:
-    """Yield the mixture (…) of the three terms (3, …) at each point; those of one row share what depends on y."""
+def _mixed(prepared: Tensor, xy: Sequence[tuple[float, float]], out: Tensor | None = None) -> Iterator[Tensor]:
+    """Yield the mixture (…) of the three terms (3, …) at each point; those of one row share what depends on y.
+
+    Each lies in memory of its own, or, one after another, in ``out``.
+    """
     row, base = None, prepared[0]
     for x, y in xy:
         if y != row:
             row, base = y, torch.add(prepared[0], prepared[2], alpha=y)
-        yield torch.add(base, prepared[1], alpha=x)
+        yield torch.add(base, prepared[1], alpha=x, out=out)
 
 
 def _count(layer: nn.Module) -> int:
