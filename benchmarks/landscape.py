@@ -32,6 +32,8 @@ CASES: dict[str, tuple[Callable[[], nn.Sequential], float]] = {  # net, the desi
     "MLP 64-64-10": (lambda: models.mlp((64, 64, 10)), 5.0),
     "CNN, width 8": (lambda: models.cnn(8), 3.5),
     "CNN, 3 convolutions": (lambda: _deeper(), 3.5),
+    "CNN, 2 pools": (lambda: _pooled(norm=False), 3.5),
+    "CNN, 2 pools, BatchNorm": (lambda: _pooled(norm=True), 3.5),
 }
 
 
@@ -41,6 +43,15 @@ def _deeper() -> nn.Sequential:
         nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
         nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10),
     )
+
+
+def _pooled(norm: bool) -> nn.Sequential:
+    """1-8-24 channels, a pool after each convolution, 2.8 thousand weights."""
+    layers: list[nn.Module] = []
+    for a, b in ((1, 8), (8, 24)):
+        norms = [nn.BatchNorm2d(b)] if norm else []
+        layers += [nn.Conv2d(a, b, 3, padding=1, bias=not norm), *norms, nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(96, 10))
 
 
 @torch.no_grad()

@@ -16,9 +16,10 @@ from sharpnb.landscape.plane import Plane
 from sharpnb.memory import keep_freed_memory
 
 # Numbers that a group of points, or a layer's output, may hold at a time: about what a core's cache takes, and enough
-# to keep a GPU busy. Samples a forward pass at least and, for small nets, at most.
+# to keep a GPU busy. Samples a forward pass at least and, for small nets, at most; of images a CPU takes fewer.
 _AT_ONCE = {"cpu": 2**19, "cuda": 2**26}
 _SAMPLES = {"cpu": (250, 1000), "cuda": (2048, 2048)}
+_IMAGES = 16
 _WINDOWED = 3 * 2**16  # numbers in the images that convolutions as matrix products read: more, and caches overflow
 
 
@@ -53,7 +54,7 @@ class Points:
         self.bn_data = list(bn_data) if isinstance(bn_data, Iterator) else bn_data
         layers = chain(model)
         self.stacked = self._stacked(model, layers) if layers else None
-        self.at_once = 128 if self.stacked else 1
+        self.at_once = 512 if self.stacked else 1
         self.sets = {name: _split(batches, batch_size or self._samples()) for name, batches in self.sets.items()}
         if not self.stacked:
             self._private_copy(model)
@@ -70,8 +71,7 @@ class Points:
         of_its_own = [] if self.bn_data is None else [layers.index(layer) for layer in unfrozen(model)]
         layers = list(copy.deepcopy(nn.Sequential(*layers)).eval())
         stacked = Stacked(layers, self.vectors.to(self.device, self.dtype), [layers[i] for i in of_its_own])
-        shape = self._first_outputs(stacked).dim()
-        return stacked if shape == 3 or (shape == 5 and not stacked.normalises) else None
+        return stacked if self._first_outputs(stacked).dim() == (5 if stacked.images else 3) else None
 
     @torch.inference_mode()
     def _first_outputs(self, stacked: Stacked) -> Tensor:
@@ -83,9 +83,9 @@ class Points:
         if self.stacked is None:
             return least
         numbers = self._first_outputs(self.stacked)[0].numel()
-        if self.stacked.windowed:
-            return max(16, min(most, _WINDOWED // numbers))
-        return max(least, min(most, self._limit // numbers))
+        if self.stacked.images and self.device.type == "cpu":
+            least = _IMAGES
+        return max(least, min(most, (_WINDOWED if self.stacked.windowed else self._limit) // numbers))
 
     @property
     def _limit(self) -> int:
@@ -107,8 +107,10 @@ class Points:
         """Return the renewed BatchNorm layers' statistics at the points, (P, F) each."""
         if not stacked.renewed:
             return []
-        batches = [stacked.prepare(x) for x in inputs(self.bn_data, self.device)]
-        parts = [stacked.statistics(batches, xy[part]) for part in self._groups(stacked, batches, len(xy))]
+        given = inputs(self.bn_data, self.device)
+        kept = [] if stacked.images else [stacked.prepare(x) for x in given]  # images are many numbers
+        parts = [stacked.statistics(kept or map(stacked.prepare, given), xy[part])
+                 for part in self._groups(stacked, kept or given, len(xy))]
         return [(torch.cat(means), torch.cat(variances))
                 for means, variances in (zip(*layer, strict=True) for layer in zip(*parts, strict=True))]
 

@@ -29,15 +29,15 @@ def fits(layers: Sequence[nn.Module]) -> bool:
     if kinds.count(nn.Flatten) != 1 or kinds[-1] is not nn.Linear:
         return False
     flat = kinds.index(nn.Flatten)
-    return nn.Linear not in kinds[:flat] and nn.Conv2d not in kinds[flat:] and all(map(_keeps_columns, layers))
+    return nn.Linear not in kinds[:flat] and nn.Conv2d not in kinds[flat:] and all(map(_is_known, layers))
 
 
-def _keeps_columns(layer: Any) -> bool:
+def _is_known(layer: Any) -> bool:
     if type(layer) is nn.Conv2d:
         return layer.dilation == (1, 1) and not isinstance(layer.padding, str)
     if type(layer) is nn.AdaptiveAvgPool2d:
         return layer.output_size in (1, (1, 1))
-    return type(layer) not in (nn.AvgPool2d, nn.MaxPool2d)
+    return type(layer) not in (nn.AvgPool2d, nn.MaxPool2d, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def samples_last(images: Tensor) -> Tensor:

@@ -25,9 +25,13 @@ CHAINS = {
         nn.Conv2d(1, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 4, (3, 2), (1, 2), (0, 1), bias=False), nn.Conv2d(4, 5, 1),
         nn.ReLU(), nn.Flatten(), nn.ReLU(), nn.Linear(150, 7), nn.ReLU(), nn.Linear(7, 10)),
     "flattened": lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.5), nn.Linear(27, 10, bias=False)),
+    "cnn with BatchNorm": lambda: models.cnn(4, norm=True),
+    "pools": lambda: nn.Sequential(
+        nn.Conv2d(1, 5, 3, dilation=2, padding=2), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(5, 6, (3, 1), padding="same"),
+        nn.GELU(), nn.AvgPool2d(2), nn.Flatten(), nn.BatchNorm1d(24), nn.Linear(24, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Linear(12, 10)),
 }
 OTHERS = {
-    "residual": lambda: models.resnet(8, width=4, channels=1, norm=False), "with BatchNorm": lambda: models.cnn(4, norm=True),
+    "residual": lambda: models.resnet(8, width=4, channels=1, norm=False),
     "grouped": lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(64, 10)),
 }
 
@@ -50,8 +54,15 @@ def one_by_one(model: nn.Module, plane: Plane, x: np.ndarray, y: np.ndarray, bn:
     return found
 
 
+@pytest.fixture(params=["AVX2", "AVX512"])
+def processor(request, monkeypatch):
+    """Both ways of convolutions, whatever runs the tests."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("name", [*CHAINS, *OTHERS])
-def test_it_is_one_forward_pass_a_point(name):
+def test_it_is_one_forward_pass_a_point(name, processor):
     model = {**CHAINS, **OTHERS}[name]().double()
     plane = Plane.random(model, seed=1)
     found = surface(model, plane, (X, Y), size=(5, 4), batch_size=32)  # 32 + 32 + 6: the last batch counts as 6
@@ -62,20 +73,38 @@ def test_it_is_one_forward_pass_a_point(name):
     assert truth["loss"].std() > 1e-3
 
 
-@pytest.mark.parametrize("name, windowed", [("cnn", True), ("windows", True), ("flattened", False), ("mlp", False)])
-def test_convolutions_are_products_where_only_such_layers_follow(name, windowed):
+@pytest.mark.parametrize("name, windowed, group", [
+    ("cnn", True, 4), ("windows", True, 5), ("flattened", False, 1), ("cnn with BatchNorm", False, 4), ("pools", False, 3), ("mlp", False, 1),
+])
+def test_narrow_convolutions_are_products_or_lie_side_by_side(name, windowed, group, processor):
     model = CHAINS[name]().double()
     stacked = Points(model, Plane.random(model), (X, Y), ("loss",)).stacked
-    assert stacked is not None and stacked.windowed == windowed
+    assert stacked is not None and stacked.windowed == (windowed and processor == "AVX2")
+    assert stacked.group == (1 if stacked.windowed else group)
+
+
+def test_wide_convolutions_are_pytorchs_own(processor):
+    model = models.cnn(16)
+    stacked = Points(model, Plane.random(model), (X.float(), Y), ("loss",)).stacked
+    assert stacked is not None and not stacked.windowed and stacked.group == 1
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
-def test_in_float32_the_error_is_below_1e_6(name):
+def test_in_float32_the_error_is_below_1e_6(name, processor):
     model = CHAINS[name]()
     plane = Plane.random(model, seed=2)
     found = surface(model, plane, (X.float(), Y), ("loss",), size=7)
     truth = one_by_one(copy.deepcopy(model).double(), plane, found.x, found.y)
     assert np.abs(found.values["loss"] / truth["loss"] - 1).max() < 1e-6
+
+
+def test_outputs_that_are_images_go_to_the_loss_as_images(processor):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3)).double()
+    plane, seen = Plane.random(model), []
+    found = surface(model, plane, (X, X[:, :, 2:6, 2:6]), {"mse": lambda out, y: seen.append(out.shape) or F.mse_loss(out, y.expand_as(out))}, size=(3, 1))
+    assert set(seen) == {(70, 3, 4, 4)}
+    nn.utils.vector_to_parameters(plane.at(float(found.x[2]), float(found.y[0])), model.parameters())
+    assert found.values["mse"][0, 2] == pytest.approx(F.mse_loss(model(X), X[:, :, 2:6, 2:6].expand(-1, 3, -1, -1)).item(), rel=1e-12)
 
 
 class Coordinates(nn.Module):
@@ -118,7 +147,16 @@ def test_a_quadratic_and_its_curvature():
     assert (centre[5] - 2 * centre[4] + centre[3]) / h**2 == pytest.approx((plane.u @ a @ plane.u).item(), rel=1e-9)
 
 
-NORMALISED = {"cnn": lambda seed=0: models.cnn(4, norm=True, seed=seed), "mlp": lambda seed=0: models.mlp((64, 12, 12, 10), norm=True, seed=seed)}
+def _pools(seed=0):
+    torch.manual_seed(seed)
+    return CHAINS["pools"]()
+
+
+NORMALISED = {
+    "cnn": lambda seed=0: models.cnn(4, norm=True, seed=seed), "mlp": lambda seed=0: models.mlp((64, 12, 12, 10), norm=True, seed=seed),
+    "pools": _pools, "residual": lambda seed=0: models.resnet(8, width=4, channels=1, seed=seed),
+}
+CHAINED = ("cnn", "mlp", "pools")
 
 
 @pytest.mark.parametrize("name", NORMALISED)
@@ -127,7 +165,7 @@ def test_batchnorm_is_recomputed_at_every_point(name):
     plane, bn = Plane.through(*three), [(X[:50], None), (X[50:], None)]  # 50 + 20: each normalised by itself
     before = copy.deepcopy(model.state_dict())
     found = surface(model, plane, {"train": (X, Y)}, size=(3, 2), update_bn=iter(bn))
-    assert (Points(model, plane, (X, Y), ("loss",), bn).stacked is not None) == (name == "mlp")
+    assert (Points(model, plane, (X, Y), ("loss",), bn).stacked is not None) == (name in CHAINED)
     truth = one_by_one(model, plane, found.x, found.y, bn)
     np.testing.assert_allclose(found.values["train_loss"], truth["loss"], rtol=1e-11)
     stale = surface(model, plane, (X, Y), size=(3, 2))
@@ -135,7 +173,7 @@ def test_batchnorm_is_recomputed_at_every_point(name):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", NORMALISED)
+@pytest.mark.parametrize("name", CHAINED)
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_a_frozen_batchnorm_layer_keeps_its_statistics_at_every_point(name, frozen):
     model = NORMALISED[name]().double()
@@ -159,14 +197,6 @@ def test_statistics_of_nothing_are_an_error(name, bn, said):
     model = NORMALISED[name]().double()
     with pytest.raises(ValueError, match=said):
         surface(model, Plane.random(model), (X, Y), size=2, update_bn=bn)
-
-
-def test_batchnorm_after_a_convolution_is_not_stacked():
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(72), nn.Linear(72, 10)).double()
-    plane = Plane.random(model, seed=1)
-    found = surface(model, plane, (X, Y), size=2)
-    assert Points(model, plane, (X, Y), ("loss",)).stacked is None
-    np.testing.assert_allclose(found.values["loss"], one_by_one(model, plane, found.x, found.y)["loss"], rtol=1e-11)
 
 
 def test_several_sets_and_losses_at_once():
