@@ -74,8 +74,8 @@ def buckets(
             two = None if g_adv is None else g_adv.get(p)
             if one is None and two is None:
                 continue
-            sort = None if kind is None else kind(group, p)
-            key = (number, p.device, dtype := p.dtype, sort)
+            sort, dtype = None if kind is None else kind(group, p), p.dtype
+            key = (number, p.device, dtype, sort)
             bucket = found.get(key)
             if bucket is None:
                 bucket = found[key] = Bucket(group, kind=sort)
@@ -93,9 +93,10 @@ def dense(p: Tensor, g: Tensor | None) -> Tensor:
         return torch.zeros_like(real(p))
     if g.layout is not torch.strided:
         g = g.to_dense()
-    if g.dtype is not p.dtype:
-        g = g.to(p.dtype)
-    return real(g)
+    dtype = p.dtype
+    if g.dtype is not dtype:
+        g = g.to(dtype)
+    return real(g) if dtype.is_complex else g
 
 
 def real(t: Tensor) -> Tensor:
@@ -209,17 +210,19 @@ def squares(*families: Sequence[Tensors]) -> Tensor:
 
 def _parts(lists: Sequence[Tensors], p: float) -> list[Tensor]:
     """Return each tensor's norm, all in one dtype on one device."""
+    if len(lists) == 1:
+        return _norms(lists[0], p)
     kinds = {(tensors[0].dtype, tensors[0].device) for tensors in lists}
-    if len(kinds) == 1 and len(lists) > 1:
-        lists = [[t for tensors in lists for t in tensors]]
-    parts: list[Tensor] = []
-    for tensors in lists:
-        half = tensors[0].dtype in (torch.float16, torch.bfloat16)
-        parts += torch._foreach_norm(tensors, p, dtype=torch.float32 if half else None)
     if len(kinds) == 1:
-        return parts
+        return _norms([t for tensors in lists for t in tensors], p)
     wide = torch.float64 if any(dtype == torch.float64 for dtype, _ in kinds) else torch.float32
+    parts = [t for tensors in lists for t in _norms(tensors, p)]
     return [t.to(parts[0].device, wide, non_blocking=True) for t in parts]
+
+
+def _norms(tensors: Tensors, p: float) -> list[Tensor]:
+    half = tensors[0].dtype in (torch.float16, torch.bfloat16)
+    return list(torch._foreach_norm(tensors, p, dtype=torch.float32 if half else None))
 
 
 def projection(a: Sequence[Tensors], b: Sequence[Tensors]) -> Tensor:
