@@ -20,6 +20,7 @@ from sharpnb.memory import keep_freed_memory
 _AT_ONCE = {"cpu": 2**19, "cuda": 2**26}
 _SAMPLES = {"cpu": (250, 1000), "cuda": (2048, 2048)}
 _IMAGES = 16
+_POINTS = 512  # a call at most
 _WINDOWED = 3 * 2**16  # numbers in the images that convolutions as matrix products read: more, and caches overflow
 
 
@@ -54,7 +55,7 @@ class Points:
         self.bn_data = list(bn_data) if isinstance(bn_data, Iterator) else bn_data
         layers = chain(model)
         self.stacked = self._stacked(model, layers) if layers else None
-        self.at_once = 512 if self.stacked else 1
+        self.at_once = self._points_a_call(self.stacked) if self.stacked else 1
         self.sets = {name: _split(batches, batch_size or self._samples()) for name, batches in self.sets.items()}
         if not self.stacked:
             self._private_copy(model)
@@ -86,6 +87,12 @@ class Points:
         if self.stacked.images and self.device.type == "cpu":
             least = _IMAGES
         return max(least, min(most, (_WINDOWED if self.stacked.windowed else self._limit) // numbers))
+
+    def _points_a_call(self, stacked: Stacked) -> int:
+        """Return how many points share the first layer: many, but so few that one call takes no more than seconds."""
+        numbers = self._first_outputs(stacked)[0].numel() // stacked.group
+        samples = sum(len(x) for batches in self.sets.values() for x, _ in batches)
+        return max(16, min(_POINTS, _POINTS * self._limit // (numbers * samples)))
 
     @property
     def _limit(self) -> int:

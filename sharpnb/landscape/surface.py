@@ -77,10 +77,10 @@ def surface(
 ) -> Surface:
     """Measure losses on a grid over a plane, in evaluation mode; the model is not touched.
 
-    In chains of linear layers, convolutions and activations the first layer runs once for many points (its output is
-    affine in the coordinates) and the linear layers, with BatchNorm between them, for many points in one call; other
-    nets run one forward pass a point, with the weights written into a private copy. Everything is computed in the
-    model's type, sums over batches, weighted by their size, in float64.
+    In chains of linear layers, convolutions, pools, BatchNorm and activations the first layer runs once for many points
+    (its output is affine in the coordinates) and the others for several points in one call; other nets run one forward
+    pass a point, with the weights written into a private copy. Everything is computed in the model's type, sums over
+    batches, weighted by their size, in float64.
 
     Args:
         model: the architecture, type and device; its own weights do not matter.
@@ -95,7 +95,8 @@ def surface(
             where many points go in one call, they see the same pass over it.
             Without it a net with BatchNorm keeps the model's own statistics, and the surface is not that of the nets
             one would deploy at these points.
-        batch_size: samples a forward pass (default 250 on the CPU, up to 1,000 for small nets, 2,048 on the GPU).
+        batch_size: samples a forward pass (default on the CPU what its cache takes of a chain's first outputs, at most
+            1,000, and 250 for other nets; 2,048 on the GPU).
         checkpoint: a file; an interrupted call continues from it. The grid is filled coarse to fine.
         checkpoint_every: seconds between saves.
         progress: show a progress bar (needs tqdm).

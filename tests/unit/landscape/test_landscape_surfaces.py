@@ -83,6 +83,14 @@ def test_narrow_convolutions_are_products_or_lie_side_by_side(name, windowed, gr
     assert stacked.group == (1 if stacked.windowed else group)
 
 
+def test_a_call_takes_many_points_but_fewer_of_much_data():
+    small, large = models.cnn(4), (torch.zeros(1000, 1, 48, 48), torch.zeros(1000).long())
+    plane = Plane.random(small)
+    assert Points(small, plane, (X.float(), Y), ("loss",)).at_once == 512
+    assert Points(small, plane, large, ("loss",)).at_once == 2**28 // (1000 * 4 * 48 * 48)
+    assert Points(small, plane, {"a": large, "b": large}, ("loss",)).at_once == 16
+
+
 def test_wide_convolutions_are_pytorchs_own(processor):
     model = models.cnn(16)
     stacked = Points(model, Plane.random(model), (X.float(), Y), ("loss",)).stacked
