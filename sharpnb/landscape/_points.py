@@ -122,8 +122,9 @@ class Points:
                 for means, variances in (zip(*layer, strict=True) for layer in zip(*parts, strict=True))]
 
     def _groups(self, stacked: Stacked, prepared: Sequence[Tensor], points: int) -> list[slice]:
-        """Return which points go together, so that their features fit the cache."""
+        """Return which points go together, so that their features fit the cache and those side by side are there."""
         group = max(1, self._limit // max(map(stacked.size_of_a_point, prepared)))
+        group += -group % stacked.group
         return [slice(start, start + group) for start in range(0, points, group)]
 
     # -- any net ------------------------------------------------------------------------------------------------------
