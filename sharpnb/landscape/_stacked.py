@@ -6,7 +6,7 @@ points, and an addition or two mix them. What follows treats many points in one 
 - Features lie samples last in memory: layers are matrix products with long rows, and a softmax over few classes is
   vectorised over the samples.
 - Images of a few points lie side by side in the channels, which are last in memory: a convolution is a grouped one, a
-  group for each point, for PyTorch's kernels are twice as fast on sixteen channels as on eight.
+  group for each point. With AVX-512 PyTorch's kernels are twice as fast on sixteen channels as on eight.
 - Where a processor lacks AVX-512, convolutions of eight channels or fewer are matrix products, point by point
   (:mod:`sharpnb.landscape._windows`): there this is the faster way.
 
@@ -29,8 +29,8 @@ Moments = tuple[Tensor, Tensor]  # of a BatchNorm layer's inputs: mean and varia
 _POINTWISE = (nn.ReLU, nn.Tanh, nn.GELU, nn.Sigmoid, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Identity)
 _POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-_CHANNELS = 16  # of the points side by side: more than a CPU's caches are good for was slower
-_FEW = 8  # channels, for which matrix products are the faster convolutions
+_CHANNELS = 16  # of the points side by side on a CPU: 32, 64 and 128 were slower
+_FEW = 8  # channels, for which matrix products are the faster convolutions without AVX-512
 
 
 def chain(model: nn.Module) -> list[nn.Module] | None:
@@ -135,8 +135,10 @@ class Stacked:
             for part, x in self._mixed(prepared, points):
                 for layer, own in zip(self.after[: last + 1], weights, strict=False):
                     own = [w[part] for w in own]
-                    x = self._renew(layer, x, own, found[layer][:, part], size / seen) if layer in found else (
-                        self._one(layer, x, own))
+                    if layer in found:
+                        x = self._renew(layer, x, own, found[layer][:, part], size / seen)
+                    else:
+                        x = self._one(layer, x, own)
         return [(mean[: len(xy)], variance[: len(xy)]) for mean, variance in found.values()]
 
     def _filled(self, xy: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -9,7 +9,8 @@ last:
 .. math::
     Y_i = b + \sum_{j<k_w} W_j\,Q_{ij},\qquad W_j: (O,\ k_h C),\quad Q_{ij}: (k_h C,\ W' B),\quad Y_i: (O,\ W' B)
 
-One product of unfolded images, with its :math:`k_w` times larger matrix, was measured slower, its copies not counted.
+For batches of 128 and more, one product of unfolded images, whose matrix is :math:`k_w` times larger, was measured
+slower, its copies not counted.
 """
 
 from __future__ import annotations

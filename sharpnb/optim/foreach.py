@@ -74,13 +74,13 @@ def buckets(
             two = None if g_adv is None else g_adv.get(p)
             if one is None and two is None:
                 continue
-            sort, dtype = None if kind is None else kind(group, p), p.dtype
-            key = (number, p.device, dtype, sort)
+            sort = None if kind is None else kind(group, p)
+            key = (number, p.device, p.dtype, sort)
             bucket = found.get(key)
             if bucket is None:
                 bucket = found[key] = Bucket(group, kind=sort)
             bucket.params.append(p)
-            bucket.w.append(real(p) if dtype.is_complex else p)
+            bucket.w.append(real(p))
             bucket.g.append(dense(p, one))
             if g_adv is not None:
                 bucket.g_adv.append(dense(p, two))
@@ -93,10 +93,7 @@ def dense(p: Tensor, g: Tensor | None) -> Tensor:
         return torch.zeros_like(real(p))
     if g.layout is not torch.strided:
         g = g.to_dense()
-    dtype = p.dtype
-    if g.dtype is not dtype:
-        g = g.to(dtype)
-    return real(g) if dtype.is_complex else g
+    return real(g if g.dtype is p.dtype else g.to(p.dtype))
 
 
 def real(t: Tensor) -> Tensor:
@@ -181,13 +178,9 @@ def nonfinite(tensors: Sequence[Tensor], flags: dict[Any, tuple[Tensor, Tensor]]
     """
     kinds: dict[Any, list[Tensor]] = {}
     for t in tensors:
-        if t.layout is not torch.strided:
-            t = t.coalesce().values()
-        if t.dtype.is_complex:
-            t = real(t)
-        if not (t.is_contiguous() or t.is_contiguous(memory_format=torch.channels_last)):
-            t = t.contiguous()
-        kinds.setdefault((t.device, t.dtype), []).append(t)
+        t = real(t if t.layout is torch.strided else t.coalesce().values())
+        whole = t.is_contiguous() or t.is_contiguous(memory_format=torch.channels_last)
+        kinds.setdefault((t.device, t.dtype), []).append(t if whole else t.contiguous())
     answers: list[Tensor] = []
     for kind, alike in kinds.items():
         if kind[1] is torch.bfloat16:

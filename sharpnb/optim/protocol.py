@@ -157,12 +157,7 @@ class SharpnessAware(WrappingOptimizer):
     step.hooked = True  # type: ignore[attr-defined] # PyTorch's wrapper, put on only where somebody looks
 
     def _step(self, closure: Closure | Sequence[Closure] | None, *, scaler: Any) -> Any:
-        before = torch.is_grad_enabled()
-        _set_grad_enabled(False)
-        try:
-            return self._second_half() if closure is None else self._whole_step(closure, scaler)
-        finally:
-            _set_grad_enabled(before)
+        return _without_grad(self._second_half) if closure is None else _without_grad(self._whole_step, closure, scaler)
 
     _step_observed = Optimizer.profile_hook_step(_step)
 
@@ -229,12 +224,7 @@ class SharpnessAware(WrappingOptimizer):
             raise RuntimeError(f"{type(self).__name__}.first_step: {reason}, which needs step(closure).")
         self._begin("first_step()")
         self._unscale(scaler)
-        before = torch.is_grad_enabled()
-        _set_grad_enabled(False)
-        try:
-            first = self._climb()
-        finally:
-            _set_grad_enabled(before)
+        first = _without_grad(self._climb)
         self._first = first if zero_grad else {p: g.clone() for p, g in first.items()}  # the next pass may add to them
         self._statistics.start()
         if zero_grad:
@@ -398,3 +388,12 @@ class SharpnessAware(WrappingOptimizer):
 
     def _no_sync(self) -> AbstractContextManager[Any]:
         return self.model.no_sync() if self._local() else _NOTHING  # type: ignore[union-attr]
+
+
+def _without_grad(work: Callable[..., Any], *arguments: Any) -> Any:
+    before = torch.is_grad_enabled()
+    _set_grad_enabled(False)
+    try:
+        return work(*arguments)
+    finally:
+        _set_grad_enabled(before)
