@@ -6,8 +6,10 @@
 
 *Whole steps*: a step as a ratio to the floor, two plain forward and backward passes and one step of
 ``torch.optim.SGD``. *Optimizer only*: both halves and the base's step on ResNet-18's tensors, the gradients given, as a
-ratio to the base's step alone; and the ascent and restore alone, as a ratio to the popular class's. *Calls*: aten calls
-and bytes moved of one step on ResNet-50's 161 tensors.
+ratio to the base's step alone; and the ascent and restore alone, as a ratio to the popular class's. *Within training*:
+ascent and restore between the passes of ResNet-18, each candidate in processes of its own, with the C library's
+allocator as it comes and as ``sharpnb.memory.keep_freed_memory`` sets it. *Calls*: aten calls and bytes moved of one
+step on ResNet-50's 161 tensors.
 
 Ratios only, of CPU time (on CUDA: of device time), one thread, the candidates in shuffled order within each repetition,
 median and quartiles over repetitions. No peer is needed: what cannot be imported is left out. Peers go anywhere on
@@ -27,6 +29,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sharpnb.lab import models
+from sharpnb.memory import keep_freed_memory
 from sharpnb.optim import ASAM, GSAM, SAM, WSAM
 
 Step = Callable[[], None]
@@ -297,6 +302,42 @@ def optimizer_only(device: str, reps: int) -> list[str]:
                                "popular class", ratios(alone, "popular class (own writing)", 2, reps, device))]
 
 
+def within_training(reps: int) -> list[str]:
+    """Compare ascent and restore where they are used: between passes that fill and free memory, on the CPU."""
+    reference, lines = "popular class (own writing)", []
+    chosen = [name for name in candidates() if " SAM" in name or name == reference]
+    for keep in (False, True):
+        found: dict[str, list[float]] = {name: [] for name in chosen}
+        for _ in range(reps):
+            random.shuffle(chosen)  # the rows keep their order: that of ``found``
+            with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:  # a heap of its own for every measurement
+                times = {name: pool.apply(_between_passes, (name, keep)) for name in chosen}
+            for name, values in found.items():
+                values.append(times[name] / times[reference])
+        allocator = "after `keep_freed_memory()`" if keep else "as it comes"
+        lines += [*table(f"Ascent and restore within a training of ResNet-18 (11 million weights), the allocator "
+                         f"{allocator}, over the popular class", found), ""]
+    return lines[:-1]
+
+
+def _between_passes(name: str, keep: bool) -> float:
+    """Return the median CPU time of both halves of a step, the base doing nothing."""
+    torch.set_num_threads(1)
+    if keep:
+        keep_freed_memory()
+    model, x, y = models.resnet18(), torch.randn(4, 3, 32, 32), torch.randint(10, (4,))
+    optimizer, times = candidates()[name](model, NoStep), []
+    for _ in range(12):
+        spent = 0.0
+        for half in ("first_step", "second_step"):
+            F.cross_entropy(model(x), y).backward()
+            start = time.process_time()
+            getattr(optimizer, half)(zero_grad=True)
+            spent += time.process_time() - start
+        times.append(spent)
+    return statistics.median(times[4:])
+
+
 class Traffic(TorchDispatchMode):
     """Counts aten calls, and the bytes of every tensor that they read or write."""
 
@@ -358,7 +399,7 @@ def machine(device: str, reps: int) -> str:
             f"{platform.python_version()}, {peer}, {reps} repetitions")
 
 
-PIECES = (*SETTINGS, "parts", "calls")
+PIECES = (*SETTINGS, "parts", "training", "calls")
 
 
 def page(pieces: dict[str, dict[str, Any]]) -> str:
@@ -388,10 +429,15 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     for name in [options.only] if options.only else PIECES:
+        if name == "training" and options.device != "cpu":
+            continue
         random.seed(0)
-        reps = max(7, options.reps // 3) if name == "parts" else 1 if name == "calls" else options.reps
+        reps = {"parts": max(7, options.reps // 3), "training": max(5, options.reps // 4), "calls": 1}.get(
+            name, options.reps)
         if name in SETTINGS:
             lines = whole_steps(name, options.device, reps)
+        elif name == "training":
+            lines = within_training(reps)
         else:
             lines = optimizer_only(options.device, reps) if name == "parts" else calls(options.device)
         kept[name] = {"lines": lines, "machine": machine(options.device, reps)}

@@ -80,10 +80,11 @@ def buckets(
             if bucket is None:
                 bucket = found[key] = Bucket(group, kind=sort)
             bucket.params.append(p)
-            bucket.w.append(real(p))
             bucket.g.append(dense(p, one))
             if g_adv is not None:
                 bucket.g_adv.append(dense(p, two))
+    for bucket in found.values():
+        bucket.w = [real(p) for p in bucket.params] if bucket.params[0].is_complex() else bucket.params
     return list(found.values())
 
 
@@ -93,7 +94,9 @@ def dense(p: Tensor, g: Tensor | None) -> Tensor:
         return torch.zeros_like(real(p))
     if g.layout is not torch.strided:
         g = g.to_dense()
-    return real(g if g.dtype is p.dtype else g.to(p.dtype))
+    if g.dtype is not p.dtype:
+        g = g.to(p.dtype)
+    return real(g) if g.dtype.is_complex else g
 
 
 def real(t: Tensor) -> Tensor:
@@ -123,20 +126,41 @@ class Copies:
     """
 
     def __init__(self) -> None:
-        self._kept: list[list[Tensor]] = []
+        self._kept: list[tuple[Any, list[Tensor]]] = []  # what a list must be like, and its copy
 
     def take(self, number: int, tensors: Tensors) -> list[Tensor]:
         """Return a copy of a list of one dtype and device; it stays as it is until its number is asked for again."""
         if not on_host(tensors[0]):
             return clone(tensors)
-        if number < len(self._kept):
-            kept = self._kept[number]
-            same = kept[0].dtype is tensors[0].dtype and kept[0].device == tensors[0].device
-            if same and [t.shape for t in kept] == [t.shape for t in tensors]:
-                copy_(kept, tensors)
-                return kept
-        self._kept[number:] = [clone(tensors)]
-        return self._kept[number]
+        if not (room := self._room(number, tensors)):
+            return self._keep(number, clone(tensors))
+        copy_(room, tensors)
+        return room
+
+    def ascended(self, number: int, w: Tensors, d: Tensors, scale: Any, skip: Any) -> list[Tensor]:
+        r"""Return :math:`w+s\,d` as such a copy, w itself where ``skip`` says so: both are from :func:`stride`."""
+        if isinstance(scale, Tensor) or skip:
+            copies = self.take(number, w)
+            ascend(copies, d, scale, skip)
+            return copies
+        if not (room := self._room(number, w)):
+            return self._keep(number, list(add(w, d, alpha=scale)))
+        for out, weight, direction in zip(room, w, d, strict=True):  # no multi-tensor operation writes elsewhere
+            torch.add(weight, direction, alpha=scale, out=out)
+        return room
+
+    def _room(self, number: int, tensors: Tensors) -> list[Tensor]:
+        """Return what is kept under a number, or nothing if that does not fit."""
+        fits = number < len(self._kept) and self._kept[number][0] == _kind(tensors)
+        return self._kept[number][1] if fits else []
+
+    def _keep(self, number: int, copies: list[Tensor]) -> list[Tensor]:
+        self._kept[number:] = [(_kind(copies), copies)]
+        return copies
+
+
+def _kind(tensors: Tensors) -> tuple[torch.dtype, list[torch.Size]]:
+    return tensors[0].dtype, [t.shape for t in tensors]
 
 
 def clone(tensors: Tensors) -> list[Tensor]:
@@ -178,9 +202,9 @@ def nonfinite(tensors: Sequence[Tensor], flags: dict[Any, tuple[Tensor, Tensor]]
     """
     kinds: dict[Any, list[Tensor]] = {}
     for t in tensors:
-        t = real(t if t.layout is torch.strided else t.coalesce().values())
-        whole = t.is_contiguous() or t.is_contiguous(memory_format=torch.channels_last)
-        kinds.setdefault((t.device, t.dtype), []).append(t if whole else t.contiguous())
+        if t.layout is not torch.strided or t.dtype.is_complex or not t.is_contiguous():
+            t = _apart(t)
+        kinds.setdefault((t.device, t.dtype), []).append(t)
     answers: list[Tensor] = []
     for kind, alike in kinds.items():
         if kind[1] is torch.bfloat16:
@@ -193,6 +217,12 @@ def nonfinite(tensors: Sequence[Tensor], flags: dict[Any, tuple[Tensor, Tensor]]
         torch._amp_foreach_non_finite_check_and_unscale_(alike, answer, one)
         answers.append(answer)
     return answers[0] if len(answers) == 1 else torch.stack([a.to(answers[0].device) for a in answers]).sum()
+
+
+def _apart(t: Tensor) -> Tensor:
+    """Return a tensor's numbers, each in memory of its own: as they are where they are, else as a copy."""
+    t = real(t if t.layout is torch.strided else t.coalesce().values())
+    return t if t.is_contiguous(memory_format=torch.channels_last) else t.contiguous()
 
 
 def squares(*families: Sequence[Tensors]) -> Tensor:
@@ -286,15 +316,6 @@ def ascend(w: Tensors, d: Tensors, scale: Any, skip: Any) -> None:
         return
     for weight, direction in zip(w, d, strict=True):
         weight.add_(torch.where(skip > 0, 0, direction * on(scale, direction)))
-
-
-def ascended(w: Tensors, d: Tensors, scale: Any, skip: Any) -> list[Tensor]:
-    r"""Return :math:`w+s\,d` in memory of its own, a copy of w where ``skip`` says so."""
-    if not isinstance(scale, Tensor) and not skip:
-        return list(add(w, d, alpha=scale))
-    copies = clone(w)
-    ascend(copies, d, scale, skip)
-    return copies
 
 
 def _fused_applies(w: Tensors, d: Tensors) -> bool:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -27,7 +26,6 @@ from sharpnb.optim.passes import FrozenStatistics, RandomNumbers, SameGroups
 from sharpnb.optim.wrapper import WrappingOptimizer, unobserved
 
 Closure = Callable[..., Any]
-_NOTHING = nullcontext()
 _set_grad_enabled = torch._C._set_grad_enabled  # what PyTorch's contexts call, without their microseconds
 
 
@@ -183,14 +181,13 @@ class SharpnessAware(WrappingOptimizer):
     def _two_passes(self, run: Closure, scaler: Any) -> Any:
         """Leave u in ``.grad`` and the weights as they were; return the loss of the unperturbed pass."""
         self._numbers = RandomNumbers(self.param_groups) if self.same_dropout else None
-        with self._no_sync():
-            loss = self._evaluate(run, scaler)
+        alone = self._unsynchronised(run) if self._local() else run
+        loss = self._evaluate(alone, scaler)
         first = self._climb()
         if self._ascends():
             try:
                 self._statistics.start()
-                with self._no_sync() if self.keeps_gradient else _NOTHING:
-                    self._at_perturbed(run, scaler, first)
+                self._at_perturbed(alone if self.keeps_gradient else run, scaler, first)
             finally:
                 self.restore()
         self._finish_gradient(first)
@@ -253,7 +250,7 @@ class SharpnessAware(WrappingOptimizer):
         """Put weights and norm statistics back as they were before the perturbation; harmless when they are."""
         self._statistics.stop()
         if self.in_place and self._backup:
-            self._copy_back()
+            _without_grad(self._copy_back)
         elif self._backup:
             for bucket, weights in self._backup:
                 foreach.point(bucket, weights)
@@ -314,7 +311,8 @@ class SharpnessAware(WrappingOptimizer):
                     self._backup.append((bucket, self._copies.take(number, w)))
                     foreach.ascend(w, d, *strides[key])
                 else:
-                    self._backup.append((bucket, foreach.point(bucket, foreach.ascended(w, d, *strides[key]))))
+                    moved = self._copies.ascended(number, w, d, *strides[key])
+                    self._backup.append((bucket, foreach.point(bucket, moved)))
                 bucket.g = []  # the first gradient is freed before the second pass, unless the method keeps it
         return first
 
@@ -327,9 +325,8 @@ class SharpnessAware(WrappingOptimizer):
         return [x if r is None else foreach.mul(r, x) for x, r in zip(d, shapes, strict=True)], length
 
     def _copy_back(self) -> None:
-        with torch.no_grad() if torch.is_grad_enabled() else _NOTHING:
-            for bucket, copies in self._backup:
-                foreach.copy_(bucket.w, copies)
+        for bucket, copies in self._backup:
+            foreach.copy_(bucket.w, copies)
 
     def _perturbed(self, gradients: dict[Tensor, Tensor]) -> list[Bucket]:
         """Sort gradients into the buckets that were perturbed, in that order; a missing one is zero."""
@@ -361,7 +358,7 @@ class SharpnessAware(WrappingOptimizer):
             distributed.average(self.param_groups, [grads, self._after], self.model)
             for p, g in grads.items():
                 p.grad = g
-        scaled = bool(self._proxies) or hasattr(self, "found_inf")  # a GradScaler skips a bad step anyway
+        scaled = self._proxies or hasattr(self, "found_inf")  # a GradScaler skips a bad step anyway
         if (self.skip_nonfinite or scaled) and not self._all_finite():
             return
         self._step_base()
@@ -373,21 +370,25 @@ class SharpnessAware(WrappingOptimizer):
         tensors += self._after.values()
         if not tensors:
             return True
-        bad = foreach.nonfinite(tensors, self._flags)
+        bad, local = foreach.nonfinite(tensors, self._flags), self._local()
         for length in self._lengths:  # on the host one that is not finite says it all, but no rank may decide alone
-            if isinstance(length, Tensor) or self._local() or not math.isfinite(length):
+            if local or isinstance(length, Tensor) or not math.isfinite(length):
                 bad = bad + (length.to(bad.device) if isinstance(length, Tensor) else length) * 0
-        fine = float(distributed.total(bad, self.model) if self._local() else bad) == 0
+        fine = float(distributed.total(bad, self.model) if local else bad) == 0
         if not fine:
             self._flags.clear()
         return fine
 
     def _local(self) -> bool:
         """Return whether each rank perturbs on its own shard."""
-        return isinstance(self.model, DistributedDataParallel) and not self.common_perturbation
+        model = self.model  # most often None, which spares a question that is slow for a class with a metaclass
+        return model is not None and isinstance(model, DistributedDataParallel) and not self.common_perturbation
 
-    def _no_sync(self) -> AbstractContextManager[Any]:
-        return self.model.no_sync() if self._local() else _NOTHING  # type: ignore[union-attr]
+    def _unsynchronised(self, run: Closure) -> Closure:
+        def alone(*arguments: Any) -> Any:
+            with self.model.no_sync():  # type: ignore[union-attr]
+                return run(*arguments)
+        return alone
 
 
 def _without_grad(work: Callable[..., Any], *arguments: Any) -> Any:
