@@ -38,7 +38,8 @@ def _is_known(layer: Any) -> bool:
         return layer.dilation == (1, 1) and not isinstance(layer.padding, str)
     if type(layer) is nn.AdaptiveAvgPool2d:
         return layer.output_size in (1, (1, 1))
-    return type(layer) not in (nn.AvgPool2d, nn.MaxPool2d, nn.BatchNorm1d, nn.BatchNorm2d)
+    return type(layer) not in (
+        nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def samples_last(images: Tensor) -> Tensor:

@@ -25,13 +25,20 @@ CHAINS = {
         nn.Conv2d(1, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 4, (3, 2), (1, 2), (0, 1), bias=False), nn.Conv2d(4, 5, 1),
         nn.ReLU(), nn.Flatten(), nn.ReLU(), nn.Linear(150, 7), nn.ReLU(), nn.Linear(7, 10)),
     "flattened": lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.5), nn.Linear(27, 10, bias=False)),
+    "adaptive pools": lambda: nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.Mish(), nn.AdaptiveAvgPool2d(4), nn.Conv2d(4, 6, 3, padding=1), nn.Softplus(), nn.AdaptiveMaxPool2d((2, 1)),
+        nn.Flatten(), nn.Linear(12, 10), nn.Hardtanh(), nn.Linear(10, 10)),
     "cnn with BatchNorm": lambda: models.cnn(4, norm=True),
     "pools": lambda: nn.Sequential(
         nn.Conv2d(1, 5, 3, dilation=2, padding=2), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(5, 6, (3, 1), padding="same"),
         nn.GELU(), nn.AvgPool2d(2), nn.Flatten(), nn.BatchNorm1d(24), nn.Linear(24, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Linear(12, 10)),
+    "twelve channels": lambda: nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1), nn.BatchNorm2d(12), nn.Sigmoid(), nn.MaxPool2d(2), nn.Conv2d(12, 4, 3),
+        nn.BatchNorm2d(4, affine=True), nn.Conv2d(4, 12, 3, padding=1, bias=False), nn.Flatten(), nn.BatchNorm1d(48), nn.Linear(48, 12), nn.Linear(12, 10)),
 }
 OTHERS = {
     "residual": lambda: models.resnet(8, width=4, channels=1, norm=False),
+    "linear on images": lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Flatten(), nn.Linear(90, 10)),
     "grouped": lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(64, 10)),
 }
 
@@ -74,13 +81,38 @@ def test_it_is_one_forward_pass_a_point(name, processor):
 
 
 @pytest.mark.parametrize("name, windowed, group", [
-    ("cnn", True, 4), ("windows", True, 5), ("flattened", False, 1), ("cnn with BatchNorm", False, 4), ("pools", False, 3), ("mlp", False, 1),
+    ("cnn", True, 4), ("windows", True, 5), ("flattened", False, 1), ("cnn with BatchNorm", False, 4), ("pools", False, 3), ("mlp", False, 1), ("twelve channels", False, 4),
 ])
 def test_narrow_convolutions_are_products_or_lie_side_by_side(name, windowed, group, processor):
     model = CHAINS[name]().double()
     stacked = Points(model, Plane.random(model), (X, Y), ("loss",)).stacked
     assert stacked is not None and stacked.windowed == (windowed and processor == "AVX2")
     assert stacked.group == (1 if stacked.windowed else group)
+
+
+def test_twelve_channels_are_sixteen_where_that_is_faster_and_are_not_outputs(processor):
+    layers = list(CHAINS["twelve channels"]())
+    for model, shapes in (
+        (nn.Sequential(*layers), [(16, 8, 3, 3), (4, 16, 3, 3), (16, 4, 3, 3)]), (nn.Sequential(*layers[:3]), [(12, 8, 3, 3)]),
+        (nn.Sequential(nn.Conv2d(1, 6, 3), nn.Conv2d(6, 12, 3), nn.Conv2d(12, 12, 3), nn.Flatten()), [(12, 6, 3, 3), (12, 12, 3, 3)]),
+    ):
+        stacked = Points(model, Plane.random(model), (X.float(), Y), ("loss",)).stacked
+        plain = [tuple(layer.weight.shape) for layer in list(model)[1:] if isinstance(layer, nn.Conv2d)]
+        assert [tuple(layer.weight.shape) for layer in stacked.after if isinstance(layer, nn.Conv2d)] == (shapes if processor == "AVX512" else plain)
+    assert layers[2].weight.shape == (12, 8, 3, 3)  # the caller's own
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_the_tangent_is_exact_where_a_norm_would_magnify_its_error(norm):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), *[nn.BatchNorm1d(12, eps=1e-12)] * norm, nn.Linear(12, 10))
+    with torch.no_grad():
+        model[1].weight.mul_(1e-4 if norm else 1)  # what the norm then divides by
+        model[1].bias.zero_()
+    plane, bn = Plane.random(model, seed=1), [X.float()] if norm else None
+    found = surface(model, plane, (X.float(), Y), ("loss",), size=3, window=(0, 0.1, 0, 0.1), update_bn=bn)
+    truth = one_by_one(copy.deepcopy(model).double(), plane, found.x, found.y, [X] if norm else None)
+    assert np.abs(found.values["loss"] / truth["loss"] - 1).max() < 1e-6
 
 
 def test_a_call_takes_many_points_but_fewer_of_much_data():
@@ -160,15 +192,20 @@ def _pools(seed=0):
     return CHAINS["pools"]()
 
 
+def _twelve(seed=0):
+    torch.manual_seed(seed)
+    return CHAINS["twelve channels"]()
+
+
 NORMALISED = {
     "cnn": lambda seed=0: models.cnn(4, norm=True, seed=seed), "mlp": lambda seed=0: models.mlp((64, 12, 12, 10), norm=True, seed=seed),
-    "pools": _pools, "residual": lambda seed=0: models.resnet(8, width=4, channels=1, seed=seed),
+    "pools": _pools, "twelve channels": _twelve, "residual": lambda seed=0: models.resnet(8, width=4, channels=1, seed=seed),
 }
-CHAINED = ("cnn", "mlp", "pools")
+CHAINED = ("cnn", "mlp", "pools", "twelve channels")
 
 
 @pytest.mark.parametrize("name", NORMALISED)
-def test_batchnorm_is_recomputed_at_every_point(name):
+def test_batchnorm_is_recomputed_at_every_point(name, processor):
     model, three = NORMALISED[name]().double(), [NORMALISED[name](s).double() for s in range(3)]
     plane, bn = Plane.through(*three), [(X[:50], None), (X[50:], None)]  # 50 + 20: each normalised by itself
     before = copy.deepcopy(model.state_dict())
