@@ -13,7 +13,7 @@ from torch import nn
 
 from sharpnb.averaging import update_bn
 from sharpnb.lab import models
-from sharpnb.landscape import Plane, line, surface
+from sharpnb.landscape import Plane, _stacked, _widened, line, surface
 from sharpnb.landscape._points import Points
 
 G = torch.Generator().manual_seed(0)
@@ -100,6 +100,18 @@ def test_twelve_channels_are_sixteen_where_that_is_faster_and_are_not_outputs(pr
         plain = [tuple(layer.weight.shape) for layer in list(model)[1:] if isinstance(layer, nn.Conv2d)]
         assert [tuple(layer.weight.shape) for layer in stacked.after if isinstance(layer, nn.Conv2d)] == (shapes if processor == "AVX512" else plain)
     assert layers[2].weight.shape == (12, 8, 3, 3)  # the caller's own
+
+
+def test_the_fast_way_is_left_where_it_does_not_find_what_the_model_does(monkeypatch, processor):
+    monkeypatch.setattr(_stacked, "_flattens_first", lambda layers: True)  # then a linear layer reads images
+    monkeypatch.setattr(_widened, "_longer", lambda t, axis: torch.cat([t, t.narrow(axis, 0, t.shape[axis] // 3)], axis))
+    for name in ("linear on images", "twelve channels"):
+        model = {**CHAINS, **OTHERS}[name]()
+        plane = Plane.random(model)
+        data = (X.float(), Y)
+        assert (Points(model, plane, data, ("loss",)).stacked is None) == (name not in CHAINS or processor == "AVX512")
+        found = surface(model, plane, data, ("loss",), size=3)
+        np.testing.assert_allclose(found.values["loss"], one_by_one(model, plane, found.x, found.y)["loss"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("norm", [False, True])
