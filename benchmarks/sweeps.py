@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import landscape
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -37,9 +38,16 @@ NETS: dict[str, Callable[[int], nn.Module]] = {
     "MLP 64-64-10": lambda seed: models.mlp((64, 64, 10), seed=seed),
     "CNN, width 8": lambda seed: models.cnn(8, seed=seed),
     "CNN, width 8, BatchNorm": lambda seed: models.cnn(8, norm=True, seed=seed),
+    **{net: lambda seed, net=net: _seeded(landscape.CASES[net][0], seed) for net in (
+        "CNN 8-12-16, pools", "CNN 8-16, a pool after each", "CNN 8-16, two pools at the end")},
 }
-GOALS = {"MLP 64-64-10": "3.5", "CNN, width 8": "3.0"}  # of the design, over a loop of torch.optim runs
+GOALS = {net: "3.5" if net.startswith("MLP") else "3.0" for net in NETS}  # over a loop of torch.optim runs
 BATCH, LR, MOMENTUM, RHO = 64, 0.05, 0.9, 0.05
+
+
+def _seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return build()
 
 
 def loop(build: Callable[[int], nn.Module], members: int, steps: int, rule: str) -> Callable[[], object]:
@@ -152,7 +160,7 @@ def measure(name: str, rule: str, members: int, steps: int, rounds: int, speed: 
     told = {k: f"{statistics.median(r):.2f} ({min(r):.2f} to {max(r):.2f})" for k, r in ratios.items()}
     print(f"  train_many {statistics.median(own):.2f} s; rival / train_many: {told}", flush=True)
     ceiling = f"{statistics.median(times['loop']) / least:.1f}"
-    return [name, rule, ceiling, told["loop"], GOALS.get(name, ""), told.get("vmap", "")]
+    return [name, rule, ceiling, told["loop"], GOALS[name], told.get("vmap", "")]
 
 
 def main() -> None:

@@ -55,8 +55,7 @@ class Points:
         self.vectors = torch.stack([plane.origin, plane.u, plane.v])  # float64 on the CPU
         self.bn_data = list(bn_data) if isinstance(bn_data, Iterator) else bn_data
         layers = chain(model)
-        window = plane.window
-        self.stacked = self._stacked(model, layers, (window[1] / 2, window[3] / 2)) if layers else None
+        self.stacked = self._stacked(model, layers, plane) if layers else None
         self.at_once = self._points_a_call(self.stacked) if self.stacked else 1
         self.sets = {name: _split(batches, batch_size or self._samples()) for name, batches in self.sets.items()}
         if not self.stacked:
@@ -71,11 +70,11 @@ class Points:
     # -- chains -------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _stacked(self, model: nn.Module, layers: list[nn.Module], point: tuple[float, float]) -> Stacked | None:
-        """Return the fast way if it finds, for two samples at a point, what the model does."""
+    def _stacked(self, model: nn.Module, layers: list[nn.Module], plane: Plane) -> Stacked | None:
+        """Return the fast way if it finds what the model does, for two samples at one point of the plane."""
         of_its_own = [] if self.bn_data is None else [layers.index(layer) for layer in unfrozen(model)]
         plain, x = copy.deepcopy(nn.Sequential(*layers)).eval(), next(iter(self.sets.values()))[0][0][:2]
-        vectors = self.vectors.to(self.device, self.dtype)
+        vectors, point = self.vectors.to(self.device, self.dtype), (plane.window[1] / 2, plane.window[3] / 2)
         weights = vectors.new_tensor((1.0, *point)) @ vectors
         nn.utils.vector_to_parameters(weights, plain.parameters())
         truth = plain(x)

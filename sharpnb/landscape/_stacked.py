@@ -72,7 +72,7 @@ def _is_plain(layer: Any) -> bool:
 
 
 class _TanhInPlace(nn.Module):
-    r"""The hyperbolic tangent as :math:`2\sigma(2x)-1`: on a CPU five times faster, with an absolute error of 2e-7."""
+    r"""The hyperbolic tangent as :math:`2\sigma(2x)-1`: on a CPU five times faster, in float32 2e-7 off at most."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mul_(2).sigmoid_().mul_(2).sub_(1)
@@ -87,7 +87,7 @@ class Stacked:
         windowed: whether convolutions are matrix products.
 
     Args:
-        layers: from :func:`chain`, in evaluation mode.
+        layers: from :func:`chain`, in evaluation mode; copies, for they may be changed.
         vectors: origin, u and v, (3, n), in the type and on the device of the model.
         renewed: BatchNorm layers among them that have statistics of their own at each point; the others keep theirs.
     """
@@ -105,7 +105,8 @@ class Stacked:
 
     def _suit_the_cpu(self) -> None:
         """Choose what this kind of processor does fastest."""
-        if not any(isinstance(layer, _NORMS) for layer in self.after):  # they would magnify the error of small numbers
+        norms = any(isinstance(layer, _NORMS) for layer in self.after)  # they would magnify the error of small numbers
+        if not norms and torch.finfo(self.later.dtype).bits >= 32:
             self.after = [_TanhInPlace() if type(layer) is nn.Tanh else layer for layer in self.after]
         channels = [layer.in_channels for layer in self.after if type(layer) is nn.Conv2d]
         if not channels:

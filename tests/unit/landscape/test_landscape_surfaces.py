@@ -127,6 +127,13 @@ def test_the_tangent_is_exact_where_a_norm_would_magnify_its_error(norm):
     assert np.abs(found.values["loss"] / truth["loss"] - 1).max() < 1e-6
 
 
+@pytest.mark.parametrize("dtype, exact", [(torch.float64, False), (torch.float32, False), (torch.bfloat16, True)])
+def test_the_tangent_of_half_precision_is_pytorchs(dtype, exact):
+    model = CHAINS["tanh"]().to(dtype)
+    after = Points(model, Plane.random(model), (X.to(dtype), Y), ("loss",)).stacked.after
+    assert any(isinstance(layer, nn.Tanh) for layer in after) == exact
+
+
 def test_a_call_takes_many_points_but_fewer_of_much_data():
     small, large = models.cnn(4), (torch.zeros(1000, 1, 48, 48), torch.zeros(1000).long())
     plane = Plane.random(small)
