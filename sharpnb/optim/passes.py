@@ -49,7 +49,7 @@ class FrozenStatistics:
 
     def stop(self) -> None:
         """Put everything back. Call it after the backward pass, which still compares the buffers' versions."""
-        self._hook.remove()
+        _global_forward_pre_hooks.pop(self._hook.id, None)
         if self._copies:
             with torch.no_grad():
                 for buffers, copies in self._copies:

@@ -161,21 +161,21 @@ class SharpnessAware(WrappingOptimizer):
 
     def _whole_step(self, closure: Closure | Sequence[Closure], scaler: Any) -> Any:
         self._begin("step(closure)")
-        shards = [closure] if callable(closure) else list(closure)
-        if not shards:
+        loss = self._two_passes(closure, scaler) if callable(closure) else self._shards(list(closure), scaler)
+        self._descend()
+        return loss
+
+    def _shards(self, closures: list[Closure], scaler: Any) -> Any:
+        """Leave the shards' mean u in ``.grad``; return the mean of their losses."""
+        if not closures:
             raise ValueError("step([]): the list of closures is empty. Give one closure a shard of the batch.")
         losses, total = [], ({}, {})
-        for run in shards:
+        for run in closures:
             losses.append(self._two_passes(run, scaler))
-            if len(shards) > 1:
-                self._add_share(total, 1 / len(shards))
-        if len(shards) == 1:
-            self._descend()
-            return losses[0]
+            self._add_share(total, 1 / len(closures))
         for p, u in total[0].items():
             p.grad = u
         self._after = total[1]
-        self._descend()
         return sum(losses) / len(losses)
 
     def _two_passes(self, run: Closure, scaler: Any) -> Any:
