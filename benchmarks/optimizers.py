@@ -305,13 +305,12 @@ def optimizer_only(device: str, reps: int) -> list[str]:
 def within_training(reps: int) -> list[str]:
     """Compare ascent and restore where they are used: between passes that fill and free memory, on the CPU."""
     reference, lines = "popular class (own writing)", []
-    chosen = [name for name in candidates() if " SAM" in name or name == reference]
+    names = [name for name in candidates() if " SAM" in name or name == reference]
     for keep in (False, True):
-        found: dict[str, list[float]] = {name: [] for name in chosen}
+        found: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(reps):
-            random.shuffle(chosen)  # the rows keep their order: that of ``found``
             with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:  # a heap of its own for every measurement
-                times = {name: pool.apply(_between_passes, (name, keep)) for name in chosen}
+                times = {name: pool.apply(_between_passes, (name, keep)) for name in random.sample(names, len(names))}
             for name, values in found.items():
                 values.append(times[name] / times[reference])
         allocator = "after `keep_freed_memory()`" if keep else "as it comes"

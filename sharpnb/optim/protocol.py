@@ -72,9 +72,10 @@ class SharpnessAware(WrappingOptimizer):
             host read a step). False never reads the device, for CUDA graphs; a ``GradScaler`` still skips.
         same_dropout: give all passes the same random numbers, as the authors' JAX code does (needs ``step(closure)``).
         in_place: perturb the weights where they lie. False exchanges pointers: during the second pass the parameters
-            lie in memory of their own, which moves 24 bytes for 40 a float32 weight on the CPU (16 for 32 with
-            ``skip_nonfinite=False``); a captured graph, flattened RNN weights or a view of a parameter then miss the
-            perturbation. Between steps the parameters are where they were either way, bit by bit.
+            lie in memory of their own, which on the CPU moves 24 bytes for 40 a float32 weight (16 for 32 with
+            ``skip_nonfinite=False``) by a call for each tensor: for large models. A captured graph, flattened RNN
+            weights or a view of a parameter then miss the perturbation. Between steps the parameters are where they
+            were either way, bit by bit.
         base_kwargs: what is left for ``base_optimizer``.
 
     Raises:
