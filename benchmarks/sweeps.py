@@ -10,7 +10,6 @@ Run: ``python benchmarks/sweeps.py [--rounds 5] [--members 32] [--heatmap] [--wr
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -127,12 +126,6 @@ def cpu_seconds(run: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
-def rate() -> float:
-    """Return the operations a second of a large matrix product on one thread."""
-    a, b = torch.randn(768, 768), torch.randn(768, 768)
-    return max(3 * 2 * 768**3 / cpu_seconds(lambda: [a @ b for _ in range(3)]) for _ in range(10))
-
-
 def floor(build: Callable[[int], nn.Module], rule: str, speed: float) -> float:
     """Return the seconds that the arithmetic of one step of one cell takes at ``speed``."""
     with FlopCounterMode(display=False) as counter:
@@ -174,7 +167,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    speed = rate()
+    speed = landscape.rate()
     head = ["net", "rule", "loop / floor", "loop / `train_many` (range)", "goal", "vmap / `train_many` (range)"]
     table = [head, ["---"] * len(head)]
     table += [measure(name, rule, given.members, given.steps, given.rounds, speed)
@@ -191,8 +184,7 @@ def main() -> None:
         took = cpu_seconds(heatmap)
         lines += [f"Notebook 11's heatmap, 10 x 10 cells, 3 seeds, 4 optimizers, 100 steps and their evaluations: "
                   f"{took:.0f} CPU seconds (goal: at most 60).", ""]
-    lines += [f"{os.cpu_count()} cores, one thread used, PyTorch {torch.__version__}, "
-              f"{torch.backends.cpu.get_cpu_capability()}."]
+    lines += [landscape.machine()]
     print("\n".join(lines))
     if given.write:
         PAGE.write_text("\n".join(lines) + "\n")

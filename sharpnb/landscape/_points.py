@@ -22,7 +22,7 @@ _SAMPLES = {"cpu": (250, 1000), "cuda": (2048, 2048)}
 _IMAGES = 16
 _POINTS = 512  # a call at most
 _WINDOWED = 3 * 2**16  # numbers in the images that convolutions as matrix products read: more, and caches overflow
-_ROUNDING = 0.05  # of the largest output: more than TF32 and bfloat16 leave, less than a layer taken for another does
+_ROUNDING = 0.05  # of the largest output: of 23 nets, five times each, bfloat16 left 0.02 at most
 
 
 class Points:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from sharpnb.optim.passes import FrozenStatistics, RandomNumbers, SameGroups
 from sharpnb.optim.wrapper import WrappingOptimizer, unobserved
 
 Closure = Callable[..., Any]
+_NOTHING = nullcontext()
 _set_grad_enabled = torch._C._set_grad_enabled  # what PyTorch's contexts call, without their microseconds
 
 
@@ -72,10 +74,9 @@ class SharpnessAware(WrappingOptimizer):
             host read a step). False never reads the device, for CUDA graphs; a ``GradScaler`` still skips.
         same_dropout: give all passes the same random numbers, as the authors' JAX code does (needs ``step(closure)``).
         in_place: perturb the weights where they lie. False exchanges pointers: during the second pass the parameters
-            lie in memory of their own, which on the CPU moves 24 bytes for 40 a float32 weight (16 for 32 with
-            ``skip_nonfinite=False``) by a call for each tensor: for large models. A captured graph, flattened RNN
-            weights or a view of a parameter then miss the perturbation. Between steps the parameters are where they
-            were either way, bit by bit.
+            lie in memory of their own: on the CPU 24 bytes for 40 a float32 weight (16 for 32 with
+            ``skip_nonfinite=False``), in a call a tensor. A captured graph, flattened RNN weights or a view of a
+            parameter then miss the perturbation. Between steps the parameters are where they were, bit by bit.
         base_kwargs: what is left for ``base_optimizer``.
 
     Raises:
@@ -182,13 +183,14 @@ class SharpnessAware(WrappingOptimizer):
     def _two_passes(self, run: Closure, scaler: Any) -> Any:
         """Leave u in ``.grad`` and the weights as they were; return the loss of the unperturbed pass."""
         self._numbers = RandomNumbers(self.param_groups) if self.same_dropout else None
-        alone = self._unsynchronised(run) if self._local() else run
-        loss = self._evaluate(alone, scaler)
+        with self._no_sync():
+            loss = self._evaluate(run, scaler)
         first = self._climb()
         if self._ascends():
             try:
                 self._statistics.start()
-                self._at_perturbed(alone if self.keeps_gradient else run, scaler, first)
+                with self._no_sync() if self.keeps_gradient else _NOTHING:
+                    self._at_perturbed(run, scaler, first)
             finally:
                 self.restore()
         self._finish_gradient(first)
@@ -382,14 +384,11 @@ class SharpnessAware(WrappingOptimizer):
 
     def _local(self) -> bool:
         """Return whether each rank perturbs on its own shard."""
-        model = self.model  # most often None, which spares a question that is slow for a class with a metaclass
-        return model is not None and isinstance(model, DistributedDataParallel) and not self.common_perturbation
+        return (self.model is not None  # spares a question that is slow: that class has a metaclass
+                and isinstance(self.model, DistributedDataParallel) and not self.common_perturbation)
 
-    def _unsynchronised(self, run: Closure) -> Closure:
-        def alone(*arguments: Any) -> Any:
-            with self.model.no_sync():  # type: ignore[union-attr]
-                return run(*arguments)
-        return alone
+    def _no_sync(self) -> AbstractContextManager[Any]:
+        return self.model.no_sync() if self._local() else _NOTHING  # type: ignore[union-attr]
 
 
 def _without_grad(work: Callable[..., Any], *arguments: Any) -> Any:

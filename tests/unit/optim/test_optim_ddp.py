@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from sharpnb.optim import ASAM, GSAM, SAM, WSAM, FisherSAM, LookSAM
+from sharpnb.optim import ASAM, ESAM, GSAM, SAM, WSAM, FisherSAM, LookSAM
 
 BUILDS: dict[str, Any] = {
     "SAM": SAM, "ASAM": ASAM, "FisherSAM": FisherSAM, "GSAM": GSAM, "LookSAM": partial(LookSAM, k=2), "WSAM": WSAM,
     "WSAM coupled": partial(WSAM, decouple=False, gamma=0.7), "SAM common": partial(SAM, common_perturbation=True),
     "GSAM common": partial(GSAM, common_perturbation=True), "SAM second": partial(SAM, second_order=True),
     "SAM exchanged": partial(SAM, in_place=False),
+    "ESAM": partial(ESAM, beta=1.0, gamma=0.5), "ESAM by rows": partial(ESAM, beta=1.0, gamma=0.5),
 }
 STEPS = 4
 
@@ -45,8 +46,15 @@ def _shard(rank: int) -> tuple[Tensor, Tensor]:
     return torch.randn(8, 4, generator=draw, dtype=torch.float64), torch.randint(2, (8,), generator=draw)
 
 
-def _closure(model: nn.Module, rank: int, aside: bool, bad: Any = None) -> Any:
+def _closure(model: nn.Module, rank: int, aside: bool, bad: Any = None, name: str = "") -> Any:
     x, y = _shard(rank)
+
+    def losses(rows: Any) -> Tensor:
+        some = slice(None) if rows is None else rows
+        return F.cross_entropy(model(x[some], aside and rank == 0), y[some], reduction="none")
+
+    if name.startswith("ESAM"):
+        return losses if name == "ESAM by rows" else lambda: losses(None)
 
     def closure() -> Tensor:
         loss = F.cross_entropy(model(x, aside and rank == 0), y)
@@ -79,7 +87,7 @@ def _ends(rank: int) -> dict[str, Tensor]:
             base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
             optimizer = build(base, rho=0.3, model=model)
             for _ in range(STEPS):
-                optimizer.step(_closure(model, rank, aside))
+                optimizer.step(_closure(model, rank, aside, name=name))
             ends[f"{name} {aside}"] = _vector(model.module)
     for name in ("SAM", "WSAM"):  # a bad first pass on one rank: all ranks skip, or their weights part
         model = DistributedDataParallel(Net(), find_unused_parameters=True)
@@ -103,7 +111,7 @@ def test_two_processes_equal_the_formula(ranks: list[dict[str, Tensor]], name: s
     model = Net()
     base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     optimizer = BUILDS[name](base, rho=0.3)
-    shards = [_closure(model, rank, aside) for rank in range(2)]
+    shards = [_closure(model, rank, aside, name=name) for rank in range(2)]
 
     def together() -> Tensor:  # the averaged gradient, as one closure over both shards
         losses = [shard() for shard in shards]
