@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sharpnb.optim import foreach
+from sharpnb.optim.conversion import adamw_from_torch
 from sharpnb.optim.decoupled import DecoupledDecay
 from sharpnb.optim.foreach import Bucket
 
@@ -30,6 +31,7 @@ class AdamW(DecoupledDecay):
         betas: decay rates of the two moments (default 0.9, 0.999: Algorithm 2).
         eps: :math:`\epsilon` (default 1e-8: Algorithm 2).
         weight_decay: :math:`\lambda`; :func:`~sharpnb.optim.schedules.normalized_weight_decay` gives it for a budget.
+        eta_reference: the learning rate at which :math:`\eta_t=1` (default: ``lr``).
 
     Raises:
         ValueError: if an argument is out of range.
@@ -37,9 +39,12 @@ class AdamW(DecoupledDecay):
 
     def __init__(
         self, params: ParamsT, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        weight_decay: float = 0.0, eta_reference: float | None = None,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
+                                  "eta_reference": eta_reference})
+
+    _from_torch = staticmethod(adamw_from_torch)
 
     def _complete(self, group: dict[str, Any]) -> None:
         super()._complete(group)
@@ -52,7 +57,7 @@ class AdamW(DecoupledDecay):
         return self.state[p].get("step", 0)  # a parameter that missed a step has bias corrections of its own
 
     def _update(self, bucket: Bucket) -> None:
-        (beta1, beta2), lr, t = bucket.group["betas"], bucket.group["lr"], bucket.kind + 1
+        (beta1, beta2), lr, t = bucket.group["betas"], foreach.number(bucket.group["lr"]), bucket.kind + 1
         m, v = self._buffers(bucket, "exp_avg"), self._buffers(bucket, "exp_avg_sq")
         foreach.lerp_(m, bucket.g, 1 - beta1)
         foreach.mul_(v, beta2)
@@ -61,6 +66,9 @@ class AdamW(DecoupledDecay):
         foreach.div_(root, (1 - beta2**t) ** 0.5)
         foreach.add_(root, bucket.group["eps"])
         self._decay(bucket)
-        foreach.addcdiv_(bucket.w, m, root, -lr / (1 - beta1**t))
+        if isinstance(lr, Tensor):  # on a device, where it is not read
+            foreach.descend(bucket.w, foreach.div(m, root), lr / (1 - beta1**t))
+        else:
+            foreach.addcdiv_(bucket.w, m, root, -lr / (1 - beta1**t))
         for p in bucket.params:
             self.state[p]["step"] = t

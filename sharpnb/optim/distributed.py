@@ -32,8 +32,8 @@ def average(groups: Iterable[dict[str, Any]], maps: Sequence[dict[Tensor, Tensor
                 table[p] = mean.view_as(p) / world
 
 
-def total(number: Tensor, model: Any) -> Tensor:
+def total(number: Tensor | float, model: Any) -> Tensor:
     """Return the sum of a number over the ranks."""
-    number = number.clone()
+    number = torch.as_tensor(number, device=next(model.parameters()).device).clone()
     dist.all_reduce(number, group=model.process_group)
     return number

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sharpnb.caches import forget_casts
 from sharpnb.optim import foreach
 from sharpnb.optim.foreach import Bucket
 from sharpnb.optim.protocol import Closure, SharpnessAware
@@ -68,6 +69,12 @@ class ESAM(SharpnessAware):
         self.swp = swp
         options = {"beta": beta, "gamma": gamma, "seed": seed, "updates": 0}
         super().__init__(optimizer, base_optimizer, rho=rho, options=options, **kwargs)
+
+    def _regrouped(self) -> None:
+        super()._regrouped()
+        if self._ranks is not None:
+            raise ValueError("ESAM over DTensors (fully_shard): a rank sees neither the losses of the other ranks nor "
+                             "their part of a mask. Use SAM, or ESAM under DistributedDataParallel with model=.")
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
@@ -131,6 +138,7 @@ class ESAM(SharpnessAware):
         rows = self._select(losses.detach() - self._at_w)
         if by_rows:
             self._prepare()
+            forget_casts()  # those of a pass without gradients lead to no gradient
         with torch.enable_grad():
             self._backward((run(rows=rows) if by_rows else losses[rows]).mean(), scaler)
 

@@ -2,9 +2,12 @@
 r"""Operations on lists of tensors: what every optimizer here is made of.
 
 All of them are sync-free: on a device, norms and scales stay there as 0-dim tensors, and the decision *not* to perturb
-is a flag that the kernel reads. On the CPU, where reading a number waits for nobody, they become Python numbers, and
-what would be small calls is arithmetic. Memory traffic for one float32 weight: norm 4 bytes, copy 8, ascent 12,
-restore 8, test for finiteness 8.
+is a step of length zero. On the CPU, where reading a number waits for nobody, they become Python numbers, and what
+would be small calls is arithmetic. Memory traffic for one float32 weight on the CPU: norm 4 bytes, copy 8, ascent 12,
+restore 8, test for finiteness 4.
+
+Of a parameter that ``fully_shard`` spread over ranks (a DTensor) these lists hold the rank's own part. What is a sum or
+a maximum over all weights takes ``ranks`` (:mod:`sharpnb.optim.sharded`), and is then that of all ranks.
 """
 
 from __future__ import annotations
@@ -15,10 +18,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from sharpnb.optim.sharded import Ranks, local, spread
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
 _FEW = 16  # so many numbers are read one by one in less time than an operation on all of them takes
+_PLAIN = (nn.Parameter, Tensor)  # what is not of these classes may be a DTensor
+_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes a number
 _NORMAL = {dtype: (torch.finfo(dtype).tiny, torch.finfo(dtype).max) for dtype in (torch.float32, torch.float64)}
 
 # PyTorch's own multi-tensor operations, under short names and in this one place.
@@ -36,7 +43,8 @@ absolute, sign, power, sqrt, rsqrt_ = (
 class Bucket:
     """Parameters of one group, device and dtype, with what the two passes found out about them.
 
-    Complex tensors are held as real views with a last axis (Re, Im), sparse gradients as dense ones.
+    Complex tensors are held as real views with a last axis (Re, Im), sparse gradients as dense ones, DTensors as the
+    rank's own part.
     """
 
     group: dict[str, Any]
@@ -75,7 +83,7 @@ def buckets(
             if one is None and two is None:
                 continue
             sort = None if kind is None else kind(group, p)
-            key = (number, p.device, p.dtype, sort)
+            key = (number, p.device, p.dtype, type(p), sort)
             bucket = found.get(key)
             if bucket is None:
                 bucket = found[key] = Bucket(group, kind=sort)
@@ -84,7 +92,9 @@ def buckets(
             if g_adv is not None:
                 bucket.g_adv.append(dense(p, two))
     for bucket in found.values():
-        bucket.w = [real(p) for p in bucket.params] if bucket.params[0].is_complex() else bucket.params
+        first = bucket.params[0]
+        plain = type(first) in _PLAIN and not first.is_complex()
+        bucket.w = bucket.params if plain else [real(p) for p in bucket.params]
     return list(found.values())
 
 
@@ -92,6 +102,8 @@ def dense(p: Tensor, g: Tensor | None) -> Tensor:
     """Return p's gradient as a dense real tensor of p's dtype; zeros when p took no part in that pass."""
     if g is None:
         return torch.zeros_like(real(p))
+    if type(g) not in _PLAIN:
+        g = local(g, p)
     if g.layout is not torch.strided:
         g = g.to_dense()
     if g.dtype is not p.dtype:
@@ -100,13 +112,17 @@ def dense(p: Tensor, g: Tensor | None) -> Tensor:
 
 
 def real(t: Tensor) -> Tensor:
-    """Return a complex tensor as a real view, any other as it is."""
+    """Return a complex tensor as a real view, a DTensor as the rank's own part, any other as it is."""
+    if type(t) not in _PLAIN:
+        t = local(t, t)
     return torch.view_as_real(t.resolve_conj()) if t.dtype.is_complex else t
 
 
 def like(t: Tensor, p: Tensor) -> Tensor:
     """Undo :func:`real` for a tensor that belongs to parameter p."""
-    return torch.view_as_complex(t) if p.is_complex() else t
+    if p.is_complex():
+        t = torch.view_as_complex(t)
+    return t if type(p) in _PLAIN else spread(t, p)
 
 
 def on_host(t: Tensor) -> bool:
@@ -117,6 +133,19 @@ def on_host(t: Tensor) -> bool:
 def on(scalar: Tensor, t: Tensor) -> Tensor:
     """Move a 0-dim tensor to the device and dtype of the tensors that it multiplies."""
     return scalar.to(t.device, t.dtype, non_blocking=True)
+
+
+def number(value: Any) -> Any:
+    """Return a tensor of one number as a Python number where that waits for nobody, anything else as it is."""
+    return float(value) if isinstance(value, Tensor) and on_host(value) else value
+
+
+def descend(w: Tensors, d: Tensors, scale: Any) -> None:
+    r"""Do :math:`w\leftarrow w-s\,d` in place; s is a number, or a 0-dim tensor that is not read."""
+    if isinstance(scale, Tensor):
+        sub_(w, mul(d, on(scale, d[0])))
+    else:
+        add_(w, d, alpha=-scale)
 
 
 class Copies:
@@ -135,18 +164,6 @@ class Copies:
         if not (room := self._room(number, tensors)):
             return self._keep(number, clone(tensors))
         copy_(room, tensors)
-        return room
-
-    def ascended(self, number: int, w: Tensors, d: Tensors, scale: Any, skip: Any) -> list[Tensor]:
-        r"""Return :math:`w+s\,d` as such a copy, w itself where ``skip`` says so: both are from :func:`stride`."""
-        if isinstance(scale, Tensor) or skip:
-            copies = self.take(number, w)
-            ascend(copies, d, scale, skip)
-            return copies
-        if not (room := self._room(number, w)):
-            return self._keep(number, list(add(w, d, alpha=scale)))
-        for out, weight, direction in zip(room, w, d, strict=True):  # no multi-tensor operation writes elsewhere
-            torch.add(weight, direction, alpha=scale, out=out)
         return room
 
     def _room(self, number: int, tensors: Tensors) -> list[Tensor]:
@@ -173,62 +190,54 @@ def clone(tensors: Tensors) -> list[Tensor]:
     return list(torch._foreach_mul(tensors, 1.0))  # one call; times one is exact, signed zeros included
 
 
-def norm(lists: Sequence[Tensors], p: float = 2.0) -> Tensor:
+def norm(lists: Sequence[Tensors], p: float = 2.0, ranks: Ranks | None = None) -> Tensor:
     r"""Return the global p-norm of all tensors of all lists, a 0-dim tensor on the first tensor's device.
 
     Half-precision tensors are summed in float32. A norm that overflows is infinite: an ascent gradient beyond (in
     float32, 1.8e19) counts as non-finite everywhere in this package.
     """
-    return torch.linalg.vector_norm(torch.stack(_parts(lists, p)), p)
+    here = torch.linalg.vector_norm(torch.stack(_parts(lists, p)), p)
+    if ranks is None:
+        return here
+    return ranks.largest(here) if math.isinf(p) else ranks.total(here**p) ** (1 / p)
 
 
-def length(lists: Sequence[Tensors]) -> Tensor | float:
+def length(lists: Sequence[Tensors], ranks: Ranks | None = None) -> Tensor | float:
     """Return the global 2-norm as :func:`norm` does, but of a few tensors on the CPU as a Python number."""
+    if ranks is not None:
+        return norm(lists, 2.0, ranks)
     parts = _parts(lists, 2.0)
     if len(parts) <= _FEW and on_host(parts[0]):  # where all of them are
         return math.hypot(*map(float, parts))
     return torch.linalg.vector_norm(torch.stack(parts))
 
 
-def nonfinite(tensors: Sequence[Tensor], flags: dict[Any, tuple[Tensor, Tensor]]) -> Tensor:
-    """Return a 0-dim float that is 1 if any number in any tensor is infinite or NaN, else 0.
+def nonfinite(tensors: Sequence[Tensor]) -> Tensor | float:
+    """Return 0 if every number in every tensor is finite, else 1: a Python number on the CPU, else a 0-dim tensor.
 
-    This is the kernel by which ``GradScaler`` unscales, here by 1, so the tensors stay as they are. It does write them:
-    what may overlap itself goes as a copy. CUDA has none for bfloat16, whose largest magnitudes are asked instead.
+    On the CPU the 2-norm is asked first: it takes a fortieth of the time of the largest magnitude, and where it is
+    finite everything is. Where it is not, it may be the norm alone that overflows.
 
     Args:
-        tensors: at least one, of any kinds and layouts.
-        flags: scratch memory of the caller, who must empty it at first and after every answer that was not 0.
+        tensors: of any kinds and layouts.
     """
     kinds: dict[Any, list[Tensor]] = {}
     for t in tensors:
-        if t.layout is not torch.strided or t.dtype.is_complex or not t.is_contiguous():
-            t = _apart(t)
-        kinds.setdefault((t.device, t.dtype), []).append(t)
-    answers: list[Tensor] = []
-    for kind, alike in kinds.items():
-        if kind[1] is torch.bfloat16:
-            largest = torch.stack(torch._foreach_norm(alike, math.inf, dtype=torch.float32))
-            answers.append((~largest.isfinite()).any().float())
-            continue
-        if kind not in flags:
-            flags[kind] = torch.zeros((), device=kind[0]), torch.ones((), device=kind[0])
-        answer, one = flags[kind]
-        torch._amp_foreach_non_finite_check_and_unscale_(alike, answer, one)
-        answers.append(answer)
-    return answers[0] if len(answers) == 1 else torch.stack([a.to(answers[0].device) for a in answers]).sum()
+        t = real(t.coalesce().values() if t.layout is not torch.strided else t)
+        if t.numel():
+            kinds.setdefault((t.device, t.dtype), []).append(t)
+    lists = list(kinds.values())
+    if all(on_host(alike[0]) for alike in lists):
+        fine = not lists or math.isfinite(float(length(lists))) or all(t.isfinite().all() for one in lists for t in one)
+        return 0.0 if fine else 1.0
+    return (~torch.stack(_parts(lists, math.inf)).isfinite()).any().float()
 
 
-def _apart(t: Tensor) -> Tensor:
-    """Return a tensor's numbers, each in memory of its own: as they are where they are, else as a copy."""
-    t = real(t if t.layout is torch.strided else t.coalesce().values())
-    return t if t.is_contiguous(memory_format=torch.channels_last) else t.contiguous()
-
-
-def squares(*families: Sequence[Tensors]) -> Tensor:
-    r"""Return the squared global 2-norm of each family of lists, all of the same sizes, as one vector."""
+def lengths(*families: Sequence[Tensors], ranks: Ranks | None = None) -> Tensor:
+    """Return the global 2-norm of each family of lists, all of the same sizes, as one vector."""
     table = torch.stack(_parts([tensors for lists in families for tensors in lists], 2.0))
-    return torch.linalg.vector_norm(table.view(len(families), -1), dim=1) ** 2
+    here = torch.linalg.vector_norm(table.view(len(families), -1), dim=1)
+    return here if ranks is None else ranks.total(here**2).sqrt()
 
 
 def _parts(lists: Sequence[Tensors], p: float) -> list[Tensor]:
@@ -245,10 +254,12 @@ def _parts(lists: Sequence[Tensors], p: float) -> list[Tensor]:
 
 def _norms(tensors: Tensors, p: float) -> list[Tensor]:
     half = tensors[0].dtype in (torch.float16, torch.bfloat16)
+    if math.isinf(p):  # which PyTorch does not define for a tensor without numbers, as a rank may hold
+        tensors = [t if t.numel() else t.new_zeros(1) for t in tensors]
     return list(torch._foreach_norm(tensors, p, dtype=torch.float32 if half else None))
 
 
-def projection(a: Sequence[Tensors], b: Sequence[Tensors]) -> Tensor:
+def projection(a: Sequence[Tensors], b: Sequence[Tensors], ranks: Ranks | None = None) -> Tensor:
     r"""Return :math:`\langle a,b\rangle/\|b\|^2` (of no account where b is zero), a 0-dim tensor.
 
     .. math:: \langle a,b\rangle = \tfrac12\big(\|a\|^2+\|b\|^2-\|a-b\|^2\big)
@@ -256,74 +267,62 @@ def projection(a: Sequence[Tensors], b: Sequence[Tensors]) -> Tensor:
     There is no multi-tensor inner product in PyTorch, and this needs norms only. The error is their rounding, relative
     to :math:`\|a\|^2+\|b\|^2`: right for two gradients of one network.
     """
-    aa, bb, difference = squares(a, b, [sub(x, y) for x, y in zip(a, b, strict=True)]).unbind()
+    difference = [sub(x, y) for x, y in zip(a, b, strict=True)]
+    aa, bb, difference = (lengths(a, b, difference, ranks=ranks) ** 2).unbind()
     return 0.5 + 0.5 * (aa - difference) / bb.clamp(min=torch.finfo(bb.dtype).tiny)
 
 
-def steepest(z: Sequence[Tensors], p: float) -> tuple[Sequence[Tensors], Tensor | float]:
+def steepest(
+    z: Sequence[Tensors], p: float, ranks: Ranks | None = None
+) -> tuple[Sequence[Tensors], Tensor | float]:
     r"""Return the direction d that maximises :math:`d^\top z` in the p-norm ball, and :math:`\|d\|_p`.
 
     p = 2 returns z itself; p = inf its signs; p = 1 the signs of its largest entries (equal ones share the radius). The
     length is zero, infinite or NaN where z is: then there is no direction to follow.
     """
     if p == 2:
-        return z, length(z)
-    largest = norm(z, math.inf)
+        return z, length(z, ranks)
+    largest = norm(z, math.inf, ranks)
     signs = [sign(tensors) for tensors in z]
     if p == 1:
         below = [add(div(absolute(x), on(largest, x[0])), -1.0) for x in z]  # zero at the largest entries only
         d = [mul(s, add(sign(b), 1.0)) for s, b in zip(signs, below, strict=True)]
-        size = norm(d, 1)
+        size = norm(d, 1, ranks)
     elif math.isinf(p):
         d, size = signs, torch.ones_like(largest)
     else:
         q = p / (p - 1)
         a = [div(absolute(x), on(largest, x[0])) for x in z]
         d = [mul(s, power(x, q - 1)) for s, x in zip(signs, a, strict=True)]
-        size = norm(a, q) ** (q - 1)
+        size = norm(a, q, ranks) ** (q - 1)
     return d, torch.where((largest > 0) & largest.isfinite(), size, largest)
 
 
-def stride(radius: Any, size: Tensor | float, w: Tensors) -> tuple[Any, Any]:
-    """Return the step length radius/size where the tensors are, and whether to skip the step.
+def stride(radius: Any, size: Tensor | float, w: Tensors) -> Any:
+    """Return the step length radius/size where the tensors are, 0 where there is no direction to follow.
 
-    Both are Python numbers on the CPU, 0-dim tensors elsewhere (the second a float, 1 to skip).
+    It is a Python number on the CPU, a 0-dim tensor elsewhere.
     """
     dtype = torch.float64 if w[0].dtype == torch.float64 else torch.float32
     least, most = _NORMAL[dtype]
     if on_host(w[0]) and not (isinstance(size, Tensor) and not on_host(size)):
         scale = float(radius) / number if (number := float(size)) else 0.0
-        return scale, not least <= scale <= most  # true for NaN, inf, 0 and below
+        return scale if least <= scale <= most else 0.0  # not for NaN, infinity, 0 and below
     scale = torch.as_tensor(radius / size).to(w[0].device, dtype, non_blocking=True)
-    return scale, (scale.clamp(least, most) != scale).float()
+    return torch.where((scale >= least) & (scale <= most), scale, 0)
 
 
-def ascend(w: Tensors, d: Tensors, scale: Any, skip: Any) -> None:
-    r"""Do :math:`w\leftarrow w+s\,d` in place, or nothing at all where ``skip`` says so: both are from :func:`stride`.
+def ascend(w: Tensors, d: Tensors, scale: Any) -> None:
+    r"""Do :math:`w\leftarrow w+s\,d` in place, or nothing at all where s, from :func:`stride`, is 0.
 
-    On a device PyTorch's fused SGD kernel is this operation: one pass over memory, the step length on the device, and a
-    flag that cancels it, so that a bad batch needs no host read. Where the kernel does not apply (other devices,
-    strides that differ, float64 on CUDA, whose step length it would round) the same is said tensor by tensor.
+    On a device nothing is read. The bits of d are cleared there where s is 0, since 0 times NaN is not 0.
     """
     if not isinstance(scale, Tensor):
-        if not skip:
+        if scale:
             add_(w, d, alpha=scale)
         return
-    if _fused_applies(w, d):
-        torch._fused_sgd_(
-            w, d, [], weight_decay=0.0, momentum=0.0, lr=scale, dampening=0.0, nesterov=False, maximize=True,
-            is_first_step=False, grad_scale=None, found_inf=skip)
-        return
-    for weight, direction in zip(w, d, strict=True):
-        weight.add_(torch.where(skip > 0, 0, direction * on(scale, direction)))
-
-
-def _fused_applies(w: Tensors, d: Tensors) -> bool:
-    kind = w[0].device.type
-    if kind not in ("cpu", "cuda") or (kind == "cuda" and w[0].dtype == torch.float64):
-        return False
-    return all(
-        (a.is_contiguous() and b.is_contiguous())
-        or (a.stride() == b.stride() and a.is_contiguous(memory_format=torch.channels_last))
-        for a, b in zip(w, d, strict=True)
-    )
+    word = _WORDS[d[0].element_size()]
+    bits = mul([t.view(word) for t in d], (scale > 0).to(word))
+    followed = [t.view(d[0].dtype) for t in bits]
+    mul_(followed, on(scale, d[0]))
+    add_(w, followed)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from sharpnb.optim import foreach
@@ -34,8 +36,8 @@ class GSAM(SharpnessAware):
         rho: radius, the largest if there is a schedule (default 0.05: SAM's).
         alpha: weight of the orthogonal part (default 0.4: the paper's for ViT-S/32).
         rho_min: radius at ``lr_min``; None keeps the radius constant.
-        lr_max: learning rate that belongs to ``rho``; None takes the group's ``initial_lr``, else its ``lr``, at
-            construction.
+        lr_max: learning rate that belongs to ``rho`` (default: the group's ``lr`` at construction, or the base's own
+            where a scheduler is attached already). A rate above it has the radius ``rho``, and warns once.
         lr_min: learning rate that belongs to ``rho_min``.
         kwargs: arguments of the protocol, then of the base.
 
@@ -56,7 +58,8 @@ class GSAM(SharpnessAware):
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         if group["lr_max"] is None:
-            group["lr_max"] = group.get("initial_lr", group.get("lr", self.defaults["lr"]))
+            scheduled = "initial_lr" in group  # then a scheduler has put its first rate into "lr"
+            group["lr_max"] = float(self.defaults["lr"] if scheduled else group.get("lr", self.defaults["lr"]))
         if not group["alpha"] >= 0:
             raise ValueError(f"alpha = {group['alpha']}: must not be negative. Use alpha=0 for SAM.")
         if group["rho_min"] is not None and not 0 <= group["rho_min"] <= group["rho"]:
@@ -68,11 +71,25 @@ class GSAM(SharpnessAware):
     def _radius(self, group: dict[str, Any]) -> Any:
         if group["rho_min"] is None or group["lr_max"] == group["lr_min"]:
             return group["rho"]
-        share = (group["lr"] - group["lr_min"]) / (group["lr_max"] - group["lr_min"])
+        share = (foreach.number(group["lr"]) - group["lr_min"]) / (group["lr_max"] - group["lr_min"])
+        if isinstance(share, Tensor):
+            share = share.clamp(0, 1)
+        elif not -1e-6 <= share <= 1 + 1e-6:
+            self._warn_of_rate(group)
+            share = min(max(share, 0.0), 1.0)
         return group["rho_min"] + (group["rho"] - group["rho_min"]) * share
 
+    def _warn_of_rate(self, group: dict[str, Any]) -> None:
+        if not getattr(self, "_warned", False):
+            self._warned = True
+            warnings.warn(
+                f"GSAM: lr = {float(group['lr']):.4g} lies outside [lr_min, lr_max] = [{group['lr_min']:.4g}, "
+                f"{group['lr_max']:.4g}]: the radius stays in [rho_min, rho]. Give the schedule's largest rate as "
+                "lr_max.",
+                RuntimeWarning, stacklevel=2)
+
     def _combine(self, buckets: list[Bucket]) -> None:
-        c = foreach.projection([bucket.g for bucket in buckets], [bucket.g_adv for bucket in buckets])
+        c = foreach.projection([bucket.g for bucket in buckets], [bucket.g_adv for bucket in buckets], self._ranks)
         for bucket in buckets:
             alpha = bucket.group["alpha"]
             u = foreach.mul(bucket.g_adv, foreach.on(1 + alpha * c, bucket.g[0]))

@@ -70,14 +70,14 @@ class LookSAM(SharpnessAware):
     def _combine(self, buckets: list[Bucket]) -> None:
         g = [bucket.g for bucket in buckets]
         if self._ascends():
-            along = foreach.projection([bucket.g_adv for bucket in buckets], g)
+            along = foreach.projection([bucket.g_adv for bucket in buckets], g, self._ranks)
             for bucket in buckets:
                 parallel = foreach.mul(bucket.g, foreach.on(along, bucket.g[0]))
                 bucket.after = list(foreach.sub(bucket.g_adv, parallel))
             return
         g_v = [[self._remembered(p) for p in bucket.params] for bucket in buckets]
-        square, length = foreach.squares(g, g_v).unbind()
-        ratio = (square / length.clamp(min=torch.finfo(length.dtype).tiny)).sqrt()
+        here, there = foreach.lengths(g, g_v, ranks=self._ranks).unbind()
+        ratio = torch.where(there > 0, here / there, 0)  # a direction of length zero is none
         for bucket, v in zip(buckets, g_v, strict=True):
             part = foreach.mul(v, foreach.on(bucket.group["alpha"] * ratio, v[0]))
             bucket.g_adv = list(foreach.add(bucket.g, part))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _global_forward_pre_hooks
-from torch.utils.hooks import RemovableHandle
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from sharpnb.optim import foreach
 
@@ -26,8 +28,8 @@ class FrozenStatistics:
     calls: two a buffer would be 120 for a ResNet-18, each of which a GPU's host has to start.
 
     Args:
-        model: the module whose layers are meant. None finds them as they run, through a global forward hook, which
-            a model inside ``torch.compile`` or a ScriptModule does not call.
+        model: the module whose layers are meant. None finds them as they run, through a global forward hook. Of a
+            compiled model or a ScriptModule it sees the outermost call, and then all layers inside are meant.
     """
 
     def __init__(self, model: nn.Module | None = None) -> None:
@@ -35,21 +37,25 @@ class FrozenStatistics:
         self._ran: set[nn.Module] = set()  # in the last step's perturbed passes: most likely in the next ones
         self._kept: set[nn.Module] = set()
         self._copies: list[tuple[list[Tensor], list[Tensor]]] = []
-        self._hook = RemovableHandle(_global_forward_pre_hooks)  # its number for every step, which need not build one
+        self._hook: Any = None
+        self.seen = False  # whether any module ran between start and stop
 
     def start(self) -> None:
         """Begin to remember; a second call changes nothing."""
         if self.model is not None:
             self._keep(self.model.modules())
-        elif self._hook.id not in _global_forward_pre_hooks:
+        elif self._hook is None:
             if self._ran:
                 self._keep(self._ran)
                 self._ran = set()
-            _global_forward_pre_hooks[self._hook.id] = self._remember
+            self.seen = False
+            self._hook = register_module_forward_pre_hook(self._remember)
 
     def stop(self) -> None:
         """Put everything back. Call it after the backward pass, which still compares the buffers' versions."""
-        _global_forward_pre_hooks.pop(self._hook.id, None)
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
         if self._copies:
             with torch.no_grad():
                 for buffers, copies in self._copies:
@@ -58,7 +64,10 @@ class FrozenStatistics:
             self._kept.clear()
 
     def _remember(self, module: nn.Module, _inputs: Any) -> None:
-        if module._buffers and _tracks(module):  # empty in most layers, and this runs in all
+        self.seen = True
+        if "_orig_mod" in module._modules or isinstance(module, torch.jit.ScriptModule):  # compiled, its layers hidden
+            self._keep(module.modules())
+        elif module._buffers and _tracks(module):  # empty in most layers, and this runs in all
             self._ran.add(module)
             if module not in self._kept:
                 self._keep([module])
@@ -76,6 +85,23 @@ class FrozenStatistics:
             with torch.no_grad():
                 foreach.copy_(copies, buffers)
             self._copies.append((buffers, copies))
+
+
+def warn_of_hidden_layers(groups: Iterable[dict[str, Any]], who: str) -> None:
+    """Warn if a norm layer in training mode owns one of these parameters: to be asked where no module was seen to run.
+
+    It goes through all objects of the process, which takes tenths of a second, but only where something was compiled.
+    """
+    counters = getattr(sys.modules.get("torch._dynamo.utils"), "counters", {})
+    if not counters.get("frames"):
+        return
+    params = {id(p) for group in groups for p in group["params"]}
+    for layer in [m for m in gc.get_objects() if issubclass(type(m), nn.Module) and _tracks(m)]:
+        if not params.isdisjoint(map(id, layer._parameters.values())):
+            warnings.warn(f"{who}: the model runs inside a compiled function, where no hook sees its layers. The "
+                          f"statistics of {type(layer).__name__} move in both passes of a step. Name the model: "
+                          f"{who}(..., model=model).", RuntimeWarning, stacklevel=2)
+            return
 
 
 def _tracks(module: nn.Module) -> bool:

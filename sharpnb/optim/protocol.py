@@ -21,14 +21,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from sharpnb.caches import forget_casts
 from sharpnb.optim import distributed, foreach
+from sharpnb.optim.accumulation import EarlierGradients
 from sharpnb.optim.foreach import Bucket
-from sharpnb.optim.passes import FrozenStatistics, RandomNumbers, SameGroups
-from sharpnb.optim.wrapper import WrappingOptimizer, unobserved
+from sharpnb.optim.passes import FrozenStatistics, RandomNumbers, SameGroups, warn_of_hidden_layers
+from sharpnb.optim.sharded import Ranks, ranks_of
+from sharpnb.optim.wrapper import WrappingOptimizer
 
 Closure = Callable[..., Any]
 _NOTHING = nullcontext()
-_set_grad_enabled = torch._C._set_grad_enabled  # what PyTorch's contexts call, without their microseconds
 
 
 class SharpnessAware(WrappingOptimizer):
@@ -52,7 +54,10 @@ class SharpnessAware(WrappingOptimizer):
     (2) weights move and return in place, bit by bit, so storage stays where captured graphs, flattened RNN weights and
     views expect it, in the second pass too, unless ``in_place=False`` says that nobody does; (3) exactly the set that
     was perturbed is restored, whatever has a gradient in the second pass; (4) no constant in the denominator: a
-    gradient of norm zero, or not finite, is not followed at all.
+    gradient of norm zero, or not finite, is not followed at all; (5) ``step(closure)`` makes both passes itself, and
+    refuses to go on where ``.grad`` held another batch's gradient (:mod:`sharpnb.optim.accumulation`).
+
+    Over ``fully_shard`` (FSDP2) the radius is that of the whole gradient, and the step that of one process.
 
     Memory in the second pass, beside weights and gradient: one copy of the weights (on the CPU it stays allocated),
     4 bytes a float32 weight, and for GSAM, LookSAM and WSAM the gradient at w, 4 more (there both are freed). A
@@ -74,14 +79,15 @@ class SharpnessAware(WrappingOptimizer):
             host read a step). False never reads the device, for CUDA graphs; a ``GradScaler`` still skips.
         same_dropout: give all passes the same random numbers, as the authors' JAX code does (needs ``step(closure)``).
         in_place: perturb the weights where they lie. False exchanges pointers: during the second pass the parameters
-            lie in memory of their own: on the CPU 24 bytes for 40 a float32 weight (16 for 32 with
-            ``skip_nonfinite=False``), in a call a tensor. A captured graph, flattened RNN weights or a view of a
-            parameter then miss the perturbation. Between steps the parameters are where they were, bit by bit.
+            lie in memory of their own: on the CPU 28 bytes for 36 a float32 weight. A captured graph, flattened RNN
+            weights or a view of a parameter then miss the perturbation. Between steps the parameters are where they
+            were, bit by bit.
         base_kwargs: what is left for ``base_optimizer``.
 
     Raises:
         TypeError: if ``optimizer`` is neither an optimizer nor parameters with a class.
-        ValueError: if a hyperparameter is out of range.
+        ValueError: if a hyperparameter is out of range, the base maximises, or parameters are sharded in a way that
+            hides the whole gradient.
     """
 
     keeps_gradient: bool = False  # whether u needs the gradient at w: one more copy of the weights in the second pass
@@ -135,6 +141,17 @@ class SharpnessAware(WrappingOptimizer):
         """Raise ValueError where a group's hyperparameters are out of range."""
         if not (group["rho"] >= 0 and math.isfinite(group["rho"])):
             raise ValueError(f"rho = {group['rho']}: the radius must be finite and not negative. Use rho=0 for none.")
+        if group.get("maximize"):
+            raise ValueError(f"maximize=True: {type(self).__name__} looks for the largest loss nearby, so its base "
+                             "must minimise. Leave maximize=False and change the sign of the loss.")
+
+    def _regrouped(self) -> None:
+        super()._regrouped()
+        name = type(self).__name__
+        self._ranks: Ranks | None = ranks_of(self.param_groups, name)
+        if self._ranks is not None and not self.in_place:
+            raise ValueError(f"{name}(in_place=False) over DTensors (fully_shard): their memory cannot be exchanged. "
+                             "Use in_place=True.")
 
     # -- a whole step -------------------------------------------------------------------------------------------------
 
@@ -149,23 +166,22 @@ class SharpnessAware(WrappingOptimizer):
             scaler: a ``torch.amp.GradScaler`` whose ``scale`` the closure applied; call ``scaler.update()`` afterwards.
 
         Raises:
-            RuntimeError: without a closure and without a ``first_step``; with a closure in the middle of a step.
+            RuntimeError: without a closure and without a ``first_step``; with a closure in the middle of a step, or
+                where ``.grad`` held gradients of another batch.
             ValueError: if the list of closures is empty.
         """
-        return (self._step if unobserved(self) else self._step_observed)(closure, scaler=scaler)
+        with torch.no_grad():
+            if closure is None:
+                return self._second_half()
+            self._begin("step(closure)")
+            loss = self._one_closure(closure, scaler) if callable(closure) else self._shards(list(closure), scaler)
+            self._descend()
+            self._earlier.leave()
+            return loss
 
-    step.hooked = True  # type: ignore[attr-defined] # PyTorch's wrapper, put on only where somebody looks
-
-    def _step(self, closure: Closure | Sequence[Closure] | None, *, scaler: Any) -> Any:
-        return _without_grad(self._second_half) if closure is None else _without_grad(self._whole_step, closure, scaler)
-
-    _step_observed = Optimizer.profile_hook_step(_step)
-
-    def _whole_step(self, closure: Closure | Sequence[Closure], scaler: Any) -> Any:
-        self._begin("step(closure)")
-        loss = self._two_passes(closure, scaler) if callable(closure) else self._shards(list(closure), scaler)
-        self._descend()
-        return loss
+    def _one_closure(self, closure: Closure, scaler: Any) -> Any:
+        self._earlier.look()
+        return self._two_passes(closure, scaler)
 
     def _shards(self, closures: list[Closure], scaler: Any) -> Any:
         """Leave the shards' mean u in ``.grad``; return the mean of their losses."""
@@ -185,6 +201,7 @@ class SharpnessAware(WrappingOptimizer):
         self._numbers = RandomNumbers(self.param_groups) if self.same_dropout else None
         with self._no_sync():
             loss = self._evaluate(run, scaler)
+        self._earlier.compare(type(self).__name__)
         first = self._climb()
         if self._ascends():
             try:
@@ -199,11 +216,8 @@ class SharpnessAware(WrappingOptimizer):
     def _evaluate(self, run: Closure, scaler: Any) -> Any:
         """Clear the gradients, call the closure, unscale; return its loss."""
         self._prepare()
-        _set_grad_enabled(True)
-        try:
+        with torch.enable_grad():
             loss = run()
-        finally:
-            _set_grad_enabled(False)
         self._unscale(scaler)
         return loss
 
@@ -224,7 +238,8 @@ class SharpnessAware(WrappingOptimizer):
             raise RuntimeError(f"{type(self).__name__}.first_step: {reason}, which needs step(closure).")
         self._begin("first_step()")
         self._unscale(scaler)
-        first = _without_grad(self._climb)
+        with torch.no_grad():
+            first = self._climb()
         self._first = first if zero_grad else {p: g.clone() for p, g in first.items()}  # the next pass may add to them
         self._statistics.start()
         if zero_grad:
@@ -238,6 +253,9 @@ class SharpnessAware(WrappingOptimizer):
 
     def _second_half(self) -> None:
         if self._first is None:
+            if all(float(group["lr"]) == 0 for group in self.param_groups):
+                self.base_optimizer.step()  # as torch.distributed.checkpoint has states made: nothing moves
+                return
             raise RuntimeError("step() without a closure: no first_step() came before it. Call step(closure), or "
                                "first_step() and second_step() around a second backward pass.")
         first = self._first
@@ -249,14 +267,25 @@ class SharpnessAware(WrappingOptimizer):
         self._finish_gradient(first)
         self._descend()
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients."""
+        super().zero_grad(set_to_none)
+        self._earlier.forget()
+
     def restore(self) -> None:
         """Put weights and norm statistics back as they were before the perturbation; harmless when they are."""
         self._statistics.stop()
-        if self.in_place and self._backup:
-            _without_grad(self._copy_back)
-        elif self._backup:
-            for bucket, weights in self._backup:
-                foreach.point(bucket, weights)
+        with torch.no_grad():
+            if self.in_place:
+                self._copy_back()
+            else:
+                for bucket, weights in self._backup:
+                    foreach.point(bucket, weights)
+        forget_casts()
+        if self._backup and not self._looked:
+            self._looked = True
+            if self.model is None and not self._statistics.seen:
+                warn_of_hidden_layers(self.param_groups, type(self).__name__)
         self._backup, self._first = [], None
         if self.keeps_gradient:  # two copies are never there beside what u needs
             self._copies = foreach.Copies()
@@ -267,7 +296,8 @@ class SharpnessAware(WrappingOptimizer):
         self._statistics = FrozenStatistics(self.model)
         self._backup: list[tuple[Bucket, list[Tensor]]] = []  # what was perturbed, and the weights to return to
         self._copies = foreach.Copies()
-        self._flags: dict[Any, tuple[Tensor, Tensor]] = {}  # scratch memory of the test for finiteness
+        self._looked = False  # for layers that no hook sees
+        self._earlier = EarlierGradients(self.param_groups)
         self._first: dict[Tensor, Tensor] | None = None  # between the halves of a step
         self._after: dict[Tensor, Tensor] = {}
         self._numbers: RandomNumbers | None = None
@@ -279,12 +309,15 @@ class SharpnessAware(WrappingOptimizer):
         if self._first is not None:
             raise RuntimeError(f"{call} in the middle of a step: first_step() was called and second_step() was not. "
                                "Call second_step(), or restore() to give that step up.")
+        if len(self.param_groups) != self._known:  # somebody gave the base a group
+            self._regrouped()
         self._lengths: list[Tensor | float] = []  # not finite where an ascent gradient was not
         self._proxies: list[SameGroups] = []
         self._after: dict[Tensor, Tensor] = {}
 
     def _prepare(self) -> None:
         self._clear()
+        self._earlier.place()
         if self._numbers is not None:
             self._numbers.rewind()
 
@@ -304,26 +337,26 @@ class SharpnessAware(WrappingOptimizer):
         buckets = foreach.buckets(self.param_groups, kind=self._kind) if self._ascends() else []
         if buckets:
             directions, length = self._direction(buckets)
-            strides: dict[Any, tuple[Any, Any]] = {}
+            strides: dict[Any, Any] = {}
             for number, (bucket, d) in enumerate(zip(buckets, directions, strict=True)):
                 radius, w = self._radius(bucket.group), bucket.w
                 key = (radius, w[0].device, w[0].dtype)
                 if key not in strides:
                     strides[key] = foreach.stride(radius, length, w)
-                if self.in_place:
-                    self._backup.append((bucket, self._copies.take(number, w)))
-                    foreach.ascend(w, d, *strides[key])
-                else:
-                    moved = self._copies.ascended(number, w, d, *strides[key])
-                    self._backup.append((bucket, foreach.point(bucket, moved)))
+                copies = self._copies.take(number, w)
+                if not self.in_place:
+                    copies = foreach.point(bucket, copies)
+                self._backup.append((bucket, copies))
+                foreach.ascend(bucket.w, d, strides[key])
                 bucket.g = []  # the first gradient is freed before the second pass, unless the method keeps it
+            forget_casts()
         return first
 
     def _direction(self, buckets: list[Bucket]) -> tuple[Sequence[foreach.Tensors], Tensor | float]:
         r"""Return :math:`R\,d(Rg)` and :math:`\|d(Rg)\|_p`."""
         shapes = [self._shape(bucket) for bucket in buckets]
         z = [b.g if r is None else foreach.mul(r, b.g) for b, r in zip(buckets, shapes, strict=True)]
-        d, length = foreach.steepest(z, self.p)
+        d, length = foreach.steepest(z, self.p, self._ranks)
         self._lengths.append(length)
         return [x if r is None else foreach.mul(r, x) for x, r in zip(d, shapes, strict=True)], length
 
@@ -364,37 +397,29 @@ class SharpnessAware(WrappingOptimizer):
         scaled = self._proxies or hasattr(self, "found_inf")  # a GradScaler skips a bad step anyway
         if (self.skip_nonfinite or scaled) and not self._all_finite():
             return
-        self._step_base()
+        self.base_optimizer.step()
         self._past_base(self._after)
         self._after = {}
+        forget_casts()
 
     def _all_finite(self) -> bool:
         tensors = [g for group in self.param_groups for p in group["params"] if (g := p.grad) is not None]
         tensors += self._after.values()
-        if not tensors:
-            return True
-        bad, local = foreach.nonfinite(tensors, self._flags), self._local()
-        for length in self._lengths:  # on the host one that is not finite says it all, but no rank may decide alone
-            if local or isinstance(length, Tensor) or not math.isfinite(length):
-                bad = bad + (length.to(bad.device) if isinstance(length, Tensor) else length) * 0
-        fine = float(distributed.total(bad, self.model) if local else bad) == 0
-        if not fine:
-            self._flags.clear()
-        return fine
+        bad = foreach.nonfinite(tensors)
+        for length in self._lengths:
+            bad = bad + length * 0  # which is NaN where the length is not finite
+        return float(self._everywhere(bad)) == 0
 
     def _local(self) -> bool:
         """Return whether each rank perturbs on its own shard."""
         return (self.model is not None  # spares a question that is slow: that class has a metaclass
                 and isinstance(self.model, DistributedDataParallel) and not self.common_perturbation)
 
+    def _everywhere(self, bad: Tensor | float) -> Tensor | float:
+        """Return the sum over the ranks, none of which may skip a step alone."""
+        if self._ranks is not None:
+            return self._ranks.total(torch.as_tensor(bad, device=self.param_groups[0]["params"][0].device))
+        return distributed.total(bad, self.model) if self._local() else bad
+
     def _no_sync(self) -> AbstractContextManager[Any]:
         return self.model.no_sync() if self._local() else _NOTHING  # type: ignore[union-attr]
-
-
-def _without_grad(work: Callable[..., Any], *arguments: Any) -> Any:
-    before = torch.is_grad_enabled()
-    _set_grad_enabled(False)
-    try:
-        return work(*arguments)
-    finally:
-        _set_grad_enabled(before)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sharpnb.caches import forget_casts
 from sharpnb.optim import foreach
 from sharpnb.optim.protocol import Closure, SharpnessAware
 
@@ -94,14 +95,15 @@ class SAM(SharpnessAware):
         for bucket, d, (_, copies) in zip(buckets, directions, self._backup, strict=True):
             rho = bucket.group["rho"]
             offset = foreach.sub(bucket.w, copies)
-            foreach.ascend(offset, d, *foreach.stride(rho, length, offset))
+            foreach.ascend(offset, d, foreach.stride(rho, length, offset))
             offsets.append(offset)
             in_radii += [foreach.div(offset, rho)] if rho > 0 else []
         self._copy_back()
         if in_radii:
-            beyond = foreach.norm(in_radii, self.p).clamp(min=1)
+            beyond = foreach.norm(in_radii, self.p, self._ranks).clamp(min=1)
             for bucket, offset in zip(buckets, offsets, strict=True):
-                foreach.ascend(bucket.w, offset, *foreach.stride(1.0, beyond, offset))
+                foreach.ascend(bucket.w, offset, foreach.stride(1.0, beyond, offset))
+        forget_casts()
 
     def _add_second_order(self, run: Closure, scaler: Any, first: dict[Tensor, Tensor]) -> None:
         """Add Hz to the gradients, by two more evaluations around w."""
@@ -109,16 +111,17 @@ class SAM(SharpnessAware):
         buckets = self._perturbed(at_eps)
         g = [bucket.g for bucket in self._perturbed(first)]
         z = [foreach.mul(bucket.g, bucket.group["rho"]) for bucket in buckets]
-        along = foreach.projection(z, g)
+        along = foreach.projection(z, g, self._ranks)
         for x, y in zip(z, g, strict=True):
             foreach.sub_(x, foreach.mul(y, foreach.on(along, y[0])))
-        length, size = foreach.norm(g), foreach.norm(z)
+        length, size = foreach.lengths(g, z, ranks=self._ranks).unbind()
         h = min(torch.finfo(w.dtype).eps for bucket in buckets for w in bucket.w) ** (1 / 3)
         sides = []
         for sign in (1, -1):
             self._copy_back()
             for bucket, x in zip(buckets, z, strict=True):
-                foreach.ascend(bucket.w, foreach.mul(x, sign), *foreach.stride(h, size, x))
+                foreach.ascend(bucket.w, foreach.mul(x, sign), foreach.stride(h, size, x))
+            forget_casts()
             self._evaluate(run, scaler)
             sides.append(self._perturbed(foreach.gradients(self.param_groups)))
         factor = torch.where(length > 0, size / (2 * h * length), 0)

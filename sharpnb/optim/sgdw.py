@@ -7,6 +7,7 @@ from typing import Any
 from torch.optim.optimizer import ParamsT
 
 from sharpnb.optim import foreach
+from sharpnb.optim.conversion import sgdw_from_torch
 from sharpnb.optim.decoupled import DecoupledDecay
 from sharpnb.optim.foreach import Bucket
 
@@ -31,6 +32,7 @@ class SGDW(DecoupledDecay):
         weight_decay: :math:`\lambda`; :func:`~sharpnb.optim.schedules.normalized_weight_decay` gives it for a budget.
         nesterov: step by :math:`\eta_t\alpha g_t+\beta m_t`.
         lr_in_momentum: True is the paper, False the authors' code.
+        eta_reference: the learning rate at which :math:`\eta_t=1` (default: ``lr``).
 
     Raises:
         ValueError: if an argument is out of range.
@@ -38,10 +40,12 @@ class SGDW(DecoupledDecay):
 
     def __init__(
         self, params: ParamsT, lr: float, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False,
-        lr_in_momentum: bool = True,
+        lr_in_momentum: bool = True, eta_reference: float | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov,
-                                  "lr_in_momentum": lr_in_momentum})
+                                  "lr_in_momentum": lr_in_momentum, "eta_reference": eta_reference})
+
+    _from_torch = staticmethod(sgdw_from_torch)
 
     def _complete(self, group: dict[str, Any]) -> None:
         super()._complete(group)
@@ -50,17 +54,17 @@ class SGDW(DecoupledDecay):
 
     def _update(self, bucket: Bucket) -> None:
         group = bucket.group
-        beta, lr = group["momentum"], group["lr"]
+        beta, lr = group["momentum"], foreach.number(group["lr"])
         inside, outside = (lr, 1.0) if group["lr_in_momentum"] else (1.0, lr)
         self._decay(bucket)
         if beta == 0:
-            foreach.add_(bucket.w, bucket.g, alpha=-lr)
+            foreach.descend(bucket.w, bucket.g, lr)
             return
         m = self._buffers(bucket, "momentum_buffer")
         foreach.mul_(m, beta)
-        foreach.add_(m, bucket.g, alpha=inside)
+        foreach.descend(m, bucket.g, -inside)
         if group["nesterov"]:
-            foreach.add_(bucket.w, bucket.g, alpha=-lr)
-            foreach.add_(bucket.w, m, alpha=-outside * beta)
+            foreach.descend(bucket.w, bucket.g, lr)
+            foreach.descend(bucket.w, m, outside * beta)
         else:
-            foreach.add_(bucket.w, m, alpha=-outside)
+            foreach.descend(bucket.w, m, outside)

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
-import torch
 from torch.optim import Optimizer
-from torch.optim.optimizer import (
-    _global_optimizer_post_hooks,
-    _global_optimizer_pre_hooks,
-    _use_grad_for_differentiable,
-)
 
-# Of the two wrappers that PyTorch puts around a step: for hooks and profilers, and for its gradient mode.
-_OBSERVING = Optimizer.profile_hook_step(lambda *_: None).__code__
-_SETTING_GRAD = _use_grad_for_differentiable(lambda *_: None).__code__
+from sharpnb.optim.conversion import checked, without_old_weights
+
+_filled: WeakKeyDictionary[Optimizer, list[tuple[dict[str, Any], set[str]]]] = WeakKeyDictionary()
+"""What a wrapper wrote into the groups of a base. Another wrapper of that base takes it for nobody's wish."""
 
 
 class WrappingOptimizer(Optimizer):
     """Shares ``param_groups`` and ``state`` with the optimizer that it wraps, through checkpoints, copies and pickles.
 
     The two names mean the *same objects* in both, so a scheduler may be attached to either, a checkpoint holds
-    everything, and the wrapper's hyperparameters stand in the groups beside the base's.
+    everything, and the wrapper's hyperparameters stand in the groups beside the base's. What a group was given by its
+    author counts before the constructor's value; what an earlier wrapper of the same base left there does not.
 
     Args:
         optimizer: the base optimizer, or the parameters (then ``base_optimizer`` is its class).
@@ -31,7 +29,8 @@ class WrappingOptimizer(Optimizer):
         base_kwargs: arguments of the base, when its class is given.
 
     Raises:
-        TypeError: if ``optimizer`` is neither an optimizer nor parameters with a class.
+        TypeError: if ``optimizer`` is neither an optimizer nor parameters with a class, or the base's step needs a
+            closure.
         ValueError: if the base already uses the name of an option in its groups.
     """
 
@@ -48,6 +47,9 @@ class WrappingOptimizer(Optimizer):
             raise ValueError(f"{name} over {type(self.base_optimizer).__name__}: both keep {taken} in the parameter "
                              "groups. Choose another base optimizer.")
         self.options = options
+        for group, names in _filled.pop(self.base_optimizer, []):
+            for key in names:
+                group.pop(key, None)
         super().__init__(self.base_optimizer.param_groups, {**self.base_optimizer.defaults, **options})
         self._share()
 
@@ -63,41 +65,30 @@ class WrappingOptimizer(Optimizer):
         """Return why this is no moment for a checkpoint, or nothing."""
         return ""
 
-    # -- the base's step ----------------------------------------------------------------------------------------------
-
-    def _step_base(self) -> None:
-        """Let the base make its step, gradients being off, past PyTorch's wrappers where they have nothing to do.
-
-        For a small model they cost a tenth of its two gradients. Whatever else wraps a step is called as it is.
-        """
-        base = self.base_optimizer
-        step: Any = type(base).step
-        if "step" in vars(base) or getattr(step, "__code__", None) is not _OBSERVING or not unobserved(base):
-            base.step()
-            return
-        step = step.__wrapped__
-        if getattr(step, "__code__", None) is _SETTING_GRAD and not base.defaults["differentiable"]:
-            step = step.__wrapped__
-        step(base)
-
     # -- sharing ------------------------------------------------------------------------------------------------------
 
     def _share(self) -> None:
         self.param_groups, self.state = self.base_optimizer.param_groups, self.base_optimizer.state
-        for group in self.param_groups:
-            for name, default in self.options.items():
-                group.setdefault(name, default)
-            self._check(group)
+        self._regrouped()
         self._rest()
+
+    def _regrouped(self) -> None:
+        """Give each group the options that it lacks, and look at it."""
+        for group in self.param_groups:
+            missing = self.options.keys() - group.keys()
+            if missing:
+                group |= {name: self.options[name] for name in missing}
+                _filled.setdefault(self.base_optimizer, []).append((group, missing))
+            self._check(group)
+        self._known = len(self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to both; what it does not name gets the constructor's values."""
         if getattr(self, "param_groups", None) is not self.base_optimizer.param_groups:
             return super().add_param_group(param_group)  # from inside Optimizer.__init__
-        group = {**self.options, **param_group}
-        self._check({**self.defaults, **group})
-        self.base_optimizer.add_param_group(group)
-        self._check(self.param_groups[-1])
+        self._check({**self.defaults, **param_group})
+        self.base_optimizer.add_param_group(param_group)
+        self._regrouped()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the base's state and the groups, the wrapper's own included; ``torch.load(weights_only=True)`` works.
@@ -105,20 +96,47 @@ class WrappingOptimizer(Optimizer):
         Raises:
             RuntimeError: in the middle of a step.
         """
-        if self._unsettled():
-            raise RuntimeError(f"state_dict() in the middle of a step: {self._unsettled()}.")
+        self._settled("state_dict()")
         return self.base_optimizer.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume bit by bit from :meth:`state_dict`; a checkpoint of the bare base optimizer loads too.
 
+        A checkpoint of the popular SAM class holds copies of weights and no state of its base: the groups are taken
+        over, the base starts anew, as it does there.
+
         Raises:
             RuntimeError: in the middle of a step.
+            ValueError: if the checkpoint is that of another base; then nothing has changed.
         """
-        if self._unsettled():
-            raise RuntimeError(f"load_state_dict() in the middle of a step: {self._unsettled()}.")
+        self._settled("load_state_dict()")
+        state_dict = without_old_weights(state_dict, self)
+        checked(state_dict, self.base_optimizer)
         self.base_optimizer.load_state_dict(state_dict)
+        _filled.pop(self.base_optimizer, None)  # it has new groups now, and what they hold is the checkpoint's wish
         self._share()
+
+    def _settled(self, call: str) -> None:
+        if self._unsettled():
+            raise RuntimeError(f"{call} in the middle of a step: {self._unsettled()}.")
+
+    # A state dict is the base's, and so are the hooks around it; they are called with this optimizer.
+
+    def register_state_dict_pre_hook(self, hook: Callable[..., Any], prepend: bool = False) -> Any:
+        """Call ``hook(self)`` before :meth:`state_dict`."""
+        return self.base_optimizer.register_state_dict_pre_hook(lambda _: hook(self), prepend)
+
+    def register_state_dict_post_hook(self, hook: Callable[..., Any], prepend: bool = False) -> Any:
+        """Call ``hook(self, state_dict)`` after :meth:`state_dict`; what it returns, if anything, is taken instead."""
+        return self.base_optimizer.register_state_dict_post_hook(lambda _, state: hook(self, state), prepend)
+
+    def register_load_state_dict_pre_hook(self, hook: Callable[..., Any], prepend: bool = False) -> Any:
+        """Call ``hook(self, state_dict)`` before a state is loaded; what it returns, if anything, is loaded instead."""
+        return self.base_optimizer.register_load_state_dict_pre_hook(lambda _, state: hook(self, state), prepend)
+
+    def register_load_state_dict_post_hook(self, hook: Callable[..., Any], prepend: bool = False) -> Any:
+        """Call ``hook(self)`` after a state was loaded."""
+        return self.base_optimizer.register_load_state_dict_post_hook(lambda _: hook(self), prepend)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("base_optimizer", "options", "defaults", *self._own)}
@@ -138,14 +156,20 @@ def _base(
             extra = ", ".join(base_kwargs) or f"base_optimizer={base_optimizer!r}"
             raise TypeError(f"{name}: got a base optimizer and also {extra}. Give these to the base when you build it; "
                             f"the method's own go by keyword: {name}(torch.optim.SGD(params, lr=0.1), rho=0.05).")
+        _check_step(name, type(optimizer))
         return optimizer
     if not (isinstance(base_optimizer, type) and issubclass(base_optimizer, Optimizer)):
         raise TypeError(f"{name}: base_optimizer = {base_optimizer!r} is not a class of optimizers. Write "
                         f"{name}(torch.optim.SGD(params, lr=0.1)) or {name}(params, torch.optim.SGD, lr=0.1).")
+    _check_step(name, base_optimizer)
     return base_optimizer(optimizer, **base_kwargs)
 
 
-def unobserved(optimizer: Optimizer) -> bool:
-    """Return whether no hook and no profiler wants to know about an optimizer's steps."""
-    return not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-                or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or torch.autograd._profiler_enabled())
+def _check_step(name: str, base: type[Optimizer]) -> None:
+    """Raise TypeError where the base's step evaluates the loss itself, as LBFGS does."""
+    arguments = list(inspect.signature(base.step).parameters.values())[1:]
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if any(a.default is a.empty and a.kind in plain for a in arguments):
+        raise TypeError(f"{name} over {base.__name__}: its step needs a closure, so it would evaluate the loss where "
+                        f"{name} has put the weights back. Use a base whose step() takes the gradients that are there, "
+                        "such as torch.optim.SGD or torch.optim.AdamW.")

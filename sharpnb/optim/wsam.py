@@ -40,6 +40,8 @@ class WSAM(SharpnessAware):
         decouple: apply the sharpness term past the base (default), or feed it through the base.
         perturbation: "sam", "asam" or "fisher": whose ball (the paper combines WSAM with either relative).
         eta: :math:`\eta` of :class:`ASAM` (default 0.01) or :class:`FisherSAM` (default 1.0).
+        adaptive: with "asam", what is scaled, as in :class:`ASAM`. With the default perturbation True is the authors'
+            ``adaptive=True``: the ball of "asam" for all tensors, with :math:`\eta=0`.
         kwargs: arguments of the protocol, then of the base.
 
     Raises:
@@ -51,15 +53,18 @@ class WSAM(SharpnessAware):
 
     def __init__(
         self, optimizer: Optimizer | Iterable[Any], base_optimizer: type[Optimizer] | None = None, rho: float = 0.05,
-        gamma: float = 0.9, decouple: bool = True, perturbation: str = "sam", eta: float | None = None, **kwargs: Any,
+        gamma: float = 0.9, decouple: bool = True, perturbation: str = "sam", eta: float | None = None,
+        adaptive: bool | None = None, **kwargs: Any,
     ) -> None:
+        if adaptive and perturbation == "sam":  # as the authors' code spells it
+            perturbation, eta = "asam", 0.0 if eta is None else eta
         if perturbation not in ("sam", "asam", "fisher"):
             raise ValueError(f"perturbation = {perturbation!r}: must be 'sam', 'asam' or 'fisher'.")
         self.decouple, self.perturbation = decouple, perturbation
         options: dict[str, Any] = {"gamma": gamma}
         if perturbation != "sam":
             default = 0.01 if perturbation == "asam" else 1.0
-            options |= {"eta": default if eta is None else eta, "adaptive": kwargs.pop("adaptive", None)}
+            options |= {"eta": default if eta is None else eta, "adaptive": adaptive}
         super().__init__(optimizer, base_optimizer, rho=rho, options=options, **kwargs)
 
     def _check(self, group: dict[str, Any]) -> None:
@@ -83,11 +88,7 @@ class WSAM(SharpnessAware):
 
     def _past_base(self, after: dict[Tensor, Tensor]) -> None:
         for bucket in foreach.buckets(self.param_groups, after):
-            step = bucket.group["lr"] * _weight(bucket.group)
-            if isinstance(step, Tensor):  # a capturable learning rate: no number on the host
-                foreach.sub_(bucket.w, foreach.mul(bucket.g, step))
-            else:
-                foreach.add_(bucket.w, bucket.g, alpha=-step)
+            foreach.descend(bucket.w, bucket.g, foreach.number(bucket.group["lr"]) * _weight(bucket.group))
 
 
 def _weight(group: dict[str, Any]) -> float:

@@ -15,12 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sharpnb.optim import foreach
 
-# aten calls of one step for 161 tensors in one group, base's step of 3 included, without the finiteness check. One more
-# ball kind (ASAM scales some tensors and not others) is 4 more calls; p other than 2, inner steps and the second-order
-# term are not held to the budget.
-BUDGET = {"SAM": 14, "FisherSAM": 20, "ASAM": 21, "WSAM": 18, "WSAM coupled": 15, "WSAM asam": 25, "WSAM fisher": 24,
-          "GSAM": 30, "LookSAM": 28}
-CHECK = 5  # what skip_nonfinite=True adds, one of them the host read
+# A step for 161 tensors makes at most so many calls, the base's included. p other than 2, inner steps and the second-order
+# term are not held to it.
+MOST, HELD = 50, ("SAM", "FisherSAM", "ASAM", "WSAM", "WSAM coupled", "WSAM asam", "WSAM fisher", "GSAM", "LookSAM")
+VIEWS = ("view.dtype", "detach.default")  # they start nothing on a device
 READS = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal")
 
 
@@ -34,7 +32,7 @@ class Calls(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if self.on and func.namespace == "aten":
+        if self.on and func.namespace == "aten" and func.__name__ not in VIEWS:
             self.counts[func.__name__.split(".")[0]] += 1
             self.after()
         return out
@@ -68,13 +66,11 @@ def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("host", [True, False])
-@pytest.mark.parametrize("name", BUDGET)
-def test_calls_of_a_step(name: str, host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", HELD)
+def test_calls_of_a_step_do_not_grow_with_the_tensors(name: str, host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(foreach, "on_host", lambda t: host)
-    bare = _count(name, 161, skip_nonfinite=False)
-    assert sum(bare.values()) <= BUDGET[name], bare
-    assert sum(_count(name, 161).values()) <= BUDGET[name] + CHECK + (2 if name.startswith("WSAM") else 1)
-    assert sum(_count(name, 21, skip_nonfinite=False).values()) == sum(bare.values())  # whatever the number of tensors
+    many, fewer = _count(name, 161), _count(name, 41)
+    assert sum(many.values()) <= MOST and sum(many.values()) == sum(fewer.values()), many - fewer
 
 
 @pytest.mark.parametrize("name", [n for n in family.CLASSES if not n.startswith("ESAM")])
@@ -136,27 +132,29 @@ def _kinds() -> dict[str, Tensor]:
                                               check_invariants=True)}
 
 
+@pytest.mark.parametrize("host", [True, False])
 @pytest.mark.parametrize("bad", ["", *(kind for kind in _kinds() if kind != "empty")])
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
-def test_nonfinite_sees_one_number_in_any_kind_of_tensor(bad: str, value: float) -> None:
+def test_nonfinite_sees_one_number_in_any_kind_of_tensor(
+    bad: str, value: float, host: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foreach, "on_host", lambda t: host)
     tensors = _kinds()
     if bad:
         where = tensors[bad]._values() if bad == "sparse" else tensors[bad]
         (where[:1] if bad == "expanded" else where.reshape(-1)[-1:] if where.is_contiguous() else where[-1:, -1:]
          ).fill_(value)
     before = [t.to_dense().clone() if t.is_sparse else t.clone() for t in tensors.values()]
-    flags: dict[Any, Any] = {}
-    assert float(foreach.nonfinite(list(tensors.values()), flags)) == float(bool(bad))
+    assert float(foreach.nonfinite(list(tensors.values()))) == float(bool(bad))
     for old, new in zip(before, tensors.values(), strict=True):
         assert torch.equal(old.nan_to_num(), (new.to_dense() if new.is_sparse else new).nan_to_num())
 
 
-def test_nonfinite_recovers_once_its_memory_is_emptied() -> None:
-    flags: dict[Any, Any] = {}
-    assert float(foreach.nonfinite([torch.tensor([1.0, float("nan")])], flags)) == 1
-    flags.clear()
-    for value in (1.0, 3e38, -0.0):
-        assert float(foreach.nonfinite([torch.tensor([value])], flags)) == 0
+@pytest.mark.parametrize("host", [True, False])
+def test_a_norm_that_overflows_is_no_number_that_is_not_finite(host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreach, "on_host", lambda t: host)
+    assert not torch.tensor([3e38, 3e38]).norm().isfinite()
+    assert float(foreach.nonfinite([torch.tensor([3e38, 3e38]), torch.tensor([-0.0])])) == 0
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------

@@ -109,6 +109,7 @@ def test_same_dropout_shares_the_masks_and_then_goes_on(name: str) -> None:
         return value
 
     def build(same: bool) -> Any:
+        model.zero_grad()
         options = {"gamma": 1.0} if name == "ESAM" else {}
         return family.CLASSES[name](torch.optim.SGD(model.parameters(), lr=0.1), rho=0.0, same_dropout=same, **options)
 

@@ -151,7 +151,7 @@ def test_the_closure_is_called_as_often_as_the_method_needs_and_the_clean_loss_r
 
 @pytest.mark.parametrize("name", family.CLASSES)
 def test_stale_gradients_do_not_count(name: str) -> None:
-    """The closure may zero the gradients or not, and a backward pass before step changes nothing."""
+    """The closure may zero the gradients or not, and a backward pass of the same batch before step changes nothing."""
     if name.startswith("ESAM"):
         pytest.skip("its closure does not back-propagate")
     ends = []
@@ -160,6 +160,7 @@ def test_stale_gradients_do_not_count(name: str) -> None:
         optimizer = family.CLASSES[name](_sgd(model), rho=0.2)
         for x, y in _data():
             if before:
+                optimizer.zero_grad()
                 F.mse_loss(model(x), y).backward()
             optimizer.step(_closure(model, x, y, zero))
         ends.append(_weights(model))
@@ -248,9 +249,11 @@ def test_a_list_of_closures_is_m_sharpness(method: str) -> None:
         nn.utils.vector_to_parameters(start.clone(), model.parameters())
         alone = family.CLASSES[method](torch.optim.SGD(model.parameters(), lr=0.1), rho=0.2)
         losses.append(alone.step(_closure(model, a, b)))
+        alone.zero_grad()
         outcomes.append(_weights(model))
     nn.utils.vector_to_parameters(start.clone(), model.parameters())
     loss = optimizer.step([_closure(model, a, b) for a, b in shards])
+    optimizer.zero_grad()
     assert torch.allclose(_weights(model), torch.stack(outcomes).mean(0), rtol=0, atol=1e-14)
     assert loss.item() == pytest.approx(torch.stack(losses).mean().item())
     nn.utils.vector_to_parameters(start.clone(), model.parameters())

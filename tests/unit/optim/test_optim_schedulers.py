@@ -52,15 +52,6 @@ def step(name: str, optimizer: Optimizer, params: list[nn.Parameter]) -> None:
         optimizer.step()
 
 
-def known(name: str, schedule: str, tensor: bool, request: pytest.FixtureRequest) -> None:
-    """What is wrong today, each with its cause: strict, so that mending it turns the test red until it is removed."""
-    if (name in ("SGDW", "AdamW") and schedule.startswith("CyclicLR") and not tensor) or (
-            name == "SGDW" and schedule == "SequentialLR" and tensor):
-        request.applymarker(pytest.mark.xfail(strict=True, reason="initial_lr is ours before the scheduler sets it, and a tensor rate's alias"))
-    if name == "AdamW" and tensor:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="a tensor rate is given to a list of scalars"))
-
-
 def test_the_table_names_every_scheduler_that_pytorch_has():
     named = {name.split()[0] for name in SCHEDULES}
     assert named == {*lr_scheduler.__all__, "SWALR"} - {"LRScheduler"}
@@ -69,11 +60,8 @@ def test_the_table_names_every_scheduler_that_pytorch_has():
 @pytest.mark.parametrize("tensor", [False, True])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_rates_and_momenta_are_those_of_the_formula(
-    name: str, schedule: str, tensor: bool, request: pytest.FixtureRequest
-) -> None:
+def test_rates_and_momenta_are_those_of_the_formula(name: str, schedule: str, tensor: bool) -> None:
     """Attached to the wrapper, while it steps; "SGD", PyTorch's own, shows that the formulas are right."""
-    known(name, schedule, tensor, request)
     (params, optimizer), chosen, momenta = build(name, tensor), SCHEDULES[schedule], []
 
     def observed() -> None:

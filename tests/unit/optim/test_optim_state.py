@@ -111,6 +111,7 @@ def test_a_checkpoint_of_the_bare_base_loads(name: str) -> None:
     bare = torch.optim.SGD(params, lr=0.3, momentum=0.9)
     family.closure_for(params)()
     bare.step()
+    bare.zero_grad()
     optimizer = OPTIMIZERS[name](params)
     optimizer.load_state_dict(bare.state_dict())
     assert optimizer.param_groups[0]["lr"] == 0.3 and optimizer.param_groups[0]["rho"] == 0.1

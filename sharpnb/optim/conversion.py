@@ -1,0 +1,117 @@
+"""Checkpoints of other optimizers: converted where that is exact, else refused before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+_FLAGS = {"foreach", "maximize", "capturable", "differentiable", "fused", "amsgrad", "decoupled_weight_decay",
+          "dampening"}  # what torch.optim's groups hold and ours do not need
+_TRANSIENT = ("old_p", "e_w")  # what the popular SAM and WSAM classes leave in their states: weights, perturbations
+
+
+def checked(state_dict: dict[str, Any], optimizer: Optimizer) -> None:
+    """Raise ValueError where a checkpoint's groups lack a number that an optimizer's step needs.
+
+    PyTorch loads such a checkpoint without a word and fails at the next step, or makes a step of another kind.
+    """
+    needed = {name for name, value in optimizer.defaults.items()
+              if isinstance(value, int | float | tuple | Tensor) and not isinstance(value, bool)}
+    decoupled = optimizer.defaults.get("decoupled_weight_decay")
+    for number, group in enumerate(state_dict["param_groups"]):
+        lacking = sorted(needed - group.keys() - {"eta_reference"})
+        if lacking:
+            raise ValueError(f"load_state_dict: the checkpoint's group {number} has no {', '.join(lacking)}, which "
+                             f"{type(optimizer).__name__} needs: it was saved by another optimizer. Load it into one "
+                             "of the class that saved it.")
+        if decoupled is not None and group.get("decoupled_weight_decay", decoupled) is not decoupled:
+            raise ValueError(f"load_state_dict: the checkpoint says decoupled_weight_decay={not decoupled}, and "
+                             f"{type(optimizer).__name__} is the other kind: Adam's decay is not AdamW's. Load it into "
+                             "one of the class that saved it.")
+
+
+def without_old_weights(state_dict: dict[str, Any], optimizer: Any) -> dict[str, Any]:
+    """Return a checkpoint without the copies of weights that the popular SAM class keeps; others come back as they are.
+
+    Raises:
+        ValueError: if it says ``adaptive=True`` and the optimizer's ball is another one than the popular class's.
+    """
+    options = optimizer.options
+    for group in state_dict["param_groups"]:
+        if group.get("adaptive") and "eta" not in group and (options.get("adaptive"), options.get("eta")) != (True, 0):
+            raise ValueError("load_state_dict: the checkpoint says adaptive=True, and this "
+                             f"{type(optimizer).__name__} was built with another ball. Use "
+                             "ASAM(..., adaptive=True, eta=0.0), the popular form.")
+    state = state_dict["state"]
+    if not any(name in entry for entry in state.values() for name in _TRANSIENT):
+        return state_dict
+    kept = {key: {n: v for n, v in entry.items() if n not in _TRANSIENT} for key, entry in state.items()}
+    return {**state_dict, "state": {key: entry for key, entry in kept.items() if entry}}
+
+
+def adamw_from_torch(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    r"""Return a group of ``torch.optim.AdamW`` as one of ours, with :math:`\lambda=lr_0\cdot` its ``weight_decay``.
+
+    Theirs decays by :math:`lr_t\cdot wd`, ours by :math:`\eta_t\lambda` with :math:`\eta_t=lr_t/lr_0`: the same number.
+
+    Args:
+        saved: the checkpoint's group.
+        own: the group that it replaces; its ``eta_reference`` is :math:`lr_0`.
+
+    Raises:
+        ValueError: if the group's step is not AdamW's.
+    """
+    if "amsgrad" not in saved:
+        raise _refused("not torch.optim.AdamW")
+    _refuse(saved, "amsgrad", "maximize")
+    if saved["weight_decay"] and saved.get("decoupled_weight_decay") is not True:
+        raise _refused(f"torch.optim.Adam with weight_decay={saved['weight_decay']}, an L2 penalty (or AdamW of a "
+                       "PyTorch that did not write down which of the two it was)")
+    return _with_reference(saved, own)
+
+
+def sgdw_from_torch(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return a group of ``torch.optim.SGD`` as one of SGDW; arguments as in :func:`adamw_from_torch`.
+
+    Raises:
+        ValueError: if the group's step is not one that SGDW makes.
+    """
+    if "dampening" not in saved:
+        raise _refused("not torch.optim.SGD")
+    _refuse(saved, "dampening", "maximize")
+    if saved["momentum"] and saved["weight_decay"]:
+        raise _refused(f"torch.optim.SGD with momentum and weight_decay={saved['weight_decay']}, an L2 penalty that "
+                       "went through the momentum")
+    if saved["momentum"] and own["lr_in_momentum"]:
+        raise _refused("torch.optim.SGD with momentum, whose buffer does not hold the learning rate: build "
+                       "SGDW(..., lr_in_momentum=False)")
+    return _with_reference(saved, own)
+
+
+def _with_reference(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    reference = own["eta_reference"] or float(saved["lr"])
+    kept = {name: value for name, value in saved.items() if name not in _FLAGS}
+    return {**kept, "weight_decay": reference * saved["weight_decay"], "eta_reference": reference}
+
+
+def _refuse(group: dict[str, Any], *names: str) -> None:
+    for name in names:
+        if group.get(name):
+            raise _refused(f"{name}={group[name]}, which is another rule")
+
+
+def _refused(what: str) -> ValueError:
+    return ValueError(f"load_state_dict: the checkpoint is of another optimizer: {what}. It cannot be converted "
+                      "exactly. Load it into the class that saved it, or begin with a fresh state.")
+
+
+def is_from_torch(group: dict[str, Any]) -> bool:
+    """Return whether a checkpoint's group was written by a class of torch.optim."""
+    return "foreach" in group or "amsgrad" in group
+
+
+def is_of_strangers(group: dict[str, Any]) -> bool:
+    """Return whether nobody can say what a group's ``weight_decay`` is multiplied by."""
+    return "eta_reference" not in group and "differentiable" not in group and bool(group.get("weight_decay"))

@@ -1,0 +1,90 @@
+"""Parameters that ``fully_shard`` spread over ranks: each rank works on its own part, norms are those of all parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Ranks:
+    """The ranks that hold the parts of a model's weights, and the numbers that they find out together.
+
+    Args:
+        mesh: the ``DeviceMesh`` of the parameters.
+        dims: its dimensions along which they are split; along the others they are repeated.
+    """
+
+    def __init__(self, mesh: Any, dims: tuple[int, ...]) -> None:
+        self.groups = [mesh.get_group(dim) for dim in dims]
+
+    def total(self, number: Tensor) -> Tensor:
+        """Return the sum over the parts."""
+        return self._reduced(number, dist.ReduceOp.SUM)
+
+    def largest(self, number: Tensor) -> Tensor:
+        """Return the largest number of any part; NaN and infinity stay what they are."""
+        bad = self._reduced((~number.isfinite()).to(number.dtype), dist.ReduceOp.SUM)
+        most = self._reduced(torch.nan_to_num(number, posinf=0.0), dist.ReduceOp.MAX)
+        return torch.where(bad > 0, torch.full_like(most, torch.nan), most)
+
+    def _reduced(self, number: Tensor, how: Any) -> Tensor:
+        number = number.clone()
+        for group in self.groups:
+            dist.all_reduce(number, how, group)
+        return number
+
+
+def ranks_of(groups: Iterable[dict[str, Any]], who: str) -> Ranks | None:
+    """Return the ranks over which all parameters are spread, or None where no parameter is a DTensor.
+
+    Args:
+        groups: parameter groups.
+        who: the optimizer's name, for messages.
+
+    Raises:
+        ValueError: for parameters of the first FSDP, for DTensors beside plain tensors, and for DTensors that are not
+            spread alike: their norms would be counted too often or too rarely.
+    """
+    params = [p for group in groups for p in group["params"]]
+    if any(getattr(p, "_fsdp_flattened", False) for p in params):
+        raise ValueError(f"{who}: the parameters belong to FullyShardedDataParallel (FSDP1), whose flat shards show no "
+                         "optimizer the norm of the whole gradient. Use torch.distributed.fsdp.fully_shard (FSDP2).")
+    spread_out = [p for p in params if _is_dtensor(p)]
+    if not spread_out:
+        return None
+    kinds = {(p.device_mesh, tuple(_split(place) for place in p.placements)) for p in spread_out}  # type: ignore[attr-defined]
+    if len(kinds) > 1 or len(spread_out) < len(params):
+        raise ValueError(f"{who}: {len(spread_out)} of {len(params)} parameters are DTensors, spread in {len(kinds)} "
+                         "ways. One norm over all weights needs all of them sharded alike. Use fully_shard on the "
+                         "whole model, without ignored_params and without tensor parallelism.")
+    mesh, split = next(iter(kinds))
+    return Ranks(mesh, tuple(dim for dim, here in enumerate(split) if here))
+
+
+def _is_dtensor(t: Tensor) -> bool:
+    return hasattr(t, "placements") and hasattr(t, "to_local")  # without the import, which takes longer than our own
+
+
+def _split(place: Any) -> bool:
+    return not place.is_replicate()
+
+
+def local(t: Tensor, p: Tensor) -> Tensor:
+    """Return the rank's own part of a DTensor that belongs to parameter p, laid out as p is; others as they are."""
+    if not _is_dtensor(t):
+        return t
+    if t.placements != p.placements:  # type: ignore[attr-defined]
+        t = t.redistribute(placements=p.placements)  # type: ignore[attr-defined]
+    return t.to_local()  # type: ignore[attr-defined]
+
+
+def spread(t: Tensor, p: Tensor) -> Tensor:
+    """Return the DTensor whose part on this rank is t, laid out as parameter p is; t itself where p is none."""
+    if not _is_dtensor(p):
+        return t
+    return type(p).from_local(  # type: ignore[attr-defined]
+        t, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())  # type: ignore[attr-defined]
