@@ -65,7 +65,7 @@ class Withdrawal:
 
     def __str__(self) -> str:
         part = "" if self.whole else f" in part ({', '.join(self.claims)})"
-        return f"{self.record} of commit {self.commit} was withdrawn{part} on {self.date}: {self.why}."
+        return f"{self.record} of commit {self.commit} was withdrawn{part}: {self.why}."
 
     @property
     def _path(self) -> Any:

@@ -1,6 +1,7 @@
 """What rests on a withdrawn record is judged nowhere, until the record is made again; an entry that holds for nothing is refused."""
 
 import json
+from fnmatch import fnmatchcase
 
 import pytest
 
@@ -87,10 +88,10 @@ def test_a_withdrawn_record_is_not_handed_out_and_of_one_in_part_it_is_said(caps
     make()
     table(WHOLE)
     assert lab.start("08_x").full_record("gamma") is None
-    assert capsys.readouterr().out == f"08_x/full/gamma of commit 0123abc was withdrawn on 2026-11-30: {WHY}.\n"
+    assert capsys.readouterr().out == f"08_x/full/gamma of commit 0123abc was withdrawn: {WHY}.\n"
     table(PART)
     assert lab.start("08_x").full_record("gamma") == {"x": [1.0, 1.0]}
-    assert "was withdrawn in part (noise-esam-*) on" in capsys.readouterr().out
+    assert "was withdrawn in part (noise-esam-*): " in capsys.readouterr().out
     assert lab.start("08_x").withdrawn_of_full("gamma") and not lab.start("08_x").withdrawn_of_full("other")
 
 
@@ -161,3 +162,25 @@ def test_a_damaged_table_is_named(text, root):
     paths.write_whole(root / "data" / "withdrawn.toml", text)
     with pytest.raises(ValueError, match=r"data/withdrawn\.toml"):
         withdrawn.entries()
+
+
+@pytest.mark.parametrize(("record", "pattern", "number"), [
+    ("05_label_noise/full/table", "wsam-noise-esam-*-full", 4), ("08_wsam_gamma/full/gamma", "*-full", 12),
+    ("09_sam_family/full/family", "*-full", 31),
+])
+def test_of_what_was_found_void_no_committed_claim_is_judged_until_it_is_made_again(record, pattern, number, monkeypatch):
+    monkeypatch.delenv("SHARPNB_ROOT")
+    notebook, profile, name = record.split("/")
+    found = Record.find(notebook, name, profile)
+    own = [row for row in scoreboard.rows() if row.notebook == notebook and fnmatchcase(row.id, pattern)]
+    assert found and own
+    if found.provenance["commit"] == "6160e899d254":
+        assert len(own) == number
+        assert {(row.verdict, row.measured_text, bool(row.withdrawn)) for row in own} == {("not run", "–", True)}
+
+
+def test_beside_what_was_found_void_the_other_claims_of_the_committed_notebooks_are_judged(monkeypatch):
+    monkeypatch.delenv("SHARPNB_ROOT")
+    others = [row for row in scoreboard.rows() if row.notebook in ("05_label_noise", "08_wsam_gamma", "09_sam_family")
+              and not row.withdrawn]
+    assert others and all(row.measured is not None for row in others)
