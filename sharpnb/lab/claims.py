@@ -51,6 +51,7 @@ class Claim:
         comparable: False where the paper's number and ours cannot be set side by side; the verdict says so.
         unit: of measured, for the table.
         profile: the profile that the measurement rests on.
+        withdrawn: why the record that it rested on counts no longer (see :mod:`sharpnb.lab.withdrawn`), or nothing.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Claim:
     comparable: bool = True
     unit: str = ""
     profile: str = "quick"
+    withdrawn: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in ("value", "order", "sign", "ratio", "trend"):
@@ -101,8 +103,8 @@ class Claim:
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict, by the rule of the class."""
-        if self.measured is None:
+        """The verdict, by the rule of the class; "not run" where nothing was measured or it was withdrawn."""
+        if self.measured is None or self.withdrawn:
             return "not run"
         if not self.comparable:
             return "not comparable"
@@ -124,7 +126,12 @@ class Claim:
         """Return the claim as the scoreboard reads it."""
         names = ("id", "paper", "item", "statement", "kind", "paper_value", "measured", "stderr", "n", "tolerance",
                  "why", "protocol", "unit", "profile")
-        return {name: getattr(self, name) for name in names} | {"verdict": self.verdict}
+        why = {"withdrawn": self.withdrawn} if self.withdrawn else {}
+        return {name: getattr(self, name) for name in names} | {"verdict": self.verdict} | why
+
+    def without(self, why: str) -> Claim:
+        """Return the claim without its measurement, withdrawn for a reason; unchanged without one."""
+        return replace(self, measured=None, stderr=None, n=1, withdrawn=why) if why else self
 
 
 def settled(claim: Claim, committed: Mapping[str, Any] | None, rtol: float, atol: float) -> Verdict:
@@ -165,6 +172,11 @@ def mean_stderr(samples: Sequence[float]) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
+def in_words(verdict: str, withdrawn: str = "") -> str:
+    """Return a verdict as tables show it: its sign, its name, and why it was withdrawn where it was."""
+    return f"{SYMBOLS.get(verdict, '')} {verdict}" + (f" (withdrawn: {withdrawn})" if withdrawn else "")
+
+
 def as_markdown(claims: Sequence[Claim], verdicts: Mapping[str, Verdict] | None = None) -> str:
     """Return the table that a notebook shows: verdict, statement, the paper's number, ours with its uncertainty.
 
@@ -175,7 +187,7 @@ def as_markdown(claims: Sequence[Claim], verdicts: Mapping[str, Verdict] | None 
         paper = "–" if c.paper_value is None else f"{c.paper_value}"
         verdict = verdicts[c.id] if verdicts else c.verdict
         lines.append(
-            f"| {SYMBOLS[verdict]} {verdict} | {c.statement} ({c.paper}, {c.item}) | {paper} | {_measured(c)} | "
+            f"| {in_words(verdict, c.withdrawn)} | {c.statement} ({c.paper}, {c.item}) | {paper} | {_measured(c)} | "
             f"{c.profile}{'; ' + c.protocol if c.protocol else ''} |"
         )
     return "\n".join(lines)

@@ -12,12 +12,13 @@ import torch
 
 from sharpnb import paths
 from sharpnb.lab import claims as claims_module
-from sharpnb.lab import figures
+from sharpnb.lab import figures, withdrawn
 from sharpnb.lab.claims import Claim
 from sharpnb.lab.data import Data
 from sharpnb.lab.pieces import Kind, Work, described
 from sharpnb.lab.records import Record, checking, keeping, provenance
 from sharpnb.lab.training import pick_device
+from sharpnb.lab.withdrawn import Withdrawal
 from sharpnb.memory import pass_over_modules
 
 # "toy" is the full profile's code at the size of a test; its results are kept apart and never committed.
@@ -83,7 +84,7 @@ class Notebook:
         """Make the values of a record, piece by piece, and save it; return them.
 
         The full profile returns a finished record of the same parameters and settings instead, so that a machine
-        without a GPU draws from it.
+        without a GPU draws from it; one that is withdrawn, wholly or in part, it makes again.
 
         Args:
             name: of the record.
@@ -97,7 +98,8 @@ class Notebook:
             Paused: when the budget ends.
         """
         work = Work(self, name, described(of) if self.full else None, kinds)
-        found = Record.find(self.name, name, self.profile) if self.full else None
+        kept = self.full and not withdrawn.of(self.name, self.profile, name)
+        found = Record.find(self.name, name, self.profile) if kept else None
         if found and found.provenance.get("parameters") == self.parameters and _made_with(found, work.settings):
             return found.values
         values = make(work)
@@ -107,10 +109,19 @@ class Notebook:
     def full_record(self, name: str, of: Any = None) -> dict[str, Any] | None:
         """Return the values of a committed record of the full profile, or None where it has not been run.
 
-        With ``of`` the record must have been made with these settings: a claim's protocol names those of today.
+        With ``of`` the record must have been made with these settings: a claim's protocol names those of today. What
+        is withdrawn of it is said; a record that is withdrawn as a whole is not returned.
         """
+        for entry in self.withdrawn_of_full(name):
+            self._say(f"{entry}")
+            if entry.whole:
+                return None
         found = Record.find(self.name, name, "full")
         return found.values if found and (of is None or _made_with(found, described(of))) else None
+
+    def withdrawn_of_full(self, name: str) -> list[Withdrawal]:
+        """Return what holds of a record of the full profile in ``data/withdrawn.toml``."""
+        return withdrawn.of(self.name, "full", name)
 
     def origin_of_full(self, name: str) -> str:
         """Say where a committed record of the full profile was made, in how many pieces, how long and with what."""
@@ -138,6 +149,7 @@ class Notebook:
         """Save the claims with their verdicts and show them as a table.
 
         Where results are compared with the committed ones, so are verdicts: see :func:`sharpnb.lab.claims.settled`.
+        What rests on a withdrawn record is not judged.
 
         Raises:
             ValueError: if two claims bear the same id.
@@ -145,6 +157,7 @@ class Notebook:
         ids = [claim.id for claim in claims]
         if len(set(ids)) < len(ids):
             raise ValueError(f"claims need ids of their own; repeated: {sorted({i for i in ids if ids.count(i) > 1})}.")
+        claims = [claim.without(withdrawn.why(self.name, claim.profile, claim.id)) for claim in claims]
         committed = self._committed_claims()
         verdicts: dict[str, claims_module.Verdict] = {
             claim.id: claims_module.settled(claim, committed.get(claim.id), rtol, atol) for claim in claims}

@@ -3,7 +3,8 @@
 A piece is a training, a chunk of members, a seed: minutes of work whose result is numbers, texts and a few tensors. It
 is written whole under ``data/runs/<profile>/pieces``, under a name made of the settings that it was made with, so that
 other settings never find it. (Changed *sources* do: a bug that is mended in minute 20 does not cost the first 20. The
-commit of each piece is in its record's provenance. To make all anew delete the folder and the record.)
+commit of each piece is in its record's provenance. To make all anew delete the folder and the record. Pieces of a
+commit whose record is withdrawn are made anew by themselves, see ``lab/withdrawn.py``.)
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from sharpnb import paths
+from sharpnb.lab import withdrawn
 from sharpnb.lab.records import commit, device_name, plain
 
 if TYPE_CHECKING:
@@ -103,7 +105,8 @@ class Work:
         short = {key: value for key, value in which.items() if isinstance(value, (str, int, float))}
         words = "-".join(re.findall(r"\w+", " ".join([kind, *map(str, short.values())])))[:60]
         file = self.folder / f"{words}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
-        if _read(file) is None:
+        done = _read(file)
+        if done is None or done[0].get("commit") in withdrawn.void_commits(self.nb.name, self.nb.profile, self.record):
             self._in_time(kind)
             self._keep(file, {"kind": kind, **short}, make)
         found, values = _read(file) or ({}, {})

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from sharpnb import __version__, paths
+from sharpnb.lab import withdrawn
 
 
 class RecordMismatch(AssertionError):
@@ -69,7 +70,7 @@ class Record:
         """Write the record whole or not at all; under ``SHARPNB_CHECK=1`` compare it with the committed one instead.
 
         A result that comes out the same keeps the file, and so its first provenance; one of the same parameters and
-        settings also where it agrees within its tolerance, see :func:`keeping`.
+        settings also where it agrees within its tolerance, see :func:`keeping`. A withdrawn record is replaced.
 
         Raises:
             RecordMismatch: in checking mode, when the result differs or nothing is committed.
@@ -105,6 +106,8 @@ class Record:
         try:
             old = Record.load(self.path)
         except ValueError:
+            return True
+        if withdrawn.of(self.notebook, self.profile, self.name):
             return True
         same = {part: old.provenance.get(part) == self.provenance.get(part) for part in ("parameters", "settings")}
         rtol, atol = (self.rtol, self.atol) if keeping("records") and same["parameters"] else (0.0, 0.0)

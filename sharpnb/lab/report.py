@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 
 from sharpnb import paths
-from sharpnb.lab import coverage, papers, scoreboard
+from sharpnb.lab import coverage, papers, scoreboard, withdrawn
 
 _MARKS = ("<!-- scoreboard: sharpnb report -->", "<!-- end of scoreboard -->")
 
@@ -48,9 +48,11 @@ def page() -> str:
     """Return ``REPORT.md``: counts by verdict, every figure and table, every claim, the brief's rows, the origins.
 
     Raises:
-        ValueError: if a record or a catalogue is damaged; the message names it and says what to do.
+        ValueError: if a record or a catalogue is damaged, or an entry of the withdrawn records holds for nothing; the
+            message names it and says what to do.
     """
     board = scoreboard.rows()
+    withdrawn.check(board)
     known, brief = papers.items(board), coverage.rows()
     parts = [
         "# Scoreboard", "",
@@ -63,14 +65,18 @@ def page() -> str:
     if known:
         parts += ["## Figures and tables of the papers", "",
                   "Also those that are not re-made, with the reason. *Not run*: the code is in the notebook and waits "
-                  "for a machine. *Not yet*: its notebook, or what that should hold, is missing. "
-                  + _outside(known, board), "", papers.as_markdown(known), ""]
+                  "for a machine, or what it gave was withdrawn. *Not yet*: its notebook, or what that should hold, "
+                  "is missing. " + _outside(known, board), "", papers.as_markdown(known), ""]
     parts += ["## Claims", "", "Measured numbers are means over seeds ± standard error (number of seeds).", "",
               scoreboard.claims_table(board, (_links(row, known) for row in board)), ""]
     if brief:
         parts += ["## What the brief names", "",
                   "The rows of the project's brief: systems, methods, measures, figures. A row is *shown* when every "
                   "place that is named for it exists.", "", coverage.as_markdown(brief), ""]
+    if gone := withdrawn.entries():
+        parts += ["## What was withdrawn", "",
+                  "These records are in the repository, and nothing that rests on them is judged until they are made "
+                  "again.", "", _withdrawn(gone, board), ""]
     origins = (scoreboard.line(*origin[:-1], f"`{origin[-1]}`") for origin in scoreboard.origins())
     parts += ["## Where the numbers come from", "",
               "| notebook | profile | device | torch | commit |", "|:--|:--|:--|:--|:--|", *origins, ""]
@@ -122,6 +128,15 @@ def _outside(known: list[papers.Item], board: list[scoreboard.Row]) -> str:
     number = len(papers.elsewhere(known, board))
     return (f"{number} claims are about something else, such as propositions or papers whose figures are not listed; "
             "they stand among the claims below.")
+
+
+def _withdrawn(gone: list[withdrawn.Withdrawal], board: list[scoreboard.Row]) -> str:
+    lines = ["| record | commit | withdrawn | claims | why |", "|:--|:--|:--|--:|:--|"]
+    for entry in gone:
+        number = sum(entry.names(row.notebook, row.profile, row.id) for row in board)
+        lines.append(scoreboard.line(f"[{entry.record}](data/records/{entry.record}.json)", f"`{entry.commit}`",
+                                     entry.date, f"{number}", entry.why))
+    return "\n".join(lines)
 
 
 def _links(row: scoreboard.Row, known: list[papers.Item]) -> str:

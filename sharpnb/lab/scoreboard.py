@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sharpnb import paths
-from sharpnb.lab.claims import SYMBOLS
+from sharpnb.lab.claims import SYMBOLS, in_words
 
 _HEAD = ("paper", "where", "claim", "paper's number", "measured ± std. error (n)", "rests on", "verdict", "notebook")
 
@@ -42,6 +42,7 @@ class Row:
     n: int = 1
     unit: str = ""
     protocol: str = ""
+    withdrawn: str = ""
 
     @property
     def paper_text(self) -> str:
@@ -86,14 +87,16 @@ def counts(table: Sequence[Row]) -> dict[str, int]:
 
 
 def head(table: Sequence[Row]) -> str:
-    """Return how many claims have each verdict, in each profile and in all, as Markdown."""
+    """Return how many claims have each verdict, in each profile and in all, as Markdown; and how many are withdrawn."""
     profiles = {name: counts([row for row in table if row.profile == name])
                 for name in ("quick", "full") if any(row.profile == name for row in table)}
     columns = [*profiles.values(), counts(table)]
     total = [line(f"{SYMBOLS[verdict]} {verdict}", *(str(column[verdict]) for column in columns))
              for verdict in columns[-1]]
+    gone = sum(bool(row.withdrawn) for row in table)
+    said = ["", f"{gone} of the claims that are not run rested on records that were withdrawn; each says why."]
     return "\n".join([line("verdict", *profiles, "claims"), "|:--|" + "--:|" * len(columns), *total,
-                      line("all", *(str(sum(column.values())) for column in columns))])
+                      line("all", *(str(sum(column.values())) for column in columns)), *(said if gone else [])])
 
 
 def as_markdown(table: Sequence[Row], notebooks: str = "notebooks/") -> str:
@@ -106,7 +109,7 @@ def claims_table(table: Sequence[Row], links: Iterable[str]) -> str:
     """Return the claims as a Markdown table whose last column holds ``links``, one text a claim."""
     lines = [
         line(row.paper, row.item, row.statement + (f" *({row.protocol})*" if row.protocol else ""), row.paper_text,
-             row.measured_text, row.profile, f"{SYMBOLS.get(row.verdict, '')} {row.verdict}", link)
+             row.measured_text, row.profile, in_words(row.verdict, row.withdrawn), link)
         for row, link in zip(table, links, strict=True)
     ]
     return "\n".join([line(*_HEAD), "|:--|:--|:--|--:|--:|:--|:--|:--|", *lines])

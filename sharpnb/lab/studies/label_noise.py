@@ -325,10 +325,13 @@ LOOKS = {
 def draw_accuracies(ax: Any, entries: Sequence[Entry], column: str) -> list[tuple[str, float, float, float]]:
     """Draw each method's accuracy over the noise rate; return method, noise, mean and half of the 95 % interval.
 
-    Two seeds have no interval that fits the picture; they are drawn without.
+    A method without entries is left out. Two seeds have no interval that fits the picture; they are drawn without.
     """
     drawn = []
+    there = {"SGD", *(entry["method"] for entry in entries)}
     for number, (method, (colour, style)) in enumerate(LOOKS.items()):
+        if method not in there:
+            continue
         values = np.array([accuracy(entries, method, noise, column) for noise in NOISES])
         half = t95(values.shape[1]) * values.std(1, ddof=1) / np.sqrt(values.shape[1])
         x = 100 * np.array(NOISES) + 0.7 * (number - 3.5)

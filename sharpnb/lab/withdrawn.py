@@ -1,0 +1,132 @@
+"""Committed results that count no longer: which, since when and why, as ``data/withdrawn.toml`` has it.
+
+The file of a withdrawn record stays, for it is history. Nothing that rests on it is judged: its claims read "not run
+(withdrawn: why)" in every table. An entry names the commit that made the void record and holds for no other, so a
+record that is made again is judged again. ``sharpnb report`` refuses an entry that holds for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from sharpnb import paths
+
+if TYPE_CHECKING:
+    from sharpnb.lab.scoreboard import Row
+
+_FILE = "data/withdrawn.toml"
+
+
+@dataclass(frozen=True)
+class Withdrawal:
+    """One entry of the table.
+
+    Attributes:
+        record: ``<notebook>/<profile>/<name>``, e.g. ``"08_wsam_gamma/full/gamma"``.
+        commit: that made the void record, as its provenance has it.
+        date: of the withdrawal.
+        why: the reason, a sentence without its full stop.
+        claims: patterns of the ids of the notebook's claims that rest on it, of the record's profile; by default all.
+    """
+
+    record: str
+    commit: str
+    date: str
+    why: str
+    claims: tuple[str, ...] = ("*",)
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing of the record is left."""
+        return "*" in self.claims
+
+    @property
+    def commits(self) -> set[str]:
+        """The commits that made the committed record and its pieces; none where there is no such record."""
+        try:
+            made: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))["provenance"]
+        except (OSError, ValueError, KeyError):
+            return set()
+        return {*filter(None, [made.get("commit"), *(piece.get("commit") for piece in made.get("pieces", []))])}
+
+    @property
+    def holds(self) -> bool:
+        """Whether the committed record, or a piece of it, is still the void one."""
+        return self.commit in self.commits
+
+    def names(self, notebook: str, profile: str, claim: str) -> bool:
+        """Return whether a claim, by its id, rests on the record."""
+        return self.record.startswith(f"{notebook}/{profile}/") and any(fnmatchcase(claim, p) for p in self.claims)
+
+    def __str__(self) -> str:
+        part = "" if self.whole else f" in part ({', '.join(self.claims)})"
+        return f"{self.record} of commit {self.commit} was withdrawn{part}: {self.why}."
+
+    @property
+    def _path(self) -> Any:
+        notebook, profile, name = self.record.split("/")
+        return paths.records(notebook, profile) / f"{name}.json"
+
+
+def entries() -> list[Withdrawal]:
+    """Return the entries of the table; none where there is no table.
+
+    Raises:
+        ValueError: if it cannot be read; the message says why.
+    """
+    file = paths.root() / _FILE
+    if not file.is_file():
+        return []
+    try:
+        found = tomllib.loads(file.read_text(encoding="utf-8")).get("withdrawn", [])
+        known = [Withdrawal(**{**entry, "date": f"{entry['date']}", "claims": tuple(entry.get("claims", ("*",)))})
+                 for entry in found]
+    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{_FILE} cannot be read ({type(error).__name__}: {error}); its head says what an entry "
+                         "holds.") from None
+    for entry in known:
+        if entry.record.count("/") != 2 or not entry.why.strip():
+            raise ValueError(f"{_FILE}: record = {entry.record!r}, why = {entry.why!r}; the first must be "
+                             "notebook/profile/name, the second a reason.")
+    return known
+
+
+def of(notebook: str, profile: str, name: str) -> list[Withdrawal]:
+    """Return the entries that hold for the committed record of this name."""
+    return [entry for entry in entries() if entry.record == f"{notebook}/{profile}/{name}" and entry.holds]
+
+
+def void_commits(notebook: str, profile: str, name: str) -> set[str]:
+    """Return the commits whose pieces are void in a record of this name, whether it has been made again or not."""
+    return {entry.commit for entry in entries() if entry.record == f"{notebook}/{profile}/{name}"}
+
+
+def why(notebook: str, profile: str, claim: str) -> str:
+    """Return why a claim, by its id, is withdrawn; nothing where it is not."""
+    return next((entry.why for entry in entries() if entry.names(notebook, profile, claim) and entry.holds), "")
+
+
+def check(board: Sequence[Row]) -> None:
+    """Check that each entry still holds for a record, and that all claims that rest on it stand as withdrawn.
+
+    Raises:
+        ValueError: if not; the message names the entry or the claim and says what to do.
+    """
+    for entry in entries():
+        named = [row for row in board if entry.names(row.notebook, row.profile, row.id)]
+        if not entry.holds:
+            found = f"the one there is of {', '.join(sorted(entry.commits))}" if entry.commits else "there is none"
+            raise ValueError(f"{_FILE} withdraws {entry.record} of commit {entry.commit}, and {found}. If it has been "
+                             "made again, delete the entry; else mend what the entry names.")
+        if not named:
+            raise ValueError(f"{_FILE}: no claim that rests on {entry.record} is named {' or '.join(entry.claims)}. "
+                             "Mend the names, or delete the entry.")
+        for row in named:
+            if row.withdrawn != why(row.notebook, row.profile, row.id):
+                raise ValueError(f"{row.notebook}: claim {row.id} rests on {entry.record}, which is withdrawn, and its "
+                                 f"table does not say so. Run it again: sharpnb run {row.notebook} --force --update")

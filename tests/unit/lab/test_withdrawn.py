@@ -1,0 +1,186 @@
+"""What rests on a withdrawn record is judged nowhere, until the record is made again; an entry that holds for nothing is refused."""
+
+import json
+from fnmatch import fnmatchcase
+
+import pytest
+
+from sharpnb import lab, paths
+from sharpnb.lab import Claim, Record, claims, pieces, report, scoreboard, withdrawn
+from sharpnb.lab.pieces import Kind
+
+WHY = "its grid was cut unequally"
+WHOLE = {"record": "08_x/full/gamma", "commit": "0123abc", "date": "2026-11-30", "why": WHY}
+PART = {**WHOLE, "claims": ["noise-esam-*"]}
+KINDS = [Kind("a", 2)]
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    monkeypatch.setenv("SHARPNB_COMMIT", "0123abc")
+    for name in ("SHARPNB_CHECK", "SHARPNB_KEEP", pieces.DEADLINE):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def table(*entries):
+    lines = [f"[[withdrawn]]\n{chr(10).join(f'{key} = {json.dumps(value)}' for key, value in entry.items())}" for entry in entries]
+    paths.write_whole(paths.root() / "data" / "withdrawn.toml", "\n".join(lines) + "\n")
+
+
+def make(settings=1, value=1.0):
+    """Make the record by its two pieces, or read it back; return how many pieces were made."""
+    made = []
+
+    def piece():
+        made.append(1)
+        return {"x": value}
+
+    lab.start("08_x", profile="full", device="cpu").recorded(
+        "gamma", lambda work: {"x": [work.do("a", piece, seed=k)["x"] for k in range(2)]}, of={"s": settings}, kinds=KINDS)
+    return len(made)
+
+
+def claim(name, profile="full", measured=1.0):
+    return Claim(name, "P", "Fig. 3", "states", "order", measured=measured, stderr=0.1, n=10, profile=profile)
+
+
+def board(*more):
+    """Let the quick notebook state its claims; return the scoreboard's rows by id."""
+    stated = [claim("noise-esam-20-full"), claim("noise-sam-20-full"), claim("noise-esam-20", "quick"), *more]
+    lab.start("08_x").claims(stated)
+    return {row.id: row for row in scoreboard.rows()}
+
+
+def verdicts(rows):
+    return {name: claims.in_words(row.verdict, row.withdrawn) for name, row in rows.items()}
+
+
+GONE, HELD = f"– not run (withdrawn: {WHY})", "✔ reproduced"
+
+
+@pytest.mark.parametrize(("entry", "others"), [(WHOLE, GONE), (PART, HELD)])
+def test_what_rests_on_a_withdrawn_record_is_not_judged_and_says_why(entry, others, monkeypatch):
+    make()
+    shown = []
+    monkeypatch.setattr(lab.Notebook, "_show", staticmethod(shown.append))
+    table(entry)
+    rows = board()
+    assert verdicts(rows) == {"noise-esam-20-full": GONE, "noise-sam-20-full": others, "noise-esam-20": HELD}
+    assert shown[-1].count(GONE) == [others, GONE].count(GONE) and rows["noise-esam-20-full"].measured is None
+    stored = json.loads((paths.records("08_x", "quick") / "claims.json").read_text())["values"]["claims"]
+    assert [row.get("withdrawn") for row in stored] == [WHY, WHY if others == GONE else None, None]
+    assert stored[0]["verdict"] == "not run" and stored[0]["measured"] is stored[0]["stderr"] is None
+    page, gone = report.page(), [others, GONE].count(GONE)
+    assert f"| – not run | 0 | {gone} | {gone} |" in page and f"| ✔ reproduced | 1 | {2 - gone} | {3 - gone} |" in page
+    assert page.count(GONE) == gone and f"{gone} of the claims that are not run rested on records that were withdrawn" in page
+    assert f"| `0123abc` | 2026-11-30 | {gone} | {WHY} |" in page
+
+
+def test_without_an_entry_all_is_judged_and_nothing_is_said_of_withdrawals():
+    make()
+    assert set(verdicts(board()).values()) == {HELD} and "withdrawn" not in report.page()
+    assert lab.start("08_x").full_record("gamma") == {"x": [1.0, 1.0]}
+
+
+def test_a_withdrawn_record_is_not_handed_out_and_of_one_in_part_it_is_said(capsys):
+    make()
+    table(WHOLE)
+    assert lab.start("08_x").full_record("gamma") is None
+    assert capsys.readouterr().out == f"08_x/full/gamma of commit 0123abc was withdrawn: {WHY}.\n"
+    table(PART)
+    assert lab.start("08_x").full_record("gamma") == {"x": [1.0, 1.0]}
+    assert "was withdrawn in part (noise-esam-*): " in capsys.readouterr().out
+    assert lab.start("08_x").withdrawn_of_full("gamma") and not lab.start("08_x").withdrawn_of_full("other")
+
+
+def test_a_record_of_another_commit_is_judged_again(monkeypatch):
+    table(WHOLE)
+    monkeypatch.setenv("SHARPNB_COMMIT", "4567def")
+    make()
+    assert set(verdicts(board()).values()) == {HELD}
+    assert lab.start("08_x").full_record("gamma") == {"x": [1.0, 1.0]}
+
+
+@pytest.mark.parametrize("entry", [WHOLE, PART])
+def test_the_full_profile_makes_a_withdrawn_record_again_with_all_of_its_void_pieces(entry, monkeypatch):
+    assert (make(), make()) == (2, 0), "a finished record is read back"
+    table(entry)
+    monkeypatch.setenv("SHARPNB_COMMIT", "4567def")
+    assert make() == 2, "the same values, within any tolerance, and yet the file is replaced"
+    made = Record.find("08_x", "gamma", "full")
+    assert made and made.provenance["commit"] == "4567def"
+    assert make() == 0 and set(verdicts(board()).values()) == {HELD}
+
+
+def test_a_record_put_together_from_a_void_piece_is_void_as_well(monkeypatch):
+    make()
+    path = paths.records("08_x", "full") / "gamma.json"
+    content = json.loads(path.read_text())
+    content["provenance"]["commit"] = "4567def"
+    content["provenance"]["pieces"][0]["commit"] = "4567def"
+    path.write_text(json.dumps(content))
+    table(WHOLE)
+    assert verdicts(board())["noise-sam-20-full"] == GONE
+    content["provenance"]["pieces"][1]["commit"] = "4567def"
+    path.write_text(json.dumps(content))
+    assert verdicts(board())["noise-sam-20-full"] == HELD
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"record": "08_x/full/gama"}, r"withdraws 08_x/full/gama of commit 0123abc, and there is none"),
+    ({"record": "09_y/full/gamma"}, r"and there is none"),
+    ({"commit": "89abcde"}, r"of commit 89abcde, and the one there is of 0123abc\. If it has been made again, delete the entry"),
+    ({"claims": ["nois-esam-*"]}, r"no claim that rests on 08_x/full/gamma is named nois-esam-\*"),
+    ({"why": "another reason"}, r"claim noise-esam-20-full rests on 08_x/full/gamma.*sharpnb run 08_x --force --update"),
+])
+def test_an_entry_that_holds_for_nothing_or_is_not_shown_is_refused(change, words):
+    make()
+    table(WHOLE)
+    board()
+    report.page()
+    table({**WHOLE, **change})
+    with pytest.raises(ValueError, match=words):
+        report.page()
+
+
+def test_a_table_that_was_not_run_after_its_entry_is_refused():
+    make()
+    board()
+    report.page()
+    table(PART)
+    with pytest.raises(ValueError, match="its table does not say so"):
+        report.page()
+
+
+@pytest.mark.parametrize("text", ["[[withdrawn]\n", '[[withdrawn]]\nrecord = "a/full/b"\n', "withdrawn = 3\n",
+                                  '[[withdrawn]]\nrecord = "a/b"\ncommit = "c"\ndate = 2026-11-30\nwhy = "w"\n',
+                                  '[[withdrawn]]\nrecord = "a/full/b"\ncommit = "c"\ndate = 2026-11-30\nwhy = " "\n'])
+def test_a_damaged_table_is_named(text, root):
+    assert withdrawn.entries() == []
+    paths.write_whole(root / "data" / "withdrawn.toml", text)
+    with pytest.raises(ValueError, match=r"data/withdrawn\.toml"):
+        withdrawn.entries()
+
+
+@pytest.mark.parametrize(("record", "pattern", "number"), [
+    ("05_label_noise/full/table", "wsam-noise-esam-*-full", 4), ("08_wsam_gamma/full/gamma", "*-full", 12),
+    ("09_sam_family/full/family", "*-full", 31),
+])
+def test_of_what_was_found_void_no_committed_claim_is_judged_until_it_is_made_again(record, pattern, number, monkeypatch):
+    monkeypatch.delenv("SHARPNB_ROOT")
+    notebook, profile, name = record.split("/")
+    found = Record.find(notebook, name, profile)
+    own = [row for row in scoreboard.rows() if row.notebook == notebook and fnmatchcase(row.id, pattern)]
+    assert found and own
+    if found.provenance["commit"] == "6160e899d254":
+        assert len(own) == number
+        assert {(row.verdict, row.measured_text, bool(row.withdrawn)) for row in own} == {("not run", "–", True)}
+
+
+def test_beside_what_was_found_void_the_other_claims_of_the_committed_notebooks_are_judged(monkeypatch):
+    monkeypatch.delenv("SHARPNB_ROOT")
+    others = [row for row in scoreboard.rows() if row.notebook in ("05_label_noise", "08_wsam_gamma", "09_sam_family")
+              and not row.withdrawn]
+    assert others and all(row.measured is not None for row in others)
