@@ -138,6 +138,7 @@ def _page(place: str) -> tuple[Path, str]:
 
 @cache
 def _name_problem(name: str) -> str:
+    paths.let_studies_be_imported()
     try:
         pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:

@@ -1,7 +1,8 @@
-"""Which package sources a notebook runs: the files that its code imports, directly or through one another.
+"""Which sources a notebook runs: the files that its code imports, directly or through one another.
 
-Found from the syntax trees, without importing anything. Imports inside functions count, and so does a string that
-spells a module's full name (``importlib.import_module("sharpnb.lab")``); a name put together at run time does not.
+These are files of the package and of ``notebooks/studies``. They are found from the syntax trees,
+without importing anything. Imports inside functions count, and so does a string that spells a module's full name
+(``importlib.import_module("sharpnb.lab")``); a name put together at run time does not.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from pathlib import Path
 import sharpnb
 from sharpnb import paths
 
-_PACKAGE = "sharpnb"
-_MODULE_NAME = re.compile(rf"{_PACKAGE}(\.\w+)+")
+_PACKAGE, _STUDIES = "sharpnb", "studies"
+_MODULE_NAME = re.compile(rf"(?:{_PACKAGE}|{_STUDIES})(\.\w+)+")
 
 
 def package_folder() -> Path:
@@ -26,27 +27,42 @@ def package_folder() -> Path:
     return own if (own / "__init__.py").exists() else Path(sharpnb.__file__).parent
 
 
+def studies_folder() -> Path:
+    """Return the folder of the notebooks' studies."""
+    return paths.notebooks() / _STUDIES
+
+
 def digests(code: list[str]) -> dict[str, str]:
-    """Return ``{"sharpnb/rules.py": sha256, …}`` of every package file that the code cells reach.
+    """Return ``{"sharpnb/rules.py": sha256, "notebooks/studies/swa.py": …}`` of every file that the code cells reach.
 
     Files of other kinds in the package (a style sheet, say) count when anything of the package is reached: nothing
-    static tells who opens them.
+    static tells who opens them. Those beside the studies likewise.
     """
-    folder = package_folder()
+    roots = {_PACKAGE: package_folder(), _STUDIES: studies_folder()}
     waiting = {name for cell in code for name in _imported(_tree(cell), "")}
     looked: set[str] = set()
     seen: set[Path] = set()
     while waiting:
         name = waiting.pop()
         looked.add(name)
+        folder = roots[name.split(".")[0]]
         file = _file(name, folder)
         if file is not None and file not in seen:
             seen.add(file)
-            waiting |= {*_imported_by(file, file.stat().st_mtime_ns, folder)} - looked
-    if seen:
-        other = {".py", ".pyc", ".partial"}
-        seen |= {file for file in folder.rglob("*.*") if file.suffix not in other and file.is_file()}
-    return {f"{_PACKAGE}/{file.relative_to(folder).as_posix()}": digest(file) for file in sorted(seen)}
+            package = ".".join([name.split(".")[0], *file.relative_to(folder).parent.parts])
+            waiting |= {*_imported_by(file, file.stat().st_mtime_ns, package)} - looked
+    shown = {_PACKAGE: _PACKAGE, _STUDIES: f"notebooks/{_STUDIES}"}
+    found = {}
+    for top, folder in roots.items():
+        own = {file for file in seen if file.is_relative_to(folder)}
+        own |= _other_files(folder) if own else set()
+        found |= {f"{shown[top]}/{file.relative_to(folder).as_posix()}": digest(file) for file in sorted(own)}
+    return found
+
+
+def _other_files(folder: Path) -> set[Path]:
+    code = {".py", ".pyc", ".partial"}
+    return {file for file in folder.rglob("*.*") if file.suffix not in code and file.is_file()}
 
 
 def digest(file: Path) -> str:
@@ -65,9 +81,8 @@ def _tree(code: str) -> ast.Module:
 
 
 @cache
-def _imported_by(file: Path, changed: int, folder: Path) -> tuple[str, ...]:
-    """Return what a package file imports; ``changed`` (its time of change) keeps the cache honest."""
-    package = ".".join((_PACKAGE, *file.relative_to(folder).parent.parts))
+def _imported_by(file: Path, changed: int, package: str) -> tuple[str, ...]:
+    """Return what a file of ``package`` imports; ``changed`` (its time of change) keeps the cache honest."""
     return tuple(_imported(_tree(file.read_text(encoding="utf-8")), package))
 
 
@@ -87,7 +102,7 @@ def _imported(tree: ast.Module, package: str) -> Iterator[str]:
             case _:
                 continue
         for name in found:
-            if name.split(".")[0] == _PACKAGE:
+            if name.split(".")[0] in (_PACKAGE, _STUDIES):
                 parts = name.split(".")
                 yield from (".".join(parts[:n]) for n in range(1, len(parts) + 1))
 

@@ -14,8 +14,8 @@ import torch
 from sharpnb import lab
 from sharpnb.lab import imagefolder, imagenet, models
 from sharpnb.lab.data import DataError
-from sharpnb.lab.studies import finetuning as study
-from sharpnb.lab.studies import finetuning_tables as tables
+from studies import finetuning as study
+from studies import finetuning_tables as tables
 
 FORK = multiprocessing.get_context("fork")  # a child need not import torch again
 TOY = study.Settings(source=7, labels=(2, 4), pool=4, validation=4, model=lambda c, seed: models.mlp((100, 8, c), seed=seed),

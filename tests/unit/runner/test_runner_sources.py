@@ -1,6 +1,7 @@
 import pytest
 from toy import checkout
 
+from sharpnb.paths import write_whole
 from sharpnb.runner import sources
 
 FILES = {
@@ -41,6 +42,24 @@ def test_one_module_brings_only_itself_and_its_package(root):
 def test_other_files_of_the_package_count(root):
     (root / "sharpnb" / "lab" / "style.mplstyle").write_text("x")
     assert "lab/style.mplstyle" in reached("import sharpnb.alone")
+
+
+def test_a_study_counts_with_what_it_imports_and_no_other_study(root):
+    for name, text in {"__init__.py": "", "a.py": "from studies import b\nfrom sharpnb import rules\n", "b.py": "", "c.py": ""}.items():
+        write_whole(root / "notebooks" / "studies" / name, text)
+    expected = {"__init__.py", "rules.py", *(f"notebooks/studies/{name}.py" for name in ("__init__", "a", "b"))}
+    assert reached("from studies import a") == expected
+    before = sources.digests(["from studies.b import x"])
+    assert before.keys() == {"notebooks/studies/__init__.py", "notebooks/studies/b.py"}
+    write_whole(root / "notebooks" / "studies" / "b.py", "x = 1")
+    assert sources.digests(["from studies.b import x"])["notebooks/studies/b.py"] != before["notebooks/studies/b.py"]
+
+
+def test_a_file_beside_the_studies_counts_with_them_alone(root):
+    write_whole(root / "notebooks" / "studies" / "__init__.py", "")
+    write_whole(root / "notebooks" / "studies" / "table.csv", "1")
+    assert reached("import studies") == {"notebooks/studies/__init__.py", "notebooks/studies/table.csv"}
+    assert "notebooks/studies/table.csv" not in reached("from sharpnb import rules")
 
 
 def test_magics_do_not_hide_imports(root):

@@ -21,9 +21,9 @@ from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.figures import COLOURS, MARKERS
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
-from sharpnb.lab.studies import comparison
-from sharpnb.lab.studies.comparison import Setting
-from sharpnb.lab.studies.tiny_vit import tiny_vit
+from studies import comparison
+from studies.comparison import Setting
+from studies.tiny_vit import tiny_vit
 
 Config = dict[str, Any]
 COLLAPSED = 30.0  # percent: a training near the edge of stability is chaos, and so are the digits of its error

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from sharpnb.lab.claims import Claim
-from sharpnb.lab.studies import comparison
-from sharpnb.lab.studies import wsam_gamma as study
-from sharpnb.lab.studies.wsam_gamma import Study
+from studies import comparison
+from studies import wsam_gamma as study
+from studies.wsam_gamma import Study
 
 _PAPER = {"paper": "WSAM (KDD 2023)", "why": "threshold 0; seeds decide"}
 

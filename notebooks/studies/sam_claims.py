@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sharpnb.lab.claims import Claim
-from sharpnb.lab.studies import sam as study
+from studies import sam as study
 
 _PAIRS = {"l2-linf": ("max-norm", "2-norm", "the 2-norm ball beats the max-norm ball"),
           "linf-random": ("random", "max-norm", "the max-norm ball beats a random direction"),

@@ -21,9 +21,9 @@ from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import load_data
 from sharpnb.lab.grid import log2_grid
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.panel import with_controls
 from sharpnb.lab.pieces import Kind, Work
 from sharpnb.lab.sweep import sweep
+from studies.panel import with_controls
 
 PAIRS = {"sgd": "sgdw", "adam": "adamw"}  # with L2 -> with decoupled decay
 TITLES = {"sgd": "SGD (L2)", "sgdw": "SGDW", "adam": "Adam (L2)", "adamw": "AdamW"}

@@ -23,9 +23,9 @@ from sharpnb.lab.many import Many, train_many
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
 from sharpnb.lab.rows import Rows, losses
-from sharpnb.lab.studies.swa import sets, square
 from sharpnb.lab.training import batches, evaluate, train
 from sharpnb.landscape import Plane, Surface, surface
+from studies.swa import sets, square
 
 SEEDS = 6
 FORWARD = 1 / 3  # of an update: a forward pass beside a forward and a backward one, counted and not measured

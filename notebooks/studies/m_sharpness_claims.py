@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from sharpnb.lab.claims import Claim
-from sharpnb.lab.studies import m_sharpness as study
-from sharpnb.lab.studies.m_sharpness import Row, Settings
+from studies import m_sharpness as study
+from studies.m_sharpness import Row, Settings
 
 _SAM = {"paper": "SAM (ICLR 2021)", "kind": "order", "why": "threshold 0; seeds decide"}
 

@@ -12,7 +12,7 @@ import pandas as pd
 from sharpnb.lab.claims import Claim, mean_stderr, t95
 
 if TYPE_CHECKING:
-    from sharpnb.lab.studies.finetuning import Settings
+    from studies.finetuning import Settings
 
 # Top-1 errors in percent, each with the half-width of its 95 % interval (None where the paper gives none):
 # EfficientNet-b7 with SAM, without; EfficientNet-L2 with SAM, without.

@@ -17,7 +17,7 @@ from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
-from sharpnb.lab.studies.decay_runs import Rows, World, band, pieces, recorded, run
+from studies.decay_runs import Rows, World, band, pieces, recorded, run
 
 
 @dataclass(frozen=True)

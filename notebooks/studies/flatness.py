@@ -18,8 +18,8 @@ from scipy.special import xlogy
 from torch import Tensor, nn
 
 from sharpnb.lab.data import Data
-from sharpnb.lab.studies import flatness_pool
-from sharpnb.lab.studies.flatness_pool import AXES, Settings
+from studies import flatness_pool
+from studies.flatness_pool import AXES, Settings
 
 DRAWS, DRAWS_INFORMATION = 2000, 24  # the information's standard error needs few
 TASK = ("label_noise", "norm", "seed")  # nets that share these were trained on the same problem
@@ -209,7 +209,7 @@ def holm(p: Any) -> np.ndarray:
 def information(table: pd.DataFrame, target: str, measures: Sequence[str] | None = None) -> pd.DataFrame:
     r"""Return each measure's conditional mutual information with a target, the mean over the seeds, with an interval.
 
-    The definition is that of notebook 04 (:func:`sharpnb.lab.studies.m_sharpness.information`), here for many measures
+    The definition is that of notebook 04 (:func:`studies.m_sharpness.information`), here for many measures
     of a large pool: :math:`\min_{|S|\le2} I(V_\mu;V_g|U_S)/H(V_g|U_S)` over the pairs of nets of one seed.
 
     Columns ``information``, ``stderr``, and the interval's ends ``lower``, ``upper``: 1.96 standard errors of a

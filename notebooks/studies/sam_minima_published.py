@@ -7,7 +7,7 @@ equal Table 1 though Table 6 tuned another radius there: probably copying errors
 
 from __future__ import annotations
 
-from sharpnb.lab.studies.label_noise import PAPER as TABLE4
+from studies.label_noise import PAPER as TABLE4
 
 AUGMENTATIONS = ("Basic", "Cutout", "AA")
 MODELS = ("WRN-28-10 (200 epochs)", "WRN-28-10 (1800 epochs)", "Shake-Shake 26 2x96d", "PyramidNet",

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.special import stdtr, stdtrit
 
 from sharpnb.lab.claims import Claim, t95
-from sharpnb.lab.studies import flatness
+from studies import flatness
 
 _SAM, _SWA, _ASAM = "SAM (ICLR 2021)", "SWA (UAI 2018)", "ASAM (ICML 2021)"
 _KESKAR, _JIANG, _WSAM = "Keskar et al. (ICLR 2017)", "Jiang et al. (ICLR 2020)", "WSAM (KDD 2023)"

@@ -15,16 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sharpnb.lab import families, models
+from sharpnb.lab import models
 from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data
 from sharpnb.lab.notebook import Notebook, start
 from sharpnb.lab.pieces import Kind, Work, described
 from sharpnb.lab.records import Record
-from sharpnb.lab.studies import sam_minima_published as published
-from sharpnb.lab.studies.sam_minima import NETS, SMALL, Build, Entry, augmentation, flatness, gains, pooled
 from sharpnb.lab.training import evaluate, train
 from sharpnb.optim import SAM
+from studies import families
+from studies import sam_minima_published as published
+from studies.sam_minima import NETS, SMALL, Build, Entry, augmentation, flatness, gains, pooled
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from sharpnb.lab.claims import Claim
-from sharpnb.lab.studies import label_noise as study
-from sharpnb.lab.studies.label_noise import Entry, Settings
+from studies import label_noise as study
+from studies.label_noise import Entry, Settings
 
 _SAM = {"paper": "SAM (ICLR 2021)", "item": "Table 4", "kind": "order", "unit": "points",
         "why": "threshold 0; seeds decide"}

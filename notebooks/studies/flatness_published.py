@@ -14,11 +14,11 @@ import pandas as pd
 from sharpnb import paths
 from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.panel import with_controls
 from sharpnb.lab.records import Record
-from sharpnb.lab.studies import flatness_pool
-from sharpnb.lab.studies.flatness import AXIS_NAMES, MEASURES, TARGETS, TASK
-from sharpnb.lab.studies.flatness_pool import AXES, Settings
+from studies import flatness_pool
+from studies.flatness import AXIS_NAMES, MEASURES, TARGETS, TASK
+from studies.flatness_pool import AXES, Settings
+from studies.panel import with_controls
 
 NOTEBOOK = "18_flatness"
 COLLAPSED = 50.0  # percent of test error: no net of the pool that fits its images comes near it
@@ -127,7 +127,7 @@ Nets whose test error is {COLLAPSED:g} % or more, or that have no finite loss, c
 **Use.** Your own measure, tested on a part of the pool; its nets are trained again in seconds:
 
 ```python
-from sharpnb.lab.studies import flatness, flatness_published
+from studies import flatness, flatness_published
 table = flatness_published.published().query("label_noise == 0.2 and norm == False and seed == 0")
 nets = flatness.nets(table)
 table = table.assign(mine=[my_measure(net, data) for net, data in nets])

@@ -22,10 +22,10 @@ from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.halving import halving
 from sharpnb.lab.many import train_many
-from sharpnb.lab.mixup import Mixup, bootstrapped
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work, even
 from sharpnb.lab.rows import Rows
+from studies.mixup import Mixup, bootstrapped
 
 NOISES = (0.2, 0.4, 0.6, 0.8)
 RANDOM = 0.9  # of ten classes: every label is then as likely as every other

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from sharpnb.lab.claims import Claim
-from sharpnb.lab.studies import comparison
-from sharpnb.lab.studies.sam_family import Study
+from studies import comparison
+from studies.sam_family import Study
 
 PAIRS = {
     "decoupled against coupled, SGD": ("WSAM, coupled", "WSAM"),

@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from sharpnb import rules
 from sharpnb.averaging import update_bn
 from sharpnb.curvature import HessianOperator, top_eigenvalues
-from sharpnb.lab import families, models
+from sharpnb.lab import models
 from sharpnb.lab.augment import Augment, AutoAugment, Cutout, composed, shift_and_flip
 from sharpnb.lab.claims import t95
 from sharpnb.lab.data import _TORCHVISION, Data, load_data
 from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.rows import Batch, Rows, Rule
-from sharpnb.lab.studies import sam_minima_published as published
 from sharpnb.landscape import Plane, surface
+from studies import families
+from studies import sam_minima_published as published
 
 Entry = dict[str, Any]
 Build = Callable[[int], nn.Module]

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from sharpnb.lab.claims import Claim
-from sharpnb.lab.studies import warm_restarts as study
-from sharpnb.lab.studies.decay_runs import Rows
-from sharpnb.lab.studies.warm_restarts import Anytime
+from studies import warm_restarts as study
+from studies.decay_runs import Rows
+from studies.warm_restarts import Anytime
 
 _PAPER = {"paper": "AdamW (ICLR 2019)", "why": "threshold 0 or 1; seeds decide"}
 _POINTS = {"unit": "points"}

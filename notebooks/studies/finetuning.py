@@ -20,7 +20,7 @@ from sharpnb.lab.data import Data, load_data
 from sharpnb.lab.many import train_many
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.records import Record
-from sharpnb.lab.studies.finetuning_tables import best
+from studies.finetuning_tables import best
 
 STARTS = ("scratch", "SGD", "SAM")
 

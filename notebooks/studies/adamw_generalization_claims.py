@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from sharpnb.lab.claims import Claim
-from sharpnb.lab.studies import adamw_generalization as study
-from sharpnb.lab.studies.adamw_generalization import Regime
-from sharpnb.lab.studies.decay_runs import Rows
+from studies import adamw_generalization as study
+from studies.adamw_generalization import Regime
+from studies.decay_runs import Rows
 
 _PAPER = {"paper": "AdamW (ICLR 2019)", "why": "threshold 0; seeds decide"}
 

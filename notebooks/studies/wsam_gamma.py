@@ -22,8 +22,8 @@ from sharpnb.lab.data import Data
 from sharpnb.lab.figures import COLOURS, MARKERS
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
-from sharpnb.lab.studies import comparison
-from sharpnb.lab.studies.comparison import Setting
+from studies import comparison
+from studies.comparison import Setting
 
 # The paper's search ranges (section 5.1): rho on SAM, then gamma at that rho.
 PAPER_RHOS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
