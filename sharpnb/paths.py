@@ -33,16 +33,18 @@ def notebooks() -> Path:
 
 
 def let_studies_be_imported() -> None:
-    """Put the checkout's ``notebooks/`` first on ``sys.path``, so that ``from studies import …`` finds its studies.
+    """Put the checkout's ``notebooks/`` on ``sys.path``, so that ``from studies import …`` finds its studies.
 
+    And ``recipes/`` behind it, for the study that imports a recipe.
     A kernel that was started in ``notebooks/`` finds them anyway; one that was started elsewhere does not (plain
     papermill starts it in the folder where it was called, ``sharpnb run`` beside the executed copies). Worker
     processes of :mod:`multiprocessing` and of a local Dask cluster are given the same ``sys.path``. Without a checkout
     nothing is changed.
     """
-    folder = notebooks()
-    if (folder / "studies").is_dir() and str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+    if (notebooks() / "studies").is_dir():
+        for folder in (root() / "recipes", notebooks()):
+            if str(folder) not in sys.path:
+                sys.path.insert(0, str(folder))
 
 
 def figures(notebook: str) -> Path:

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sharpnb.lab import imagefolder, imagenet, models
+import imagefolder
+import imagenet
+from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.data import Data, load_data
 from sharpnb.lab.many import train_many

@@ -27,42 +27,45 @@ def package_folder() -> Path:
     return own if (own / "__init__.py").exists() else Path(sharpnb.__file__).parent
 
 
-def studies_folder() -> Path:
-    """Return the folder of the notebooks' studies."""
-    return paths.notebooks() / _STUDIES
-
-
 def digests(code: list[str]) -> dict[str, str]:
     """Return ``{"sharpnb/rules.py": sha256, "notebooks/studies/swa.py": …}`` of every file that the code cells reach.
 
     Files of other kinds in the package (a style sheet, say) count when anything of the package is reached: nothing
     static tells who opens them. Those beside the studies likewise.
     """
-    roots = {_PACKAGE: package_folder(), _STUDIES: studies_folder()}
-    waiting = {name for cell in code for name in _imported(_tree(cell), "")}
+    places = _places()
+    tops = frozenset(places)
+    waiting = {name for cell in code for name in _imported(_tree(cell), "", tops)}
     looked: set[str] = set()
     seen: set[Path] = set()
     while waiting:
         name = waiting.pop()
         looked.add(name)
-        folder = roots[name.split(".")[0]]
-        file = _file(name, folder)
+        file = _file(name, places[name.split(".")[0]])
         if file is not None and file not in seen:
             seen.add(file)
-            package = ".".join([name.split(".")[0], *file.relative_to(folder).parent.parts])
-            waiting |= {*_imported_by(file, file.stat().st_mtime_ns, package)} - looked
-    shown = {_PACKAGE: _PACKAGE, _STUDIES: f"notebooks/{_STUDIES}"}
-    found = {}
-    for top, folder in roots.items():
-        own = {file for file in seen if file.is_relative_to(folder)}
-        own |= _other_files(folder) if own else set()
-        found |= {f"{shown[top]}/{file.relative_to(folder).as_posix()}": digest(file) for file in sorted(own)}
-    return found
+            package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+            waiting |= {*_imported_by(file, file.stat().st_mtime_ns, package, tops)} - looked
+    for folder in (places[_PACKAGE] / _PACKAGE, places[_STUDIES] / _STUDIES):
+        if any(file.is_relative_to(folder) for file in seen):
+            code_files = {".py", ".pyc", ".partial"}
+            seen |= {file for file in folder.rglob("*.*") if file.suffix not in code_files and file.is_file()}
+    return {_label(file): digest(file) for file in sorted(seen)}
 
 
-def _other_files(folder: Path) -> set[Path]:
-    code = {".py", ".pyc", ".partial"}
-    return {file for file in folder.rglob("*.*") if file.suffix not in code and file.is_file()}
+def _places() -> dict[str, Path]:
+    """Return where each module lies that is tracked: the package, the studies, and the recipes that a study imports."""
+    recipes = paths.root() / "recipes"
+    return {**{file.stem: recipes for file in recipes.glob("*.py")},
+            _PACKAGE: package_folder().parent, _STUDIES: paths.notebooks()}
+
+
+def _label(file: Path) -> str:
+    """Return a file's name for people: seen from the checkout, or from where the package is installed."""
+    for base in (package_folder().parent, paths.root()):
+        if file.is_relative_to(base):
+            return file.relative_to(base).as_posix()
+    return file.as_posix()
 
 
 def digest(file: Path) -> str:
@@ -81,13 +84,13 @@ def _tree(code: str) -> ast.Module:
 
 
 @cache
-def _imported_by(file: Path, changed: int, package: str) -> tuple[str, ...]:
+def _imported_by(file: Path, changed: int, package: str, tops: frozenset[str]) -> tuple[str, ...]:
     """Return what a file of ``package`` imports; ``changed`` (its time of change) keeps the cache honest."""
-    return tuple(_imported(_tree(file.read_text(encoding="utf-8")), package))
+    return tuple(_imported(_tree(file.read_text(encoding="utf-8")), package, tops))
 
 
-def _imported(tree: ast.Module, package: str) -> Iterator[str]:
-    """Yield the full names of modules (and of names in modules, which may be modules too) that ``tree`` imports."""
+def _imported(tree: ast.Module, package: str, tops: frozenset[str]) -> Iterator[str]:
+    """Yield the full names of modules below ``tops`` (or of names in modules) that ``tree`` imports."""
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):
@@ -102,15 +105,15 @@ def _imported(tree: ast.Module, package: str) -> Iterator[str]:
             case _:
                 continue
         for name in found:
-            if name.split(".")[0] in (_PACKAGE, _STUDIES):
+            if name.split(".")[0] in tops:
                 parts = name.split(".")
                 yield from (".".join(parts[:n]) for n in range(1, len(parts) + 1))
 
 
-def _file(module: str, folder: Path) -> Path | None:
+def _file(module: str, place: Path) -> Path | None:
     """Return the file of a module, or None where the name is not one (a function in a module, say)."""
-    stem = folder.joinpath(*module.split(".")[1:])
+    stem = place.joinpath(*module.split("."))
     for file in (stem / "__init__.py", stem.with_name(stem.name + ".py")):
-        if file.is_file() and file.is_relative_to(folder):
+        if file.is_file():
             return file
     return None

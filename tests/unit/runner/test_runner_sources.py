@@ -83,3 +83,11 @@ def test_a_changed_file_changes_its_digest_and_its_imports(root):
 def test_without_sources_of_its_own_a_checkout_uses_the_installed_package(tmp_path, monkeypatch):
     monkeypatch.setenv("SHARPNB_ROOT", str(checkout(tmp_path, {})))
     assert {"sharpnb/__init__.py", "sharpnb/rules.py"} <= sources.digests(["from sharpnb import rules"]).keys()
+
+
+def test_a_recipe_that_a_study_imports_counts_and_no_other(root):
+    for name, text in {"notebooks/studies/a.py": "import one\n", "recipes/one.py": "import two\nfrom sharpnb import rules\n",
+                       "recipes/two.py": "", "recipes/three.py": ""}.items():
+        write_whole(root / name, text)
+    found = reached("from studies import a")
+    assert found == {"__init__.py", "rules.py", "notebooks/studies/a.py", "recipes/one.py", "recipes/two.py"}

@@ -1,4 +1,4 @@
-"""Folders of images and published networks, for :mod:`sharpnb.lab.imagenet`; torchvision does the work."""
+"""Folders of images and published networks, for ``imagenet.py``; torchvision does the work."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def network(name: str, weights: str, classes: int, new_head: bool, seed: int) ->
     Args:
         name: as in ``torchvision.models.list_models()``.
         weights: ``"none"``; ``"DEFAULT"`` or another name of published weights; or a file: a state dict, or a
-            checkpoint of :mod:`sharpnb.lab.imagenet`.
+            checkpoint of ``imagenet.py``.
         classes: number of classes of the images.
         new_head: draw the last linear layer anew, which a network with another number of classes needs.
         seed: of everything that is drawn.

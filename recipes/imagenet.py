@@ -2,8 +2,8 @@ r"""Networks of torchvision on a folder of images: the SAM paper's ImageNet and 
 
 .. code-block:: console
 
-    $ python -m sharpnb.lab.imagenet --data DIR --out runs/b0 --protocol table3 --model efficientnet_b0
-    $ torchrun --nproc_per_node=8 -m sharpnb.lab.imagenet --data DIR --out runs/r50 --protocol table2 --epochs 200
+    $ python recipes/imagenet.py --data DIR --out runs/b0 --protocol table3 --model efficientnet_b0
+    $ torchrun --nproc_per_node=8 recipes/imagenet.py --data DIR --out runs/r50 --protocol table2 --epochs 200
 
 ``DIR`` has ``train/<class>/*`` and ``val/<class>/*``. Calling it again with the same arguments goes on after the last
 whole epoch, and ends with the same weights as a run that was never stopped (bit by bit where the device computes
@@ -42,8 +42,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+import imagefolder
 from sharpnb import paths
-from sharpnb.lab import imagefolder, torchfile
+from sharpnb.lab import torchfile
 from sharpnb.lab.data import DataError
 from sharpnb.lab.training import SCHEDULES, pick_device
 from sharpnb.optim import SAM
@@ -353,7 +354,7 @@ class _Turns:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m sharpnb.lab.imagenet", description=__doc__,
+    parser = argparse.ArgumentParser("python recipes/imagenet.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with train/<class>/* and val/<class>/*")
     parser.add_argument("--out", required=True, help="folder for checkpoint.pt and history.json")
