@@ -1,7 +1,7 @@
 """All claims of all notebooks in one table: what the papers state, what was measured, the verdict.
 
 Everything is read from ``data/records/<notebook>/<profile>/claims.json``; nothing is typed by hand, and equal records
-give equal text. ``lab/report.py`` makes the pages of it, the notebook ``00_index`` shows it.
+give equal text. ``site/report.py`` makes the pages of it, the notebook ``00_index`` shows it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Every figure and table of the papers, with the claims that were measured on it, or the reason why it is not shown.
 
-Which figures and tables there are is a fact about the papers and is kept in ``data/papers.toml``; everything that was
+Which figures and tables there are is a fact about the papers and is kept in ``site/papers.toml``; everything that was
 measured comes from the records.
 """
 
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sharpnb import paths
-from sharpnb.lab import scoreboard
 from sharpnb.lab.claims import SYMBOLS
+from studies import scoreboard
 
 # Re-made and measured; its code is there and waits for a machine; its notebook, or what that should hold, is missing;
 # not re-made, with a reason.
@@ -21,7 +21,7 @@ STATES = ("shown", "not run", "not yet", "not shown")
 
 @dataclass(frozen=True)
 class Item:
-    """A figure or table of a paper; the fields are explained at the head of ``data/papers.toml``.
+    """A figure or table of a paper; the fields are explained at the head of ``site/papers.toml``.
 
     Attributes:
         claims: the rows of the scoreboard that speak of it.
@@ -58,9 +58,9 @@ def items(board: Sequence[scoreboard.Row]) -> list[Item]:
     """Return the figures and tables in the papers' order, each with its claims; none where the catalogue is missing.
 
     Raises:
-        ValueError: if ``data/papers.toml`` cannot be read; the message says where.
+        ValueError: if ``site/papers.toml`` cannot be read; the message says where.
     """
-    file = paths.root() / "data" / "papers.toml"
+    file = paths.root() / "site" / "papers.toml"
     if not file.is_file():
         return []
     try:
@@ -69,7 +69,7 @@ def items(board: Sequence[scoreboard.Row]) -> list[Item]:
                                         "also": tuple(item.get("also", ()))})
                  for paper in papers for item in paper["items"]]
     except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"data/papers.toml cannot be read ({type(error).__name__}: {error}); its head says what an "
+        raise ValueError(f"site/papers.toml cannot be read ({type(error).__name__}: {error}); its head says what an "
                          "item may hold.") from None
     return [_with_claims(item, board) for item in known]
 

@@ -11,8 +11,9 @@ from functools import cache
 from html import escape
 from pathlib import Path
 
+import papers
 from sharpnb import paths
-from sharpnb.lab import coverage, papers, scoreboard
+from studies import scoreboard
 
 _MARKS = ("<!-- scoreboard: sharpnb report -->", "<!-- end of scoreboard -->")
 
@@ -45,13 +46,13 @@ SCALES = (
 
 
 def page() -> str:
-    """Return ``REPORT.md``: counts by verdict, every figure and table, every claim, the brief's rows, the origins.
+    """Return ``REPORT.md``: counts by verdict, every figure and table, every claim, the origins.
 
     Raises:
         ValueError: if a record or a catalogue is damaged; the message names it and says what to do.
     """
     board = scoreboard.rows()
-    known, brief = papers.items(board), coverage.rows()
+    known = papers.items(board)
     parts = [
         "# Scoreboard", "",
         "What the papers state and what was measured here. `sharpnb report` makes this page from the records in "
@@ -67,10 +68,6 @@ def page() -> str:
                   + _outside(known, board), "", papers.as_markdown(known), ""]
     parts += ["## Claims", "", "Measured numbers are means over seeds ± standard error (number of seeds).", "",
               scoreboard.claims_table(board, (_links(row, known) for row in board)), ""]
-    if brief:
-        parts += ["## What the brief names", "",
-                  "The rows of the project's brief: systems, methods, measures, figures. A row is *shown* when every "
-                  "place that is named for it exists.", "", coverage.as_markdown(brief), ""]
     origins = (scoreboard.line(*origin[:-1], f"`{origin[-1]}`") for origin in scoreboard.origins())
     parts += ["## Where the numbers come from", "",
               "| notebook | profile | device | torch | commit |", "|:--|:--|:--|:--|:--|", *origins, ""]

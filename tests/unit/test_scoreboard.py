@@ -3,8 +3,10 @@ import re
 
 import pytest
 
+import report
 from sharpnb import paths
-from sharpnb.lab import Claim, report, scoreboard
+from sharpnb.lab import Claim
+from studies import scoreboard
 
 PAPER = {"paper": "SAM (ICLR 2021)", "item": "Fig. 3", "kind": "sign"}
 CLAIMS = {
@@ -92,7 +94,7 @@ items = [
 
 
 def test_every_figure_and_table_is_listed_with_its_claims_or_the_reason(root):
-    (root / "data" / "papers.toml").write_text(CATALOGUE)
+    paths.write_whole(root / "site" / "papers.toml", CATALOGUE)
     assert "| not yet | 2 |" in report.page(), "the notebook and its picture are missing"
     paths.write_whole(root / "figures" / "03_b" / "fig3.png", b"x")
     cells = [{"cell_type": "markdown", "source": ["## 7 Claims"]},
