@@ -23,10 +23,10 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
+from sharpnb import paths
 from sharpnb.lab import load_data, models, sweep
 from sharpnb.lab.many import _Group
 from sharpnb.lab.settings import validated
-from sharpnb.lab.studies import alpha_lambda
 from sharpnb.lab.training import batches
 from sharpnb.memory import keep_freed_memory
 from sharpnb.optim import SAM
@@ -112,6 +112,9 @@ def ours(build: Callable[[int], nn.Module], members: int, steps: int, rule: str)
 
 def heatmap() -> object:
     """Notebook 11's four maps: 10 x 10 cells, 3 seeds, 4 optimizers, 100 steps each."""
+    paths.let_studies_be_imported()
+    from studies import alpha_lambda
+
     r = alpha_lambda.LARGE
     axes = [(rule, r.alphas[rule], r.lambdas[rule]) for rule in r.lambdas]
     grid = [{"rule": rule, "lr": alphas, "weight_decay": decays, "seed": range(3)} for rule, alphas, decays in axes]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 try:
     import typer
@@ -120,9 +120,7 @@ def _planned() -> Table:
 @app.command()
 def report() -> None:
     """Write REPORT.md and REPORT.html: every figure, table and claim of the papers, what was measured, the verdict."""
-    from sharpnb.lab import report as pages
-    from sharpnb.lab import scoreboard
-
+    pages, scoreboard = _pages()
     try:
         rows = scoreboard.rows()
         if not rows:
@@ -138,6 +136,20 @@ def report() -> None:
     _console.print(table)
     file = paths.root() / "REPORT.md"
     _console.print(Text(f"All {len(rows)} claims with their numbers: {file}, REPORT.html"), soft_wrap=True)
+
+
+def _pages() -> tuple[Any, Any]:
+    """Import ``site/report.py`` and ``notebooks/studies/scoreboard.py``, which make the pages and are in no wheel."""
+    checkouts = (paths.root(), Path(__file__).resolve().parents[1])
+    here = next((folder for folder in checkouts if (folder / "site" / "report.py").is_file()), None)
+    if here is None:
+        raise RunnerError("`sharpnb report` is made by site/report.py of the project, which an installed package does "
+                          "not hold. Call it in a checkout, or set SHARPNB_ROOT to one.")
+    sys.path[:0] = [str(here / "site"), str(here / "notebooks")]
+    import report as pages
+    from studies import scoreboard
+
+    return pages, scoreboard
 
 
 @app.command("data")

@@ -6,6 +6,7 @@ No torch here: the command line starts with this module alone.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -29,6 +30,21 @@ def root() -> Path:
 def notebooks() -> Path:
     """Return the folder of the numbered notebooks."""
     return root() / "notebooks"
+
+
+def let_studies_be_imported() -> None:
+    """Put the checkout's ``notebooks/`` on ``sys.path``, so that ``from studies import …`` finds its studies.
+
+    And ``recipes/`` behind it, for the study that imports a recipe.
+    A kernel that was started in ``notebooks/`` finds them anyway; one that was started elsewhere does not (plain
+    papermill starts it in the folder where it was called, ``sharpnb run`` beside the executed copies). Worker
+    processes of :mod:`multiprocessing` and of a local Dask cluster are given the same ``sys.path``. Without a checkout
+    nothing is changed.
+    """
+    if (notebooks() / "studies").is_dir():
+        for folder in (root() / "recipes", notebooks()):
+            if str(folder) not in sys.path:
+                sys.path.insert(0, str(folder))
 
 
 def figures(notebook: str) -> Path:

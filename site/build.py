@@ -6,7 +6,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from sharpnb.lab import coverage, report
+from sharpnb import paths
+
+paths.let_studies_be_imported()
+
+import links
+import report
 
 HERE = Path(__file__).resolve().parent
 ROOT, SOURCE, TARGET = HERE.parent, HERE / "_build" / "src", HERE / "_build" / "html"
@@ -96,7 +101,7 @@ def _gallery(pictures: list[dict]) -> str:
         lines += [f"## {name}", "", '<div class="gallery">', ""]
         for picture in (one for one in pictures if one["notebook"] == name):
             path = picture["path"].removeprefix("../")
-            place = f"notebooks/{name}.ipynb{coverage.fragment(picture['heading'])}"
+            place = f"notebooks/{name}.ipynb{links.fragment(picture['heading'])}"
             caption = " ".join(picture["caption"].split())
             target = _target(path)
             lines += ['<div class="figure-card">', "", *([] if target in named else [f"({target})="]),

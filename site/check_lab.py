@@ -17,10 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from browser import chromium, missing
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
+
+from browser import chromium, missing
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK, PANEL = "07_wsam_toy", "toy.panel()"

@@ -20,7 +20,7 @@ nb_render_markdown_format = "myst"
 nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 4
-myst_heading_slug_func = "sharpnb.lab.coverage.anchor"  # as JupyterLab has them, so that links hold in both
+myst_heading_slug_func = "links.anchor"  # as JupyterLab has them, so that links hold in both
 myst_dmath_double_inline = True
 
 # MathJax from a package, beside the pages: one file with its glyphs as SVG, which needs no font and no further file.

@@ -1,5 +1,6 @@
 """What can be said of built pages without a browser: links, pictures, texts, and who is asked over a network."""
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -46,3 +47,13 @@ def broken(folder: Path, files: list[Path]) -> list[str]:
             elif parts.fragment and target in known and not known[target].has(parts.fragment):
                 problems.append(f"{name}: no such place: {link}")
     return problems
+
+
+def anchor(heading: str) -> str:
+    """Return the fragment that JupyterLab, and the site, give to a heading: ``7 Claims`` is at ``#7-Claims``."""
+    return re.sub(r"\s", "-", heading.strip())
+
+
+def fragment(heading: str) -> str:
+    """Return ``#`` and the :func:`anchor`; empty for a heading with formulas or code in it."""
+    return "" if re.search(r"[$`*]", heading) else f"#{anchor(heading)}"

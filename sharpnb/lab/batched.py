@@ -44,7 +44,7 @@ class BatchedNet:
 
     A norm layer uses the statistics of the batch, each model its own, unless ``statistics`` are given. There are no
     running averages: :meth:`statistics` measures on as many images as one has, which depends on the weights alone.
-    What is random in training only (:mod:`sharpnb.lab.families`) is at rest in both, and draws from the global state.
+    What is random in training only (:mod:`studies.families`) is at rest in both, and draws from the global state.
 
     Attributes:
         normalises: whether the model has norm layers.

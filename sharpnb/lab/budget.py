@@ -160,7 +160,8 @@ STUDIES = {
 
 def plan() -> list[Planned]:
     """Return the plan of every notebook from the studies' settings of the full profile."""
-    return [_planned(name, *importlib.import_module(f"sharpnb.lab.studies.{module}").planned())
+    paths.let_studies_be_imported()
+    return [_planned(name, *importlib.import_module(f"studies.{module}").planned())
             for name, module in STUDIES.items()]
 
 

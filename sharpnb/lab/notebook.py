@@ -191,7 +191,10 @@ def _made_with(record: Record, settings: Any) -> bool:
 
 
 def start(name: str, *, profile: str = "quick", device: str = "auto", seed: int = 0, **parameters: Any) -> Notebook:
-    """Set a notebook up: check its parameters, seed, one intra-op thread, the figures' look.
+    """Set a notebook up: check its parameters, seed, one intra-op thread, the figures' look, its studies importable.
+
+    The notebook imports its study after this call, as ``from studies import hessian_spectra as study``; see
+    :func:`sharpnb.paths.let_studies_be_imported`.
 
     One thread, because two OpenMP threads on shared cores were measured nine times slower than one; notebooks run side
     by side in processes instead.
@@ -207,6 +210,7 @@ def start(name: str, *, profile: str = "quick", device: str = "auto", seed: int 
     if notebook.full and notebook.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # the fastest convolutions, which may round otherwise in another run
     figures.use_style()
+    paths.let_studies_be_imported()
     pass_over_modules()
     return notebook
 

@@ -12,12 +12,9 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sharpnb import paths
-
-if TYPE_CHECKING:
-    from sharpnb.lab.scoreboard import Row
 
 _FILE = "data/withdrawn.toml"
 
@@ -111,7 +108,7 @@ def why(notebook: str, profile: str, claim: str) -> str:
     return next((entry.why for entry in entries() if entry.names(notebook, profile, claim) and entry.holds), "")
 
 
-def check(board: Sequence[Row]) -> None:
+def check(board: Sequence[Any]) -> None:
     """Check that each entry still holds for a record, and that all claims that rest on it stand as withdrawn.
 
     Raises:

@@ -1,8 +1,9 @@
 """What a result depends on, component by component, so that a re-run can say why.
 
 A notebook is executed again when one of these differs from its last successful run: the code cells (not the text, not
-the outputs), the parameters, each package file that it reaches, the data sets that it names, the installed versions,
-Python's minor version, the class of device; or when something that it wrote is gone or was changed by another hand.
+the outputs), the parameters, each file of the package and of the studies that it reaches, the data sets that it names,
+the installed versions, Python's minor version, the class of device; or when something that it wrote is gone or was
+changed by another hand.
 """
 
 from __future__ import annotations
@@ -123,8 +124,8 @@ def _versions(root: Path) -> Mapping[str, str]:
 
 def _data(code: list[str], values: Mapping[str, Any], reached: Iterable[str]) -> dict[str, str]:
     """Return the fingerprints of the data sets named as strings in the notebook, its parameters or its study."""
-    parent = sources.package_folder().parent
-    studies = [(parent / name).read_text(encoding="utf-8") for name in reached if "/studies/" in name]
+    studies = [(paths.root() / name).read_text(encoding="utf-8") for name in reached
+               if name.startswith("notebooks/studies/") and name.endswith(".py")]
     quoted = {*re.findall(r"""["'](\w+)["']""", "\n".join([*code, *studies])), *map(str, values.values())}
     return {name: datafiles.fingerprint(name) for name in datafiles.NAMES if name in quoted}
 

@@ -1,7 +1,8 @@
-"""Which package sources a notebook runs: the files that its code imports, directly or through one another.
+"""Which sources a notebook runs: the files that its code imports, directly or through one another.
 
-Found from the syntax trees, without importing anything. Imports inside functions count, and so does a string that
-spells a module's full name (``importlib.import_module("sharpnb.lab")``); a name put together at run time does not.
+These are files of the package and of ``notebooks/studies``. They are found from the syntax trees,
+without importing anything. Imports inside functions count, and so does a string that spells a module's full name
+(``importlib.import_module("sharpnb.lab")``); a name put together at run time does not.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from pathlib import Path
 import sharpnb
 from sharpnb import paths
 
-_PACKAGE = "sharpnb"
-_MODULE_NAME = re.compile(rf"{_PACKAGE}(\.\w+)+")
+_PACKAGE, _STUDIES = "sharpnb", "studies"
+_MODULE_NAME = re.compile(rf"(?:{_PACKAGE}|{_STUDIES})(\.\w+)+")
 
 
 def package_folder() -> Path:
@@ -27,26 +28,44 @@ def package_folder() -> Path:
 
 
 def digests(code: list[str]) -> dict[str, str]:
-    """Return ``{"sharpnb/rules.py": sha256, …}`` of every package file that the code cells reach.
+    """Return ``{"sharpnb/rules.py": sha256, "notebooks/studies/swa.py": …}`` of every file that the code cells reach.
 
     Files of other kinds in the package (a style sheet, say) count when anything of the package is reached: nothing
-    static tells who opens them.
+    static tells who opens them. Those beside the studies likewise.
     """
-    folder = package_folder()
-    waiting = {name for cell in code for name in _imported(_tree(cell), "")}
+    places = _places()
+    tops = frozenset(places)
+    waiting = {name for cell in code for name in _imported(_tree(cell), "", tops)}
     looked: set[str] = set()
     seen: set[Path] = set()
     while waiting:
         name = waiting.pop()
         looked.add(name)
-        file = _file(name, folder)
+        file = _file(name, places[name.split(".")[0]])
         if file is not None and file not in seen:
             seen.add(file)
-            waiting |= {*_imported_by(file, file.stat().st_mtime_ns, folder)} - looked
-    if seen:
-        other = {".py", ".pyc", ".partial"}
-        seen |= {file for file in folder.rglob("*.*") if file.suffix not in other and file.is_file()}
-    return {f"{_PACKAGE}/{file.relative_to(folder).as_posix()}": digest(file) for file in sorted(seen)}
+            package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+            waiting |= {*_imported_by(file, file.stat().st_mtime_ns, package, tops)} - looked
+    for folder in (places[_PACKAGE] / _PACKAGE, places[_STUDIES] / _STUDIES):
+        if any(file.is_relative_to(folder) for file in seen):
+            code_files = {".py", ".pyc", ".partial"}
+            seen |= {file for file in folder.rglob("*.*") if file.suffix not in code_files and file.is_file()}
+    return {_label(file): digest(file) for file in sorted(seen)}
+
+
+def _places() -> dict[str, Path]:
+    """Return where each module lies that is tracked: the package, the studies, and the recipes that a study imports."""
+    recipes = paths.root() / "recipes"
+    return {**{file.stem: recipes for file in recipes.glob("*.py")},
+            _PACKAGE: package_folder().parent, _STUDIES: paths.notebooks()}
+
+
+def _label(file: Path) -> str:
+    """Return a file's name for people: seen from the checkout, or from where the package is installed."""
+    for base in (package_folder().parent, paths.root()):
+        if file.is_relative_to(base):
+            return file.relative_to(base).as_posix()
+    return file.as_posix()
 
 
 def digest(file: Path) -> str:
@@ -65,14 +84,13 @@ def _tree(code: str) -> ast.Module:
 
 
 @cache
-def _imported_by(file: Path, changed: int, folder: Path) -> tuple[str, ...]:
-    """Return what a package file imports; ``changed`` (its time of change) keeps the cache honest."""
-    package = ".".join((_PACKAGE, *file.relative_to(folder).parent.parts))
-    return tuple(_imported(_tree(file.read_text(encoding="utf-8")), package))
+def _imported_by(file: Path, changed: int, package: str, tops: frozenset[str]) -> tuple[str, ...]:
+    """Return what a file of ``package`` imports; ``changed`` (its time of change) keeps the cache honest."""
+    return tuple(_imported(_tree(file.read_text(encoding="utf-8")), package, tops))
 
 
-def _imported(tree: ast.Module, package: str) -> Iterator[str]:
-    """Yield the full names of modules (and of names in modules, which may be modules too) that ``tree`` imports."""
+def _imported(tree: ast.Module, package: str, tops: frozenset[str]) -> Iterator[str]:
+    """Yield the full names of modules below ``tops`` (or of names in modules) that ``tree`` imports."""
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):
@@ -87,15 +105,15 @@ def _imported(tree: ast.Module, package: str) -> Iterator[str]:
             case _:
                 continue
         for name in found:
-            if name.split(".")[0] == _PACKAGE:
+            if name.split(".")[0] in tops:
                 parts = name.split(".")
                 yield from (".".join(parts[:n]) for n in range(1, len(parts) + 1))
 
 
-def _file(module: str, folder: Path) -> Path | None:
+def _file(module: str, place: Path) -> Path | None:
     """Return the file of a module, or None where the name is not one (a function in a module, say)."""
-    stem = folder.joinpath(*module.split(".")[1:])
+    stem = place.joinpath(*module.split("."))
     for file in (stem / "__init__.py", stem.with_name(stem.name + ".py")):
-        if file.is_file() and file.is_relative_to(folder):
+        if file.is_file():
             return file
     return None

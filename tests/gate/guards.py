@@ -20,7 +20,7 @@ from gate import tolerance
 from sharpnb.runner import RunnerError, catalogue, parameters, stored
 
 LARGEST = 200_000  # bytes; a page that opens at once, and a diff that can be read
-LONGEST_FUNCTION = 10  # lines; what is longer belongs into the package, where it is tested
+LONGEST_FUNCTION = 10  # lines; what is longer belongs into notebooks/studies, where it is tested
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 _READ = ("text/plain", "text/html", "text/markdown", "text/latex")
@@ -185,7 +185,7 @@ def readable_pictures(subject: Subject) -> Iterator[str]:
 
 
 def short_functions(subject: Subject) -> Iterator[str]:
-    """Find functions that belong into the package, and code that is no Python."""
+    """Find functions that belong into notebooks/studies, and code that is no Python."""
     for where, cell in subject.code:
         try:
             tree = ast.parse(cell.source)
@@ -196,7 +196,7 @@ def short_functions(subject: Subject) -> Iterator[str]:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or node.lineno) - node.lineno + 1
                 if lines > LONGEST_FUNCTION:
-                    yield f"{where} defines {node.name} in {lines} lines: over {LONGEST_FUNCTION} go to the package"
+                    yield f"{where} defines {node.name} in {lines} lines: over {LONGEST_FUNCTION} go to notebooks/studies"
 
 
 def headings(subject: Subject) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The site's sources, the catalogue of the papers, the brief's rows, and the committed scoreboard: what they name exists."""
+"""The site's sources, the catalogue of the papers, and the committed scoreboard: what they name exists."""
 
 import importlib.util
 import re
@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sharpnb.lab import coverage, papers, report, scoreboard
+import links
+import papers
+import report
+from studies import scoreboard
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "site"
@@ -20,36 +23,8 @@ def load(name):
     return module
 
 
-def test_every_place_of_the_brief_exists():
-    rows = coverage.rows()
-    assert len(rows) == len({row.id for row in rows}) == 142
-    assert {row.scope for row in rows} == set(coverage.SCOPES)
-    assert [problem for row in rows for problem in map(coverage.problem, row.shown) if problem] == []
-    assert [row.id for row in rows if not row.shown and not row.why] == [], "neither shown nor a reason"
-
-
-@pytest.mark.parametrize(
-    ("place", "expected"),
-    [("01_sam#No such heading", "no such heading"), ("99_none#In PyTorch", "there is no 99_none.ipynb"),
-     ("site/errata#Nothing", "no such heading"), ("tests/unit/test_rules.py::test_nothing", "no such test"),
-     ("tests/unit/none.py::test_sgd_by_hand", "no such test"), ("sharpnb.optim.Nothing", "has no attribute"),
-     ("sharpnb.nothing", "nothing")],
-)
-def test_negative_control_a_place_that_is_not_there_is_named(place, expected):
-    assert expected in coverage.problem(place)
-    assert not coverage.Row("X1", "C", "what", ("sharpnb.optim.SAM", place)).done
-
-
-def test_a_row_is_done_when_it_is_shown():
-    assert coverage.Row("X1", "C", "what", ("sharpnb.optim.SAM", "01_sam#In PyTorch")).done
-    assert not coverage.Row("X1", "C", "what", (), "not yet").done
-
-
-def test_links_of_places():
-    assert coverage.link("sharpnb.optim.SAM") == "`sharpnb.optim.SAM`"
-    assert coverage.link("01_sam#In PyTorch").startswith("[01: In PyTorch](<notebooks/01_sam.ipynb#")
-    assert coverage.fragment("2 Fit (all)") == "#2-Fit-(all)" and coverage.fragment("7 What `x` means") == ""
-    assert coverage.link("tests/unit/test_rules.py::test_sgd_by_hand") == "[sgd by hand](tests/unit/test_rules.py)"
+def test_headings_have_the_anchors_of_jupyterlab():
+    assert links.fragment("2 Fit (all)") == "#2-Fit-(all)" and links.fragment("7 What `x` means") == ""
 
 
 def test_the_catalogue_knows_every_figure_and_table_that_a_claim_names():
@@ -107,7 +82,6 @@ def test_every_figure_is_in_the_gallery_with_its_text():
 
 
 def test_links_are_followed_and_broken_ones_are_seen(tmp_path):
-    links = load("links")
     page = tmp_path / "page.html"
     (tmp_path / "other.html").write_text('<p id="here">x</p>')
     page.write_text('<a href="other.html#here">a</a><a href="https://example.org">b</a><img src="other.html" alt="c">')
@@ -119,21 +93,18 @@ def test_links_are_followed_and_broken_ones_are_seen(tmp_path):
 
 
 def test_the_pages_tell_nothing_of_the_machine_and_ask_no_network():
-    for file in [*SITE.glob("*.md"), *SITE.glob("static/*"), SITE / "conf.py", ROOT / "data" / "papers.toml",
-                 ROOT / "data" / "coverage.toml"]:
+    for file in [*SITE.glob("*.md"), *SITE.glob("static/*"), SITE / "conf.py", SITE / "papers.toml"]:
         text = file.read_text(encoding="utf-8")
         assert not re.search(r"https?://|/(?:root|home|tmp)/", text), file.name
 
 
-@pytest.mark.parametrize("name", ["papers", "coverage"])
-def test_a_damaged_catalogue_is_named(name, tmp_path, monkeypatch):
-    (tmp_path / "data").mkdir()
+def test_a_damaged_catalogue_is_named(tmp_path, monkeypatch):
+    (tmp_path / "site").mkdir()
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    read = {"papers": lambda: papers.items([]), "coverage": coverage.rows}[name]
-    assert read() == []
-    (tmp_path / "data" / f"{name}.toml").write_text("rows = [{id = 1}]\n[[paper]]\nname = 'x'\n")
-    with pytest.raises(ValueError, match=f"data/{name}.toml cannot be read"):
-        read()
+    assert papers.items([]) == []
+    (tmp_path / "site" / "papers.toml").write_text("[[paper]]\nname = 'x'\n")
+    with pytest.raises(ValueError, match=r"site/papers.toml cannot be read"):
+        papers.items([])
 
 
 def test_a_cell_that_failed_or_was_left_out_is_named(monkeypatch):

@@ -123,8 +123,14 @@ def test_what_can_be_foreseen_is_a_message_and_no_traceback(sharpnb, arguments, 
 
 def test_a_missing_package_is_a_message(sharpnb, monkeypatch):
     monkeypatch.setitem(sys.modules, "sharpnb.lab", None)
-    status, _, err = sharpnb("report")
+    status, _, err = sharpnb("data")
     assert status == 2 and "pip install 'sharpnb[notebooks]'" in err
+
+
+def test_the_report_of_an_installed_package_asks_for_a_checkout(sharpnb, monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "sharpnb" / "cli.py"))
+    status, _, err = sharpnb("report")
+    assert status == 2 and "Call it in a checkout, or set SHARPNB_ROOT to one" in err
 
 
 def test_without_its_libraries_the_command_says_what_to_install():

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from sharpnb import lab
-from sharpnb.lab.studies import adamw_generalization as study
+from studies import adamw_generalization as study
 
 
 @pytest.fixture

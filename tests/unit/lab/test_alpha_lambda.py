@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from sharpnb.lab import notebook
-from sharpnb.lab.studies import alpha_lambda as study
+from studies import alpha_lambda as study
 
 A, L = np.indices((8, 9))
 

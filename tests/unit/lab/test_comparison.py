@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sharpnb.lab import models
-from sharpnb.lab.studies import comparison
+from studies import comparison
 
 TINY = comparison.Setting("tiny", "digits", 40, 30, lambda seed: models.mlp((64, 4, 10), seed=seed), steps=5, batch_size=20)
 

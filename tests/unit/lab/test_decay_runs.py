@@ -6,7 +6,7 @@ import torch
 from sharpnb import lab
 from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
-from sharpnb.lab.studies import decay_runs
+from studies import decay_runs
 
 WORLD = decay_runs.World("an MLP", "digits", 80, lambda seed: models.mlp((64, 6, 10), seed=seed), batch_size=20,
                          label_noise=0.1, augment=shift_and_flip(1, flip=False), dtype=torch.float64)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sharpnb import rules
-from sharpnb.lab.studies import decoupled_decay as study
+from studies import decoupled_decay as study
 
 TASK = study.Regression(images=120, batch_size=16)
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sharpnb.lab import families
+from studies import families
 
 BUILDERS = {
     "shake": lambda seed=0: families.shake_shake(8, 4, channels=1, seed=seed),

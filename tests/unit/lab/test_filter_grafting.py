@@ -5,7 +5,7 @@ import torch
 
 from sharpnb import lab
 from sharpnb.averaging import filter_norms
-from sharpnb.lab.studies import filter_grafting as study
+from studies import filter_grafting as study
 
 SMALL = replace(study.QUICK, epochs=2, train_size=60, seeds=1)
 

@@ -1,52 +1,19 @@
-import json
-import multiprocessing
-import os
-import signal
-import subprocess
-import sys
-import time
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
 import torch
 
+import imagenet
 from sharpnb import lab
-from sharpnb.lab import imagefolder, imagenet, models
-from sharpnb.lab.data import DataError
-from sharpnb.lab.studies import finetuning as study
-from sharpnb.lab.studies import finetuning_tables as tables
+from sharpnb.lab import models
+from studies import finetuning as study
+from studies import finetuning_tables as tables
 
-FORK = multiprocessing.get_context("fork")  # a child need not import torch again
 TOY = study.Settings(source=7, labels=(2, 4), pool=4, validation=4, model=lambda c, seed: models.mlp((100, 8, c), seed=seed),
                      pretrain_steps=4, steps=3, lrs=(0.01, 0.1), rhos=(0.05, 0.2), rho_before=0.2, seeds=2, batch_size=4)
-# shufflenet is torchvision's smallest network; BatchNorm by batches, as random weights have no statistics worth freezing
-SMALL = imagenet.Protocol(model="shufflenet_v2_x0_5", weights="none", frozen_norm=False, epochs=2, steps=0, batch_size=8,
-                          resolution=32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     return study.toy_images(tmp_path_factory.mktemp("images"))  # 18 to train on, 9 to test on
-
-
-def _model(out):
-    return torch.load(out / "checkpoint.pt", weights_only=True)["model"]
-
-
-def _same(a, b):
-    return all(torch.equal(a[name], b[name]) for name in a)
-
-
-# -- the quick study --------------------------------------------------------------------------------------------------
 
 
 def test_a_task_keeps_its_parts_apart():
@@ -101,102 +68,10 @@ def test_the_paper_s_tables_agree_with_each_other_and_with_figure_1():
     assert dots == [2.1, 3.1, 4.6, 6.4, 7.4, 12.8, 16.6, 45.7]
 
 
-# -- torchvision's networks on a folder -------------------------------------------------------------------------------
-
-
-def test_two_ranks_train_as_one_process_with_two_shards(images, tmp_path):
-    alone = replace(SMALL, epochs=1, augment="none")
-    fields = ("model", "weights", "epochs", "batch_size", "resolution", "augment")
-    options = [f"--{name.replace('_', '-')}={getattr(alone, name)}" for name in fields]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "sharpnb.lab.imagenet",
-               f"--data={images}", f"--out={tmp_path / 'ranks'}", "--no-frozen-norm", "--device=cpu", "--workers=0"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
-    assert done.returncode == 0, done.stderr
-    rows = imagenet.fit(images, replace(alone, shard=4), tmp_path / "shards", device="cpu")
-    imagenet.fit(images, alone, tmp_path / "whole", device="cpu")
-    ranks, shards, whole = (_model(tmp_path / name) for name in ("ranks", "shards", "whole"))
-    weights = [name for name in ranks if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
-    off = {other: max(float((ranks[n] - model[n]).abs().max()) for n in weights) for other, model in (("shards", shards), ("whole", whole))}
-    assert off["shards"] < 1e-6 < 1e-4 < off["whole"], off
-    assert done.stdout.count("epoch") == 1 and f"train_loss {rows[0]['train_loss']:.4g}" in done.stdout
-
-
-def test_a_killed_run_goes_on_to_the_same_weights(images, tmp_path):
-    p = replace(SMALL, epochs=8)
-    process = FORK.Process(target=imagenet.fit, args=(images, p, tmp_path / "killed"), kwargs={"device": "cpu"})
-    process.start()
-    file, deadline = tmp_path / "killed" / "history.json", time.monotonic() + 60
-    while not file.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    assert 0 < len(json.loads(file.read_text())["rows"]) < p.epochs
-    stopped = _model(tmp_path / "killed")
-    rows = imagenet.fit(images, p, tmp_path / "killed", device="cpu")
-    assert rows == imagenet.fit(images, p, tmp_path / "straight", device="cpu")
-    assert [row["epoch"] for row in rows] == list(range(1, 9))
-    assert _same(_model(tmp_path / "killed"), _model(tmp_path / "straight"))
-    assert not _same(stopped, _model(tmp_path / "straight"))  # the comparison can fail
-
-
-def test_fine_tuning_keeps_the_statistics_and_the_body_and_draws_a_new_head(images, tmp_path):
-    imagenet.fit(images, SMALL, tmp_path / "before", device="cpu")
-    tuned = replace(SMALL, weights=str(tmp_path / "before" / "checkpoint.pt"), frozen_norm=True, epochs=1, lr=1e-9)
-    imagenet.fit(images, tuned, tmp_path / "after", seed=5, device="cpu")
-    before, after = _model(tmp_path / "before"), _model(tmp_path / "after")
-    assert all(torch.equal(before[name], after[name]) for name in before if "running" in name)
-    assert torch.allclose(before["conv1.0.weight"], after["conv1.0.weight"], atol=1e-6)
-    assert (before["fc.weight"] - after["fc.weight"]).abs().max() > 1e-3
-    imagenet.fit(images, replace(tuned, new_head=False), tmp_path / "kept", seed=5, device="cpu")
-    assert torch.allclose(before["fc.weight"], _model(tmp_path / "kept")["fc.weight"], atol=1e-6)
-
-
-def test_sgd_in_shards_is_sgd_where_batchnorm_is_frozen(images, tmp_path):
-    imagenet.fit(images, SMALL, tmp_path / "before", device="cpu")
-    p = replace(SMALL, weights=str(tmp_path / "before" / "checkpoint.pt"), rho=0.0, frozen_norm=True, augment="none", epochs=1)
-    for name, shard in (("whole", 0), ("pieces", 2)):
-        imagenet.fit(images, replace(p, shard=shard), tmp_path / name, device="cpu")
-    whole, pieces = _model(tmp_path / "whole"), _model(tmp_path / "pieces")
-    assert max(float((whole[n] - pieces[n]).abs().max()) for n in whole) < 1e-5
-    assert not _same(whole, _model(tmp_path / "before"))
-
-
 def test_efficientnet_takes_the_same_road(tmp_path):
     rows = study._toy_rows("efficientnet_b0")
     assert {(row["method"], row["seed"]) for row in rows} == {(m, s) for m in ("SGD", "SGD, twice", "SAM") for s in range(1)}
     assert all(0 <= row["top1"] <= 100 and row["top5"] == 0 for row in rows)  # of three classes all are among the first five
-
-
-def test_messages_say_what_is_wrong(images, tmp_path, monkeypatch, capsys):
-    with pytest.raises(DataError, match="train is not there"):
-        imagenet.fit(tmp_path / "nowhere", SMALL, tmp_path)
-    (tmp_path / "half" / "train" / "a").mkdir(parents=True)
-    with pytest.raises(DataError, match="cannot be used"):
-        imagefolder.folders(tmp_path / "half")
-    with pytest.raises(ValueError, match="batch_size = 99"):
-        imagenet.fit(images, replace(SMALL, batch_size=99), tmp_path)
-    with pytest.raises(ValueError, match="whole shards"):
-        imagenet.fit(images, replace(SMALL, shard=3), tmp_path)
-    with pytest.raises(ValueError, match="give the length"):
-        imagenet.Protocol(epochs=3, steps=3)
-    with pytest.raises(ValueError, match="not in torchvision"):
-        imagefolder.network("efficientnet_b9", "none", 3, True, 0)
-    with pytest.raises(ValueError, match="neither a file nor published"):
-        imagefolder.network("resnet18", "BEST", 3, True, 0)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-
-    def no_network(*_, **__):
-        raise OSError("Network is unreachable")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
-    with pytest.raises(DataError, match=r"could not be fetched .Network is unreachable"):
-        imagefolder.network("resnet18", "DEFAULT", 3, True, 0)
-    assert imagenet.main(["--data", str(tmp_path / "nowhere"), "--out", str(tmp_path)]) == 2
-    assert "train is not there" in capsys.readouterr().err
-    imagenet.fit(images, replace(SMALL, epochs=1), tmp_path / "run", device="cpu")
-    with pytest.raises(ValueError, match=r"other settings .*rho = 0.05 there, 0.1 here"):
-        imagenet.fit(images, replace(SMALL, epochs=1, rho=0.1), tmp_path / "run", device="cpu")
 
 
 def test_the_full_profile_without_images_runs_nothing(tmp_path):
@@ -221,10 +96,3 @@ def test_the_full_profile_takes_the_paper_s_protocol_once(images, tmp_path, monk
     assert {(p.rho, p.steps, p.weights, p.lr, p.batch_size) for p, _, _ in asked} == {
         (0.0, 5000, "DEFAULT", 0.016, 18), (0.0, 10_000, "DEFAULT", 0.016, 18), (0.05, 5000, "DEFAULT", 0.016, 18)}
     assert study.full_rows(nb, str(images), "efficientnet_b0", tmp_path / "runs") == rows and len(asked) == 9
-
-
-def test_protocols_are_the_paper_s():
-    two, three = imagenet.PROTOCOLS["table2"], imagenet.PROTOCOLS["table3"]
-    assert (two.batch_size, two.lr, two.weight_decay, two.rho, two.label_smoothing, two.resolution) == (4096, 1.0, 1e-4, 0.05, 0.1, 224)
-    assert (three.batch_size, three.lr, three.weight_decay, three.steps, three.frozen_norm) == (1024, 0.016, 1e-5, 5000, True)
-    assert Path(imagenet.__file__).name == "imagenet.py" and not two.new_head

@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 
 from sharpnb import curvature, lab
 from sharpnb.lab import models
-from sharpnb.lab.studies import flatness, flatness_pool, flatness_published, flatness_statements, m_sharpness
-from sharpnb.lab.studies.flatness_pool import AXES, Settings
+from studies import flatness, flatness_pool, flatness_published, flatness_statements, m_sharpness
+from studies.flatness_pool import AXES, Settings
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 
 from sharpnb import lab
 from sharpnb.lab import notebook, pieces
-from sharpnb.lab.studies import (
+from studies import (
     adamw_generalization,
     alpha_lambda,
     filter_grafting,

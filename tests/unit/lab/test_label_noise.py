@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sharpnb import lab
-from sharpnb.lab.studies import label_noise as study
+from studies import label_noise as study
 
 
 def test_validation_images_are_clean_and_apart_from_the_rest():

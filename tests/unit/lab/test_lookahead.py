@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sharpnb import lab
-from sharpnb.lab.studies import lookahead as study
+from studies import lookahead as study
 
 
 def test_variance_limits():

@@ -7,7 +7,7 @@ from sharpnb import lab
 from sharpnb.curvature import sharpness
 from sharpnb.lab import models
 from sharpnb.lab.rows import Rows
-from sharpnb.lab.studies import m_sharpness as study
+from studies import m_sharpness as study
 
 GRID = [(a, b) for a in range(5) for b in range(6)]
 

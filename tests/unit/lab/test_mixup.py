@@ -3,8 +3,8 @@ import torch
 
 from sharpnb.lab import models
 from sharpnb.lab.data import load_data, with_label_noise
-from sharpnb.lab.mixup import Mixup, bootstrapped
 from sharpnb.lab.rows import Rows
+from studies.mixup import Mixup, bootstrapped
 
 
 def test_images_and_labels_are_mixed_alike():

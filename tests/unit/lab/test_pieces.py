@@ -16,8 +16,8 @@ from sharpnb import lab, paths
 from sharpnb.lab import Record, models, pieces
 from sharpnb.lab.budget import Cost
 from sharpnb.lab.pieces import GpuLost, Kind, Paused, Work, described
-from sharpnb.lab.studies import hessian_spectra as study
-from sharpnb.lab.studies import swa
+from studies import hessian_spectra as study
+from studies import swa
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 FORK = multiprocessing.get_context("fork")  # a child need not import torch again

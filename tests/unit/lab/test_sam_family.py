@@ -4,8 +4,8 @@ import torch
 
 from sharpnb import lab, optim
 from sharpnb.lab import Record, models
-from sharpnb.lab.studies import sam_family as study
-from sharpnb.lab.studies.tiny_vit import tiny_vit
+from studies import sam_family as study
+from studies.tiny_vit import tiny_vit
 
 X, Y = torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(10)
 

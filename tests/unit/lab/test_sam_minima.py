@@ -7,13 +7,13 @@ import torch
 
 from sharpnb import lab, paths
 from sharpnb.averaging import update_bn
-from sharpnb.lab import families
 from sharpnb.lab.batched import batched_forward
 from sharpnb.lab.records import Record
 from sharpnb.lab.rows import Rows
-from sharpnb.lab.studies import sam_minima as study
-from sharpnb.lab.studies import sam_minima_full as full_study
-from sharpnb.lab.studies import sam_minima_published as published
+from studies import families
+from studies import sam_minima as study
+from studies import sam_minima_full as full_study
+from studies import sam_minima_published as published
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sharpnb import lab, rules
-from sharpnb.lab.studies import sam as study
+from studies import sam as study
 
 CURVATURE = torch.tensor([[1.0, 9.0]], dtype=torch.float64)
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from sharpnb import lab
-from sharpnb.lab.studies import swa as study
+from studies import swa as study
 
 
 def test_schedules_are_the_authors():

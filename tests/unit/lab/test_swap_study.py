@@ -7,9 +7,9 @@ from torch.nn.utils import parameters_to_vector
 
 from sharpnb import lab
 from sharpnb.averaging import swap, update_bn
-from sharpnb.lab.studies import swap as study
 from sharpnb.lab.training import evaluate
 from sharpnb.landscape import Plane, Surface
+from studies import swap as study
 
 SHORT = replace(study.QUICK, width=6, large=40, small=20, epochs=6, late_epochs=2, tau=0.5)
 

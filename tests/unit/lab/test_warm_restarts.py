@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from sharpnb import lab
-from sharpnb.lab.studies import warm_restarts as study
+from studies import warm_restarts as study
 
 
 @pytest.fixture

@@ -5,9 +5,11 @@ from fnmatch import fnmatchcase
 
 import pytest
 
+import report
 from sharpnb import lab, paths
-from sharpnb.lab import Claim, Record, claims, pieces, report, scoreboard, withdrawn
+from sharpnb.lab import Claim, Record, claims, pieces, withdrawn
 from sharpnb.lab.pieces import Kind
+from studies import scoreboard
 
 WHY = "its grid was cut unequally"
 WHOLE = {"record": "08_x/full/gamma", "commit": "0123abc", "date": "2026-11-30", "why": WHY}

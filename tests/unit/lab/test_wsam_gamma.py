@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from sharpnb import lab, paths, rules
-from sharpnb.lab.studies import wsam_gamma as study
-from sharpnb.lab.studies import wsam_theory as theory
+from studies import wsam_gamma as study
+from studies import wsam_theory as theory
 
 
 @pytest.mark.parametrize("decouple", [True, False])

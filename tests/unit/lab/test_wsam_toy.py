@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sharpnb.lab.studies import wsam_toy as toy
+from studies import wsam_toy as toy
 
 
 def test_minima_are_those_the_paper_prints():

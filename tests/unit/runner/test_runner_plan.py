@@ -107,9 +107,9 @@ def test_a_data_set_counts_when_the_code_or_a_parameter_names_it(done, monkeypat
 
 def test_a_data_set_counts_when_the_notebooks_study_names_it(root, monkeypatch):
     monkeypatch.setattr(datafiles, "fingerprint", lambda name: f"of {name}")
-    for name, text in {"__init__.py": "", "lab/__init__.py": "", "lab/studies/__init__.py": "", "lab/studies/a.py": 'X = "svhn"'}.items():
-        paths.write_whole(root / "sharpnb" / name, text)
-    (root / "notebooks" / "01_a.ipynb").write_text(json.dumps(plain("01", "from sharpnb.lab.studies import a")))
+    for name, text in {"__init__.py": "", "a.py": 'X = "svhn"'}.items():
+        paths.write_whole(root / "notebooks" / "studies" / name, text)
+    (root / "notebooks" / "01_a.ipynb").write_text(json.dumps(plain("01", "from studies import a")))
     assert plan(["1"])[0].key["data"] == {"svhn": "of svhn"}
 
 

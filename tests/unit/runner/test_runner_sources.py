@@ -1,6 +1,7 @@
 import pytest
 from toy import checkout
 
+from sharpnb.paths import write_whole
 from sharpnb.runner import sources
 
 FILES = {
@@ -43,6 +44,24 @@ def test_other_files_of_the_package_count(root):
     assert "lab/style.mplstyle" in reached("import sharpnb.alone")
 
 
+def test_a_study_counts_with_what_it_imports_and_no_other_study(root):
+    for name, text in {"__init__.py": "", "a.py": "from studies import b\nfrom sharpnb import rules\n", "b.py": "", "c.py": ""}.items():
+        write_whole(root / "notebooks" / "studies" / name, text)
+    expected = {"__init__.py", "rules.py", *(f"notebooks/studies/{name}.py" for name in ("__init__", "a", "b"))}
+    assert reached("from studies import a") == expected
+    before = sources.digests(["from studies.b import x"])
+    assert before.keys() == {"notebooks/studies/__init__.py", "notebooks/studies/b.py"}
+    write_whole(root / "notebooks" / "studies" / "b.py", "x = 1")
+    assert sources.digests(["from studies.b import x"])["notebooks/studies/b.py"] != before["notebooks/studies/b.py"]
+
+
+def test_a_file_beside_the_studies_counts_with_them_alone(root):
+    write_whole(root / "notebooks" / "studies" / "__init__.py", "")
+    write_whole(root / "notebooks" / "studies" / "table.csv", "1")
+    assert reached("import studies") == {"notebooks/studies/__init__.py", "notebooks/studies/table.csv"}
+    assert "notebooks/studies/table.csv" not in reached("from sharpnb import rules")
+
+
 def test_magics_do_not_hide_imports(root):
     assert "rules.py" in reached("%matplotlib inline\nif True:\n    !ls\nfrom sharpnb import rules")
 
@@ -64,3 +83,11 @@ def test_a_changed_file_changes_its_digest_and_its_imports(root):
 def test_without_sources_of_its_own_a_checkout_uses_the_installed_package(tmp_path, monkeypatch):
     monkeypatch.setenv("SHARPNB_ROOT", str(checkout(tmp_path, {})))
     assert {"sharpnb/__init__.py", "sharpnb/rules.py"} <= sources.digests(["from sharpnb import rules"]).keys()
+
+
+def test_a_recipe_that_a_study_imports_counts_and_no_other(root):
+    for name, text in {"notebooks/studies/a.py": "import one\n", "recipes/one.py": "import two\nfrom sharpnb import rules\n",
+                       "recipes/two.py": "", "recipes/three.py": ""}.items():
+        write_whole(root / name, text)
+    found = reached("from studies import a")
+    assert found == {"__init__.py", "rules.py", "notebooks/studies/a.py", "recipes/one.py", "recipes/two.py"}

@@ -1,0 +1,332 @@
+"""Notebook 02 at the paper's scale: every cell of SAM's Tables 1, 5 and 9, one record each, resumed by training.
+
+And the survey: the same code on cells that a CPU carries in minutes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sharpnb.lab import models
+from sharpnb.lab.budget import Cost
+from sharpnb.lab.data import Data, load_data
+from sharpnb.lab.notebook import Notebook, start
+from sharpnb.lab.pieces import Kind, Work, described
+from sharpnb.lab.records import Record
+from sharpnb.lab.training import evaluate, train
+from sharpnb.optim import SAM
+from studies import families
+from studies import sam_minima_published as published
+from studies.sam_minima import NETS, SMALL, Build, Entry, augmentation, flatness, gains, pooled
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of Tables 1 and 5.
+
+    Attributes:
+        data, model, augmentation: where it stands.
+        epochs: E; SGD has E and 2E.
+        lr, weight_decay, rho: Tables 6 and 7.
+        build: seed -> net.
+        flat: measure the minima too (Fig. 1).
+        size: side of the images.
+    """
+
+    data: str
+    model: str
+    augmentation: str
+    epochs: int
+    lr: float
+    weight_decay: float
+    rho: float
+    build: Build
+    flat: bool = False
+    size: int = 32
+
+    @property
+    def name(self) -> str:
+        """Name of its record."""
+        plain = "".join(c if c.isalnum() else "-" for c in f"{self.data} {self.model} {self.augmentation}".lower())
+        return "-".join(part for part in plain.split("-") if part)
+
+    @property
+    def methods(self) -> dict[str, tuple[float, int]]:
+        """Method -> radius and multiple of the epochs; SAM at 0.05 (Table 9) where that is not the tuned radius."""
+        untuned = {} if self.rho == 0.05 else {"SAM, untuned": (0.05, 1)}
+        return {"SAM": (self.rho, 1), "SGD, E": (0.0, 1), "SGD, 2E": (0.0, 2), **untuned}
+
+
+@dataclass(frozen=True)
+class Full:
+    """A set of cells and what they share.
+
+    Attributes:
+        cells: in the order in which they are run.
+        seeds: of each method.
+        batch_size: images an update.
+        train_size: training images (None: all).
+        grid, images: points a side, and training images, of the surfaces.
+        test_size: images to test on (None: all).
+        copies: variants of each image that are drawn before a cell's first training (0: anew in each batch).
+        label: net, data and budget in a few words, for the claims.
+    """
+
+    cells: tuple[Cell, ...]
+    seeds: int = 5
+    batch_size: int = 256
+    train_size: int | None = None
+    grid: int = 51
+    images: int = 1024
+    test_size: int | None = None
+    copies: int = 0
+    label: str = "one shard of 256, no extra SVHN images"
+
+
+def _builders(classes: int, channels: int) -> dict[str, tuple[Build, int]]:
+    """Return each of Table 1's nets with its epochs. Those of the last three are ours: no source at hand has them."""
+    shape = {"classes": classes, "channels": channels}
+    wide: Build = lambda seed: models.wide_resnet(28, 10, **shape, seed=seed)  # noqa: E731
+    return dict(zip(published.MODELS, (
+        (wide, 200), (wide, 1800), (lambda seed: families.shake_shake(26, 96, **shape, seed=seed), 1800),
+        (lambda seed: families.pyramid_net(272, 200, **shape, seed=seed), 200),
+        (lambda seed: families.pyramid_net(272, 200, last_keep=0.5, **shape, seed=seed), 1800),
+    ), strict=True))
+
+
+def full() -> Full:
+    """Return what fits into the budget: two rows of the tables with a small net in the place of WRN-28-10.
+
+    Seeds, augmentations and epochs are cut too; learning rate, weight decay and radius are those of Tables 6 and 7.
+    """
+    cells, wide = [], published.MODELS[0]
+    for data, names in (("cifar10", ("Basic", "Cutout")), ("fashion_mnist", ("Basic",))):
+        lr, decay, rho = published.HYPER[data, wide]
+        grey = data == "fashion_mnist"
+        for name in names:
+            cells.append(Cell(data, wide, name, 5, lr, decay, rho, _wide_colour if not grey else _wide_grey,
+                              (data, name) == ("cifar10", "Basic"), 28 if grey else 32))
+    return Full(tuple(cells), seeds=2, grid=21, images=512, label="WRN-10-2 for WRN-28-10, E = 5 epochs")
+
+
+def _wide_colour(seed: int) -> nn.Module:
+    return models.wide_resnet(10, 2, seed=seed)
+
+
+def _wide_grey(seed: int) -> nn.Module:
+    return models.wide_resnet(10, 2, channels=1, seed=seed)
+
+
+def paper() -> Full:
+    """Return every cell of Tables 1 and 5 at the paper's scale, those of few epochs first: GPU months."""
+    cells = []
+    for (data, model), (lr, decay, rho) in published.HYPER.items():
+        small = data in ("svhn", "fashion_mnist")
+        build, epochs = _builders(100 if data == "cifar100" else 10, 1 if data == "fashion_mnist" else 3)[model]
+        for name in ("Basic", "AA") if small else published.AUGMENTATIONS:
+            flat = (data, model, name) == ("cifar10", published.MODELS[0], "Basic")
+            cells.append(Cell(data, model, name, 200 if small else epochs, lr, decay, rho, build, flat,
+                              28 if data == "fashion_mnist" else 32))
+    return Full(tuple(sorted(cells, key=lambda cell: cell.epochs)))
+
+
+def toy() -> Full:
+    """The full profile's code on digits: all families, all augmentations, both radii."""
+    kinds = zip(SMALL, ("Basic", "Cutout", "AA", "Basic"), (0.05, 0.02, 0.05, 0.05), strict=True)
+    cells = (Cell("digits", net, name, 1, 0.05, 5e-4, rho, NETS[net].build, net == SMALL[0], 8)
+             for net, name, rho in kinds)
+    return Full(tuple(cells), seeds=2, batch_size=32, train_size=64, grid=3, images=32)
+
+
+class TrueAscent(SAM):
+    """SAM in whose ascent pass the shakes of ``model`` use their forward numbers backward too (the authors' code)."""
+
+    def _two_passes(self, run: Any, scaler: Any) -> Any:
+        families.set_true_gradient(self._shaken, True)
+        return super()._two_passes(run, scaler)
+
+    def _at_perturbed(self, run: Any, scaler: Any, first: dict[Tensor, Tensor]) -> None:
+        families.set_true_gradient(self._shaken, False)
+        super()._at_perturbed(run, scaler, first)
+
+    @property
+    def _shaken(self) -> nn.Module:
+        assert self.model is not None
+        return self.model
+
+
+@cache
+def _images(cell: Cell, data: Data, copies: int) -> Data:
+    return pooled(data, cell.augmentation, copies) if copies else data
+
+
+def one(nb: Notebook, scale: Full, cell: Cell, data: Data, method: str, seed: int) -> Entry:
+    """Train one net of a cell; SGD has Nesterov momentum, as the authors'."""
+    (rho, times), on_gpu = cell.methods[method], nb.device.type == "cuda"  # where the host is not to be waited for
+    model, began = cell.build(seed).to(nb.device), time.process_time()
+    base = torch.optim.SGD(model.parameters(), lr=cell.lr, momentum=0.9, weight_decay=cell.weight_decay, nesterov=True)
+    optimizer = TrueAscent(base, rho=rho, model=model, skip_nonfinite=not on_gpu) if rho else base
+    epoch, images = max(1, len(data.train_y) // scale.batch_size), _images(cell, data, scale.copies)
+    augment = None if scale.copies else augmentation(cell.data, cell.augmentation, cell.size)
+    with torch.random.fork_rng(devices=[nb.device] if on_gpu else []):
+        torch.manual_seed(seed)
+        history = train(model, images, optimizer, steps=times * cell.epochs * epoch, batch_size=scale.batch_size,
+                        seed=seed, device=nb.device, augment=augment, bf16=nb.bf16, keep=(0, epoch),
+                        graphs=not families.shakes(model))
+    families.set_true_gradient(model, False)
+    seen = history.weights
+    entry = {"data": cell.data, "model": cell.model, "augmentation": cell.augmentation, "method": method, "rho": rho,
+             "seed": seed, "test_error": history.rows[-1]["test_error"],
+             "train_error": evaluate(model, data.to(nb.device).train)[1],  # of the images themselves
+             "first_epoch": float((seen[epoch] - seen[0]).norm()) if epoch in seen else math.nan,  # distance moved
+             "cpu_seconds": round(time.process_time() - began, 2)}
+    if cell.flat:
+        part = tuple(t[: scale.images].to(nb.device) for t in data.train)
+        entry |= flatness(model.eval(), (part[0], part[1]), size=scale.grid, seed=seed)
+    return entry
+
+
+def _loaded(nb: Notebook, scale: Full, name: str) -> Data:
+    data = load_data(name, train_size=scale.train_size)
+    return nb.uses(replace(data, test_x=data.test_x[: scale.test_size], test_y=data.test_y[: scale.test_size]))
+
+
+def _settings(scale: Full, cell: Cell) -> str:
+    text = f"{cell.methods} {cell.epochs} epochs, lr {cell.lr}, decay {cell.weight_decay}, batch {scale.batch_size}"
+    text += f", {scale.train_size or 'all'} images, {scale.copies} copies" if scale.copies else ""
+    return text + (f", {scale.label}" if scale.label != Full.label else "")
+
+
+def _complete(values: dict[str, Any], scale: Full, cell: Cell) -> bool:
+    """Whether a record holds every training of a cell, made with these settings."""
+    trainings = scale.seeds * len(cell.methods)
+    return values["settings"] == _settings(scale, cell) and len(values["entries"]) == trainings
+
+
+def run_cell(nb: Notebook, scale: Full, cell: Cell) -> list[Entry]:
+    """Run a cell, a piece a training, or read its record."""
+    found, settings = Record.find(nb.name, cell.name, nb.profile), _settings(scale, cell)
+    if found and _complete(found.values, scale, cell):
+        return found.values["entries"]
+    work, data = Work(nb, cell.name, described([settings, cell]), kinds(scale, cell)), _loaded(nb, scale, cell.data)
+    entries = [work.do(method, partial(one, nb, scale, cell, data, method, seed), seed=seed)
+               for seed in range(scale.seeds) for method in cell.methods]
+    nb.record(cell.name, {"settings": settings, "entries": entries}, rtol=5e-2, atol=0.5, work=work)
+    return entries
+
+
+def kinds(scale: Full, cell: Cell) -> list[Kind]:
+    """Announce the pieces of a cell: a method and seed each."""
+    images, found = scale.train_size or (60_000 if cell.data == "fashion_mnist" else 50_000), []
+    for method, (rho, times) in cell.methods.items():
+        steps = times * cell.epochs * max(1, images // scale.batch_size)
+        seen = 2 * images + 10_000 + (scale.grid**2 * scale.images if cell.flat else 0)
+        channels = 3 if cell.size == 32 else 1
+        found.append(Kind(method, scale.seeds, Cost(cell.build, steps, scale.batch_size, 2.0 if rho else 1.0,
+                                                    evaluated=seen, image=(channels, cell.size, cell.size))))
+    return found
+
+
+def planned() -> tuple[int, int, list[Kind]]:
+    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
+    scale = full()
+    found = [replace(kind, name=f"{cell.name}: {kind.name}") for cell in scale.cells for kind in kinds(scale, cell)]
+    return scale.seeds, 50_000, found
+
+
+def run_full(nb: Notebook, only: str = "") -> list[Entry]:
+    """Run the cells of the budget one after another; with ``only`` those of the paper whose name contains it."""
+    scale = (paper() if only else full()) if nb.profile == "full" else toy()
+    return [entry for cell in scale.cells if only in cell.name for entry in run_cell(nb, scale, cell)]
+
+
+def full_entries(nb: Notebook, data: str, model: str, name: str) -> list[Entry]:
+    """Return the entries of a cell's committed full record, none where it is not there or made with other settings."""
+    scale = full()
+    for cell in scale.cells:
+        if (cell.data, cell.model, cell.augmentation) == (data, model, name):
+            values = nb.full_record(cell.name)
+            return values["entries"] if values and _complete(values, scale, cell) else []
+    return []
+
+
+def full_gains(nb: Notebook, data: str, model: str, *, untuned: bool = False) -> list[float] | None:
+    """Return SGD's error less SAM's from the committed full records of a row, or None until all its cells are there.
+
+    One number a seed: the mean over the augmentations that the budget holds. ``untuned`` is Table 9: the radius 0.05.
+    """
+    scale = full()
+    rows = []
+    for cell in (cell for cell in scale.cells if (cell.data, cell.model) == (data, model)):
+        entries = full_entries(nb, data, model, cell.augmentation)
+        if not entries:
+            return None
+        rows.append(gains(entries, model, cell.augmentation, 0.05 if untuned else cell.rho))
+    return np.mean(rows, axis=0).tolist() if rows else None
+
+
+# -- the survey -------------------------------------------------------------------------------------------------------
+
+
+def survey() -> Full:
+    """Return the cells of Tables 1 and 5 as small nets on few images; 15 to 20 CPU minutes were allowed for all.
+
+    Learning rate and weight decay are those of Tables 6 and 7 for the family (CIFAR-10's for the digits), the radius is
+    the default of 0.05 (Table 9). Fashion-MNIST has its two augmentations of Table 5, for the first net; its images are
+    averaged over 2 x 2 pixels by the net's first layer.
+    """
+    families_of = (published.MODELS[0], *published.MODELS[2:])
+    cells = []
+    for name in published.AUGMENTATIONS:
+        for net, paper in zip(SMALL, families_of, strict=True):
+            lr, decay, _ = published.HYPER["cifar10", paper]
+            cells.append(Cell("digits", net, name, 20, lr, decay, 0.05, NETS[net].build, size=8))
+        if name != "Cutout":
+            lr, decay, _ = published.HYPER["fashion_mnist", published.MODELS[0]]
+            cells.append(Cell("fashion_mnist", SMALL[0], name, 60, lr, decay, 0.05, _halved(SMALL[0]), size=28))
+    return Full(tuple(cells), seeds=3, batch_size=25, train_size=300, test_size=2000, copies=8)
+
+
+def _halved(net: str) -> Build:
+    return lambda seed: nn.Sequential(nn.AvgPool2d(2), NETS[net].build(seed))
+
+
+def run_survey(only: str = "", seconds: float = math.inf) -> None:
+    """Run what the survey's records lack, cells whose name contains ``only``; start no cell after so many seconds."""
+    scale, began = survey(), time.monotonic()
+    for cell in scale.cells:
+        if only in cell.name and time.monotonic() - began < seconds:
+            run_cell(_survey_context(), scale, cell)
+
+
+def _survey_context() -> Notebook:
+    """Return a context for one cell, whose provenance then has the cell's own time."""
+    nb = start("02_sam_minima", profile="full", device="cpu")
+    nb.profile = nb.parameters["profile"] = "survey"
+    return nb
+
+
+def surveyed() -> list[Entry]:
+    """Return the entries of the survey's committed records that are complete, in the order of its cells."""
+    scale, entries = survey(), []
+    for cell in scale.cells:
+        found = Record.find("02_sam_minima", cell.name, "survey")
+        if found and _complete(found.values, scale, cell):
+            entries += found.values["entries"]
+    return entries
+
+
+def again(entry: Entry) -> Entry:
+    """Train one net of the survey anew, to be compared with its ``entry`` in the record."""
+    scale, nb = survey(), _survey_context()
+    where = ("data", "model", "augmentation")
+    cell = next(cell for cell in scale.cells if all(getattr(cell, key) == entry[key] for key in where))
+    return one(nb, scale, cell, _loaded(nb, scale, cell.data), entry["method"], entry["seed"])

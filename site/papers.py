@@ -1,0 +1,106 @@
+"""Every figure and table of the papers, with the claims that were measured on it, or the reason why it is not shown.
+
+Which figures and tables there are is a fact about the papers and is kept in ``site/papers.toml``; everything that was
+measured comes from the records.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sharpnb import paths
+from sharpnb.lab.claims import SYMBOLS
+from studies import scoreboard
+
+# Re-made and measured; its code is there and waits for a machine; its notebook, or what that should hold, is missing;
+# not re-made, with a reason.
+STATES = ("shown", "not run", "not yet", "not shown")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A figure or table of a paper; the fields are explained at the head of ``site/papers.toml``.
+
+    Attributes:
+        claims: the rows of the scoreboard that speak of it.
+    """
+
+    paper: str
+    item: str
+    shows: str
+    notebook: str = ""
+    figures: tuple[str, ...] = ()
+    section: str = ""
+    also: tuple[str, ...] = ()
+    why: str = ""
+    claims: tuple[scoreboard.Row, ...] = field(default=(), compare=False)
+
+    @property
+    def state(self) -> str:
+        """One of :data:`STATES`; nothing counts as shown of which not one claim has been measured."""
+        if not self.notebook:
+            return "not shown"
+        if self.claims and all(row.verdict == "not run" for row in self.claims):
+            return "not run"
+        there = (paths.notebooks() / f"{self.notebook}.ipynb").is_file()
+        pictures = [(paths.figures(self.notebook) / f"{name}.png").is_file() for name in self.figures]
+        return "shown" if there and all(pictures) and (pictures or self.claims or self.section) else "not yet"
+
+    def covers(self, text: str) -> bool:
+        """Return whether a claim's item speaks of this one: ``Fig. 3 top`` and ``Fig. 3, appendix`` of ``Fig. 3``."""
+        return any(part == name or part.startswith(f"{name} ") for part in text.split(", ")
+                   for name in (self.item, *self.also)) or text in (self.item, *self.also)
+
+
+def items(board: Sequence[scoreboard.Row]) -> list[Item]:
+    """Return the figures and tables in the papers' order, each with its claims; none where the catalogue is missing.
+
+    Raises:
+        ValueError: if ``site/papers.toml`` cannot be read; the message says where.
+    """
+    file = paths.root() / "site" / "papers.toml"
+    if not file.is_file():
+        return []
+    try:
+        papers = tomllib.loads(file.read_text(encoding="utf-8"))["paper"]
+        known = [Item(paper["name"], **{**item, "figures": tuple(item.get("figures", ())),
+                                        "also": tuple(item.get("also", ()))})
+                 for paper in papers for item in paper["items"]]
+    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"site/papers.toml cannot be read ({type(error).__name__}: {error}); its head says what an "
+                         "item may hold.") from None
+    return [_with_claims(item, board) for item in known]
+
+
+def elsewhere(known: Sequence[Item], board: Sequence[scoreboard.Row]) -> list[scoreboard.Row]:
+    """Return the claims on what is neither figure nor table of the catalogue: propositions, sections, abstracts."""
+    return [row for row in board if not any(row in item.claims for item in known)]
+
+
+def as_markdown(known: Sequence[Item]) -> str:
+    """Return how many figures and tables are shown, and all of them."""
+    states = [item.state for item in known]
+    lines = ["| figures and tables | number |", "|:--|--:|"]
+    lines += [f"| {state} | {states.count(state)} |" for state in STATES]
+    lines += [f"| all | {len(known)} |", "",
+              "| paper | item | what it shows there | here | verdicts | pictures | remark |",
+              "|:--|:--|:--|:--|:--|:--|:--|"]
+    return "\n".join([*lines, *map(_line, known)])
+
+
+def _with_claims(item: Item, board: Sequence[scoreboard.Row]) -> Item:
+    found = tuple(row for row in board if row.paper == item.paper and item.covers(row.item))
+    return Item(**{**item.__dict__, "claims": found})
+
+
+def _line(item: Item) -> str:
+    counted = scoreboard.counts(item.claims)
+    verdicts = ", ".join(f"{SYMBOLS[verdict]} {number}" for verdict, number in counted.items() if number) or "–"
+    pictures = " · ".join(f"[{name}](figures/{item.notebook}/{name}.png)" for name in item.figures) or "–"
+    shown, link = item.state == "shown", f"[{item.notebook.split('_')[0]}](notebooks/{item.notebook}.ipynb)"
+    here = {"shown": link, "not run": f"**not run**, {link}"}.get(item.state, f"**{item.state}**")
+    wanted = f"belongs to notebook {item.notebook.split('_')[0]}" if item.state == "not yet" else ""
+    remark = "; ".join(filter(None, [wanted, item.why]))
+    return scoreboard.line(item.paper, item.item, item.shows, here, verdicts, pictures if shown else "–", remark)

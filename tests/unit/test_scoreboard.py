@@ -1,0 +1,129 @@
+import json
+import re
+
+import pytest
+
+import report
+from sharpnb import paths
+from sharpnb.lab import Claim
+from studies import scoreboard
+
+PAPER = {"paper": "SAM (ICLR 2021)", "item": "Fig. 3", "kind": "sign"}
+CLAIMS = {
+    ("03_b", "quick"): [
+        Claim("a", statement="a | b\nis above 0", measured=1.23456, stderr=0.0456, n=8, protocol="MLP", **PAPER),
+        Claim("b", statement="full only", profile="full", **PAPER),
+    ],
+    ("02_a", "quick"): [Claim("a", statement="exact", measured=-16.8, stderr=0.0, **{**PAPER, "paper": "Another"})],
+}
+
+
+def commit(notebook: str, profile: str, claims: list[Claim]) -> None:
+    made = {"versions": {"torch": "2.15.0"}, "device": "cpu (x86_64)", "commit": "abc+"}
+    content = {"values": {"claims": [claim.as_dict() for claim in claims]}, "provenance": made}
+    paths.write_whole(paths.records(notebook, profile) / "claims.json", json.dumps(content))
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    for (notebook, profile), claims in CLAIMS.items():
+        commit(notebook, profile, claims)
+    return tmp_path
+
+
+def test_rows_come_by_paper_and_then_by_notebook():
+    assert [(row.paper, row.notebook, row.id) for row in scoreboard.rows()] == [
+        ("Another", "02_a", "a"), ("SAM (ICLR 2021)", "03_b", "a"), ("SAM (ICLR 2021)", "03_b", "b")]
+
+
+def test_every_verdict_is_counted_also_those_that_no_claim_has():
+    assert scoreboard.counts(scoreboard.rows()) == {
+        "reproduced": 1, "consistent within uncertainty": 0, "contradicted": 1, "inconclusive": 0, "not comparable": 0,
+        "not run": 1}
+
+
+@pytest.mark.parametrize(
+    ("measured", "stderr", "expected"),
+    [(1.23456, 0.0456, "1.235 ± 0.046 (8)"), (123.4, 12.0, "123 ± 12 (8)"), (1.5, None, "1.5"), (-16.8, 0.0, "-16.8"),
+     (None, None, "–"), (float("nan"), 0.1, "nan")],
+)
+def test_a_measurement_is_shown_to_two_digits_of_its_error(measured, stderr, expected):
+    row = scoreboard.Row("03_b", "a", "P", "Fig. 1", "s", "reproduced", "quick", measured=measured, stderr=stderr, n=8)
+    assert row.measured_text == expected
+
+
+def test_the_full_profile_wins_once_it_has_been_run():
+    commit("03_b", "full", [Claim("a", statement="s", measured=2.0, stderr=0.1, n=3, profile="full", **PAPER),
+                            Claim("b", statement="s", measured=2.0, stderr=0.1, n=3, profile="full", **PAPER)])
+    assert [row.profile for row in scoreboard.rows()] == ["quick", "full", "full"]
+    commit("03_b", "full", [Claim("a", statement="s", profile="full", **PAPER)])
+    assert [(row.id, row.profile, row.verdict) for row in scoreboard.rows()][1:] == [
+        ("a", "quick", "reproduced"), ("b", "full", "not run")]
+
+
+def test_the_page_has_counts_table_links_and_origins_and_is_the_same_each_time():
+    page = report.page()
+    assert page == report.page()
+    for row in ("| verdict | quick | full | claims |", "| ✔ reproduced | 1 | 0 | 1 |", "| – not run | 0 | 1 | 1 |",
+                "| all | 2 | 1 | 3 |"):
+        assert row in page.splitlines()
+    row = (r"| SAM (ICLR 2021) | Fig. 3 | a \| b is above 0 *(MLP)* | – | 1.235 ± 0.046 (8) | quick | ✔ reproduced | "
+           "[03](<notebooks/03_b.ipynb>) · [record](data/records/03_b/quick/claims.json) |")
+    assert row in page.splitlines()
+    assert "| 03_b | quick | cpu (x86_64) | 2.15.0 | `abc+` |" in page
+    assert "](03_b.ipynb)" in scoreboard.as_markdown(scoreboard.rows(), notebooks="")
+
+
+@pytest.mark.parametrize("left", ["{", "[]", '{"values": {"claims": [{"id": "a"}]}}', '{"values": {"claims": [1]}}'])
+def test_a_damaged_record_is_named_with_what_to_do(left):
+    paths.write_whole(paths.records("03_b", "quick") / "claims.json", left)
+    with pytest.raises(ValueError, match=r"data/records/03_b/quick/claims.json is damaged .*sharpnb run 03_b"):
+        report.page()
+
+
+CATALOGUE = """
+[[paper]]
+name = "SAM (ICLR 2021)"
+items = [
+  { item = "Fig. 3", shows = "spectra", notebook = "03_b", figures = ["fig3"] },
+  { item = "Fig. 4", shows = "curves", notebook = "04_c" },
+  { item = "Table 2", shows = "ImageNet", why = "out of reach" },
+]
+"""
+
+
+def test_every_figure_and_table_is_listed_with_its_claims_or_the_reason(root):
+    paths.write_whole(root / "site" / "papers.toml", CATALOGUE)
+    assert "| not yet | 2 |" in report.page(), "the notebook and its picture are missing"
+    paths.write_whole(root / "figures" / "03_b" / "fig3.png", b"x")
+    cells = [{"cell_type": "markdown", "source": ["## 7 Claims"]},
+             {"cell_type": "code", "id": "c1", "metadata": {"tags": ["claims"]}, "source": []}]
+    paths.write_whole(root / "notebooks" / "03_b.ipynb", json.dumps({"cells": cells}))
+    report._claims_cell.cache_clear()
+    page = report.page()
+    assert "| shown | 1 |" in page and "| not yet | 1 |" in page and "| not shown | 1 |" in page
+    assert ("| SAM (ICLR 2021) | Fig. 3 | spectra | [03](notebooks/03_b.ipynb) | ✔ 1, – 1 | "
+            "[fig3](figures/03_b/fig3.png) |  |") in page
+    assert "| SAM (ICLR 2021) | Fig. 4 | curves | **not yet** | – | – | belongs to notebook 04 |" in page
+    assert "| SAM (ICLR 2021) | Table 2 | ImageNet | **not shown** | – | – | out of reach |" in page
+    assert "[03](<notebooks/03_b.ipynb#cell-id=c1>) · [record](data/records/03_b/quick/claims.json) · [fig3](figures/03_b/fig3.png)" in page
+    assert "1 claims are about something else" in page
+
+
+def test_the_html_page_says_the_same_and_asks_no_network():
+    page = report.html(report.page())
+    assert page.startswith("<!doctype html>") and "<title>Scoreboard · sharpnb</title>" in page
+    assert page.count("<tr>") == sum(line.startswith("|") and not line.startswith("|:") for line in report.page().splitlines())
+    assert "1.235 ± 0.046 (8)" in page and not re.search(r"(src|href)=.https?:", page)
+
+
+def test_the_readme_gets_the_counts_between_its_marks_and_is_else_left_alone(root):
+    opening, closing = report._MARKS
+    (root / "README.md").write_text(f"a\n{opening}\nold\n{closing}\nb\n")
+    assert sorted(report.write()) == ["README.md", "REPORT.html", "REPORT.md"]
+    text = (root / "README.md").read_text()
+    assert text.startswith(f"a\n{opening}\n| verdict") and text.endswith(f"{closing}\nb\n") and "old" not in text
+    assert "| ✘ contradicted | 1 |" in text
+    assert report.write() == [], "equal records give equal pages"
+    assert report.with_head("no marks") == "no marks"

@@ -1,0 +1,137 @@
+"""Every way of running a notebook, and each kind of worker process, finds ``notebooks/studies``."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from toy import checkout, plain
+
+from sharpnb import paths
+from sharpnb.runner import run
+
+ROOT = Path(__file__).resolve().parents[2]
+SET_UP = "from sharpnb import lab\n\nlab.start('01_a')\n\nfrom studies import a\n\nprint('the study says', a.WORD)"
+
+
+def called(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Call Python in ``folder``, where the package is found and ``notebooks/`` is not."""
+    clean = {name: value for name, value in os.environ.items() if name != "SHARPNB_ROOT"}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=folder,
+                          env={**clean, "PYTHONPATH": str(ROOT)})
+
+
+def too_early(cell: str) -> bool:
+    """Whether a cell imports a study before it has called ``lab.start``."""
+    for node in ast.parse(cell).body:
+        if any(isinstance(part, ast.Attribute) and part.attr == "start" for part in ast.walk(node)):
+            return False
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "studies":
+            return True
+    return False
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda file: file.stem)
+def test_a_notebook_imports_its_studies_after_the_set_up_call(file):
+    cells = [cell for cell in json.loads(file.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    code = ["".join(cell["source"]) for cell in cells]
+    assert not too_early("\n".join(code[: next(k for k, cell in enumerate(code) if "lab.start(" in cell) + 1]))
+
+
+def test_negative_control_an_early_import_is_seen():
+    assert too_early("from studies import a\nnb = lab.start('01_a')")
+    assert too_early("import torch\nfrom studies.a import b")
+    assert not too_early(SET_UP)
+
+
+@pytest.mark.parametrize("folder", ["", "notebooks", "tests/unit"])
+def test_the_set_up_call_lets_the_studies_be_imported_in_any_folder_of_the_checkout(folder):
+    done = called(ROOT / folder, "-c", "from sharpnb import lab; lab.start('x'); from studies import swa; print(swa.__file__)")
+    assert done.stdout.strip() == str(ROOT / "notebooks" / "studies" / "swa.py"), done.stderr
+
+
+def test_without_the_call_a_kernel_finds_them_in_notebooks_alone():
+    assert called(ROOT / "notebooks", "-c", "import studies").returncode == 0
+    assert "No module named 'studies'" in called(ROOT, "-c", "import sharpnb.lab, studies").stderr
+
+
+def test_nothing_is_put_on_the_path_twice_or_without_a_checkout(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [part for part in sys.path if part != str(ROOT / "notebooks")])
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    before = list(sys.path)
+    paths.let_studies_be_imported()
+    assert sys.path == before
+    monkeypatch.setenv("SHARPNB_ROOT", str(ROOT))
+    for _ in range(2):
+        paths.let_studies_be_imported()
+    assert sys.path == [str(ROOT / "notebooks"), *before]
+
+
+WORKERS = """
+import multiprocessing
+from sharpnb import lab
+from sharpnb.processes import worker_context
+lab.start("x")
+from studies import sam_minima_published as study
+here = study.figure1_left()
+for context in (multiprocessing.get_context("spawn"), worker_context()):
+    with context.Pool(1) as pool:
+        assert pool.apply(study.figure1_left) == here
+"""
+DASK = """
+from sharpnb import lab
+lab.start("x")
+from distributed import Client, LocalCluster
+from studies import sam_minima_published as study
+if __name__ == "__main__":
+    with LocalCluster(1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster, Client(cluster) as client:
+        assert client.submit(study.figure1_left).result(60) == study.figure1_left()
+"""
+
+
+@pytest.mark.parametrize("code", [WORKERS, DASK], ids=["spawn and forkserver", "Dask"])
+def test_worker_processes_are_sent_functions_of_a_study(code):
+    pytest.importorskip("distributed", reason="the extra [scale] is not installed")
+    done = called(ROOT, "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def toy_root(tmp_path, monkeypatch):
+    """Make a checkout with one notebook and its study."""
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    root = checkout(tmp_path, {"01_a": plain("01", SET_UP)})
+    paths.write_whole(root / "notebooks" / "studies" / "__init__.py", "")
+    paths.write_whole(root / "notebooks" / "studies" / "a.py", "WORD = 'found'\n")
+    return root
+
+
+def by_papermill(root: Path) -> Path:
+    """Execute it as a reader without our command would, from the root of the checkout."""
+    done = called(root, "-m", "papermill", "notebooks/01_a.ipynb", "out.ipynb")
+    assert done.returncode == 0, done.stderr
+    return root / "out.ipynb"
+
+
+def by_our_command(root: Path) -> Path:
+    """Execute it by ``sharpnb run``."""
+    (result,) = run(["01"])
+    assert result.ok and result.kept, result.detail
+    return result.kept
+
+
+def by_jupyterlab(root: Path) -> Path:
+    """Execute it as JupyterLab, VS Code and nbval do: the kernel is started in the notebook's folder."""
+    code = ("import nbclient, nbformat\nnotebook = nbformat.read('01_a.ipynb', 4)\nnbclient.execute(notebook)\n"
+            "nbformat.write(notebook, 'out.ipynb')")
+    done = called(root / "notebooks", "-c", code)
+    assert done.returncode == 0, done.stderr
+    return root / "notebooks" / "out.ipynb"
+
+
+@pytest.mark.parametrize("way", [by_papermill, by_our_command, by_jupyterlab])
+def test_a_notebook_finds_its_study(way, toy_root):
+    assert "the study says found" in way(toy_root).read_text(encoding="utf-8")
