@@ -53,6 +53,8 @@ class Claim:
         comparable: False where the paper's number and ours cannot be set side by side; the verdict says so.
         unit: of measured, for the table.
         profile: the profile that the measurement rests on.
+        record: what it rests on below ``data/records/<notebook>``, such as ``full/clean``, or a folder of records;
+            empty for all records of ``profile``.
     """
 
     id: str
@@ -70,6 +72,7 @@ class Claim:
     comparable: bool = True
     unit: str = ""
     profile: str = "quick"
+    record: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in ("value", "order", "sign", "ratio", "trend"):
@@ -131,7 +134,8 @@ class Claim:
         """Return the claim as the scoreboard reads it."""
         names = ("id", "paper", "item", "statement", "kind", "paper_value", "measured", "stderr", "n", "tolerance",
                  "why", "protocol", "unit", "profile")
-        return {name: getattr(self, name) for name in names} | {"verdict": self.verdict}
+        told = {"record": self.record} if self.record else {}
+        return {name: getattr(self, name) for name in names} | told | {"verdict": self.verdict}
 
 
 def settled(claim: Claim, committed: Mapping[str, Any] | None, rtol: float, atol: float) -> Verdict:

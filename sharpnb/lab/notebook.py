@@ -99,6 +99,7 @@ class Notebook:
         work = Work(self, name, described(of) if self.full else None, kinds)
         found = Record.find(self.name, name, self.profile) if self.full else None
         if found and found.provenance.get("parameters") == self.parameters and _made_with(found, work.settings):
+            self._say(f"Read back and not made: {self.origin_of_full(name)}")
             return found.values
         values = make(work)
         self.record(name, values, rtol=rtol, atol=atol, work=work)
@@ -135,9 +136,10 @@ class Notebook:
                    f"[vector](<{stem}.svg>) · [numbers](<{stem}.csv>)")
 
     def claims(self, claims: Sequence[Claim], *, rtol: float = 2e-2, atol: float = 1e-6) -> None:
-        """Save the claims with their verdicts and show them as a table.
+        """Save the claims with their verdicts and show them as a table; in the full profile only show them.
 
-        Where results are compared with the committed ones, so are verdicts: see :func:`sharpnb.lab.claims.settled`.
+        What the full profile has measured is judged, and published, by the quick notebook from the committed records:
+        a run of the full profile may have read those back on another machine. Where results are compared with the committed ones, so are verdicts: see :func:`sharpnb.lab.claims.settled`.
 
         Raises:
             ValueError: if two claims bear the same id.
@@ -149,7 +151,8 @@ class Notebook:
         verdicts: dict[str, claims_module.Verdict] = {
             claim.id: claims_module.settled(claim, committed.get(claim.id), rtol, atol) for claim in claims}
         rows = [claim.as_dict() | {"verdict": verdicts[claim.id]} for claim in claims]
-        self.record("claims", {"claims": rows}, rtol=rtol, atol=atol)
+        if not self.full:
+            self.record("claims", {"claims": rows}, rtol=rtol, atol=atol)
         self._show(claims_module.as_markdown(claims, verdicts))
 
     def _committed_claims(self) -> dict[str, dict[str, Any]]:

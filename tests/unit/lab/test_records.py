@@ -262,6 +262,17 @@ def test_claims_are_kept_with_their_verdicts_and_need_ids_of_their_own(capsys):
         nb.claims([_claim(), _claim()])
 
 
+def test_the_full_profile_shows_its_claims_and_publishes_none(monkeypatch):
+    shown = []
+    monkeypatch.setattr(lab.Notebook, "_show", staticmethod(shown.append))
+    lab.start("n").claims([_claim(measured=1.0, stderr=0.1, n=10, record="full/clean")])
+    path = paths.records("n", "quick") / "claims.json"
+    before = path.read_bytes()
+    assert json.loads(before)["values"]["claims"][0]["record"] == "full/clean"
+    lab.start("n", profile="full", device="cpu").claims([_claim(measured=-1.0, stderr=0.1, n=10)])
+    assert "✘ contradicted" in shown[-1] and path.read_bytes() == before and not paths.records("n", "full").exists()
+
+
 @pytest.mark.parametrize(("committed", "fresh", "verdict"), [
     ((18.3, 2.84), (17.2, 4.0), "reproduced"),                     # 17.2 - 17.2 is on the edge; the committed verdict stands
     ((18.3, 2.84), (14.9, 4.0), "consistent within uncertainty"),  # outside of the tolerance: its own
