@@ -139,7 +139,8 @@ class Notebook:
         """Save the claims with their verdicts and show them as a table; in the full profile only show them.
 
         What the full profile has measured is judged, and published, by the quick notebook from the committed records:
-        a run of the full profile may have read those back on another machine. Where results are compared with the committed ones, so are verdicts: see :func:`sharpnb.lab.claims.settled`.
+        a run of the full profile may have read those back on another machine. Where results are compared with the
+        committed ones, so are verdicts: see :func:`sharpnb.lab.claims.settled`.
 
         Raises:
             ValueError: if two claims bear the same id.

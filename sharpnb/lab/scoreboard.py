@@ -1,7 +1,7 @@
 """All claims of all notebooks in one table: what the papers state, what was measured, the verdict.
 
-Everything is read from ``data/records/<notebook>/quick/claims.json``, where each notebook judges its live results and its
-committed records of the full profile, and from the provenance of those records. Nothing is typed by hand, and equal
+Everything is read from ``data/records/<notebook>/quick/claims.json``, where each notebook judges its live results and
+its committed records of the full profile, and from the provenance of those records. Nothing is typed by hand, and equal
 records give equal text. ``lab/report.py`` makes the pages of it, the notebook ``00_index`` shows it.
 """
 
