@@ -15,7 +15,7 @@ from sharpnb import rules
 from sharpnb.lab import settings
 from sharpnb.lab.augment import Augment
 from sharpnb.lab.averages import Averages
-from sharpnb.lab.batched import BatchedNet, batched_forward, cross_entropy, evaluate_many
+from sharpnb.lab.batched import BatchedNet, batched_forward, blocks, cross_entropy, evaluate_many
 from sharpnb.lab.captured import Captured, shared_memory
 from sharpnb.lab.clocks import Clocks
 from sharpnb.lab.data import Data
@@ -235,7 +235,7 @@ class _Group:
         found = {name: [math.nan] * len(w) for name in ("train_loss", "train_error", "test_loss", "test_error")}
         for data, rows in self.feed.parts:
             own = w[rows]
-            chunks = [x[None] for x in data.train_x.split(_IMAGES_AT_ONCE)]
+            chunks = [x[None] for x in blocks(data.train_x, _IMAGES_AT_ONCE)]
             statistics = self.net.statistics(own, chunks) if self.net.normalises else None
             for part, images in (("train", data.train), ("test", data.test)):
                 values = evaluate_many(self.net, own, images, statistics, _IMAGES_AT_ONCE)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sharpnb.lab.augment import each_by_its_own
-from sharpnb.lab.batched import batched_forward
+from sharpnb.lab.batched import batched_forward, blocks
 from sharpnb.lab.batched import losses as losses  # notebooks find it here
 from sharpnb.lab.captured import Captured
 from sharpnb.lab.data import Data
@@ -96,7 +96,7 @@ class Rows:
         """Yield, data set by data set, the rows on it, their outputs (rows, N, C) on its ``part``, its labels (N,)."""
         for number, data in enumerate(self.sets):
             rows, (x, y) = (self.owner == number).nonzero()[:, 0], getattr(data, part)
-            whole = (piece[None] for piece in data.train_x.split(chunk))
+            whole = (piece[None] for piece in blocks(data.train_x, chunk))
             norms = self.forward.statistics(w[rows], whole) if self.forward.normalises else None
             outputs = [self.forward(w[rows], piece.expand(len(rows), *piece.shape), norms) for piece in x.split(chunk)]
             yield rows, torch.cat(outputs, 1), y
