@@ -24,7 +24,6 @@ from sharpnb.lab.halving import halving
 from sharpnb.lab.m_sharpness import in_shards
 from sharpnb.lab.settings import RULES as RULES
 from sharpnb.lab.training import Schedule, _progress, _schedule, pick_device
-from sharpnb.memory import keep_freed_memory
 
 _IMAGES_AT_ONCE = 250  # of each member, in an evaluation: small blocks stay in the cache
 
@@ -118,7 +117,6 @@ def train_many(
     plan = _Plan(checked, [shared | config for config in checked], sets, functools.cache(model), steps,
                  min(batch_size, len(sets[0].train_y)), pick_device(device), dtype, bf16, evaluate_every, keep,
                  progress)
-    keep_freed_memory()
     return halving(functools.partial(_train, plan), min(chunk, len(checked)), "members of a batched program")
 
 

@@ -18,7 +18,6 @@ from sharpnb.lab.data import Data
 from sharpnb.lab.pieces import Kind, Work, described
 from sharpnb.lab.records import Record, checking, keeping, provenance
 from sharpnb.lab.training import pick_device
-from sharpnb.memory import pass_over_modules
 
 # "toy" is the full profile's code at the size of a test; its results are kept apart and never committed.
 PROFILES = ("quick", "full", "toy")
@@ -182,10 +181,10 @@ def _made_with(record: Record, settings: Any) -> bool:
 
 
 def start(name: str, *, profile: str = "quick", device: str = "auto", seed: int = 0, **parameters: Any) -> Notebook:
-    """Set a notebook up: check its parameters, seed, one intra-op thread, the figures' look.
+    """Set a notebook up: check its parameters, seed PyTorch's generator, set the figures' look.
 
-    One thread, because two OpenMP threads on shared cores were measured nine times slower than one; notebooks run side
-    by side in processes instead.
+    The number of threads stays as it is. ``make`` and ``sharpnb run`` set ``OMP_NUM_THREADS=1`` for the kernels that
+    they start: two OpenMP threads on shared cores were measured nine times slower than one.
 
     Raises:
         ValueError: for an unknown profile or a device that is not there, with what is allowed.
@@ -193,11 +192,9 @@ def start(name: str, *, profile: str = "quick", device: str = "auto", seed: int 
     if profile not in PROFILES:
         raise ValueError(f"profile = {profile!r}: choose one of {', '.join(PROFILES)}.")
     notebook = Notebook(name, profile, device, {"profile": profile, "device": device, "seed": seed, **parameters})
-    torch.set_num_threads(1)
     torch.manual_seed(seed)
     if notebook.full and notebook.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # the fastest convolutions, which may round otherwise in another run
     figures.use_style()
-    pass_over_modules()
     return notebook
 

@@ -18,7 +18,6 @@ from sharpnb.lab.batched import losses as losses  # notebooks find it here
 from sharpnb.lab.captured import Captured
 from sharpnb.lab.data import Data
 from sharpnb.lab.training import Augment, Schedule, _progress, _schedule, batches
-from sharpnb.memory import keep_freed_memory
 from sharpnb.rules import Gradient, State
 
 Batch = tuple[Tensor, Tensor]  # images (K, B, ...), labels (K, B) or class probabilities (K, B, C)
@@ -55,7 +54,6 @@ class Rows:
         sets = [data] * len(seeds) if isinstance(data, Data) else list(data)
         if len(sets) != len(seeds) or len({len(d.train_y) for d in sets}) != 1:
             raise ValueError(f"{len(sets)} data sets for {len(seeds)} rows: give one for all, or one each of one size.")
-        keep_freed_memory()
         self.batch_size, self.augment = batch_size, augment
         nets = {seed: model(seed).to(device, dtype) for seed in dict.fromkeys(seeds)}
         self.forward = batched_forward(next(iter(nets.values())))

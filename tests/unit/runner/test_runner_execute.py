@@ -18,7 +18,7 @@ from sharpnb import here
 folder = Path(here.__file__).parents[1] / "figures" / "01_a"
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "path.png").write_text("drawn")
-environment = [os.environ[name] for name in ("SHARPNB_CHECK", "SHARPNB_KEEP")]
+environment = [os.environ[name] for name in ("SHARPNB_CHECK", "SHARPNB_KEEP", "MALLOC_TRIM_THRESHOLD_")]
 print(seed, here.value, os.environ["OMP_NUM_THREADS"], Path.cwd().name, environment)
 """
 
@@ -65,7 +65,7 @@ def test_a_run_from_end_to_end(root):
     assert [cell for cell in log.cells if cell[0] == "01_a"] == [("01_a", n, 3) for n in (1, 2, 3)]
     copy = results["01_a"].kept
     assert copy == paths.runs("quick") / "01_a.ipynb"
-    assert outputs(copy) == "5 own source 1 quick ['', '1']\n"
+    assert outputs(copy) == "5 own source 1 quick ['', '1', '67108864']\n"
     assert results["01_a"].renewed == ("figures/01_a/path.png",) and results["00_index"].renewed == ()
 
     bad = results["02_bad"]
@@ -80,13 +80,14 @@ def test_a_run_from_end_to_end(root):
     assert not list(root.rglob("*partial*"))
 
 
-def test_a_run_says_which_results_are_not_as_they_were_and_update_keeps_none(root):
+def test_a_run_says_which_results_are_not_as_they_were_and_update_keeps_none(root, monkeypatch):
     run(["1"])
     figure = root / "figures" / "01_a" / "path.png"
     assert run(["1"], force=True)[0].renewed == ()
     figure.write_text("another")
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "7")  # the user's own choice stays
     (again,) = run(["1"], update=True)
-    assert again.renewed == ("figures/01_a/path.png",) and outputs(again.kept).endswith(" notebooks ['', '0']\n")
+    assert again.renewed == ("figures/01_a/path.png",) and outputs(again.kept).endswith(" notebooks ['', '0', '7']\n")
 
 
 def test_update_stores_the_outputs_in_the_committed_notebook_once(root):
