@@ -12,6 +12,9 @@ PIP_OPTIONS ?=
 JOBS ?= 2
 # One intra-op thread a process: two were measured nine times slower on shared cores.
 export OMP_NUM_THREADS = 1
+# The C library keeps freed memory for the next step, as in the kernels of `sharpnb run`.
+export MALLOC_MMAP_THRESHOLD_ = 33554432
+export MALLOC_TRIM_THRESHOLD_ = 67108864
 
 # Installs PACKAGES into the environment of the target: by uv, which takes a third of pip's time; by pip where uv cannot, and
 # where pip was given an index of one's own, which uv would not ask.

@@ -11,7 +11,7 @@ thread, CPU time, every tool once a round in turn, medians of the paired ratios 
 faster) with the lowest and the highest round.
 
 PyHessian 0.1 calls ``torch.eig``, which PyTorch removed; it is patched here, or it would not run. All tools share one
-process, so the peers gain from the heap that our operator tells the C library to keep (a third of a product's time).
+process, with a heap that keeps what is freed (``allocator.py``).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from allocator import keep_freed_memory
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -40,6 +41,7 @@ from sharpnb.curvature.spectrum import wasserstein
 
 warnings.filterwarnings("ignore")
 torch.set_num_threads(1)
+keep_freed_memory()
 LOSS = nn.CrossEntropyLoss()
 Batch = tuple[Tensor, Tensor]
 Measure = tuple[np.ndarray, np.ndarray]  # nodes, weights of sum 1

@@ -1,7 +1,7 @@
 """A loss surface of 41 x 41 points beside copying weights into the module: ratios of CPU time, paired, on one thread.
 
 The reference is what the landscape scripts of today do: for each point copy every parameter into the module and run
-batches of 128, a host read a batch. Both sides have the allocator's setting of ``sharpnb.memory``.
+batches of 128, a host read a batch. Both sides have the allocator's setting of ``allocator.py``.
 
 The floor is the arithmetic of the layers after the first at the rate of a large matrix product; activations, norms and
 pools come on top, and a convolution's kernel may be faster than that product. Run: ``python benchmarks/landscape.py
@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from allocator import keep_freed_memory
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sharpnb.lab import models
 from sharpnb.landscape import Plane, surface
-from sharpnb.memory import keep_freed_memory
 
 PAGE = Path(__file__).with_name("RESULTS_landscape.md")
 SAMPLES = 1000

@@ -8,7 +8,7 @@
 ``torch.optim.SGD``. *Optimizer only*: both halves and the base's step on ResNet-18's tensors, the gradients given, as a
 ratio to the base's step alone; and the ascent and restore alone, as a ratio to the popular class's. *Within training*:
 ascent and restore between the passes of ResNet-18, each candidate in processes of its own, with the C library's
-allocator as it comes and as ``sharpnb.memory.keep_freed_memory`` sets it. *Calls*: aten calls and bytes moved of one
+allocator as it comes and as ``allocator.keep_freed_memory`` sets it. *Calls*: aten calls and bytes moved of one
 step on ResNet-50's 161 tensors.
 
 Ratios only, of CPU time (on CUDA: of device time), one thread, the candidates in shuffled order within each repetition,
@@ -33,13 +33,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from allocator import keep_freed_memory
 from competitors import SGD, NoStep, Tensors, candidates, cnn, mlp, resnet18_shapes, resnet50_shapes
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sharpnb.lab import models
-from sharpnb.memory import keep_freed_memory
 from sharpnb.optim import SAM
 
 Step = Callable[[], None]

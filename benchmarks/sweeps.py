@@ -1,7 +1,7 @@
 """How much faster is a cell of a sweep? ``train_many`` beside a plain loop of torch.optim runs and torch.func.vmap.
 
 Ratios of CPU time, one thread, paired within a round, their median and range over the rounds; equal work: the same
-steps on the same batches, no evaluation; every side has the allocator's setting of ``sharpnb.memory``. The floor is the
+steps on the same batches, no evaluation; every side has the allocator's setting of ``allocator.py``. The floor is the
 arithmetic of a step, forwards and backwards, at the rate of a large matrix product. On request the CPU seconds of a
 whole heatmap with its evaluations.
 Run: ``python benchmarks/sweeps.py [--rounds 5] [--members 32] [--heatmap] [--write]``; the page RESULTS_sweeps.md.
@@ -19,6 +19,7 @@ from pathlib import Path
 import landscape
 import torch
 import torch.nn.functional as F
+from allocator import keep_freed_memory
 from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,7 +29,6 @@ from sharpnb.lab import load_data, models, sweep
 from sharpnb.lab.many import _Group
 from sharpnb.lab.settings import validated
 from sharpnb.lab.training import batches
-from sharpnb.memory import keep_freed_memory
 from sharpnb.optim import SAM
 
 PAGE = Path(__file__).with_name("RESULTS_sweeps.md")

@@ -75,9 +75,10 @@ def page() -> str:
         parts += ["## What was withdrawn", "",
                   "These records are in the repository, and nothing that rests on them is judged until they are made "
                   "again.", "", _withdrawn(gone, board), ""]
-    origins = (scoreboard.line(*origin[:-1], f"`{origin[-1]}`") for origin in scoreboard.origins())
+    origins = (scoreboard.line(f"[{name.removesuffix('.json')}](data/records/{name})", device, torch, f"`{commit}`")
+               for name, device, torch, commit in scoreboard.origins())
     parts += ["## Where the numbers come from", "",
-              "| notebook | profile | device | torch | commit |", "|:--|:--|:--|:--|:--|", *origins, ""]
+              "| record | device | torch | commit |", "|:--|:--|:--|:--|", *origins, ""]
     return "\n".join(parts)
 
 
@@ -140,10 +141,7 @@ def _withdrawn(gone: list[withdrawn.Withdrawal], board: list[scoreboard.Row]) ->
 def _links(row: scoreboard.Row, known: list[papers.Item]) -> str:
     """Return links from the project's root: the cell that shows the claim, its record, the pictures it is about."""
     parts = [f"[{row.notebook.split('_')[0]}](<notebooks/{row.notebook}.ipynb{_claims_cell(row.notebook)}>)"]
-    profiles = ("full", "quick") if row.profile == "full" else ("quick", "full")
-    files = (paths.records(row.notebook, profile) / "claims.json" for profile in profiles)
-    record = next(file for file in files if file.is_file())  # the row was read from one of them
-    parts.append(f"[record]({record.relative_to(paths.root()).as_posix()})")
+    parts += _record_links(row)
     own = [item for item in known if item.notebook == row.notebook and row in item.claims]
     pictures = [f"figures/{row.notebook}/{name}.png" for name in dict.fromkeys(n for item in own for n in item.figures)]
     there = [picture for picture in pictures if (paths.root() / picture).is_file()]
@@ -152,6 +150,15 @@ def _links(row: scoreboard.Row, known: list[papers.Item]) -> str:
     elif paths.figures(row.notebook).is_dir():
         parts.append(f"[figures](figures/{row.notebook})")
     return " · ".join(parts)
+
+
+def _record_links(row: scoreboard.Row) -> list[str]:
+    """Return links to the records that a claim rests on: by their names where there are some, to the folder of many."""
+    if len(row.records) > 3:
+        return [f"[{len(row.records)} records]({row.records[0].parent.relative_to(paths.root()).as_posix()})"]
+    names = ["record"] if len(row.records) == 1 else [file.stem for file in row.records]
+    return [f"[{name}]({file.relative_to(paths.root()).as_posix()})"
+            for name, file in zip(names, row.records, strict=True)]
 
 
 @cache

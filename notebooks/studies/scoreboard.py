@@ -1,7 +1,8 @@
 """All claims of all notebooks in one table: what the papers state, what was measured, the verdict.
 
-Everything is read from ``data/records/<notebook>/<profile>/claims.json``; nothing is typed by hand, and equal records
-give equal text. ``site/report.py`` makes the pages of it, the notebook ``00_index`` shows it.
+Everything is read from ``data/records/<notebook>/quick/claims.json``, where each notebook judges its live results and
+its committed records of the full profile, and from the provenance of those records. Nothing is typed by hand, and equal
+records give equal text. ``site/report.py`` makes the pages of it, the notebook ``00_index`` shows it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,23 @@ class Row:
     unit: str = ""
     protocol: str = ""
     withdrawn: str = ""
+    record: str = ""
+
+    @property
+    def records(self) -> list[Path]:
+        """The files that the measurement rests on; the claims of the quick profile are a record themselves."""
+        if self.measured is None:
+            return []
+        folder = paths.root() / "data" / "records" / self.notebook
+        told = folder / (self.record or ("quick/claims" if self.profile == "quick" else self.profile))
+        file = told.with_name(f"{told.name}.json")
+        return [file] if file.is_file() else sorted(told.glob("*.json"))
+
+    @property
+    def rests_on(self) -> str:
+        """The profile, and the devices that made its records."""
+        devices = sorted({_provenance(file).get("device", "–") for file in self.records})
+        return ", ".join([self.profile, *devices])
 
     @property
     def paper_text(self) -> str:
@@ -64,21 +83,19 @@ class Row:
 def rows() -> list[Row]:
     """Return one row a claim, by paper and then in the notebooks' order.
 
-    A claim that both profiles have judged is shown as the full profile judged it; as long as that says "not run", as
-    the quick one did.
-
     Raises:
-        ValueError: if a record is damaged; the message names it and says what to do.
+        ValueError: if a record is damaged, or a notebook has two claims of one id; the message names the file and says
+            what to do.
     """
-    chosen: dict[tuple[str, str], Row] = {}
+    found: dict[tuple[str, str], Row] = {}
     for file in _files():
         notebook = file.parents[1].name
         for claim in _read(file)["claims"]:
             row = _row(notebook, claim, file)
-            known = chosen.get((notebook, row.id))
-            if known is None or _weight(row) > _weight(known):
-                chosen[notebook, row.id] = row
-    return sorted(chosen.values(), key=lambda row: row.paper)  # stable: within a paper as read
+            if (notebook, row.id) in found:
+                raise _damaged(file, ValueError(f"two claims bear the id {row.id!r}"))
+            found[notebook, row.id] = row
+    return sorted(found.values(), key=lambda row: row.paper)  # stable: within a paper as read
 
 
 def counts(table: Sequence[Row]) -> dict[str, int]:
@@ -109,25 +126,38 @@ def claims_table(table: Sequence[Row], links: Iterable[str]) -> str:
     """Return the claims as a Markdown table whose last column holds ``links``, one text a claim."""
     lines = [
         line(row.paper, row.item, row.statement + (f" *({row.protocol})*" if row.protocol else ""), row.paper_text,
-             row.measured_text, row.profile, in_words(row.verdict, row.withdrawn), link)
+             row.measured_text, row.rests_on, in_words(row.verdict, row.withdrawn), link)
         for row, link in zip(table, links, strict=True)
     ]
     return "\n".join([line(*_HEAD), "|:--|:--|:--|--:|--:|:--|:--|:--|", *lines])
 
 
-def origins() -> list[tuple[str, str, str, str, str]]:
-    """Return of each record of claims: notebook, profile, device, version of torch, commit."""
-    found = []
-    for file in _files():
-        made = _read(file)["provenance"]
-        found.append((file.parents[1].name, file.parent.name, made.get("device", "–"),
+def origins() -> list[tuple[str, str, str, str]]:
+    """Return of each record that claims rest on: its file below ``data/records``, device, version of torch, commit."""
+    folder, found = paths.root() / "data" / "records", []
+    read_back = [file for file in folder.glob("*/*/*.json") if file.parent.name not in ("quick", "toy")]
+    for file in sorted([*_files(), *read_back]):
+        made = _provenance(file)
+        found.append((file.relative_to(folder).as_posix(), made.get("device", "–"),
                       made.get("versions", {}).get("torch", "–"), made.get("commit") or "–"))
     return found
 
 
 def _files() -> list[Path]:
-    found = (paths.root() / "data" / "records").glob("*/*/claims.json")
-    return sorted(file for file in found if file.parent.name in ("quick", "full"))
+    return sorted((paths.root() / "data" / "records").glob("*/quick/claims.json"))
+
+
+def _provenance(file: Path) -> dict[str, Any]:
+    return _provenance_at(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1000)
+def _provenance_at(file: Path, changed: int) -> dict[str, Any]:
+    """Return the provenance of a record; ``changed`` (its time of change) keeps the cache honest."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")).get("provenance", {}))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise _damaged(file, error) from None
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -150,10 +180,6 @@ def _damaged(file: Path, error: Exception) -> ValueError:
     name = file.relative_to(paths.root()).as_posix()
     return ValueError(f"{name} is damaged ({type(error).__name__}: {error}). Delete it and make it anew: sharpnb run "
                       f"{file.parents[1].name} --profile {file.parent.name} --force")
-
-
-def _weight(row: Row) -> int:
-    return 0 if row.verdict == "not run" else 2 if row.profile == "full" else 1
 
 
 def line(*cells: str) -> str:

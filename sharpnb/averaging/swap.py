@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from sharpnb.averaging.batchnorm import Call, update_bn
-from sharpnb.processes import worker_context
 
 LargeEpoch = Callable[[nn.Module, int], float]
 Small = Callable[[nn.Module, int], object]
@@ -120,8 +120,8 @@ def _over_ranks(model: nn.Module, small: Small, workers: int, seed: int) -> list
 
 def _over_processes(model: nn.Module, small: Small, workers: int, seed: int, processes: int) -> list[Tensor]:
     sent = _packed((model, small))
-    with ProcessPoolExecutor(min(processes, workers), mp_context=worker_context(), initializer=torch.set_num_threads,
-                             initargs=(torch.get_num_threads(),)) as pool:
+    start, threads = get_context("spawn"), (torch.get_num_threads(),)
+    with ProcessPoolExecutor(min(processes, workers), start, torch.set_num_threads, threads) as pool:
         jobs = [pool.submit(_remote, sent, w, seed) for w in range(workers)]
         return [torch.load(io.BytesIO(job.result()), weights_only=True) for job in jobs]
 

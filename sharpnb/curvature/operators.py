@@ -24,7 +24,6 @@ from torch.nn.modules.conv import _ConvNd
 
 from sharpnb.curvature._batches import Batch, Batches, Reduction, forward
 from sharpnb.curvature._state import Mode, differentiable, measuring, unwrapped
-from sharpnb.memory import keep_freed_memory
 from sharpnb.trees import tensors
 
 Loss = Callable[[Any, Any], Tensor]
@@ -64,8 +63,6 @@ class ModelOperator(ABC):
             total = torch.tensor(self._batches.total, dtype=torch.float64, device=self.device)
             dist.all_reduce(total, group=self._group)
             self._batches.total = float(total)
-        if self.device.type == "cpu":
-            keep_freed_memory()
         if check:
             self.check_deterministic()
 

@@ -181,6 +181,17 @@ def losses(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), y.flatten(0, 1), reduction="none").view(logits.shape[:2]).mean(1)
 
 
+def blocks(x: Tensor, size: int) -> list[Tensor]:
+    """Cut images into blocks of ``size`` for :meth:`BatchedNet.statistics`; the last may be smaller.
+
+    One image alone has no variance. Where it would be the last block, it joins the block before.
+    """
+    ends = [*range(size, len(x), size), len(x)]
+    if len(ends) > 1 and ends[-1] - ends[-2] == 1:
+        del ends[-2]
+    return [x[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
 @torch.no_grad()
 def evaluate_many(
     net: BatchedNet, w: Tensor, data: tuple[Tensor, Tensor], statistics: Statistics | None = None, at_once: int = 250

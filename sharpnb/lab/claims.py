@@ -26,10 +26,12 @@ _ORDER: list[Verdict] = ["reproduced", "consistent within uncertainty", "inconcl
 class Claim:
     r"""One statement of a paper against one measurement.
 
-    With h the half-width of the two-sided 95 % Student interval over the n seeds (0 where ``stderr`` is 0):
+    With h the half-width of the two-sided 95 % Student interval over the n seeds (0 where ``stderr`` is 0). One run
+    whose spread is unknown is *inconclusive*. Else:
 
-    * ``value``: |measured - paper_value| ≤ tolerance is *reproduced*, ≤ tolerance + h *consistent within uncertainty*,
-      else *contradicted*;
+    * ``value``: |measured - paper_value| > tolerance + h is *contradicted*. Of the others, h > tolerance is
+      *inconclusive*: an interval wider than the tolerance would meet many numbers. |measured - paper_value| ≤ tolerance
+      is *reproduced*, the rest *consistent within uncertainty*;
     * ``order``, ``sign``, ``ratio``, ``trend``: ``measured`` is an effect that the paper states to be greater than
       ``tolerance`` (0, or 1 for a ratio). measured - h > tolerance is *reproduced*, measured + h < tolerance
       *contradicted*; between them the claim is *consistent within uncertainty* when the estimate is on the paper's
@@ -52,6 +54,8 @@ class Claim:
         unit: of measured, for the table.
         profile: the profile that the measurement rests on.
         withdrawn: why the record that it rested on counts no longer (see :mod:`sharpnb.lab.withdrawn`), or nothing.
+        record: what it rests on below ``data/records/<notebook>``, such as ``full/clean``, or a folder of records;
+            empty for all records of ``profile``.
     """
 
     id: str
@@ -70,6 +74,7 @@ class Claim:
     unit: str = ""
     profile: str = "quick"
     withdrawn: str = ""
+    record: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in ("value", "order", "sign", "ratio", "trend"):
@@ -109,25 +114,31 @@ class Claim:
         if not self.comparable:
             return "not comparable"
         h = self.half_width
-        if not math.isfinite(self.measured):
+        if not math.isfinite(self.measured) or not math.isfinite(h):
             return "inconclusive"
         if self.kind == "value":
-            off = abs(self.measured - float(self.paper_value or 0))  # __post_init__ asks for a number
-            if off <= self.tolerance:
-                return "reproduced"
-            return "consistent within uncertainty" if off <= self.tolerance + h else "contradicted"
+            return self._value_verdict(h)
         if self.measured - h > self.tolerance:
             return "reproduced"
         if self.measured + h < self.tolerance:
             return "contradicted"
         return "consistent within uncertainty" if self.measured > self.tolerance else "inconclusive"
 
+    def _value_verdict(self, h: float) -> Verdict:
+        off = abs(float(self.measured or 0) - float(self.paper_value or 0))  # both are numbers here
+        if off > self.tolerance + h:
+            return "contradicted"
+        if h > self.tolerance:
+            return "inconclusive"
+        return "reproduced" if off <= self.tolerance else "consistent within uncertainty"
+
     def as_dict(self) -> dict[str, Any]:
         """Return the claim as the scoreboard reads it."""
         names = ("id", "paper", "item", "statement", "kind", "paper_value", "measured", "stderr", "n", "tolerance",
                  "why", "protocol", "unit", "profile")
         why = {"withdrawn": self.withdrawn} if self.withdrawn else {}
-        return {name: getattr(self, name) for name in names} | {"verdict": self.verdict} | why
+        told = {"record": self.record} if self.record else {}
+        return {name: getattr(self, name) for name in names} | told | {"verdict": self.verdict} | why
 
     def without(self, why: str) -> Claim:
         """Return the claim without its measurement, withdrawn for a reason; unchanged without one."""
@@ -139,7 +150,8 @@ def settled(claim: Claim, committed: Mapping[str, Any] | None, rtol: float, atol
 
     A verdict is a threshold, and falls differently on two processors though both measured the same within
     rtol·|committed| + atol. That is its edge if the two verdicts are neighbours in the order reproduced, consistent,
-    inconclusive, contradicted; any other change of a verdict stands.
+    inconclusive, contradicted, or if a value claim is inconclusive in one of them, because its interval is about as
+    wide as its tolerance; any other change of a verdict stands.
 
     Args:
         claim: as just measured.
@@ -152,8 +164,10 @@ def settled(claim: Claim, committed: Mapping[str, Any] | None, rtol: float, atol
     if first_difference(old, fresh, rtol, atol):
         return claim.verdict
     before: Verdict = replace(claim, **old).verdict  # type: ignore[arg-type]
-    neighbours = {before, claim.verdict} <= {*_ORDER} and abs(_ORDER.index(before) - _ORDER.index(claim.verdict)) == 1
-    return before if neighbours else claim.verdict
+    pair = {before, claim.verdict}
+    edge = pair <= {*_ORDER} and (abs(_ORDER.index(before) - _ORDER.index(claim.verdict)) == 1
+                                  or (claim.kind == "value" and "inconclusive" in pair))
+    return before if edge else claim.verdict
 
 
 def t95(n: Any) -> Any:

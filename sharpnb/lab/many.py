@@ -15,7 +15,7 @@ from sharpnb import rules
 from sharpnb.lab import settings
 from sharpnb.lab.augment import Augment
 from sharpnb.lab.averages import Averages
-from sharpnb.lab.batched import BatchedNet, batched_forward, cross_entropy, evaluate_many
+from sharpnb.lab.batched import BatchedNet, batched_forward, blocks, cross_entropy, evaluate_many
 from sharpnb.lab.captured import Captured, shared_memory
 from sharpnb.lab.clocks import Clocks
 from sharpnb.lab.data import Data
@@ -24,7 +24,6 @@ from sharpnb.lab.halving import halving
 from sharpnb.lab.m_sharpness import in_shards
 from sharpnb.lab.settings import RULES as RULES
 from sharpnb.lab.training import Schedule, _progress, _schedule, pick_device
-from sharpnb.memory import keep_freed_memory
 
 _IMAGES_AT_ONCE = 250  # of each member, in an evaluation: small blocks stay in the cache
 
@@ -118,7 +117,6 @@ def train_many(
     plan = _Plan(checked, [shared | config for config in checked], sets, functools.cache(model), steps,
                  min(batch_size, len(sets[0].train_y)), pick_device(device), dtype, bf16, evaluate_every, keep,
                  progress)
-    keep_freed_memory()
     return halving(functools.partial(_train, plan), min(chunk, len(checked)), "members of a batched program")
 
 
@@ -235,7 +233,7 @@ class _Group:
         found = {name: [math.nan] * len(w) for name in ("train_loss", "train_error", "test_loss", "test_error")}
         for data, rows in self.feed.parts:
             own = w[rows]
-            chunks = [x[None] for x in data.train_x.split(_IMAGES_AT_ONCE)]
+            chunks = [x[None] for x in blocks(data.train_x, _IMAGES_AT_ONCE)]
             statistics = self.net.statistics(own, chunks) if self.net.normalises else None
             for part, images in (("train", data.train), ("test", data.test)):
                 values = evaluate_many(self.net, own, images, statistics, _IMAGES_AT_ONCE)

@@ -19,7 +19,6 @@ from sharpnb.lab.pieces import Kind, Work, described
 from sharpnb.lab.records import Record, checking, keeping, provenance
 from sharpnb.lab.training import pick_device
 from sharpnb.lab.withdrawn import Withdrawal
-from sharpnb.memory import pass_over_modules
 
 # "toy" is the full profile's code at the size of a test; its results are kept apart and never committed.
 PROFILES = ("quick", "full", "toy")
@@ -101,6 +100,7 @@ class Notebook:
         kept = self.full and not withdrawn.of(self.name, self.profile, name)
         found = Record.find(self.name, name, self.profile) if kept else None
         if found and found.provenance.get("parameters") == self.parameters and _made_with(found, work.settings):
+            self._say(f"Read back and not made: {self.origin_of_full(name)}")
             return found.values
         values = make(work)
         self.record(name, values, rtol=rtol, atol=atol, work=work)
@@ -146,9 +146,11 @@ class Notebook:
                    f"[vector](<{stem}.svg>) · [numbers](<{stem}.csv>)")
 
     def claims(self, claims: Sequence[Claim], *, rtol: float = 2e-2, atol: float = 1e-6) -> None:
-        """Save the claims with their verdicts and show them as a table.
+        """Save the claims with their verdicts and show them as a table; in the full profile only show them.
 
-        Where results are compared with the committed ones, so are verdicts: see :func:`sharpnb.lab.claims.settled`.
+        What the full profile has measured is judged, and published, by the quick notebook from the committed records:
+        a run of the full profile may have read those back on another machine. Where results are compared with the
+        committed ones, so are verdicts: see :func:`sharpnb.lab.claims.settled`.
         What rests on a withdrawn record is not judged.
 
         Raises:
@@ -162,7 +164,8 @@ class Notebook:
         verdicts: dict[str, claims_module.Verdict] = {
             claim.id: claims_module.settled(claim, committed.get(claim.id), rtol, atol) for claim in claims}
         rows = [claim.as_dict() | {"verdict": verdicts[claim.id]} for claim in claims]
-        self.record("claims", {"claims": rows}, rtol=rtol, atol=atol)
+        if not self.full:
+            self.record("claims", {"claims": rows}, rtol=rtol, atol=atol)
         self._show(claims_module.as_markdown(claims, verdicts))
 
     def _committed_claims(self) -> dict[str, dict[str, Any]]:
@@ -191,13 +194,13 @@ def _made_with(record: Record, settings: Any) -> bool:
 
 
 def start(name: str, *, profile: str = "quick", device: str = "auto", seed: int = 0, **parameters: Any) -> Notebook:
-    """Set a notebook up: check its parameters, seed, one intra-op thread, the figures' look, its studies importable.
+    """Set a notebook up: check its parameters, seed PyTorch's generator, set the figures' look, find its studies.
 
     The notebook imports its study after this call, as ``from studies import hessian_spectra as study``; see
     :func:`sharpnb.paths.let_studies_be_imported`.
 
-    One thread, because two OpenMP threads on shared cores were measured nine times slower than one; notebooks run side
-    by side in processes instead.
+    The number of threads stays as it is. ``make`` and ``sharpnb run`` set ``OMP_NUM_THREADS=1`` for the kernels that
+    they start: two OpenMP threads on shared cores were measured nine times slower than one.
 
     Raises:
         ValueError: for an unknown profile or a device that is not there, with what is allowed.
@@ -205,12 +208,10 @@ def start(name: str, *, profile: str = "quick", device: str = "auto", seed: int 
     if profile not in PROFILES:
         raise ValueError(f"profile = {profile!r}: choose one of {', '.join(PROFILES)}.")
     notebook = Notebook(name, profile, device, {"profile": profile, "device": device, "seed": seed, **parameters})
-    torch.set_num_threads(1)
     torch.manual_seed(seed)
     if notebook.full and notebook.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # the fastest convolutions, which may round otherwise in another run
     figures.use_style()
     paths.let_studies_be_imported()
-    pass_over_modules()
     return notebook
 

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from sharpnb.lab.augment import each_by_its_own
-from sharpnb.lab.batched import batched_forward
+from sharpnb.lab.batched import batched_forward, blocks
 from sharpnb.lab.batched import losses as losses  # notebooks find it here
 from sharpnb.lab.captured import Captured
 from sharpnb.lab.data import Data
 from sharpnb.lab.training import Augment, Schedule, _progress, _schedule, batches
-from sharpnb.memory import keep_freed_memory
 from sharpnb.rules import Gradient, State
 
 Batch = tuple[Tensor, Tensor]  # images (K, B, ...), labels (K, B) or class probabilities (K, B, C)
@@ -55,7 +54,6 @@ class Rows:
         sets = [data] * len(seeds) if isinstance(data, Data) else list(data)
         if len(sets) != len(seeds) or len({len(d.train_y) for d in sets}) != 1:
             raise ValueError(f"{len(sets)} data sets for {len(seeds)} rows: give one for all, or one each of one size.")
-        keep_freed_memory()
         self.batch_size, self.augment = batch_size, augment
         nets = {seed: model(seed).to(device, dtype) for seed in dict.fromkeys(seeds)}
         self.forward = batched_forward(next(iter(nets.values())))
@@ -96,7 +94,7 @@ class Rows:
         """Yield, data set by data set, the rows on it, their outputs (rows, N, C) on its ``part``, its labels (N,)."""
         for number, data in enumerate(self.sets):
             rows, (x, y) = (self.owner == number).nonzero()[:, 0], getattr(data, part)
-            whole = (piece[None] for piece in data.train_x.split(chunk))
+            whole = (piece[None] for piece in blocks(data.train_x, chunk))
             norms = self.forward.statistics(w[rows], whole) if self.forward.normalises else None
             outputs = [self.forward(w[rows], piece.expand(len(rows), *piece.shape), norms) for piece in x.split(chunk)]
             yield rows, torch.cat(outputs, 1), y

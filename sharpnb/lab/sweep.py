@@ -27,7 +27,6 @@ from sharpnb import paths
 from sharpnb.lab import settings
 from sharpnb.lab.grid import PER_CALL, Grid, cells_of
 from sharpnb.lab.shard import METRICS, Shard, plain, run
-from sharpnb.processes import worker_context
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -210,7 +209,7 @@ def _opener(client: Any, jobs: int) -> _Open:
         return lambda: client.get_executor(pure=False)
     if jobs == 1:
         return _Here
-    return lambda: ProcessPoolExecutor(jobs, mp_context=worker_context(), initializer=_end_with_parent)
+    return lambda: ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _end_with_parent)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from sharpnb.averaging.batchnorm import inputs, unfrozen, update_bn
 from sharpnb.landscape._stacked import Moments, Stacked, chain
 from sharpnb.landscape.losses import Losses, stacked_losses
 from sharpnb.landscape.plane import Plane
-from sharpnb.memory import keep_freed_memory
 
 # Numbers that a group of points, or a layer's output, may hold at a time: about what a core's cache takes, and enough
 # to keep a GPU busy. Samples a forward pass at least and, for small nets, at most; of images a CPU takes fewer.
@@ -45,7 +44,6 @@ class Points:
             raise ValueError(f"The model has {count} weights of {len(kinds)} types or devices, the plane has "
                              f"{len(plane.origin)}. A plane needs one type, one device, and its own architecture.")
         self.dtype, self.device = kinds.pop()
-        keep_freed_memory()
         self.losses = stacked_losses(losses)
         sets = data if isinstance(data, Mapping) else {"": data}
         self.sets = {name: list(self._batches(part)) for name, part in sets.items()}

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,10 +21,14 @@ from typing import IO, Any, Protocol
 import sharpnb
 from sharpnb import paths
 from sharpnb.runner import catalogue, keys, lock, sources, stored
+from sharpnb.runner.errors import RunnerError
 from sharpnb.runner.plan import Step, plan, sidecar, step
 
 QUICK_TIMEOUT = 600.0  # ten times the longest that a quick notebook may take, for slow machines
 
+# glibc's own adaptation ends at these two limits. As it starts, it gives freed megabytes back to the system and takes
+# them again page by page, a third of the time of a batched CNN. Other C libraries do not look at them.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**26)}
 _THREADS = tuple(f"{library}_NUM_THREADS" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR"))
 _REMEDIES = {
     "kernel died": (
@@ -148,7 +152,7 @@ class _Crew:
     def __init__(self, descriptor: int, timeout: float, watcher: Watcher, deadline: float | None) -> None:
         self.descriptor, self.timeout, self.watcher, self.deadline = descriptor, timeout, watcher, deadline
         self.busy: set[subprocess.Popen[str]] = set()
-        self.stopped = False
+        self.stopped, self.door = False, threading.Lock()  # through which each process starts, and none once stopped
 
     def work(self, steps: list[Step], jobs: int) -> list[Result]:
         """Execute steps, ``jobs`` at once; on Ctrl-C every process is ended before the interrupt goes on."""
@@ -156,7 +160,8 @@ class _Crew:
             try:
                 return list(pool.map(self._one, steps))
             except BaseException:
-                self.stopped = True
+                with self.door:
+                    self.stopped = True
                 for process in list(self.busy):
                     _end(process)
                 raise
@@ -171,10 +176,10 @@ class _Crew:
             self.watcher.started(item)
             try:
                 _prepare(item)
-                outcome, detail = ("not run", "") if self.stopped else self._attempt(item)
+                outcome, detail = self._attempt(item)
                 seconds = time.monotonic() - begun
                 kept = _settle(item, outcome, seconds, detail)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RunnerError) as error:
                 notes = getattr(error, "__notes__", [])
                 outcome, detail = "failed", "\n".join([f"{type(error).__name__}: {error}", *notes])
                 seconds, kept = time.monotonic() - begun, None
@@ -190,20 +195,23 @@ class _Crew:
         place, ended, late = "the start of the kernel", {}, threading.Event()
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
             process = self._start(item, errors)
+            if process is None:
+                return "not run", ""
             timer = threading.Timer(self.timeout, lambda: (late.set(), _end(process)))
-            if self.timeout:
-                timer.start()
-            for line in process.stdout or ():
-                event = json.loads(line)
-                if "cell" in event:
-                    place = f"cell {event['cell']} of {event['of']}"
-                    self.watcher.cell(item.name, event["cell"], event["of"])
-                else:
-                    ended = event
-            process.wait()
-            timer.cancel()
-            _end(process)
-            self.busy.discard(process)
+            try:
+                if self.timeout:
+                    timer.start()
+                for event in _events(process.stdout):
+                    if "cell" in event:
+                        place = f"cell {event['cell']} of {event['of']}"
+                        self.watcher.cell(item.name, event["cell"], event["of"])
+                    else:
+                        ended = event
+                process.wait()
+            finally:
+                timer.cancel()
+                _end(process)
+                self.busy.discard(process)
             errors.seek(0)
             last_words = errors.read()[-2000:].strip() or "(none)"
         outcome = "timed out" if late.is_set() else ended.get("end", "worker died")
@@ -211,23 +219,36 @@ class _Crew:
         remedy = _REMEDIES.get(outcome, "").format(**facts)
         return outcome, remedy or ended.get("detail", "")
 
-    def _start(self, item: Step, errors: IO[str]) -> subprocess.Popen[str]:
+    def _start(self, item: Step, errors: IO[str]) -> subprocess.Popen[str] | None:
+        """Start the worker of one notebook; None where the run has been stopped."""
         job = {
             "name": item.name, "source": str(item.notebook.path), "folder": str(item.folder),
             "working_folder": str(paths.notebooks() if item.update else item.folder),
             "parameters": dict(item.injected), "environment": _environment(item, self.deadline),
         }
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "sharpnb.runner.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=errors, encoding="utf-8", start_new_session=True, pass_fds=[self.descriptor],
-            env={**os.environ, "PYTHONPATH": _search_path(Path(sharpnb.__file__).parents[1])},
-        )
-        self.busy.add(process)
+        with self.door:
+            if self.stopped:
+                return None
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "sharpnb.runner.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=errors, encoding="utf-8", start_new_session=True, pass_fds=[self.descriptor],
+                env={**os.environ, "PYTHONPATH": _search_path(Path(sharpnb.__file__).parents[1])},
+            )
+            self.busy.add(process)
         assert process.stdin is not None  # it is a pipe; left open, for its end tells the worker that we are gone
         with contextlib.suppress(BrokenPipeError):  # the worker died at once: its last words say why
             process.stdin.write(json.dumps(job) + "\n")
             process.stdin.flush()
         return process
+
+
+def _events(lines: IO[str] | None) -> Iterator[dict[str, Any]]:
+    """Yield what a worker tells; a line of another hand on its standard output is passed over."""
+    for line in lines or ():
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            if isinstance(event, dict):
+                yield event
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -240,14 +261,17 @@ def _end(process: subprocess.Popen[str]) -> None:
 def _environment(item: Step, deadline: float | None) -> dict[str, str]:
     """Return what a kernel is to find in its environment: one thread, no bar, our own package, the budget's end.
 
+    An allocator that keeps what is freed, unless the user has set one up.
+
     Two OpenMP threads on shared cores were measured nine times slower than one; the quick profile fixes the number for
     reproducibility too, the full one leaves a number that the user has set.
     """
     fixed = item.profile == "quick"
     threads = {name: "1" if fixed else os.environ.get(name, "1") for name in _THREADS}
+    allocator = {name: os.environ.get(name, value) for name, value in ALLOCATOR.items()}
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if item.key["device"] == "cpu" else {}
     return {
-        **threads, **hidden, "PYTHONHASHSEED": "0", "TQDM_DISABLE": "1", "SHARPNB_CHECK": "",
+        **threads, **hidden, **allocator, "PYTHONHASHSEED": "0", "TQDM_DISABLE": "1", "SHARPNB_CHECK": "",
         "SHARPNB_KEEP": "0" if item.update else "1",
         "SHARPNB_DEADLINE": "" if deadline is None else str(deadline),
         "SHARPNB_ROOT": str(paths.root()), "PYTHONPATH": _search_path(sources.package_folder().parent),
@@ -288,7 +312,8 @@ def _settle(item: Step, outcome: str, seconds: float, detail: str) -> Path | Non
     item.copy("failed").unlink(missing_ok=True)
     if item.update:
         executed = json.loads(item.copy().read_text(encoding="utf-8"))
-        paths.write_whole(item.notebook.path, stored.text(stored.with_outputs(item.notebook.content, executed)))
+        now = catalogue.load(item.notebook.path).content  # as somebody may have edited it while it ran
+        paths.write_whole(item.notebook.path, stored.text(stored.with_outputs(now, executed)))
     done = {
         "key": item.key, "wrote": keys.written(item.name, item.profile), "seconds": round(seconds, 1),
         "finished": datetime.now().isoformat(" ", "seconds"),

@@ -44,17 +44,23 @@ def normalised(notebook: dict[str, Any]) -> dict[str, Any]:
 def with_outputs(source: dict[str, Any], executed: dict[str, Any]) -> dict[str, Any]:
     """Return ``source`` with the outputs that its cells have in ``executed``, matched by id, normalised.
 
+    ``source`` may have other text than what was executed: somebody has edited it meanwhile.
+
     Raises:
-        ValueError: if a code cell of ``source`` was not executed.
+        ValueError: if its code is not that of ``executed``, which then has no outputs for it.
     """
-    by_id = {cell["id"]: cell for cell in executed["cells"] if cell["cell_type"] == "code"}
+    by_id = {cell["id"]: cell for cell in executed["cells"] if cell["cell_type"] == "code" and not _of_papermill(cell)}
     result = copy.deepcopy(source)
-    for cell in result["cells"]:
-        if cell["cell_type"] == "code":
-            if cell["id"] not in by_id:
-                raise ValueError(f"Cell {cell['id']} was not executed: the notebook changed meanwhile. Run it again.")
-            cell["outputs"] = by_id[cell["id"]]["outputs"]
-            cell["execution_count"] = by_id[cell["id"]]["execution_count"]
+    code = [cell for cell in result["cells"] if cell["cell_type"] == "code"]
+    ran, now = ({cell["id"]: _joined(cell["source"]) for cell in cells} for cells in (by_id.values(), code))
+    if list(ran.items()) != list(now.items()):
+        other = [ident for ident in {**ran, **now} if ran.get(ident) != now.get(ident)]
+        which = f"cells {', '.join(other)}" if other else "the order of the cells"
+        raise ValueError(f"The notebook's code was edited while it ran ({which}). The edit is kept, and no outputs are "
+                         "stored, for they belong to the code before it. Run it again.")
+    for cell in code:
+        cell["outputs"] = by_id[cell["id"]]["outputs"]
+        cell["execution_count"] = by_id[cell["id"]]["execution_count"]
     return normalised(result)
 
 
@@ -93,9 +99,14 @@ def _outputs(outputs: list[dict[str, Any]], count: int | None) -> list[dict[str,
         if output["output_type"] == "execute_result":
             output["execution_count"] = count
         if output["output_type"] == "stream":
-            output["text"] = "".join(output["text"])  # a text or its lines
+            output["text"] = _joined(output["text"])
             if kept and kept[-1].get("name") == output["name"]:
                 kept[-1]["text"] += output["text"]
                 continue
         kept.append(output)
     return kept
+
+
+def _joined(text: str | list[str]) -> str:
+    """Return a text that a notebook may keep as its lines."""
+    return "".join(text)

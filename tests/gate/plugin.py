@@ -12,12 +12,13 @@ import pytest
 from nbval.plugin import IPyNbCell
 
 from gate import guards, tolerance
+from sharpnb.runner.execute import ALLOCATOR
 
 # What a kernel finds under the gate, and nothing else of the process: one thread, no GPU, no bars on standard error,
 # and results compared with the committed ones instead of written.
 KERNEL = {
     "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-    "TQDM_DISABLE": "1", "SHARPNB_CHECK": "1", "PYTHONHASHSEED": "0",
+    **ALLOCATOR, "TQDM_DISABLE": "1", "SHARPNB_CHECK": "1", "PYTHONHASHSEED": "0",
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
 }
 

@@ -64,12 +64,12 @@ def test_the_runner_plans_without_torch():
 
 
 def test_layers_import_only_what_stands_below_them():
-    tools = {"paths", "memory", "resume", "rules", "trees", "caches"}
+    tools = {"paths", "resume", "rules", "trees", "caches"}
     below = {
-        **{file: set() for file in ("paths.py", "rules.py", "memory.py", "processes.py", "trees.py", "caches.py")},
-        "datafiles.py": {"paths"}, "resume.py": {"paths"}, "optim": tools, "curvature": tools, "averaging": tools | {"processes"},
+        **{file: set() for file in ("paths.py", "rules.py", "trees.py", "caches.py")},
+        "datafiles.py": {"paths"}, "resume.py": {"paths"}, "optim": tools, "curvature": tools, "averaging": tools,
         "landscape": tools | {"averaging"},  # BatchNorm's statistics at a point are those of an average
-        "lab": tools - {"resume"} | {"datafiles", "processes", "optim", "averaging", "curvature", "landscape"},
+        "lab": tools - {"resume"} | {"datafiles", "optim", "averaging", "curvature", "landscape"},
         "runner": {"paths", "datafiles"},
     }
     for part, allowed in below.items():

@@ -53,13 +53,50 @@ def test_a_measurement_is_shown_to_two_digits_of_its_error(measured, stderr, exp
     assert row.measured_text == expected
 
 
-def test_the_full_profile_wins_once_it_has_been_run():
+def test_what_a_run_of_the_full_profile_leaves_behind_replaces_no_claim():
+    before = report.page()
     commit("03_b", "full", [Claim("a", statement="s", measured=2.0, stderr=0.1, n=3, profile="full", **PAPER),
-                            Claim("b", statement="s", measured=2.0, stderr=0.1, n=3, profile="full", **PAPER)])
-    assert [row.profile for row in scoreboard.rows()] == ["quick", "full", "full"]
-    commit("03_b", "full", [Claim("a", statement="s", profile="full", **PAPER)])
-    assert [(row.id, row.profile, row.verdict) for row in scoreboard.rows()][1:] == [
-        ("a", "quick", "reproduced"), ("b", "full", "not run")]
+                            Claim("c", statement="s", measured=2.0, stderr=0.1, n=3, profile="full", **PAPER)])
+    assert [(row.id, row.profile) for row in scoreboard.rows()] == [("a", "quick"), ("a", "quick"), ("b", "full")]
+    assert scoreboard.head(scoreboard.rows()) in before
+
+
+def test_two_claims_of_one_id_are_refused():
+    commit("03_b", "quick", [*CLAIMS["03_b", "quick"], Claim("b", statement="again", **PAPER)])
+    with pytest.raises(ValueError, match=r"03_b/quick/claims.json is damaged .*two claims bear the id 'b'"):
+        scoreboard.rows()
+
+
+def _record(name: str, device: str) -> None:
+    made = {"versions": {"torch": "2.11.0"}, "device": device, "commit": "616"}
+    file = paths.root() / "data" / "records" / "03_b" / f"{name}.json"
+    paths.write_whole(file, json.dumps({"values": {}, "provenance": made}))
+
+
+@pytest.mark.parametrize(("record", "rests", "links"), [
+    ("full/clean", "full, NVIDIA H200", "[record](data/records/03_b/full/clean.json)"),
+    ("", "full, NVIDIA H200, cpu (x86_64)", "[clean](data/records/03_b/full/clean.json) · [noisy](data/records/03_b/full/noisy.json)"),
+    ("survey", "full, cpu (arm64)", "[5 records](data/records/03_b/survey)"),
+    ("full/gone", "full", "[03](<notebooks/03_b.ipynb>)"),
+])
+def test_a_row_names_the_devices_and_leads_to_the_records_that_it_rests_on(record, rests, links):
+    _record("full/clean", "NVIDIA H200")
+    _record("full/noisy", "cpu (x86_64)")
+    for k in range(5):
+        _record(f"survey/{k}", "cpu (arm64)")
+    claim = Claim("b", statement="s", measured=2.0, stderr=0.1, n=3, profile="full", record=record, **PAPER)
+    commit("03_b", "quick", [claim])
+    line = next(line for line in report.page().splitlines() if "2.00 ± 0.10 (3)" in line)
+    assert f"| {rests} |" in line and line.endswith(f"{links} |")
+
+
+def test_every_record_that_claims_rest_on_is_listed_with_its_origin():
+    _record("full/clean", "NVIDIA H200")
+    _record("quick/curves", "cpu (arm64)")  # live: its claims' record stands for it
+    _record("toy/clean", "cpu (arm64)")
+    assert scoreboard.origins() == [
+        ("02_a/quick/claims.json", "cpu (x86_64)", "2.15.0", "abc+"), ("03_b/full/clean.json", "NVIDIA H200", "2.11.0", "616"),
+        ("03_b/quick/claims.json", "cpu (x86_64)", "2.15.0", "abc+")]
 
 
 def test_the_page_has_counts_table_links_and_origins_and_is_the_same_each_time():
@@ -68,10 +105,10 @@ def test_the_page_has_counts_table_links_and_origins_and_is_the_same_each_time()
     for row in ("| verdict | quick | full | claims |", "| ✔ reproduced | 1 | 0 | 1 |", "| – not run | 0 | 1 | 1 |",
                 "| all | 2 | 1 | 3 |"):
         assert row in page.splitlines()
-    row = (r"| SAM (ICLR 2021) | Fig. 3 | a \| b is above 0 *(MLP)* | – | 1.235 ± 0.046 (8) | quick | ✔ reproduced | "
+    row = (r"| SAM (ICLR 2021) | Fig. 3 | a \| b is above 0 *(MLP)* | – | 1.235 ± 0.046 (8) | quick, cpu (x86_64) | ✔ reproduced | "
            "[03](<notebooks/03_b.ipynb>) · [record](data/records/03_b/quick/claims.json) |")
     assert row in page.splitlines()
-    assert "| 03_b | quick | cpu (x86_64) | 2.15.0 | `abc+` |" in page
+    assert "| [03_b/quick/claims](data/records/03_b/quick/claims.json) | cpu (x86_64) | 2.15.0 | `abc+` |" in page
     assert "](03_b.ipynb)" in scoreboard.as_markdown(scoreboard.rows(), notebooks="")
 
 

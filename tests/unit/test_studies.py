@@ -73,11 +73,10 @@ def test_nothing_is_put_on_the_path_twice_or_without_a_checkout(tmp_path, monkey
 WORKERS = """
 import multiprocessing
 from sharpnb import lab
-from sharpnb.processes import worker_context
 lab.start("x")
 from studies import sam_minima_published as study
 here = study.figure1_left()
-for context in (multiprocessing.get_context("spawn"), worker_context()):
+for context in map(multiprocessing.get_context, ("spawn", "forkserver")):
     with context.Pool(1) as pool:
         assert pool.apply(study.figure1_left) == here
 """

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sharpnb import rules
+from sharpnb.averaging import update_bn
 from sharpnb.lab import load_data, many, models, train_many, with_label_noise
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.training import SCHEDULES, batches
@@ -136,6 +137,20 @@ def test_batchnorm_is_each_members_own_and_evaluated_with_the_training_set(build
         with torch.no_grad():
             loss = nn.functional.cross_entropy(model.eval()(data.test_x), data.test_y).item()
         assert many.final()[k]["test_loss"] == pytest.approx(loss, rel=1e-9)
+
+
+@pytest.mark.parametrize("size", [2, 251, 501])
+def test_a_single_image_left_over_by_the_evaluation_costs_no_training(size):
+    data = load_data("digits", train_size=size, dtype=torch.float64)
+    build = functools.partial(models.mlp, (64, 6, 10), norm=True)
+    found = train_many([{"rule": "sgd", "lr": 0.1, "seed": 1}], data, lambda seed: build(seed=seed), steps=2,
+                       batch_size=min(size, 32), dtype=torch.float64)
+    net = build(seed=1).double()
+    nn.utils.vector_to_parameters(found.weights[0], net.parameters())
+    cut = [size] if size <= 251 else [250, size - 250]
+    update_bn(net, data.train_x.split(cut))
+    loss = nn.functional.cross_entropy(net.eval()(data.test_x), data.test_y).item()
+    assert found.final()[0]["test_loss"] == pytest.approx(loss, rel=1e-12)
 
 
 def test_each_member_has_its_own_schedule_and_decay_of_its_budget():

@@ -274,16 +274,10 @@ def test_a_record_made_in_one_place_is_drawn_and_verified_in_another_without_tra
     here, there = tmp_path / "here", tmp_path / "there"
     assert execute(here) == ""
     shutil.copytree(here / "data" / "records", there / "data" / "records")
-    assert (there / "data/records/14_swa_landscapes/toy/claims.json").exists()
     no_training = {pieces.DEADLINE: str(time.time()), "SHARPNB_CHECK": "1"}
     assert execute(there, **no_training) == ""
 
-    file = there / "data/records/14_swa_landscapes/toy/cifar.json"
-    content = json.loads(file.read_text())
-    content["values"]["rows"][0]["test_error"] += 20.0
-    file.write_text(json.dumps(content))
-    assert "RecordMismatch" in execute(there, **no_training)
-    file.unlink()
+    (there / "data/records/14_swa_landscapes/toy/cifar.json").unlink()
     monkeypatch.setenv("SHARPNB_ROOT", str(there))
     monkeypatch.setenv(pieces.DEADLINE, no_training[pieces.DEADLINE])
     with pytest.raises(Paused, match="0 of 4 pieces are finished"):  # so training would have been noticed

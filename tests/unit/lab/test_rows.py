@@ -6,6 +6,7 @@ from torch import nn
 
 from sharpnb import rules
 from sharpnb.lab import models, train_many
+from sharpnb.lab.batched import blocks
 from sharpnb.lab.data import load_data
 from sharpnb.lab.rows import Rows, losses
 
@@ -75,3 +76,20 @@ def test_batchnorm_is_evaluated_with_the_statistics_of_the_training_images(data)
     net(data.train_x)
     truth = 100 * (net.eval()(data.test_x).argmax(1) != data.test_y).double().mean()
     assert rows.errors(rows.w, "test").item() == pytest.approx(truth.item())
+
+
+def test_a_single_image_left_over_by_the_statistics_joins_the_others():
+    data = load_data("digits", train_size=1001, dtype=torch.float64)
+    rows = Rows([0], data, lambda seed: models.mlp((64, 6, 10), norm=True, seed=seed), batch_size=16)
+    net = models.mlp((64, 6, 10), norm=True, seed=0).double()
+    torch.optim.swa_utils.update_bn([data.train_x], net)
+    wrong = (net.eval()(data.test_x).argmax(1) != data.test_y).double().mean()
+    assert rows.errors(rows.w, "test").item() == pytest.approx(100 * wrong.item())
+
+
+@pytest.mark.parametrize(("images", "size", "cut"), [
+    (4, 2, [2, 2]), (5, 2, [2, 3]), (3, 2, [3]), (2, 2, [2]), (1, 2, [1]), (6, 4, [4, 2]), (9, 4, [4, 5])])
+def test_blocks_hold_all_images_in_order_and_none_alone(images, size, cut):
+    x = torch.arange(images)
+    found = blocks(x, size)
+    assert [len(block) for block in found] == cut and torch.equal(torch.cat(found), x)

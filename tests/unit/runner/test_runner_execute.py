@@ -18,7 +18,7 @@ from sharpnb import here
 folder = Path(here.__file__).parents[1] / "figures" / "01_a"
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "path.png").write_text("drawn")
-environment = [os.environ[name] for name in ("SHARPNB_CHECK", "SHARPNB_KEEP")]
+environment = [os.environ[name] for name in ("SHARPNB_CHECK", "SHARPNB_KEEP", "MALLOC_TRIM_THRESHOLD_")]
 print(seed, here.value, os.environ["OMP_NUM_THREADS"], Path.cwd().name, environment)
 """
 
@@ -65,7 +65,7 @@ def test_a_run_from_end_to_end(root):
     assert [cell for cell in log.cells if cell[0] == "01_a"] == [("01_a", n, 3) for n in (1, 2, 3)]
     copy = results["01_a"].kept
     assert copy == paths.runs("quick") / "01_a.ipynb"
-    assert outputs(copy) == "5 own source 1 quick ['', '1']\n"
+    assert outputs(copy) == "5 own source 1 quick ['', '1', '67108864']\n"
     assert results["01_a"].renewed == ("figures/01_a/path.png",) and results["00_index"].renewed == ()
 
     bad = results["02_bad"]
@@ -80,13 +80,14 @@ def test_a_run_from_end_to_end(root):
     assert not list(root.rglob("*partial*"))
 
 
-def test_a_run_says_which_results_are_not_as_they_were_and_update_keeps_none(root):
+def test_a_run_says_which_results_are_not_as_they_were_and_update_keeps_none(root, monkeypatch):
     run(["1"])
     figure = root / "figures" / "01_a" / "path.png"
     assert run(["1"], force=True)[0].renewed == ()
     figure.write_text("another")
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "7")  # the user's own choice stays
     (again,) = run(["1"], update=True)
-    assert again.renewed == ("figures/01_a/path.png",) and outputs(again.kept).endswith(" notebooks ['', '0']\n")
+    assert again.renewed == ("figures/01_a/path.png",) and outputs(again.kept).endswith(" notebooks ['', '0', '7']\n")
 
 
 def test_update_stores_the_outputs_in_the_committed_notebook_once(root):
@@ -105,6 +106,60 @@ def test_update_stores_the_outputs_in_the_committed_notebook_once(root):
     after["cells"][2]["outputs"] = []
     source.write_text(json.dumps(after))
     assert plan(["0"], update=True)[0].why == ("its stored outputs are not those of the last run",)
+
+
+EDIT = """
+import json
+from pathlib import Path
+file = Path("05_edited.ipynb")
+content = json.loads(file.read_text())
+content["cells"][{cell}]["source"] = {text!r}
+file.write_text(json.dumps(content))
+print("ran")
+"""
+
+
+@pytest.mark.parametrize(("cell", "text", "outcome"), [
+    (0, "# 05 · Written meanwhile", "done"), (1, 'profile: str = "quick"\nseed: int = 7', "failed"),
+    (2, "print('another')", "failed")])
+def test_what_a_maintainer_writes_while_a_notebook_runs_is_kept(root, cell, text, outcome):
+    file = root / "notebooks" / "05_edited.ipynb"
+    file.write_text(json.dumps(plain("05", EDIT.format(cell=cell, text=text))))
+    (result,) = run(["5"], update=True)
+    assert result.outcome == outcome
+    assert "".join(json.loads(file.read_text())["cells"][cell]["source"]) == text
+    assert outputs(file) == ("ran\n" if outcome == "done" else "")
+    assert ("edited while it ran" in result.detail) == (outcome == "failed")
+    assert bool(plan(["5"], update=True)[0].why) == (outcome == "failed"), "what was not stored is made again"
+
+
+def test_a_notebook_that_is_gone_or_broken_at_the_end_of_its_run_is_a_failure_of_its_own(root):
+    file = root / "notebooks" / "05_edited.ipynb"
+    file.write_text(json.dumps(plain("05", "from pathlib import Path\nPath('05_edited.ipynb').write_text('{')")))
+    results = {result.name: result for result in run(["1", "5"], update=True, jobs=2)}
+    assert results["05_edited"].outcome == "failed" and "cannot be read as a notebook" in results["05_edited"].detail
+    assert results["01_a"].outcome == "done" and file.read_text() == "{"
+
+
+def test_a_line_of_another_hand_on_a_workers_output_is_passed_over(root, tmp_path, monkeypatch):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "sitecustomize.py").write_text("print('welcome')\nprint('[1]')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "own"))
+    (result,) = run(["1"])
+    assert result.outcome == "done"
+
+
+def test_no_worker_starts_once_the_run_is_stopped(root, monkeypatch):
+    crew = execute._Crew(0, 60.0, execute.Silence(), None)
+
+    def interrupted(*of):
+        crew.stopped = True  # as Ctrl-C does in another thread
+        return {}
+
+    monkeypatch.setattr(execute, "_environment", interrupted)
+    monkeypatch.setattr(execute.subprocess, "Popen", lambda *of, **more: pytest.fail("a worker was started"))
+    (result,) = crew.work(plan(["1"]), 1)
+    assert result.outcome == "not run"
 
 
 def test_a_notebook_that_takes_too_long_is_ended_and_kept(root, monkeypatch):

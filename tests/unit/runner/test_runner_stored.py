@@ -67,11 +67,22 @@ def test_outputs_are_put_back_by_id_and_the_text_around_them_stays():
     assert [cell["id"] for cell in result["cells"]] == ["h", "a", "b"]
 
 
-def test_a_cell_that_was_not_executed_is_an_error():
+@pytest.mark.parametrize(("edit", "which"), [
+    (lambda cells: cells[2].update(source="3"), "cells b"), (lambda cells: cells[2].update(id="new"), "cells b, new"),
+    (lambda cells: cells.pop(1), "cells a"), (lambda cells: cells.append(cells.pop(1)), "the order of the cells"),
+    (lambda cells: cells.append(code("4", "c")), "cells c"),
+])
+def test_outputs_of_other_code_are_not_put_back(edit, which):
     source = copy.deepcopy(CLEAN)
-    source["cells"][2]["id"] = "new"
-    with pytest.raises(ValueError, match="Cell new was not executed"):
+    edit(source["cells"])
+    with pytest.raises(ValueError, match=rf"edited while it ran \({which}\)"):
         stored.with_outputs(source, executed())
+
+
+def test_code_in_lines_is_the_same_code():
+    source = copy.deepcopy(CLEAN)
+    source["cells"][1]["source"] = ["pri", "nt(1)"]
+    assert stored.with_outputs(source, executed())["cells"][1]["source"] == ["pri", "nt(1)"]
 
 
 def test_the_file_is_a_valid_notebook_and_reads_back_as_it_was():

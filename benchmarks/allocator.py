@@ -1,10 +1,9 @@
-"""What memory costs without need: pages given back and taken again, modules searched for garbage; results stay."""
+"""The C library's allocator as `sharpnb run` sets it for its kernels, for a process that is running already."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import gc
 import os
 
 # mallopt(3): the keys, and the values at which glibc's own adaptation ends: it learns from freed blocks up to 32 MB.
@@ -27,14 +26,3 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK)
         mallopt(M_TRIM_THRESHOLD, KEPT_AT_MOST)
-
-
-@functools.cache
-def pass_over_modules() -> None:
-    """Let the garbage collector pass over everything that the process holds by now, once.
-
-    PyTorch, pandas and matplotlib are 250,000 objects, and every full collection looks at each: measured 80 to 240
-    milliseconds, several times a notebook. None of them is ever garbage. What is garbage by now stays, which is why a
-    process does this once, after its imports.
-    """
-    gc.freeze()
