@@ -43,7 +43,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from sharpnb import paths
-from sharpnb.lab import imagefolder, torchfile
+from sharpnb.checkpoints import torchfile
+from sharpnb.lab import imagefolder
 from sharpnb.lab.data import DataError
 from sharpnb.lab.training import SCHEDULES, pick_device
 from sharpnb.optim import SAM
