@@ -34,7 +34,7 @@ help:
 
 # The stamps are written last, so that an interrupted installation is repeated and not taken for a finished one. The package
 # is compiled, as a wheel's would be: where Python may write no bytecode, every process would compile it.
-.venv/ready: PACKAGES = -c constraints.txt -e ".[notebooks,scale,dev]"
+.venv/ready: PACKAGES = -c constraints.txt -e ".[notebooks,scale,safetensors,dev]"
 .venv/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found. Install one, or: make PYTHON=/path/to/python"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
@@ -77,7 +77,7 @@ lab-check: .venv/site
 	@.venv/bin/python site/check_lab.py
 
 # The oldest supported PyTorch, in an environment of its own; the other pins stay.
-.venv-oldest/ready: PACKAGES = -c .venv-oldest/constraints.txt torch==2.11.0 torchvision==0.26.0 -e ".[notebooks,scale,dev]"
+.venv-oldest/ready: PACKAGES = -c .venv-oldest/constraints.txt torch==2.11.0 torchvision==0.26.0 -e ".[notebooks,scale,safetensors,dev]"
 .venv-oldest/ready: pyproject.toml constraints.txt
 	@mkdir -p .venv-oldest && grep -v '^torch' constraints.txt > .venv-oldest/constraints.txt
 	$(install)

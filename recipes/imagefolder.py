@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sharpnb.lab import torchfile
+from sharpnb.checkpoints import torchfile
 from sharpnb.lab.data import DataError
 
 AUGMENTS = ("crop", "autoaugment", "none")

@@ -44,7 +44,7 @@ from torch.utils.data import DataLoader
 
 import imagefolder
 from sharpnb import paths
-from sharpnb.lab import torchfile
+from sharpnb.checkpoints import torchfile
 from sharpnb.lab.data import DataError
 from sharpnb.lab.training import SCHEDULES, pick_device
 from sharpnb.optim import SAM

@@ -216,9 +216,19 @@ def spectrum_command(
         help="module:function that returns (x, y), batches, a Dataset or a DataLoader; or digits, cifar10, …; or "
         "noise:3x224x224, one synthetic batch.", show_default=False)],
     checkpoint: Annotated[Path | None, typer.Option(
-        help="Torch file with the weights: a state dict, or a file that holds one.", show_default=False)] = None,
+        help="The weights: a torch or safetensors file, an index of several, a run's or Lightning's checkpoint.",
+        show_default=False)] = None,
     key: Annotated[str | None, typer.Option(
-        help="Where the state dict is in the file, if not found by itself.", show_default=False)] = None,
+        help="Which weights of several in the file, as in state_dict.teacher.", show_default=False)] = None,
+    allow_class: Annotated[list[str] | None, typer.Option(
+        metavar="GLOB", help="Pass over objects of these classes in the file; no code of theirs is run.",
+        show_default=False)] = None,
+    allow_missing: Annotated[list[str] | None, typer.Option(
+        metavar="GLOB", help="Weights that may be missing in the file: they stay as the model was built.",
+        show_default=False)] = None,
+    allow_unexpected: Annotated[list[str] | None, typer.Option(
+        metavar="GLOB", help="Weights in the file that the model has not got: they are passed over.",
+        show_default=False)] = None,
     weights: Annotated[str | None, typer.Option(
         help="Torchvision's pretrained weights, such as DEFAULT.", show_default=False)] = None,
     classes: Annotated[int | None, typer.Option(
@@ -252,17 +262,22 @@ def spectrum_command(
     from sharpnb.lab import spectra
     from sharpnb.lab.training import pick_device
 
+    def say(text: str) -> None:
+        _console.print(Text(text), soft_wrap=True)
+
     try:
         settings = spectra.Settings(
             operator, mode, tuple(params or ()), top, steps, probes, seed, None if memory is None else memory * 1e9)
         kind, at = own.float_type(dtype), pick_device(device)
-        network = own.load_model(model, checkpoint, key=key, weights=weights, classes=classes).to(at, kind)
+        network = own.load_model(
+            model, checkpoint, key=key, weights=weights, classes=classes, say=say, allow_classes=allow_class or (),
+            allow_missing=allow_missing or (), allow_unexpected=allow_unexpected or ()).to(at, kind)
         found = spectra.measure_spectrum(
             network, own.load_loss(loss),
             own.load_batches(data, split=split, batch_size=batch_size, limit=batches, dtype=kind), settings, out,
             origin={"model": model, "checkpoint": checkpoint and checkpoint.name, "weights": weights, "data": data,
                     "split": split, "loss": loss},
-            progress=sys.stderr.isatty(), say=lambda text: _console.print(Text(text), soft_wrap=True))
+            progress=sys.stderr.isatty(), say=say)
     except ValueError as error:
         raise RunnerError(str(error)) from None
     table = Table("", model, show_header=True)

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from sharpnb.lab import torchfile
+from sharpnb import checkpoints
+from sharpnb.checkpoints import fit as fit  # tests of one's own meet them here
+from sharpnb.checkpoints import read_state as read_state
 from sharpnb.lab.data import NAMES, Data, load_data
 from sharpnb.trees import tensors
 
-# Where the weights are in a file that holds more, in the order in which they are looked for.
-KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": nn.functional.cross_entropy, "mse": nn.functional.mse_loss,
     "binary_cross_entropy": nn.functional.binary_cross_entropy_with_logits,
@@ -77,16 +77,18 @@ def _from_file(path: Path) -> Any:
 
 def load_model(
     spec: str, checkpoint: str | Path | None = None, *, key: str | None = None, weights: str | None = None,
-    classes: int | None = None,
+    classes: int | None = None, say: Callable[[str], None] = lambda _: None, **allow: Sequence[str],
 ) -> nn.Module:
     """Return a network.
 
     Args:
         spec: ``module:function`` of a function without arguments (or a module object), or a torchvision model's name.
-        checkpoint: a torch file: a state dict, or a mapping that holds one.
-        key: where the state dict is in the file; default the first of :data:`KEYS`.
+        checkpoint: file or folder with the weights; see :func:`sharpnb.checkpoints.load`.
+        key: where the state dict is in the file, if there are several.
         weights: torchvision's pretrained weights, such as ``"DEFAULT"``.
         classes: number of outputs of a torchvision model, where it is not ImageNet's.
+        say: is told where in the file the weights were, what was passed over, what stayed as it was built.
+        allow: patterns ``allow_classes``, ``allow_missing``, ``allow_unexpected`` of the same function.
 
     Raises:
         ValueError: if the model cannot be made, or the file does not fit it; the message says how they differ.
@@ -101,7 +103,8 @@ def load_model(
     else:
         model = _torchvision(spec, weights, classes)
     if checkpoint is not None:
-        fit(model, read_state(checkpoint, key), str(checkpoint))
+        for note in checkpoints.load(model, checkpoint, key, **allow):
+            say(note)
     return model
 
 
@@ -120,70 +123,6 @@ def _torchvision(name: str, weights: str | None, classes: int | None) -> nn.Modu
         allowed = ", ".join(entry.name for entry in models.get_model_weights(name))
         raise ValueError(f"model {name!r} with weights {weights!r} and {classes or 'its own'} classes: {error}. "
                          f"Weights there are: {allowed}, DEFAULT.") from error
-
-
-def read_state(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
-    """Return the state dict of a torch file, which is read without running any code in it (``weights_only=True``).
-
-    Raises:
-        ValueError: if the file is no torch file, damaged, needs code to be read, or has no state dict under ``key``.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"checkpoint {path}: there is no such file.")
-    held = torchfile.read(path)
-    if key is not None:
-        if not isinstance(held, Mapping) or key not in held:
-            raise ValueError(f"checkpoint {path} has no entry {key!r}. It has {_entries(held)}.")
-        held = held[key]
-    elif isinstance(held, Mapping) and not _is_state(held):
-        key = next((k for k in KEYS if _is_state(held.get(k))), None)
-        held = held if key is None else held[key]
-    if not _is_state(held):
-        raise ValueError(f"checkpoint {path} holds no state dict where one is looked for ({', '.join(KEYS)}). It has "
-                         f"{_entries(held)}; name the entry with --key.")
-    return dict(held)
-
-
-def _is_state(held: Any) -> bool:
-    return isinstance(held, Mapping) and len(held) > 0 and all(isinstance(value, Tensor) for value in held.values())
-
-
-def _entries(held: Any) -> str:
-    if not isinstance(held, Mapping):
-        return f"a {type(held).__name__}"
-    return ", ".join(f"{k!r} ({type(v).__name__})" for k, v in list(held.items())[:12])
-
-
-def fit(model: nn.Module, state: Mapping[str, Tensor], path: str = "the checkpoint") -> None:
-    """Load ``state``, whose names may carry a wrapper's prefix (``module.``, ``_orig_mod.``, ``model.``).
-
-    With a prefix, entries without it belong to the wrapper (a counter, a loss) and are passed over; without one, every
-    entry must be the model's.
-
-    Raises:
-        ValueError: if names or shapes differ; the message has the first of them.
-    """
-    own = model.state_dict()
-    first = next(iter(own), "")
-    prefixes = [name[: -len(first)] for name in state if name == first or name.endswith("." + first)] or [""]
-    prefix = min(prefixes, key=lambda p: (sum(p + name not in state for name in own), len(p)))
-    absent = [name for name in own if prefix + name not in state]
-    foreign = [] if prefix else [name for name in state if name not in own]
-    if absent or foreign:
-        raise ValueError(f"{path} does not fit the model: {_some(absent, 'are missing in the file')}"
-                         f"{'; ' if absent and foreign else ''}{_some(foreign, 'are not in the model')}.")
-    stripped = {name: state[prefix + name] for name in own}
-    shapes = [f"{name} is {tuple(stripped[name].shape)} in the file and {tuple(own[name].shape)} in the model"
-              for name in own if stripped[name].shape != own[name].shape]
-    if shapes:
-        raise ValueError(f"{path} does not fit the model: {'; '.join(shapes[:3])}. Is the number of classes or the "
-                         "width another one?")
-    model.load_state_dict(stripped)
-
-
-def _some(names: list[str], what: str) -> str:
-    return f"{len(names)} entries {what}: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}" if names else ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------

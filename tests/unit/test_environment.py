@@ -17,7 +17,7 @@ def _requirements(lines):
 
 def _wanted(*more):
     extras = PROJECT["optional-dependencies"]
-    return _requirements([*PROJECT["dependencies"], *(line for name in ("notebooks", "scale", "dev", *more) for line in extras[name])])
+    return _requirements([*PROJECT["dependencies"], *(line for name in ("notebooks", "scale", "safetensors", "dev", *more) for line in extras[name])])
 
 
 def test_environment_yml_names_what_pyproject_names():
@@ -43,10 +43,10 @@ def test_the_core_imports_with_torch_and_numpy_alone():
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"pandas", "matplotlib", "scipy", "sklearn", "torchvision", "tqdm", "papermill", "typer", "rich"}:
+        if name.split(".")[0] in {"pandas", "matplotlib", "scipy", "sklearn", "torchvision", "tqdm", "papermill", "typer", "rich", "safetensors"}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Refuse())
-import sharpnb, sharpnb.rules, sharpnb.optim, sharpnb.curvature
+import sharpnb, sharpnb.rules, sharpnb.optim, sharpnb.curvature, sharpnb.checkpoints
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -68,8 +68,9 @@ def test_layers_import_only_what_stands_below_them():
     below = {
         **{file: set() for file in ("paths.py", "rules.py", "trees.py", "caches.py")},
         "datafiles.py": {"paths"}, "resume.py": {"paths"}, "optim": tools, "curvature": tools, "averaging": tools,
+        "checkpoints": set(),
         "landscape": tools | {"averaging"},  # BatchNorm's statistics at a point are those of an average
-        "lab": tools - {"resume"} | {"datafiles", "optim", "averaging", "curvature", "landscape"},
+        "lab": tools - {"resume"} | {"datafiles", "optim", "averaging", "curvature", "landscape", "checkpoints"},
         "runner": {"paths", "datafiles"},
     }
     for part, allowed in below.items():

@@ -1,0 +1,205 @@
+"""A state dict into a model whose names differ by wrappers: matched, loaded by the model's own ``load_state_dict``."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from sharpnb.checkpoints.names import below, plain, plainly, prefixes, versions_of
+from sharpnb.checkpoints.standins import matches
+from sharpnb.checkpoints.states import EXTRA, Ambiguous, equal
+
+# Entries that no network has for its own: AveragedModel's counter, the buffers of thop's profiler.
+COUNTERS = ("n_averaged", "total_ops", "total_params")
+USUAL = ("", "model.", "net.")  # what may stand before all names without a word: Lightning's modules hold a network so
+
+
+def fit(
+    model: nn.Module, state: Mapping[str, Any], path: str = "the checkpoint", *, allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+) -> list[str]:
+    """Load ``state`` into ``model``, whatever wrappers put into the names, and return what is worth a word.
+
+    Names are compared in the plain form that is left without :data:`~sharpnb.checkpoints.names.WRAPPERS`. What stands
+    before all names of the model (``model.``, ``net.``, ``encoder.``) is found by comparing, and what does not begin
+    with it is passed over. Then the model's own ``load_state_dict`` is asked, with its hooks that convert older files.
+
+    Args:
+        model: the network. Weights on the meta device are replaced by the file's.
+        state: name -> tensor, and ``_extra_state`` entries.
+        path: what the messages call the file.
+        allow_missing: patterns of names of the model that may be missing; they stay as the model was built.
+        allow_unexpected: patterns of names that are passed over in the file.
+
+    Returns:
+        Sentences: where in the file the weights were, what was passed over, what stayed as it was built.
+
+    Raises:
+        ValueError: if names or shapes differ; the message has the first of them, and the option to use.
+        Ambiguous: if the file holds the network several times (student and teacher, a model and its average).
+    """
+    match = _matched(model, state, path)
+    given = match.given(model, state)
+    allowed = [name for name in given if matches(name, allow_unexpected)]
+    for name in allowed:
+        del given[name]
+    _share_tied(model, given, path)
+    meta = any(t.is_meta for t in (*model.parameters(), *model.buffers()))
+    try:
+        result = model.load_state_dict(given, strict=False, **({"assign": True} if meta else {}))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not fit the model: {_shapes(model, given) or str(error).strip()}") from error
+    missing: list[str] = list(getattr(result, "missing_keys", ()))  # a method of one's own may return nothing
+    foreign: list[str] = list(getattr(result, "unexpected_keys", ()))
+    kept = [name for name in missing if matches(name, allow_missing)]
+    missing = [name for name in missing if name not in kept]
+    unexpected = [name for name in foreign if not _is_passed_over(name, given)]
+    if missing or unexpected:
+        raise ValueError(_unfit(path, missing, unexpected, match.others))
+    passed = [*match.outside, *foreign, *allowed]
+    return [*([] if match.prefix in USUAL else [f"The weights are those below {match.prefix.rstrip('.')!r}."]),
+            *([f"{_some(kept, 'stay as the model was built')}."] if kept else []),
+            *([f"{_some(passed, 'in the file are passed over')}."] if passed else [])]
+
+
+def suits(model: nn.Module, state: Mapping[str, Any]) -> bool:
+    """Whether ``state`` has every weight of ``model``, in its shape."""
+    try:
+        given = _matched(model, state, "").given(model, state)
+    except Ambiguous:
+        return True
+    return all(name in given and _fits(tensor, given[name]) for name, tensor in model.named_parameters())
+
+
+@dataclass(frozen=True)
+class _Match:
+    """How the names of a file become those of the model.
+
+    Attributes:
+        names: name in the file -> name in the model, or what it would be there.
+        lead: what the model has before its plain names and the file has not.
+        prefix: what the file has before the plain names and the model has not.
+        outside: names in the file that do not begin with the prefix.
+        others: other prefixes below which the file has the network too.
+    """
+
+    names: dict[str, str]
+    lead: str
+    prefix: str
+    outside: list[str]
+    others: list[str]
+
+    def given(self, model: nn.Module, state: Mapping[str, Any]) -> OrderedDict[str, Any]:
+        """Return the state under the model's names, with its modules' versions, by which PyTorch converts it."""
+        given = OrderedDict((mine, state[theirs]) for theirs, mine in self.names.items())
+        if versions := {plain(name): version for name, version in versions_of(state).items()}:
+            theirs = {name: f"{self.prefix}{plain(name)[len(self.lead):]}".rstrip(".")
+                      for name, _ in model.named_modules()}
+            vars(given)["_metadata"] = OrderedDict(
+                (mine, versions[name]) for mine, name in theirs.items() if name in versions)
+        return given
+
+
+def _matched(model: nn.Module, state: Mapping[str, Any], path: str) -> _Match:
+    own, held = plainly(model.state_dict()), plainly(state)
+    lead, best, most = prefixes(own, held)
+    prefix = "" if len(best) > 1 or not best else best[0]
+    if len(best) > 1 and "" not in best and 2 * most > len(own):
+        prefix = _only(model, {name[len(lead):]: mine for name, mine in own.items()}, held, state, best, path)
+    others = [other for other in best if other != prefix] if 2 * most > len(own) else []
+    names = {}
+    for name, original in held.items():
+        if name.startswith(prefix):
+            short = lead + name[len(prefix):]
+            names[original] = own.get(short, short)
+    return _Match(names, lead, prefix, [name for name in state if name not in names], others)
+
+
+def _only(
+    model: nn.Module, own: Mapping[str, str], held: Mapping[str, str], state: Mapping[str, Any], best: list[str],
+    path: str,
+) -> str:
+    """Return the one prefix below which the shapes fit too, or the first if the weights are the same below each."""
+    mine = model.state_dict()
+    fitting = [prefix for prefix in best if all(
+        _fits(mine[own[name]], state[held[prefix + name]]) for name in own if prefix + name in held)]
+    towers = {prefix.rstrip("."): below(state, prefix.rstrip(".")) for prefix in fitting or best}
+    first, *rest = towers.values()
+    if not all(equal(first, tower) for tower in rest):
+        raise Ambiguous(path, towers)
+    return (fitting or best)[0]
+
+
+def _fits(mine: Any, theirs: Any) -> bool:
+    if not (isinstance(mine, Tensor) and isinstance(theirs, Tensor)) or is_lazy(mine):
+        return True
+    return mine.shape == theirs.shape
+
+
+def _share_tied(model: nn.Module, given: dict[str, Any], path: str) -> None:
+    """Give tied entries, such as a head that is its embedding, the one tensor that the file has of them."""
+    groups: dict[int, list[str]] = {}
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    for name, tensor in tensors.items():
+        groups.setdefault(id(tensor), []).append(name)
+    for names in groups.values():
+        there = [name for name in names if isinstance(given.get(name), Tensor)]
+        if len(names) < 2 or not there:
+            continue
+        for name in there[1:]:
+            if not torch.equal(given[there[0]], given[name]):
+                raise ValueError(f"{path} does not fit the model: {there[0]} and {name} are one tensor in the model, "
+                                 "and two that differ in the file. Build the model without tying them.")
+        one = nn.Parameter(given[there[0]], requires_grad=tensors[names[0]].requires_grad)
+        given.update(dict.fromkeys(names, one))
+
+
+def _is_passed_over(name: str, given: Mapping[str, Any]) -> bool:
+    """Whether an entry that the model has not got says nothing about its function."""
+    if name.endswith(EXTRA) or name.rpartition(".")[2] in COUNTERS:
+        return True
+    value = given[name]  # a matrix that is there twice: a head that the model ties without an entry of its own
+    return isinstance(value, Tensor) and value.dim() > 1 and any(
+        isinstance(other, Tensor) and key != name and other.shape == value.shape and torch.equal(other, value)
+        for key, other in given.items())
+
+
+def _shapes(model: nn.Module, given: Mapping[str, Any]) -> str:
+    own = model.state_dict()
+    names = [name for name in own if isinstance(given.get(name), Tensor) and not _fits(own[name], given[name])]
+    differ = [f"{name} is {tuple(given[name].shape)} in the file and {tuple(own[name].shape)} in the model"
+              for name in names[:3]]
+    pattern = repr(_pattern(names)) if names else ""
+    return (f"{'; '.join(differ)}. Is the number of classes or the width another one? --allow-unexpected {pattern} "
+            f"--allow-missing {pattern} leaves them as the model was built.") if differ else ""
+
+
+def _unfit(path: str, missing: list[str], unexpected: list[str], others: list[str]) -> str:
+    told, options = [], []
+    if missing:
+        told.append(_some(missing, "are missing in the file"))
+        options.append(f"--allow-missing {_pattern(missing)!r} leaves them as the model was built.")
+    if unexpected:
+        told.append(_some(unexpected, "are not in the model"))
+        options.append(f"--allow-unexpected {_pattern(unexpected)!r} passes over them.")
+    if others:
+        options.append(f"The file has the network below {', '.join(map(repr, others))} too: see --key.")
+    return f"{path} does not fit the model: {'; '.join(told)}. {' '.join(options)}"
+
+
+def _pattern(names: list[str]) -> str:
+    """Return one pattern for names: the name itself, or what they begin with."""
+    heads, tops = {name.rpartition(".")[0] for name in names}, {name.partition(".")[0] for name in names}
+    if len(names) == 1:
+        return names[0]
+    return f"{min(heads)}.*" if len(heads) == 1 and "" not in heads else f"{min(tops)}.*" if len(tops) == 1 else "*"
+
+
+def _some(names: list[str], what: str) -> str:
+    return f"{len(names)} entries {what}: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}"

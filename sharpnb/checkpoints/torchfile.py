@@ -1,0 +1,128 @@
+"""A torch file is read without running any code in it, and only if it is whole."""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from sharpnb.checkpoints.standins import KNOWN, matches, numpys, stand_in
+
+_REFUSED = re.compile(r"GLOBAL (\S+) was not an allowed global")
+_BLOCKED = re.compile(r"unsupported GLOBAL (\S+) whose module")
+_ADVICE = re.compile(r"weights_only|Weights only load failed|file an issue")
+_FILLED = re.compile(r"Can only SETITEMS? for .* but got <class '(.+)'>")
+
+
+def read(path: Path, device: str | torch.device = "cpu", allow: Sequence[str] = ()) -> Any:
+    """Return what is in a torch file (``weights_only=True``).
+
+    Tensors, NumPy's arrays and plain values are read as they are. Objects of the classes that training scripts store
+    (:data:`sharpnb.checkpoints.standins.KNOWN`) are read as inert things; every other class is refused.
+
+    PyTorch writes a checksum with each tensor and does not look at it when it reads: a turned bit would go unnoticed.
+
+    Args:
+        path: the file.
+        device: where its tensors go.
+        allow: names, or patterns, of further classes to read as inert things. Their code is not run.
+
+    Raises:
+        OSError: if there is no such file, or it may not be read.
+        ValueError: if it is no torch file, is damaged, or needs code to be read.
+    """
+    with path.open("rb") as file:
+        try:
+            whole = zipfile.is_zipfile(file)  # files from before PyTorch 1.6 are none, and have no checksums
+            if whole:
+                _check(file)
+        except Exception as error:
+            raise _unread(path, error) from error
+        names = _foreign(file) if whole else set()
+        return _Reader(path, file, device, allow).load(names)
+
+
+class _Reader:
+    """Reads with stand-ins for what a file names, one more each time that PyTorch meets another name."""
+
+    def __init__(self, path: Path, file: IO[bytes], device: str | torch.device, allow: Sequence[str]) -> None:
+        self.path, self.file, self.device, self.allow = path, file, device, allow
+        self.named: dict[str, Callable[..., Any]] = dict(numpys())
+
+    def load(self, names: set[str]) -> Any:
+        """Return what is in the file, of which it is known to name ``names``."""
+        self._stand_for(names)
+        while True:
+            self.file.seek(0)
+            try:
+                with warnings.catch_warnings(), safe_globals([(thing, name) for name, thing in self.named.items()]):
+                    warnings.simplefilter("ignore")  # what matters in them is said below, for a user
+                    return torch.load(self.file, map_location=self.device, weights_only=True)
+            except Exception as error:  # a pickle, zip, system, runtime or end-of-file error, as the damage has it
+                self._learn(error)
+
+    def _learn(self, error: Exception) -> None:
+        """Add the stand-in that was missing, or raise what a user should know."""
+        text = str(error)
+        if found := _REFUSED.search(text):
+            name = found[1] if "." in found[1] else f"builtins.{found[1]}"
+            if name not in self.named:
+                return self._stand_for({name})
+        filled = _FILLED.search(text)
+        if filled and filled[1] in self.named:
+            self.named[filled[1]] = stand_in(filled[1], "mapping")
+            return None
+        raise _unread(self.path, error) from error
+
+    def _stand_for(self, names: set[str]) -> None:
+        refused = sorted(name for name in names - set(self.named) if not matches(name, (*KNOWN, *self.allow)))
+        if refused:
+            raise ValueError(
+                f"{self.path} holds objects of classes that are not read: {', '.join(refused[:6])}"
+                f"{', …' if len(refused) > 6 else ''}. Only tensors, arrays and plain values are, so that no code in a "
+                "file is run. Pass over them: --allow-class " + " --allow-class ".join(map(repr, refused[:3]))
+                + " (their code is not run either). Or save model.state_dict() alone.")
+        self.named |= {name: stand_in(name) for name in names - set(self.named)}
+
+
+def _foreign(file: IO[bytes]) -> set[str]:
+    """Return the classes and functions that a file names and PyTorch does not know, where that can be told."""
+    file.seek(0)
+    try:
+        return set(get_unsafe_globals_in_checkpoint(file))
+    except Exception:  # TorchScript, another kind of pickle, damage: told when the file is read
+        return set()
+
+
+def _unread(path: Path, error: Exception) -> ValueError:
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    if found := _BLOCKED.search(text):
+        return ValueError(f"{path} is not read: it would call {found[1]}, which can do anything to this machine. Do "
+                          "not load it anywhere. Ask whoever made it for model.state_dict() alone.")
+    if "TorchScript" in text:
+        return ValueError(f"{path} is not read: it is a TorchScript program, and no code in a file is run. If you "
+                          "trust it, call torch.jit.load in a function of your own and name that as the model.")
+    if "must be imported to load" in text:
+        return ValueError(f"{path} is not read: it holds shards (DTensor) of a run on several devices. Save the whole "
+                          "state there: get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)).")
+    if "Unsupported operand" in text:
+        return ValueError(f"{path} is not read: it is no torch file, is damaged, or was saved in another "
+                          "form of pickle. Save model.state_dict() anew, with pickle_protocol=2, PyTorch's default.")
+    text = text.rpartition("WeightsUnpickler error:")[2]  # what stands before it is advice to read without weights_only
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not _ADVICE.search(line)]
+    reason = (lines or [type(error).__name__])[0][:200].rstrip(".")
+    return ValueError(f"{path} is not read: {reason}. Only whole torch files of tensors and plain values are; no code "
+                      "in a file is run. Save model.state_dict() anew; the state of a run can be deleted.")
+
+
+def _check(file: IO[bytes]) -> None:
+    with zipfile.ZipFile(file) as archive:
+        if broken := archive.testzip():
+            raise ValueError(f"the checksum of its part {broken} is another. It is damaged, or was saved under "
+                             "torch.serialization.set_crc32_options(False)")

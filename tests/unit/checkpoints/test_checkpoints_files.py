@@ -1,0 +1,312 @@
+"""Files as training runs write them: the weights come out, no code is run, and what is refused is named."""
+
+import argparse
+import collections
+import dataclasses
+import datetime
+import decimal
+import json
+import pathlib
+import pickle
+import random
+import types
+import uuid
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sharpnb import checkpoints
+from sharpnb.averaging import SWA
+from sharpnb.checkpoints import Ambiguous, read_state
+
+
+@pytest.fixture
+def net():
+    return nn.Linear(4, 3)
+
+
+def same(found, net):
+    return all(torch.equal(found[name], value) for name, value in net.state_dict().items()) and len(found) == 2
+
+
+BESIDE = {
+    "argparse.Namespace": {"args": argparse.Namespace(lr=0.1, root=pathlib.Path("/data"))},
+    "types.SimpleNamespace": {"args": types.SimpleNamespace(lr=0.1)},
+    "NumPy scalars": {"best": np.float64(93.1), "at": np.int64(3), "ok": np.bool_(True), "day": np.datetime64("2026-01-01")},
+    "NumPy arrays": {"curve": np.arange(3.0), "names": np.array(["a", 1], dtype=object), "table": np.zeros(2, [("a", "f4")])},
+    "NumPy's random states": {"rng": np.random.get_state(), "generator": np.random.default_rng(0), "old": np.random.RandomState(0)},
+    "Python's random state": {"rng": random.getstate(), "torch_rng": torch.get_rng_state()},
+    "paths": {"hyper_parameters": {"root": pathlib.Path("/data"), "there": pathlib.PureWindowsPath("c:/data")}},
+    "containers": {"log": collections.defaultdict(list, loss=[1.0]), "last": collections.deque([1, 2], maxlen=2),
+                   "seen": frozenset({1}), "which": range(3), "part": slice(1, 2), "kinds": collections.Counter("aab")},
+    "times": {"at": datetime.datetime.now(datetime.UTC), "took": datetime.timedelta(1), "day": datetime.date.today()},
+    "numbers and names": {"price": decimal.Decimal("1.2"), "id": uuid.uuid4(), "type": int, "version": torch.__version__},
+    "classes of PyTorch among the settings": {"act": nn.ReLU, "optimizer": torch.optim.SGD, "layer": nn.Sequential(nn.ReLU())},
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before 1.6"])
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_training_scripts_store_beside_the_weights(net, tmp_path, name, legacy):
+    if legacy and "PyTorch" in name:
+        pytest.skip("the old format stores a module's source text, which PyTorch's reader refuses")
+    torch.save({"model": net.state_dict(), "epoch": 3, **BESIDE[name]}, tmp_path / "run.pt", _use_new_zipfile_serialization=not legacy)
+    assert same(read_state(tmp_path / "run.pt"), net)
+
+
+@dataclasses.dataclass
+class Config:
+    lr: float = 0.1
+
+
+class Settings(dict):
+    pass
+
+
+class Slots:
+    __slots__ = ("a",)
+
+
+class Ours(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.config = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), Config()
+        self.register_buffer("mask", torch.ones(3), persistent=False)
+
+
+def test_another_class_is_named_with_its_option_and_passed_over_without_its_code(net, tmp_path):
+    slots = Slots()
+    slots.a = [1]
+    held = {"model": net.state_dict(), "config": Config(), "settings": Settings(a=1), "slots": slots}
+    torch.save(held, tmp_path / "run.pt")
+    with pytest.raises(ValueError) as error:
+        read_state(tmp_path / "run.pt")
+    told = str(error.value)
+    for name in ("Config", "Settings", "Slots"):
+        assert f"{__name__}.{name}" in told and f"--allow-class '{__name__}.{name}'" in told
+    assert "weights_only" not in told and "\x1b" not in told
+    assert same(read_state(tmp_path / "run.pt", allow=[f"{__name__}.*"]), net)
+    with pytest.raises(ValueError, match=r"test_checkpoints_files\.Settings"):
+        read_state(tmp_path / "run.pt", allow=[f"{__name__}.Config"])
+
+
+def test_a_whole_module_gives_its_weights(tmp_path):
+    torch.save(nn.Sequential(nn.Linear(4, 3)), tmp_path / "plain.pt")
+    assert set(read_state(tmp_path / "plain.pt")) == {"0.weight", "0.bias"}
+    whole = Ours()
+    torch.save({"epoch": 3, "model": whole}, tmp_path / "whole.pt")
+    with pytest.raises(ValueError, match=r"test_checkpoints_files\.Config, .*test_checkpoints_files\.Ours"):
+        read_state(tmp_path / "whole.pt")
+    found = read_state(tmp_path / "whole.pt", allow=["*"])
+    assert found.keys() == whole.state_dict().keys() and "mask" not in found
+    assert all(torch.equal(found[name], value) for name, value in whole.state_dict().items())
+
+
+class Evil:
+    def __init__(self, call, *given):
+        self.call, self.given = call, given
+
+    def __reduce__(self):
+        return self.call, self.given
+
+
+@pytest.mark.parametrize(("call", "word"), [
+    (__import__("os").system, "system"), (eval, "eval"), (getattr, "getattr"), (__import__("subprocess").call, "call"),
+    (__import__("runpy").run_path, "runpy.run_path"), (pickle.loads, "pickle"),
+], ids=lambda value: getattr(value, "__name__", ""))
+def test_code_is_refused_and_never_run(net, tmp_path, call, word):
+    ran = tmp_path / "ran"
+    given = {"system": [f"touch {ran}"], "eval": [f"open({str(ran)!r}, 'w')"], "getattr": [net, "weight"],
+             "call": [["touch", str(ran)]], "runpy.run_path": ["absent.py"], "pickle": [pickle.dumps(1)]}[word]
+    torch.save({"model": net.state_dict(), "hook": Evil(call, *given)}, tmp_path / "run.pt")
+    with pytest.raises(ValueError, match=word):
+        read_state(tmp_path / "run.pt")
+    try:
+        assert same(read_state(tmp_path / "run.pt", allow=["*"]), net)
+    except ValueError as error:
+        assert word == "system" and "can do anything to this machine" in str(error), error
+    assert not ran.exists()
+
+
+def test_other_kinds_of_files_are_named(net, tmp_path):
+    torch.jit.script(net).save(str(tmp_path / "script.pt"))
+    (tmp_path / "text.pt").write_text("no weights")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    (tmp_path / "short.pt").write_bytes((tmp_path / "net.pt").read_bytes()[:-40])
+    (tmp_path / "folder").mkdir()
+    torch.save(net.state_dict(), tmp_path / "five.pt", pickle_protocol=5)
+    for file, words in (("script.pt", ["TorchScript", "torch.jit.load"]), ("text.pt", ["text.pt"]), ("empty.pt", ["empty.pt"]),
+                        ("short.pt", ["short.pt"]), ("absent.pt", ["no such file"]), ("folder", ["model.safetensors"]),
+                        ("five.pt", ["five.pt", "pickle_protocol=2"])):
+        with pytest.raises(ValueError) as error:
+            read_state(tmp_path / file)
+        told = str(error.value)
+        assert all(word in told for word in words) and "weights_only" not in told and "\n" not in told, told
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where the weights are
+# ---------------------------------------------------------------------------------------------------------------------
+
+DEEP = {
+    "a state dict": lambda sd: sd,
+    "a mapping of plain Python": lambda sd: dict(sd),
+    "arrays of NumPy": lambda sd: {"params": {name: value.numpy() for name, value in sd.items()}},
+    "two levels down": lambda sd: {"state": {"model": sd, "step": 3}},
+    "in a list": lambda sd: {"models": [sd]},
+    "three levels down": lambda sd: {"a": {"b": {"c": sd, "step": torch.tensor(3)}}},
+    "with numbers in between": lambda sd: {**sd, "epoch": 3, "arch": "x"},
+    "with the optimizer in between": lambda sd: {**sd, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}},
+    "beside curves": lambda sd: {"net": sd, "curves": {"loss": torch.ones(3)}, "class_weights": torch.ones(3)},
+    "the same twice": lambda sd: {"model": sd, "best": {name: value.clone() for name, value in sd.items()}},
+    "with extra state": lambda sd: {"state_dict": {**sd}},
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_the_state_dict_is_found_at_every_depth(net, tmp_path, name):
+    torch.save(DEEP[name](net.state_dict()), tmp_path / "run.pt")
+    assert same(read_state(tmp_path / "run.pt"), net)
+
+
+def test_optimizers_and_random_states_are_no_networks(net, tmp_path):
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    torch.save({"optimizer": optimizer.state_dict(), "rng_state": torch.get_rng_state(), "epoch": 3,
+                "optimizer_states": [optimizer.state_dict()], "history": {"loss": torch.ones(3)}}, tmp_path / "run.pt")
+    with pytest.raises(ValueError, match=r"holds no state dict.*'optimizer' \(dict\)"):
+        read_state(tmp_path / "run.pt")
+
+
+def test_a_key_is_a_path_and_at_last_the_beginning_of_names(net, tmp_path):
+    other = {name: value + 1 for name, value in net.state_dict().items()}
+    flat = {**{f"student.{name}": value for name, value in other.items()},
+            **{f"teacher.{name}": value for name, value in net.state_dict().items()}}
+    torch.save({"state": {"model": net.state_dict(), "step": 3}, "flat": flat, "runs": [{"ema": net.state_dict()}],
+                "dotted.name": net.state_dict()}, tmp_path / "run.pt")
+    for key in ("state", "state.model", "flat.teacher", "runs.0.ema", "runs", "dotted.name"):
+        assert same(read_state(tmp_path / "run.pt", key), net), key
+    assert torch.equal(read_state(tmp_path / "run.pt", "flat.student")["bias"], net.bias + 1)
+    for key, words in (("state.step", "no state dict under 'state.step'"), ("flat.tutor", "no entry 'flat.tutor'"),
+                       ("runs.1", "no entry 'runs.1'. It has 'state' ")):
+        with pytest.raises(ValueError, match=words):
+            read_state(tmp_path / "run.pt", key)
+
+
+@pytest.mark.parametrize(("one", "two"), [("state_dict", "state_dict_ema"), ("model", "best_model"), ("student", "teacher")])
+def test_of_two_networks_none_is_chosen(net, tmp_path, one, two):
+    other = {name: value + 1 for name, value in net.state_dict().items()}
+    torch.save({one: net.state_dict(), two: other, "epoch": 3}, tmp_path / "run.pt")
+    with pytest.raises(Ambiguous, match=f"2 networks.*--key {one}, --key {two}") as error:
+        read_state(tmp_path / "run.pt")
+    assert list(error.value.choices) == [one, two]
+    assert torch.equal(read_state(tmp_path / "run.pt", two)["bias"], net.bias + 1)
+
+
+def test_our_own_average_counts_with_its_statistics(tmp_path):
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    swa = SWA(net)
+    swa.update()
+    with torch.no_grad():
+        net[0].weight.add_(1)
+    swa.update()
+    swa.update_bn([(torch.randn(16, 4), None)])
+    torch.save(swa.state_dict(), tmp_path / "swa.pt")
+    torch.save({"swa": swa.state_dict(), "epoch": 3}, tmp_path / "run.pt")
+    for file in ("swa.pt", "run.pt"):
+        mine = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+        checkpoints.load(mine, tmp_path / file)
+        with swa.average_weights():
+            assert all(torch.equal(a, b) for a, b in zip(mine.state_dict().values(), net.state_dict().values(), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# safetensors
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def written(folder, state):
+    """Two files and their index, as Hugging Face's libraries write them."""
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    where = {}
+    for k, (name, value) in enumerate(state.items(), 1):
+        file = f"model-0000{k}-of-00002.safetensors"
+        save_file({name: value}, folder / file)
+        where[name] = file
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
+
+
+def test_safetensors_in_one_file_and_in_several(net, tmp_path):
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    assert same(read_state(tmp_path / "net.safetensors"), net)
+    (tmp_path / "many").mkdir()
+    written(tmp_path / "many", net.state_dict())
+    assert same(read_state(tmp_path / "many" / "model.safetensors.index.json"), net) and same(read_state(tmp_path / "many"), net)
+
+
+def test_several_torch_files_with_an_index(net, tmp_path):
+    where = {}
+    for k, (name, value) in enumerate(net.state_dict().items(), 1):
+        where[name] = f"pytorch_model-{k}.bin"
+        torch.save({name: value}, tmp_path / where[name])
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
+    assert same(read_state(tmp_path), net)
+
+
+def test_damage_to_safetensors_is_named(net, tmp_path):
+    written(tmp_path, net.state_dict())
+    index, file = tmp_path / "model.safetensors.index.json", tmp_path / "model-00002-of-00002.safetensors"
+    good = index.read_text()
+    for text, words in ((good.replace('"bias"', '"other"'), "other is in"), (good.replace("model-00001", "../model-00001"), "lie beside"),
+                        ("{}", "weight_map"), (good[:-9], "weight_map"), (good.replace("model-00001", "model-00003"), "is not there. All of 2")):
+        index.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            read_state(index)
+    index.write_text(good)
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(ValueError, match="model-00002-of-00002"):
+        read_state(index)
+
+
+def test_without_the_package_its_extra_is_named(net, tmp_path, monkeypatch):
+    (tmp_path / "net.safetensors").write_bytes(b"")
+    monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
+    with pytest.raises(ValueError, match=r"pip install 'sharpnb\[safetensors\]'"):
+        read_state(tmp_path / "net.safetensors")
+
+
+def test_a_lightning_checkpoint(tmp_path):
+    """As its Trainer writes it: prefixes, the loss beside the network, callbacks, hyperparameters in a class of its own."""
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    state = {f"model.{name}": value for name, value in net.state_dict().items()} | {"loss.weight": torch.ones(3)}
+    hyper = lightning_attributes()(root=pathlib.Path("/data"), lr=0.1)
+    torch.save({"epoch": 3, "global_step": 9, "pytorch-lightning_version": "2.5.0", "state_dict": state, "loops": {"fit_loop": {"state_dict": {}}},
+                "callbacks": {"EMA": {"ema_state": {f"model.{n}": v + 1 for n, v in net.state_dict().items()}}},
+                "optimizer_states": [torch.optim.SGD(net.parameters()).state_dict()], "lr_schedulers": [],
+                "hparams_name": "kwargs", "hyper_parameters": hyper}, tmp_path / "run.ckpt")
+    mine = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    assert checkpoints.load(mine, tmp_path / "run.ckpt") == ["1 entries in the file are passed over: loss.weight."]
+    assert all(torch.equal(a, b) for a, b in zip(mine.state_dict().values(), net.state_dict().values(), strict=True))
+
+
+def lightning_attributes():
+    """Return a class that is pickled under the name of Lightning's own."""
+    name = "lightning.fabric.utilities.data"
+    made = type("AttributeDict", (dict,), {"__module__": name})
+    module = types.ModuleType(name)
+    module.AttributeDict = made
+    for part in ("lightning", "lightning.fabric", "lightning.fabric.utilities"):
+        __import__("sys").modules.setdefault(part, types.ModuleType(part))
+    __import__("sys").modules[name] = module
+    return made
+
+
+def test_read_gives_everything(tmp_path):
+    torch.save({"a": [1, {"b": torch.ones(2)}], "c": np.float64(2.5), "d": np.arange(3)}, tmp_path / "x.pt")
+    held = checkpoints.read(tmp_path / "x.pt")
+    assert held["a"][0] == 1 and torch.equal(held["a"][1]["b"], torch.ones(2)) and held["c"] == 2.5 and held["d"].tolist() == [0, 1, 2]
