@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from sharpnb.averaging.wrapped import is_sharded, local, reshard
+from sharpnb.caches import forget_casts, refuse_parametrization_cache
 
 Momentum = Literal["keep", "reset", "pullback"]
 _FIRST_MOMENTS = ("momentum_buffer", "exp_avg")  # what SGD and the Adam family of torch.optim call it
@@ -114,6 +117,7 @@ class Lookahead(Optimizer):
             group[f"{self.prefix}fast_steps"] += 1
             if group[f"{self.prefix}fast_steps"] % group[f"{self.prefix}k"] == 0:
                 self._pull(group)
+        forget_casts()
         return result
 
     @property
@@ -123,10 +127,10 @@ class Lookahead(Optimizer):
     def _pull(self, group: dict[str, Any]) -> None:
         alpha = group[f"{self.prefix}alpha"]
         moving = [p for p in group["params"] if self._slow in self.state[p]]
-        slow = [self.state[p][self._slow] for p in moving]
         if moving:
-            torch._foreach_lerp_(slow, moving, alpha)
-            torch._foreach_copy_(moving, slow)
+            slow, fast = [local(self.state[p][self._slow]) for p in moving], [local(p) for p in moving]
+            torch._foreach_lerp_(slow, fast, alpha)
+            torch._foreach_copy_(fast, slow)
         if self.momentum != "keep":
             for p in moving:
                 self._pull_momentum(p, alpha)
@@ -144,25 +148,31 @@ class Lookahead(Optimizer):
             moment.copy_(slow)
 
     @contextmanager
-    def slow_weights(self) -> Iterator[None]:
-        """Inside the context the parameters are the slow weights, which the paper evaluates; outside, the fast ones."""
+    def slow_weights(self, model: nn.Module | None = None) -> Iterator[None]:
+        """Inside the context the parameters are the slow weights, which the paper evaluates; outside, the fast ones.
+
+        Args:
+            model: needed under ``fully_shard`` only, whose modules must gather their weights anew.
+
+        Raises:
+            RuntimeError: inside itself or ``torch.nn.utils.parametrize.cached()``, or if the parameters are sharded
+                and there is no ``model``.
+        """
         self._refuse_while_shown("slow_weights()")
-        self._exchange()
+        refuse_parametrization_cache("slow_weights()")
+        pairs = [(p, self.state[p][self._slow]) for group in self.param_groups for p in group["params"]
+                 if self._slow in self.state.get(p, ())]
+        if model is None and any(is_sharded(p) for p, _ in pairs):
+            raise RuntimeError("slow_weights() of sharded parameters (FSDP2, DTensor): the modules keep whole weights "
+                               "that they have gathered. Write slow_weights(model), with the model.")
+        fast = [(p, p.detach().clone()) for p, _ in pairs]
+        _move(pairs, model)
         self._slow_shown = True
         try:
             yield
         finally:
             self._slow_shown = False
-            self._exchange()
-
-    @torch.no_grad()
-    def _exchange(self) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if self._slow in self.state[p]:
-                    fast = p.detach().clone()
-                    p.copy_(self.state[p][self._slow])
-                    self.state[p][self._slow].copy_(fast)
+            _move(fast, model)
 
     def _refuse_while_shown(self, what: str) -> None:
         if self._slow_shown:
@@ -212,3 +222,12 @@ class Lookahead(Optimizer):
         if "base_optimizer" in state:  # a copy or a pickle; else Optimizer.load_state_dict hands over what it has read
             state = {**state, "param_groups": state["base_optimizer"].param_groups}
         super().__setstate__(state)
+
+
+@torch.no_grad()
+def _move(pairs: list[tuple[Tensor, Tensor]], model: nn.Module | None) -> None:
+    if model is not None:
+        reshard(model)
+    for p, value in pairs:
+        p.copy_(value)
+    forget_casts()
