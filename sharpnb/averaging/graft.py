@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sharpnb.averaging.filters import entropy, filter_layers, mean_magnitude
-from sharpnb.averaging.precision import wide
+from sharpnb.averaging.precision import is_number, wide
 from sharpnb.averaging.wrapped import is_sharded, plain
 from sharpnb.caches import forget_casts
 
@@ -40,9 +40,10 @@ def graft(
 
     .. math:: W^{(j)}_l \leftarrow \alpha^{(j)}_l W^{(j)}_l + (1-\alpha^{(j)}_l)\,W^{(j-1)}_l
 
-    with one :math:`\alpha` a layer l, see :func:`coefficient`. As in the authors' code every floating-point tensor
-    between one convolution and the next in the state dictionary (BatchNorm's scale, shift and statistics, a final
-    linear layer) takes the :math:`\alpha` of the convolution before it. The optimizers' buffers are untouched.
+    with one :math:`\alpha` a layer l, see :func:`coefficient`. As in the authors' code every floating-point (or
+    complex) tensor between one convolution and the next in the state dictionary (BatchNorm's scale, shift and
+    statistics, a final linear layer) takes the :math:`\alpha` of the convolution before it. The optimizers' buffers are
+    untouched.
 
     Two networks have :math:`\alpha^{(1)}+\alpha^{(2)}=1`, so both become the same network: it takes different learning
     rates or data orders to make them two again until the next grafting.
@@ -94,7 +95,7 @@ def _heads(model: nn.Module) -> list[str]:
 def _mixed(state: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Yield what grafting changes: floating-point and complex tensors."""
     for name, tensor in state.items():
-        if isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex()):
+        if isinstance(tensor, Tensor) and is_number(tensor):
             yield name, tensor
 
 

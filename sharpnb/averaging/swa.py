@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sharpnb.averaging.batchnorm import Call, update_bn
-from sharpnb.averaging.precision import wide
+from sharpnb.averaging.precision import is_number, wide
 from sharpnb.averaging.wrapped import is_sharded, local, plain, reshard, whole
 from sharpnb.caches import forget_casts, refuse_parametrization_cache
 
@@ -40,7 +40,9 @@ class SWA:
     How it differs from ``torch.optim.swa_utils.AveragedModel``, and why: (1) no second model, only the weights: the
     average is swapped into the model for the time of a ``with``; (2) the count is a Python number, so an update never
     waits for the GPU; (3) the average of half-precision weights is kept in float32, where the increment of a late
-    collection does not vanish; (4) the average has BatchNorm statistics of its own, see :meth:`update_bn`.
+    collection does not vanish, and follows a model that changes its dtype or device; (4) integer and boolean parameters
+    have no mean: the latest are kept; (5) the average has BatchNorm statistics of its own, see :meth:`update_bn`, and
+    no averages of buffers (``use_buffers``).
 
     Args:
         model: the model that is trained; held, never copied.
@@ -62,6 +64,7 @@ class SWA:
         self.average: dict[str, Tensor] = {}
         self.statistics: dict[str, Tensor] = {}
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def update(self, model: nn.Module | None = None) -> None:
         """Collect the parameters of ``model`` (default: the one given to the constructor).
@@ -79,9 +82,11 @@ class SWA:
         else:
             self._check_names(weights, "update")
             share = 1 / (self.n + 1) if self.decay is None else 1 - self.decay
-            average = [local(a) for a in self.average.values()]
-            new = [local(weights[name]).to(a) for name, a in zip(self.average, average, strict=True)]
-            torch._foreach_lerp_(average, new, share)
+            self.average = {name: _follow(a, weights[name]) for name, a in self.average.items()}
+            names = [name for name, w in weights.items() if is_number(w)]
+            average, new = ([local(of[name]) for name in names] for of in (self.average, weights))
+            if names:
+                torch._foreach_lerp_(average, [w.to(a) for w, a in zip(new, average, strict=True)], share)
         self.n += 1
 
     def update_bn(self, data: Any, call: Call | None = None) -> None:
@@ -142,6 +147,7 @@ class SWA:
         average, statistics = ({name: t.clone() for name, t in d.items()} for d in (self.average, self.statistics))
         return {"n": self.n, "decay": self.decay, "average": average, "statistics": statistics}
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`, on the devices of the model's parameters.
 
@@ -183,6 +189,13 @@ def _statistics(model: nn.Module) -> dict[str, Tensor]:
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     found = {id(b) for layer in layers for b in layer.buffers(recurse=False)}
     return {name: t for name, t in _tensors(model).items() if id(t) in found}
+
+
+def _follow(average: Tensor, w: Tensor) -> Tensor:
+    """Return the average on the device of w, in no less than its precision; what has no mean is w itself."""
+    if not is_number(w):
+        return w.clone()
+    return average.to(w.device, torch.promote_types(average.dtype, wide(w.dtype)))
 
 
 def _check_sharding(average: dict[str, Tensor], weights: dict[str, Tensor], what: str) -> None:
