@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sharpnb.caches import forget_casts
+
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -83,6 +85,7 @@ def graft_noise(model: nn.Module, threshold: float, scale: float, generator: tor
         noise = torch.randn(rows.shape, generator=generator, dtype=rows.dtype) * scale
         rows += weak[:, None] * noise.to(rows.device)
         count += int(weak.sum())
+    forget_casts()
     return count
 
 
@@ -102,6 +105,7 @@ def graft_internal(model: nn.Module, threshold: float) -> int:
         weak = weak[norms[strong[: len(weak)]] >= threshold]
         rows[weak] += rows[strong[: len(weak)]]
         count += len(weak)
+    forget_casts()
     return count
 
 

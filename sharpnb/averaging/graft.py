@@ -3,13 +3,16 @@ r"""Filter grafting: networks trained side by side lend each other their filters
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sharpnb.averaging.filters import entropy, filter_layers, mean_magnitude
+from sharpnb.averaging.precision import is_number, wide
+from sharpnb.averaging.wrapped import is_sharded, plain
+from sharpnb.caches import forget_casts
 
 Criterion = Literal["entropy", "l1"] | Callable[[Tensor], float]
 _CRITERIA: dict[str, Callable[[Tensor], float]] = {"entropy": entropy, "l1": mean_magnitude}
@@ -37,9 +40,10 @@ def graft(
 
     .. math:: W^{(j)}_l \leftarrow \alpha^{(j)}_l W^{(j)}_l + (1-\alpha^{(j)}_l)\,W^{(j-1)}_l
 
-    with one :math:`\alpha` a layer l, see :func:`coefficient`. As in the authors' code every floating-point tensor
-    between one convolution and the next in the state dictionary (BatchNorm's scale, shift and statistics, a final
-    linear layer) takes the :math:`\alpha` of the convolution before it. The optimizers' buffers are untouched.
+    with one :math:`\alpha` a layer l, see :func:`coefficient`. As in the authors' code every floating-point (or
+    complex) tensor between one convolution and the next in the state dictionary (BatchNorm's scale, shift and
+    statistics, a final linear layer) takes the :math:`\alpha` of the convolution before it. The optimizers' buffers are
+    untouched.
 
     Two networks have :math:`\alpha^{(1)}+\alpha^{(2)}=1`, so both become the same network: it takes different learning
     rates or data orders to make them two again until the next grafting.
@@ -63,33 +67,59 @@ def graft(
     """
     _check(models, a, c, criterion)
     measure = criterion if callable(criterion) else _CRITERIA[criterion]
-    heads = [f"{name}.weight".lstrip(".") for name in filter_layers(models[0])]
-    states = [model.state_dict() for model in models]
+    states = [plain(model.state_dict()) for model in models]
+    heads = _heads(models[0])
     information = [{head: measure(state[head]) for head in heads} for state in states]
     shares = [
         {head: coefficient(own[head], information[j - 1][head], a, c) for head in heads}
         for j, own in enumerate(information)
     ]
-    last = {name: tensor.clone() for name, tensor in states[-1].items()}  # the only one changed before it is read
+    last = {name: tensor.clone() for name, tensor in _mixed(states[-1])}  # the only one changed before it is read
     for j in reversed(range(len(models))):
         _mix(states[j], states[j - 1] if j else last, shares[j])
+    forget_casts()
     return [{head.removesuffix(".weight"): share for head, share in of.items()} for of in shares]
 
 
-def _mix(own: dict[str, Tensor], peer: dict[str, Tensor], shares: dict[str, float]) -> None:
+def _heads(model: nn.Module) -> list[str]:
+    """Return the plain names of the weights of the layers that are grafted."""
+    layers, names = filter_layers(model), list(model.state_dict())
+    heads = {f"{name}.weight".lstrip("."): name for name in layers}
+    for head, name in heads.items():
+        if head not in names:
+            raise ValueError(f"layer {name} has no weight of its own in the state (weight_norm, pruning, another "
+                             "parametrization). Make it permanent first, e.g. parametrize.remove_parametrizations.")
+    return [short for name, short in zip(names, plain(dict.fromkeys(names)), strict=True) if name in heads]
+
+
+def _mixed(state: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Yield what grafting changes: floating-point and complex tensors."""
+    for name, tensor in state.items():
+        if isinstance(tensor, Tensor) and is_number(tensor):
+            yield name, tensor
+
+
+def _mix(own: dict[str, Any], peer: dict[str, Any], shares: dict[str, float]) -> None:
     share, done = next(iter(shares.values())), set()
-    for name, tensor in own.items():
+    for name, tensor in _mixed(own):
         share = shares.get(name, share)
-        if tensor.is_floating_point() and (tensor.data_ptr(), tensor.shape) not in done:  # tied weights have two names
+        if (tensor.data_ptr(), tensor.shape) not in done:  # tied weights have two names
             done.add((tensor.data_ptr(), tensor.shape))
-            tensor.mul_(share).add_(peer[name].to(tensor.device), alpha=1 - share)
+            mixed = tensor.to(wide(tensor.dtype))
+            mixed.mul_(share).add_(peer[name].to(mixed), alpha=1 - share)
+            tensor.copy_(mixed)
 
 
 def _check(models: Sequence[nn.Module], a: float, c: float, criterion: Criterion) -> None:
     different = len({id(model) for model in models})
     if different < max(2, len(models)):
         raise ValueError(f"{len(models)} models, {different} of them different: grafting needs two or more.")
-    shapes = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in models]
+    for j, model in enumerate(models):
+        if any(is_sharded(p) for p in model.parameters()):
+            raise ValueError(f"model {j} is sharded (FSDP2, DTensor), and the information of a layer is that of all "
+                             "its weights. Graft whole models, e.g. from get_model_state_dict(full_state_dict=True).")
+    states = [plain(model.state_dict()) for model in models]
+    shapes = [{name: getattr(value, "shape", None) for name, value in state.items()} for state in states]
     for j, other in enumerate(shapes[1:], 1):
         if other != shapes[0]:
             differ = [n for n in {**shapes[0], **other} if shapes[0].get(n) != other.get(n)]

@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from sharpnb.averaging.wrapped import is_sharded, local, reshard
+from sharpnb.caches import forget_casts, refuse_parametrization_cache
 
 Momentum = Literal["keep", "reset", "pullback"]
 _FIRST_MOMENTS = ("momentum_buffer", "exp_avg")  # what SGD and the Adam family of torch.optim call it
@@ -24,7 +27,13 @@ class Lookahead(Optimizer):
     so that :math:`\phi` is an exponential average of the inner loops' end points, and :math:`\alpha=1` is the base.
 
     ``param_groups`` are the base's own, so a scheduler may be attached to either, and a group may hold its own ``k``
-    and ``alpha``. Checkpoints resume bit by bit, in the middle of a cycle too.
+    and ``alpha``. A base that has an ``alpha`` or ``k`` itself (RMSprop, ASGD, GSAM, LookSAM) is refused until
+    ``prefix`` names Lookahead's values otherwise::
+
+        Lookahead(torch.optim.RMSprop(model.parameters()), k=5, alpha=0.5, prefix="lookahead_")  # lookahead_k, …
+
+    A base that was wrapped before gets the new ``k`` and ``alpha`` in every group, and begins a new cycle. Checkpoints
+    resume bit by bit, in the middle of a cycle too.
 
     How it differs from the popular code, and why: (1) the slow weights start at the weights before the first fast step,
     and the first pull is after the k-th (others copy them at the first pull, or pull after the first step); (2) the
@@ -39,32 +48,52 @@ class Lookahead(Optimizer):
         alpha: slow step size in (0, 1] (the paper's 0.5; its CIFAR runs tuned 0.8).
         momentum: what happens to the first moment (SGD's buffer, Adam's ``exp_avg``) at a pull: ``"keep"`` (the
             official default), ``"reset"`` to zero, or ``"pullback"``: interpolated like the weights.
+        prefix: what stands before the names ``k``, ``alpha`` and ``fast_steps`` (steps so far) in the groups, and
+            before ``slow`` in the state.
 
     Raises:
         TypeError: if ``optimizer`` is not an optimizer.
-        ValueError: if ``k``, ``alpha`` or ``momentum`` is out of range.
+        ValueError: if ``k``, ``alpha`` or ``momentum`` is out of range, or the base keeps one of these names itself.
     """
 
-    def __init__(self, optimizer: Optimizer, k: int = 5, alpha: float = 0.5, momentum: Momentum = "keep") -> None:
+    def __init__(
+        self, optimizer: Optimizer, k: int = 5, alpha: float = 0.5, momentum: Momentum = "keep", prefix: str = "",
+    ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"Lookahead: optimizer = {optimizer!r} is not an optimizer. Build the base first: "
                             "Lookahead(torch.optim.SGD(model.parameters(), lr=0.1), k=5, alpha=0.5).")
         if momentum not in get_args(Momentum):
             raise ValueError(f"momentum = {momentum!r}: choose 'keep', 'reset' or 'pullback'.")
-        self.base_optimizer, self.momentum, self._slow_shown = optimizer, momentum, False
-        self.options = {"k": k, "alpha": alpha, "fast_steps": 0}
-        super().__init__(optimizer.param_groups, {**optimizer.defaults, **self.options})
+        self.base_optimizer, self.momentum, self.prefix, self._slow_shown = optimizer, momentum, prefix, False
+        self.options = {f"{prefix}k": k, f"{prefix}alpha": alpha, f"{prefix}fast_steps": 0}
+        self._check(self.options)
+        self._refuse_taken_names()
+        for group in optimizer.param_groups:
+            if f"{prefix}fast_steps" in group:  # a Lookahead's before: its values are not this one's
+                group.update(self.options)
+        super().__init__([{**group} for group in optimizer.param_groups], {**optimizer.defaults, **self.options})
         self._share()
+
+    def _refuse_taken_names(self) -> None:
+        taken = sorted(self.options.keys() & self.base_optimizer.defaults.keys())
+        if taken:
+            base, other = type(self.base_optimizer).__name__, "lookahead_" if self.prefix != "lookahead_" else "outer_"
+            raise ValueError(f"Lookahead over {base}: both keep {' and '.join(taken)} in the parameter groups. Name "
+                             f"Lookahead's values otherwise: Lookahead({base}(...), prefix={other!r}).")
 
     def _share(self) -> None:
         self.param_groups = self.base_optimizer.param_groups
         for group in self.param_groups:
             for name, default in self.options.items():
                 group.setdefault(name, default)
-            if not (isinstance(group["k"], int) and group["k"] >= 1):
-                raise ValueError(f"k = {group['k']!r}: a cycle has a whole number of fast steps, e.g. the paper's 5.")
-            if not 0 < group["alpha"] <= 1:
-                raise ValueError(f"alpha = {group['alpha']}: the slow step lies in (0, 1]; the paper's is 0.5.")
+            self._check(group)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        k, alpha = group[f"{self.prefix}k"], group[f"{self.prefix}alpha"]
+        if not (isinstance(k, int) and k >= 1):
+            raise ValueError(f"k = {k!r}: a cycle has a whole number of fast steps, e.g. the paper's 5.")
+        if not 0 < alpha <= 1:
+            raise ValueError(f"alpha = {alpha}: the slow step lies in (0, 1]; the paper's is 0.5.")
 
     @torch.no_grad()
     def step(self, *args: Any, **kwargs: Any) -> Any:
@@ -74,27 +103,37 @@ class Lookahead(Optimizer):
             RuntimeError: inside :meth:`slow_weights`.
         """
         self._refuse_while_shown("step()")
+        if self.param_groups is not self.base_optimizer.param_groups:  # the base has loaded a checkpoint by itself
+            self._share()
         for group in self.param_groups:
             for p in group["params"]:
-                if p.requires_grad and "slow" not in self.state[p]:
-                    self.state[p]["slow"] = p.detach().clone(memory_format=torch.preserve_format)
+                if p.requires_grad and self._slow not in self.state[p]:
+                    self.state[p][self._slow] = p.detach().clone(memory_format=torch.preserve_format)
         with torch.enable_grad():
             result = self.base_optimizer.step(*args, **kwargs)
         for group in self.param_groups:
-            group["fast_steps"] += 1
-            if group["fast_steps"] % group["k"] == 0:
+            for name, default in self.options.items():
+                group.setdefault(name, default)  # a group that was added to the base alone
+            group[f"{self.prefix}fast_steps"] += 1
+            if group[f"{self.prefix}fast_steps"] % group[f"{self.prefix}k"] == 0:
                 self._pull(group)
+        forget_casts()
         return result
 
+    @property
+    def _slow(self) -> str:
+        return f"{self.prefix}slow"
+
     def _pull(self, group: dict[str, Any]) -> None:
-        moving = [p for p in group["params"] if "slow" in self.state[p]]
-        slow = [self.state[p]["slow"] for p in moving]
+        alpha = group[f"{self.prefix}alpha"]
+        moving = [p for p in group["params"] if self._slow in self.state[p]]
         if moving:
-            torch._foreach_lerp_(slow, moving, group["alpha"])
-            torch._foreach_copy_(moving, slow)
+            slow, fast = [local(self.state[p][self._slow]) for p in moving], [local(p) for p in moving]
+            torch._foreach_lerp_(slow, fast, alpha)
+            torch._foreach_copy_(fast, slow)
         if self.momentum != "keep":
             for p in moving:
-                self._pull_momentum(p, group["alpha"])
+                self._pull_momentum(p, alpha)
 
     def _pull_momentum(self, p: Tensor, alpha: float) -> None:
         for name in _FIRST_MOMENTS:
@@ -104,30 +143,36 @@ class Lookahead(Optimizer):
             if self.momentum == "reset":
                 moment.zero_()
                 continue
-            slow = self.state[p].setdefault(f"slow_{name}", torch.zeros_like(moment))
+            slow = self.state[p].setdefault(f"{self._slow}_{name}", torch.zeros_like(moment))
             slow.lerp_(moment, alpha)
             moment.copy_(slow)
 
     @contextmanager
-    def slow_weights(self) -> Iterator[None]:
-        """Inside the context the parameters are the slow weights, which the paper evaluates; outside, the fast ones."""
+    def slow_weights(self, model: nn.Module | None = None) -> Iterator[None]:
+        """Inside the context the parameters are the slow weights, which the paper evaluates; outside, the fast ones.
+
+        Args:
+            model: needed under ``fully_shard`` only, whose modules must gather their weights anew.
+
+        Raises:
+            RuntimeError: inside itself or ``torch.nn.utils.parametrize.cached()``, or if the parameters are sharded
+                and there is no ``model``.
+        """
         self._refuse_while_shown("slow_weights()")
-        self._exchange()
+        refuse_parametrization_cache("slow_weights()")
+        pairs = [(p, self.state[p][self._slow]) for group in self.param_groups for p in group["params"]
+                 if self._slow in self.state.get(p, ())]
+        if model is None and any(is_sharded(p) for p, _ in pairs):
+            raise RuntimeError("slow_weights() of sharded parameters (FSDP2, DTensor): the modules keep whole weights "
+                               "that they have gathered. Write slow_weights(model), with the model.")
+        fast = [(p, p.detach().clone()) for p, _ in pairs]
+        _move(pairs, model)
         self._slow_shown = True
         try:
             yield
         finally:
             self._slow_shown = False
-            self._exchange()
-
-    @torch.no_grad()
-    def _exchange(self) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if "slow" in self.state[p]:
-                    fast = p.detach().clone()
-                    p.copy_(self.state[p]["slow"])
-                    self.state[p]["slow"].copy_(fast)
+            _move(fast, model)
 
     def _refuse_while_shown(self, what: str) -> None:
         if self._slow_shown:
@@ -141,8 +186,9 @@ class Lookahead(Optimizer):
         """Add a group to both; its own cycle starts with its first step."""
         if getattr(self, "param_groups", None) is not self.base_optimizer.param_groups:
             return super().add_param_group(param_group)  # from inside Optimizer.__init__
-        self.base_optimizer.add_param_group({**self.options, **param_group})
-        self._share()
+        group = {**self.options, **param_group}
+        self._check(group)
+        self.base_optimizer.add_param_group(group)
 
     def state_dict(self) -> dict[str, Any]:
         """Return slow weights, positions in the cycles and the base's state; ``torch.load(weights_only=True)`` works.
@@ -169,10 +215,19 @@ class Lookahead(Optimizer):
         self._share()
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("base_optimizer", "momentum", "options", "defaults", "state", "_slow_shown")
+        names = ("base_optimizer", "momentum", "prefix", "options", "defaults", "state", "_slow_shown")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "base_optimizer" in state:  # a copy or a pickle; else Optimizer.load_state_dict hands over what it has read
             state = {**state, "param_groups": state["base_optimizer"].param_groups}
         super().__setstate__(state)
+
+
+@torch.no_grad()
+def _move(pairs: list[tuple[Tensor, Tensor]], model: nn.Module | None) -> None:
+    if model is not None:
+        reshard(model)
+    for p, value in pairs:
+        p.copy_(value)
+    forget_casts()

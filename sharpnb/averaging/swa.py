@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sharpnb.averaging.batchnorm import Call, update_bn
+from sharpnb.averaging.precision import is_number, wide
+from sharpnb.averaging.wrapped import is_sharded, local, plain, reshard, whole
+from sharpnb.caches import forget_casts, refuse_parametrization_cache
 
 
 class SWA:
@@ -37,7 +40,9 @@ class SWA:
     How it differs from ``torch.optim.swa_utils.AveragedModel``, and why: (1) no second model, only the weights: the
     average is swapped into the model for the time of a ``with``; (2) the count is a Python number, so an update never
     waits for the GPU; (3) the average of half-precision weights is kept in float32, where the increment of a late
-    collection does not vanish; (4) the average has BatchNorm statistics of its own, see :meth:`update_bn`.
+    collection does not vanish, and follows a model that changes its dtype or device; (4) integer and boolean parameters
+    have no mean: the latest are kept; (5) the average has BatchNorm statistics of its own, see :meth:`update_bn`, and
+    no averages of buffers (``use_buffers``).
 
     Args:
         model: the model that is trained; held, never copied.
@@ -59,6 +64,7 @@ class SWA:
         self.average: dict[str, Tensor] = {}
         self.statistics: dict[str, Tensor] = {}
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def update(self, model: nn.Module | None = None) -> None:
         """Collect the parameters of ``model`` (default: the one given to the constructor).
@@ -69,15 +75,18 @@ class SWA:
         """
         if self._shown:
             raise RuntimeError("update() inside average_weights(): the model holds the average there. Leave it first.")
-        weights = {_plain(name): p.detach() for name, p in (model or self.model).named_parameters()}
+        weights = _weights(self.model if model is None else model)
         self.statistics = {}  # they belonged to another average
         if not self.n:
-            self.average = {name: w.to(_wide(w.dtype), copy=True) for name, w in weights.items()}
+            self.average = {name: w.to(wide(w.dtype), copy=True) for name, w in weights.items()}
         else:
             self._check_names(weights, "update")
             share = 1 / (self.n + 1) if self.decay is None else 1 - self.decay
-            average = list(self.average.values())
-            torch._foreach_lerp_(average, [weights[name].to(a) for name, a in self.average.items()], share)
+            self.average = {name: _follow(a, weights[name]) for name, a in self.average.items()}
+            names = [name for name, w in weights.items() if is_number(w)]
+            average, new = ([local(of[name]) for name in names] for of in (self.average, weights))
+            if names:
+                torch._foreach_lerp_(average, [w.to(a) for w, a in zip(new, average, strict=True)], share)
         self.n += 1
 
     def update_bn(self, data: Any, call: Call | None = None) -> None:
@@ -91,19 +100,23 @@ class SWA:
         """
         with self.average_weights():
             update_bn(self.model, data, call)
-            self.statistics = {name: b.clone() for name, b in _bn_buffers(self.model).items()}
+            self.statistics = {name: b.clone() for name, b in _statistics(self.model).items()}
 
     @contextmanager
     def average_weights(self, model: nn.Module | None = None) -> Iterator[nn.Module]:
         """Inside the context the model has the average as its weights (and its statistics), outside it is as before.
 
+        What keeps weights elsewhere follows: autocast's cache (the context may stand inside or around ``autocast``),
+        compiled modules, and modules under ``fully_shard``, where each process averages its own part.
+
         Raises:
-            RuntimeError: if nothing was collected yet, or the average is swapped in already.
+            RuntimeError: if nothing was collected yet, the average is swapped in already, or the weights are kept by
+                ``torch.nn.utils.parametrize.cached()``.
         """
-        model = model or self.model
+        model = self.model if model is None else model
         if self._shown:
             raise RuntimeError("average_weights() inside itself: the average is swapped in already.")
-        kept = {name: t.detach().clone() for name, t in (*model.named_parameters(), *_bn_buffers(model).items())}
+        kept = {name: t.clone() for name, t in {**_weights(model), **_statistics(model)}.items()}
         try:
             self.copy_to(model)
             self._shown = True
@@ -116,23 +129,25 @@ class SWA:
         """Write the average and, where computed, its BatchNorm statistics into ``model`` for good.
 
         Raises:
-            RuntimeError: if nothing was collected yet.
+            RuntimeError: if nothing was collected yet, or inside ``torch.nn.utils.parametrize.cached()``.
             ValueError: if the model has other parameters than the average.
         """
         if not self.n:
             raise RuntimeError("There is no average yet: call update(model) at least once.")
-        self._check_names(dict(model.named_parameters()), "copy_to")
+        refuse_parametrization_cache("Swapping an average in")
+        self._check_names(_weights(model), "copy_to")
         _write(model, {**self.average, **self.statistics})
 
     def vector(self) -> Tensor:
-        """Return the average as one flat vector, in the order of ``model.parameters()``."""
-        return torch.cat([a.flatten() for a in self.average.values()])
+        """Return the average as one flat vector, in the order of ``model.parameters()``; whole where it is sharded."""
+        return torch.cat([whole(a).flatten() for a in self.average.values()])
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs, as tensors and numbers (``torch.load(weights_only=True)`` works)."""
         average, statistics = ({name: t.clone() for name, t in d.items()} for d in (self.average, self.statistics))
         return {"n": self.n, "decay": self.decay, "average": average, "statistics": statistics}
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`, on the devices of the model's parameters.
 
@@ -142,39 +157,57 @@ class SWA:
         """
         if self._shown:
             raise RuntimeError("load_state_dict() inside average_weights(): leave it first.")
-        own = {_plain(name): t for name, t in (*self.model.named_parameters(), *self.model.named_buffers())}
+        own = _tensors(self.model)
         where = {name: t.device for name, t in own.items()}
         for name, t in (*state["average"].items(), *state["statistics"].items()):
             if name not in own or own[name].shape != t.shape:
                 raise ValueError(f"load_state_dict: {name} of shape {tuple(t.shape)} is not in the model. Resume with "
                                  "the architecture that the average was saved from.")
+        _check_sharding(state["average"], own, "load_state_dict")
         self.n, self.decay = state["n"], state["decay"]
         for part in ("average", "statistics"):
             setattr(self, part, {name: t.to(where[name], copy=True) for name, t in state[part].items()})
 
     def _check_names(self, weights: dict[str, Any], what: str) -> None:
-        differ = sorted({_plain(name) for name in weights} ^ set(self.average))
+        differ = sorted(set(weights) ^ set(self.average))
         if differ:
             raise ValueError(f"{what}: the model and the average differ in {', '.join(differ[:3])}"
                              f"{' …' if len(differ) > 3 else ''}. Average models of one architecture only.")
+        _check_sharding(self.average, weights, what)
 
 
-def _plain(name: str) -> str:
-    """The name without what ``DistributedDataParallel`` and ``torch.compile`` put before it."""
-    return name.replace("_orig_mod.", "").removeprefix("module.")
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    reshard(model)
+    return plain({**dict(model.named_parameters()), **dict(model.named_buffers())})
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: t.detach() for name, t in _tensors(model).items() if isinstance(t, nn.Parameter)}
 
 
-def _bn_buffers(model: nn.Module) -> dict[str, Tensor]:
-    prefixes = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
-    return {_plain(name): b for name, b in model.named_buffers() if name.rpartition(".")[0] in prefixes}
+def _statistics(model: nn.Module) -> dict[str, Tensor]:
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    found = {id(b) for layer in layers for b in layer.buffers(recurse=False)}
+    return {name: t for name, t in _tensors(model).items() if id(t) in found}
+
+
+def _follow(average: Tensor, w: Tensor) -> Tensor:
+    """Return the average on the device of w, in no less than its precision; what has no mean is w itself."""
+    if not is_number(w):
+        return w.clone()
+    return average.to(w.device, torch.promote_types(average.dtype, wide(w.dtype)))
+
+
+def _check_sharding(average: dict[str, Tensor], weights: dict[str, Tensor], what: str) -> None:
+    for name, a in average.items():
+        if is_sharded(a) != is_sharded(weights[name]):
+            which = "the average" if is_sharded(a) else "the model"
+            raise ValueError(f"{what}: {name} is sharded (FSDP2, DTensor) in {which} alone. Shard both, or neither.")
 
 
 @torch.no_grad()
 def _write(model: nn.Module, values: dict[str, Tensor]) -> None:
-    own = {_plain(name): t for name, t in (*model.named_parameters(), *model.named_buffers())}
+    own = _tensors(model)
     for name, value in values.items():
-        own[_plain(name)].copy_(value)
+        own[name].copy_(value)
+    forget_casts()

@@ -126,6 +126,18 @@ def test_tied_weights_are_mixed_once():
     torch.testing.assert_close(models[1][1].weight.detach(), mean)
 
 
+def test_wrappers_change_nothing_and_a_parametrized_layer_is_refused():
+    models, wrapped = [net(0), net(1)], [net(0), net(1)]
+    shares = graft(models)
+    assert graft([torch.compile(wrapped[0], backend="eager"), nn.DataParallel(wrapped[1])]) == shares
+    for a, b in zip(models, wrapped, strict=True):
+        assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    nn.utils.parametrizations.weight_norm(wrapped[0][1])
+    nn.utils.parametrizations.weight_norm(wrapped[1][1])
+    with pytest.raises(ValueError, match="layer 1 has no weight of its own"):
+        graft(wrapped)
+
+
 def test_optimizer_state_is_untouched():
     models = [net(0), net(1)]
     optimizer = torch.optim.SGD(models[0].parameters(), lr=0.1, momentum=0.9)

@@ -139,6 +139,28 @@ def test_a_compiled_or_parallel_wrapper_is_the_same_model():
         assert torch.equal(flat(swa.model), flat(net(1)))
 
 
+class Holder(nn.Module):
+    """A module of its own that is called ``module``, beside a weight of the same last name."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.module, self.weight = net(seed)[0], nn.Parameter(torch.full((2, 2), float(seed), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda model: model, nn.DataParallel, lambda model: torch.compile(model, backend="eager"),
+    lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
+    lambda model: swa_utils.AveragedModel(model).module,
+])
+def test_a_model_with_a_module_called_module_keeps_its_names_apart(wrap):
+    swa = SWA(Holder(0))
+    swa.update(wrap(Holder(1)))
+    swa.update(wrap(Holder(2)))
+    assert set(swa.average) == {"module.weight", "module.bias", "weight"}
+    assert (swa.average["weight"] == 1.5).all()
+    torch.testing.assert_close(swa.average["module.weight"], (net(1)[0].weight + net(2)[0].weight).detach() / 2)
+
+
 def test_misuse_is_named():
     model = net()
     with pytest.raises(RuntimeError, match="no average yet"), SWA(model).average_weights():

@@ -1,0 +1,60 @@
+"""What stands around a model or a tensor: data parallelism, ``torch.compile``, FSDP2 and tensor parallelism."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+T = TypeVar("T")
+_INSIDE = ("_orig_mod.", "_checkpoint_wrapped_module.")
+
+
+def plain(named: Mapping[str, T]) -> dict[str, T]:
+    """Return a model's tensors under the names that they have without wrappers; the order stays.
+
+    ``module.`` goes where each name begins with it, as behind ``DistributedDataParallel``; a model's own ``module`` is
+    one of several names, or goes in every state of that model alike.
+    """
+    names = list(named)
+    for part in _INSIDE:
+        names = [name.replace(part, "") for name in names]
+    while names and all(name.startswith("module.") for name in names):
+        names = [name.removeprefix("module.") for name in names]
+    return dict(zip(names, named.values(), strict=True))
+
+
+def is_sharded(t: Tensor) -> bool:
+    """Return whether this process holds a part of the tensor only."""
+    module = sys.modules.get("torch.distributed.tensor")  # importing it takes longer than all of this package
+    return module is not None and isinstance(t, module.DTensor)
+
+
+def local(t: Tensor) -> Tensor:
+    """Return the part that this process holds, in the same memory; any other tensor as it is."""
+    return t.to_local() if is_sharded(t) else t  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def whole(t: Tensor) -> Tensor:
+    """Return the whole tensor; every process must ask for it at once."""
+    return t.full_tensor() if is_sharded(t) else t  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def reshard(model: nn.Module) -> None:
+    """Free what FSDP2 has gathered: until then a module shows whole weights, and forgets what is written to them.
+
+    After a forward pass without a backward one (an evaluation) the outermost module stays gathered.
+
+    Raises:
+        RuntimeError: for ``FullyShardedDataParallel``, whose flat parameters cannot be averaged by name.
+    """
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    modules: Iterable[Any] = model.modules() if fsdp else ()
+    for module in modules:
+        if isinstance(module, fsdp.FullyShardedDataParallel):
+            raise RuntimeError("The model holds a FullyShardedDataParallel, which flattens its parameters. Shard it "
+                               "with torch.distributed.fsdp.fully_shard (FSDP2) instead.")
+        if isinstance(module, fsdp.FSDPModule):
+            fsdp.FSDPModule.reshard(module)

@@ -1,0 +1,93 @@
+"""Lookahead's hyperparameters are its own: beside a base's alpha and k, after another Lookahead, in groups of their own."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from lookahead_work import advance, by_hand, flat, net
+
+from sharpnb.averaging import Lookahead
+from sharpnb.optim import GSAM, LookSAM
+
+SGD = partial(torch.optim.SGD, lr=0.1)
+CROWDED = {  # bases that have an alpha or a k
+    "RMSprop": partial(torch.optim.RMSprop, lr=0.02, alpha=0.7),
+    "ASGD": partial(torch.optim.ASGD, lr=0.05, alpha=0.6, t0=3.0),
+    "LookSAM": lambda params: LookSAM(SGD(params), k=2, alpha=0.7),
+    "GSAM": lambda params: GSAM(SGD(params), alpha=0.9),
+}
+
+
+@pytest.mark.parametrize("base", CROWDED)
+def test_a_base_with_the_same_names_is_refused_and_the_way_named(base):
+    optimizer = CROWDED[base](net().parameters())
+    before = [set(group) for group in optimizer.param_groups]
+    with pytest.raises(ValueError, match=r"alpha.*prefix='lookahead_'"):
+        Lookahead(optimizer, k=5, alpha=0.5)
+    assert [set(group) for group in optimizer.param_groups] == before  # nothing was left behind
+
+
+@pytest.mark.parametrize("base", CROWDED)
+def test_with_other_names_both_have_their_own_values(base):
+    model = net()
+    optimizer = Lookahead(CROWDED[base](model.parameters()), k=3, alpha=0.4, prefix="lookahead_")
+    group, own = optimizer.param_groups[0], CROWDED[base](net().parameters()).defaults
+    assert (group["lookahead_k"], group["lookahead_alpha"], group["alpha"]) == (3, 0.4, own["alpha"])
+    advance(model, optimizer, 10)
+    torch.testing.assert_close(flat(model), by_hand(CROWDED[base], 3, 0.4, 10), rtol=1e-12, atol=1e-13)
+    assert (flat(model) - by_hand(CROWDED[base], 3, own["alpha"], 10)).abs().max() > 1e-4  # the base's alpha would show
+
+
+def test_groups_hold_values_of_their_own_under_the_other_names_too():
+    model = net()
+    groups = [{"params": model[0].parameters(), "lookahead_k": 2, "alpha": 0.8}, {"params": model[2].parameters()}]
+    optimizer = Lookahead(torch.optim.RMSprop(groups, lr=0.02), k=3, prefix="lookahead_")
+    assert [group["lookahead_k"] for group in optimizer.param_groups] == [2, 3]
+    assert [group["alpha"] for group in optimizer.param_groups] == [0.8, 0.99]
+    with pytest.raises(ValueError, match="k = 0"):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lookahead_k": 0})
+    assert len(optimizer.param_groups) == 2
+
+
+def test_a_base_wrapped_again_takes_the_new_values_and_a_new_cycle():
+    model = net()
+    base = SGD(model.parameters())
+    Lookahead(base, k=2, alpha=0.9)
+    advance(model, Lookahead(base, k=3, alpha=0.4), 10)
+    torch.testing.assert_close(flat(model), by_hand(SGD, 3, 0.4, 10), rtol=1e-12, atol=1e-13)
+
+
+def test_wrapped_again_in_the_middle_of_a_cycle():
+    model, fresh = net(), net()
+    base = SGD(model.parameters())
+    advance(model, Lookahead(base, k=4, alpha=0.5), 6)
+    fresh.load_state_dict(model.state_dict())
+    advance(model, Lookahead(base, k=3, alpha=0.4), 7)
+    advance(fresh, Lookahead(SGD(fresh.parameters()), k=3, alpha=0.4), 7)
+    assert torch.equal(flat(model), flat(fresh))
+
+
+def test_lookahead_over_lookahead():
+    with pytest.raises(ValueError, match=r"over Lookahead.*alpha and fast_steps and k.*prefix"):
+        Lookahead(Lookahead(SGD(net().parameters())))
+    model = net()
+    inner = Lookahead(SGD(model.parameters()), k=2, alpha=0.6)
+    advance(model, Lookahead(inner, k=6, alpha=0.3, prefix="outer_"), 20)
+    torch.testing.assert_close(flat(model), by_hand(SGD, 2, 0.6, 20, outer=(6, 0.3)), rtol=1e-12, atol=1e-13)
+
+
+def test_a_group_added_to_the_base_and_a_checkpoint_loaded_by_the_base_are_noticed():
+    model, straight = net(), net()
+    optimizer = Lookahead(SGD(model[0].parameters()), k=2)
+    optimizer.base_optimizer.add_param_group({"params": model[2].parameters()})
+    advance(model, optimizer, 3)
+    advance(straight, Lookahead(SGD(straight.parameters()), k=2), 3)
+    assert torch.equal(flat(model), flat(straight))
+    optimizer.base_optimizer.load_state_dict(optimizer.base_optimizer.state_dict())
+    optimizer.base_optimizer.param_groups[0]["lr"] = 0.0
+    still = model[0].weight.detach().clone()
+    optimizer.state.clear()
+    advance(model, optimizer, 2)
+    assert torch.equal(model[0].weight, still) and optimizer.param_groups is optimizer.base_optimizer.param_groups
