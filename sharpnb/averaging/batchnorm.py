@@ -2,14 +2,18 @@ r"""BatchNorm statistics of weights that were never trained with: averages, graf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sharpnb.batches import each, forward, inputs_of
+from sharpnb.counts import Count, counted
 from sharpnb.trees import moved
 
 Call = Callable[[nn.Module, Any], Any]
@@ -18,16 +22,18 @@ _NO_BATCH = ("data holds no batch: the statistics of BatchNorm need at least one
 
 
 @torch.no_grad()
-def update_bn(model: nn.Module, data: Any, call: Call | None = None) -> None:
+def update_bn(model: nn.Module, data: Any, call: Call | None = None, *, count: Count | None = None) -> None:
     r"""Recompute the running statistics of every BatchNorm layer by one pass over ``data``.
 
-    With N the samples seen before a batch of b, and :math:`\mu_B,\sigma_B^2` its mean and unbiased variance,
+    With b the numbers that a layer averages for each channel in a batch (samples times places), N those it has seen
+    before, and :math:`\mu_B,\sigma_B^2` the batch's mean and unbiased variance,
 
     .. math::
         \mu\leftarrow\mu+\frac{b}{N+b}(\mu_B-\mu),\qquad
         \sigma^2\leftarrow\sigma^2+\frac{b}{N+b}(\sigma_B^2-\sigma^2)
 
-    (the SWA authors' ``bn_update``): the average over batches, weighted by their size.
+    (the SWA authors' ``bn_update``): the average over batches, weighted by their size. The mean is that of all numbers
+    that the layer has read, whichever axis the samples lie along.
 
     How it differs from ``torch.optim.swa_utils.update_bn``, and why: (1) that weighs batches equally, so that a short
     last batch counts as much as a full one; (2) every module's mode and momentum are put back as they were, where that
@@ -37,28 +43,28 @@ def update_bn(model: nn.Module, data: Any, call: Call | None = None) -> None:
 
     Args:
         model: with or without BatchNorm layers (without, nothing is done).
-        data: an iterable of batches such as a ``DataLoader``, or one pair of images and integer labels ``(x, y)``. A
-            batch is the input tensor, or a tuple or list whose first entry it is.
-        call: ``call(model, batch)`` for batches of another kind (several inputs, dictionaries).
+        data: an iterable of batches such as a ``DataLoader``, or one batch ``(x, y)``; see
+            :func:`sharpnb.batches.each`. A batch is the inputs, or a tuple or list whose first entry they are; inputs
+            are what :func:`sharpnb.batches.forward` takes.
+        call: ``call(model, batch)`` for batches of another kind.
+        count: weights of the batches in place of b: one number, a list, or a function of a batch.
 
     Raises:
-        ValueError: if there is no batch, or ``data`` is a bare tensor.
+        ValueError: if there is no batch, ``data`` is a bare tensor, or it is not to be seen whether it is one batch.
     """
     layers = unfrozen(model)
     if not layers:
         return
-    where, seen = next(b.device for b in layers[0].buffers()), 0
-    with _statistics_mode(model, layers):
+    where, batches = next(b.device for b in layers[0].buffers()), 0
+    with _statistics_mode(model, layers), _eager(), _weighing(layers) as weigh:
         for layer in layers:
             layer.reset_running_stats()
-        for batch in _batches(data):
-            batch = moved(batch, where)
-            size = _size(batch)
-            for layer in layers:
-                layer.momentum = size / (seen + size)
-            call(model, batch) if call else model(_input(batch))
-            seen += size
-        if not seen:
+        for index, raw in enumerate(each(data, pairs=False, count=count)):
+            batch = moved(raw, where)
+            weigh.by = None if count is None else counted(count, index, batch)
+            call(model, batch) if call else forward(model, inputs_of(batch))
+            batches += 1
+        if not batches:
             raise ValueError(_NO_BATCH)
 
 
@@ -74,7 +80,7 @@ def inputs(data: Any, device: torch.device) -> list[Any]:
     Raises:
         ValueError: as :func:`update_bn`.
     """
-    found = [_input(moved(batch, device)) for batch in _batches(data)]
+    found = [inputs_of(moved(batch, device)) for batch in each(data, pairs=False)]
     if not found:
         raise ValueError(_NO_BATCH)
     return found
@@ -103,22 +109,32 @@ def _statistics_mode(model: nn.Module, layers: list[Any]) -> Iterator[None]:
             layer.momentum = momentum
 
 
-def _batches(data: Any) -> Iterable[Any]:
-    """Images with integer labels are one batch; everything else is an iterable of batches (``x.split(100)`` is one)."""
-    if isinstance(data, Tensor):
-        raise ValueError(f"data is a tensor of shape {tuple(data.shape)}. One batch is [x], many are x.split(100).")
-    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        x, y = data
-        return [data] if x.is_floating_point() and not y.is_floating_point() else data
-    return data
+@dataclass
+class _Weighing:
+    """What each layer has averaged so far; ``by``, if it is a number, is what the batch counts instead."""
+
+    by: float | None = None
+    seen: dict[Any, float] = field(default_factory=dict)
+
+    def hook(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Set the momentum before a layer runs."""
+        x = args[0] if args else kwargs["input"]
+        here = x.numel() // max(x.shape[1], 1) if self.by is None else self.by
+        self.seen[layer] = self.seen.get(layer, 0) + here
+        layer.momentum = here / self.seen[layer] if here else 0.0
 
 
-def _input(batch: Any) -> Any:
-    return batch[0] if isinstance(batch, tuple | list) else batch
+@contextmanager
+def _weighing(layers: list[Any]) -> Iterator[_Weighing]:
+    weigh = _Weighing()
+    handles = [layer.register_forward_pre_hook(weigh.hook, with_kwargs=True) for layer in layers]
+    try:
+        yield weigh
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def _size(tree: Any) -> int:
-    if isinstance(tree, Tensor):
-        return len(tree)
-    parts = tree.values() if isinstance(tree, Mapping) else tree
-    return next(_size(part) for part in parts)
+def _eager() -> Any:
+    """Run compiled parts of a model as they are written: what was compiled before knows nothing of the hooks."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sharpnb.curvature._batches import kept_random_state
+from sharpnb.batches import kept_random_state
 
 Mode = Literal["eval", "batch_stats", "as_is"]
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sharpnb.curvature._batches import Batch
+from sharpnb.counts import Batch
 from sharpnb.curvature.ggn import GGNOperator
 
 Draw = Callable[[Tensor, torch.Generator], Any]

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sharpnb.curvature._batches import Batch, forward
+from sharpnb.batches import forward
+from sharpnb.counts import Batch
 from sharpnb.curvature.operators import ModelOperator
 
 

@@ -9,14 +9,14 @@ built once and serves every vector: a product then costs 1.6 to 2 gradients, whe
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sharpnb.curvature._batches import Batch, Reduction
+from sharpnb.counts import Batch, Count, Reduction
 from sharpnb.curvature._state import Mode, measuring
 from sharpnb.curvature.operators import Loss, ModelOperator
 
@@ -30,16 +30,20 @@ class HessianOperator(ModelOperator):
         model: any module. Wrappers of ``torch.compile`` and ``DistributedDataParallel`` are looked through.
         loss: ``loss(output, target)``, one number.
         data: a batch ``(x, y)``, a list of batches, or a ``DataLoader``, which is read once, in its order, and held on
-            the parameters' device. Batches weigh by their size, so a ragged last batch is right.
+            the parameters' device. Batches weigh by their samples, so a ragged last batch is right; what a batch and
+            their number are says :mod:`sharpnb.batches`.
         params: which parameters; see :func:`select_parameters`. Tied ones count once, unused ones give zeros.
         mode: ``"eval"`` (default: the function that is deployed), ``"batch_stats"`` (BatchNorm normalises by each
             batch: another function, with another spectrum) or ``"as_is"``.
         reduction: ``"mean"`` or ``"sum"``: what the loss does within a batch.
-        count: ``count(x, y)``: loss terms of a batch, when they are not its samples (tokens without padding).
+        count: loss terms of a batch, when they are not its samples (tokens without padding, weights) or these are not
+            to be seen (time first): ``count(x, y)``, one number for all, or a list with one for each batch.
         hold: ``False`` re-reads the loader for every product, for data that memory does not hold.
         memory: bytes for gradient graphs kept between products. A single batch always keeps its graph; of several, as
             many as fit, and the others are rebuilt once per block of vectors. Default 1e9: a laptop's spare gigabyte.
-        check: evaluate the first batch twice and refuse a random function.
+        check: evaluate the first batch twice and refuse a random function; evaluate up to eight batches and refuse a
+            loss that, over all of them together, is not the mean of theirs by the counts that were assumed. It costs a
+            forward pass of each.
         group: process group over which products are summed, each rank holding its shard of the data; ``None`` takes the
             default group if one exists, ``False`` none.
         method: ``"auto"`` uses exact products and falls back to finite differences, with a warning, where a layer has
@@ -55,12 +59,13 @@ class HessianOperator(ModelOperator):
     (5) a layer that cannot be differentiated twice is noticed, where autograd alone can return a wrong product.
 
     Raises:
-        ValueError: for a parameter choice that matches nothing, a random function, a loss that is not one number.
+        ValueError: for a parameter choice that matches nothing, a random function, a loss that is not one number, a
+            number of loss terms that is needed and not to be seen.
     """
 
     def __init__(
         self, model: nn.Module, loss: Loss, data: Any, params: Any = None, mode: Mode = "eval", *,
-        reduction: Reduction = "mean", count: Callable[[Any, Any], float] | None = None, hold: bool = True,
+        reduction: Reduction = "mean", count: Count | None = None, hold: bool = True,
         memory: float = 1e9, check: bool = True, group: dist.ProcessGroup | Literal[False] | None = None,
         method: Method = "auto",
     ) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sharpnb.counts import Count, Reduction
 from sharpnb.curvature._state import Mode
 from sharpnb.curvature.density import spectral_density
 from sharpnb.curvature.hessian import HessianOperator
@@ -48,29 +49,32 @@ class RankCorrelation:
 
 def measure(
     model: nn.Module, loss: Loss, data: Any, rho: float = 0.05, m: int | None = None, *, mode: Mode = "eval",
-    steps: int = 60, probes: int = 8, seed: int = 0,
+    steps: int = 60, probes: int = 8, seed: int = 0, reduction: Reduction = "mean", count: Count | None = None,
 ) -> dict[str, float]:
     """Return one network's row of a table of measures.
 
     Args:
         model: the network.
-        loss: ``loss(output, target)``, a mean over the batch.
-        data: a batch, a list of batches or a ``DataLoader``.
+        loss: ``loss(output, target)``, one number.
+        data: a batch, a list of batches or a ``DataLoader``; see :mod:`sharpnb.batches`.
         rho: radius of the sharpness measures; the adaptive ball has ten times it (ASAM's own ratio, 0.5 to 0.05).
         m: samples a group, for m-sharpness; default all of the data.
         mode: as of :class:`~sharpnb.curvature.hessian.HessianOperator`.
         steps: Lanczos steps a probe of the spectral density.
         probes: its probes.
         seed: of everything random.
+        reduction: what the loss does within a batch, as of :class:`~sharpnb.curvature.hessian.HessianOperator`.
+        count: loss terms of a batch, as there.
 
     Returns:
         Spectrum (``lambda_max``, ``lambda_min``, ``ratio_1_5``, ``trace``, ``frobenius``, ``moment_3``), sharpness
         (``sharpness``, ``sharpness_worst`` by 20 steps, ``sharpness_adaptive``, ``sharpness_average``), and the sizes
         ``gradient_norm`` and ``weight_norm``. NaN where a measure does not exist.
     """
-    op = HessianOperator(model, loss, data, mode=mode)
+    options: dict[str, Any] = {"mode": mode, "reduction": reduction, "count": count}
+    op = HessianOperator(model, loss, data, **options)
     spectrum = spectral_density(op, steps, probes, seed=seed)
-    options: dict[str, Any] = {"mode": mode, "seed": seed}
+    options["seed"] = seed
     return {
         "lambda_max": spectrum.lambda_max,
         "lambda_min": spectrum.lambda_min,

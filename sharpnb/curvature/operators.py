@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd
 
-from sharpnb.curvature._batches import Batch, Batches, Reduction, forward
+from sharpnb.batches import Batches, forward
+from sharpnb.counts import Batch, Count, Reduction, check_loss
 from sharpnb.curvature._state import Mode, differentiable, measuring, unwrapped
 from sharpnb.trees import tensors
 
@@ -40,7 +41,7 @@ class ModelOperator(ABC):
 
     def __init__(
         self, model: nn.Module, loss: Loss, data: Any, params: Any = None, mode: Mode = "eval", *,
-        reduction: Reduction = "mean", count: Callable[[Any, Any], float] | None = None, hold: bool = True,
+        reduction: Reduction = "mean", count: Count | None = None, hold: bool = True,
         memory: float = 1e9, check: bool = True, group: dist.ProcessGroup | Literal[False] | None = None,
     ) -> None:
         self.model, self.loss, self.memory = unwrapped(model), loss, memory
@@ -57,14 +58,16 @@ class ModelOperator(ABC):
         self._batched = n < BATCHED_BELOW and not any(isinstance(module, _ConvNd) for module in self.model.modules())
         self._graphs: dict[int, Any] = {}
         self._graphs_of: tuple[Any, ...] = ()
-        self._batches = Batches(data, self.device, reduction, count, hold)
         self._group = _process_group(group)
+        self._batches = Batches(data, self.device, reduction, count, hold, alone=self._group is None)
         if self._group is not None and reduction == "mean":
             total = torch.tensor(self._batches.total, dtype=torch.float64, device=self.device)
             dist.all_reduce(total, group=self._group)
             self._batches.total = float(total)
         if check:
             self.check_deterministic()
+            with measuring(self.model, self.mode), torch.no_grad():
+                check_counts(self.model, loss, self._batches, mode)
 
     # ---- what a subclass says ---------------------------------------------------------------------------------------
 
@@ -257,6 +260,18 @@ class ModelOperator(ABC):
     def __repr__(self) -> str:
         return (f"{type(self).__name__}(n={self.n}, dtype={self.dtype}, device={self.device}, mode={self.mode!r}, "
                 f"samples={self._batches.samples})")
+
+
+def check_counts(model: nn.Module, loss: Loss, batches: Batches, mode: Mode) -> None:
+    """Compare the loss of some batches together with what their own give, if their counts were not said.
+
+    Raises:
+        ValueError: as of :func:`sharpnb.counts.check_loss`.
+    """
+    some = batches.some()
+    if len(some) > 1 and not batches.sure:
+        run = (lambda inputs: forward(model, inputs)) if mode == "eval" else None  # else a batch has its own statistics
+        check_loss(loss, [(batch, forward(model, batch.inputs)) for batch in some], batches.reduction, run)
 
 
 def select_parameters(model: nn.Module, params: Any = None) -> dict[str, nn.Parameter]:

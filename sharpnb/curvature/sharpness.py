@@ -14,7 +14,6 @@ with Hessian H, c = 1 and p = 2 they tend to :math:`\frac12\rho^2\lambda_{\max}`
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +23,18 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.modules.conv import _ConvNd
 
-from sharpnb.curvature._batches import Batches, forward
+from sharpnb.batches import Batches, forward
+from sharpnb.counts import Count, Reduction, counted
 from sharpnb.curvature._state import Mode, measuring, unwrapped
-from sharpnb.curvature.operators import Loss, select_parameters
+from sharpnb.curvature.operators import Loss, check_counts, select_parameters
 from sharpnb.rules import sam_perturbation
+from sharpnb.trees import joined, lengths, mapped, part, tensors
 
 # Groups evaluated at once: many small ones are bound by dispatch (one vmapped call is then several times faster); large
 # groups and convolutions, whose weights differ by group, are faster one by one.
 SMALL_GROUP, GROUP_BYTES = 64, 2.5e8
+SAME_OUTPUT = 1e-3  # of the largest: a sample's output alone and among others (TF32 included); time steps are far off
+_WHOLE = "Put samples first, or use m=None (count= weighs batches; it cuts none)."
 
 
 @dataclass(frozen=True)
@@ -59,17 +62,18 @@ class Sharpness:
 
 def sharpness(
     model: nn.Module, loss: Loss, data: Any, rho: float, m: int | None = None, p: float = 2, adaptive: bool = False,
-    steps: int = 1, *, params: Any = None, mode: Mode = "eval", seed: int = 0,
+    steps: int = 1, *, params: Any = None, mode: Mode = "eval", seed: int = 0, reduction: Reduction = "mean",
+    count: Count | None = None,
 ) -> Sharpness:
     r"""Worst-case m-sharpness.
 
     Args:
         model: the network.
-        loss: ``loss(output, target)``, a mean over the batch.
-        data: a batch, a list of batches or a ``DataLoader``.
+        loss: ``loss(output, target)``, one number.
+        data: a batch, a list of batches or a ``DataLoader``; see :mod:`sharpnb.batches`.
         rho: radius. SAM trains with 0.05.
         m: samples that share a perturbation; default all of the data. Groups are consecutive samples, the last one may
-            be smaller.
+            be smaller. They are cut along the first axis, which must be that of the samples (compared, in eval mode).
         p: norm of the ball, in [1, ∞].
         adaptive: measure the ball relative to :math:`|w|`, which makes the result invariant to a rescaling of ReLU
             layers; a weight of zero is not moved.
@@ -79,30 +83,33 @@ def sharpness(
         params: which parameters move; see :func:`~sharpnb.curvature.operators.select_parameters`.
         mode: as of :class:`~sharpnb.curvature.hessian.HessianOperator`.
         seed: of the start where a gradient is exactly zero.
+        reduction: what the loss does within a batch, as of the operator.
+        count: loss terms of a batch, as of the operator. Groups of m samples weigh by ``count`` where it is a function,
+            else by their samples.
 
     How it differs from the popular code: (1) any p; (2) a weight of zero does not divide anything; (3) the iterate is
     chosen by its loss, not by its error rate; (4) groups are of size m whatever the batches are.
 
     Raises:
-        ValueError: if rho, m, p or steps is out of range.
+        ValueError: if rho, m, p or steps is out of range, or a number of loss terms is needed and not to be seen.
     """
     if not rho > 0 or not math.isfinite(rho):
         raise ValueError(f"rho = {rho}: the radius must be positive and finite; SAM trains with 0.05.")
     if (m is not None and m < 1) or steps < 1:
         raise ValueError(f"m = {m}, steps = {steps}: both must be at least 1 (m=None is all of the data).")
-    network = _Network(model, loss, data, params, mode)
-    rises, sizes = [], []
+    network = _Network(model, loss, data, params, mode, reduction, count)
+    rises, weights = [], []
     with measuring(network.model, mode):
         for group in network.groups(m):
             rises.append(_Ascent(network, group, rho, p, adaptive, seed).rise(steps))
-            sizes.extend([group.size] * group.count)
-    each, weight = np.concatenate(rises), np.array(sizes, dtype=float)
+            weights.extend(group.weights)
+    each, weight = np.concatenate(rises), np.array(weights, dtype=float)
     return _summary(each, weight / weight.sum(), rho, p, adaptive, steps + 1)
 
 
 def average_sharpness(
     model: nn.Module, loss: Loss, data: Any, rho: float, p: float = 2, adaptive: bool = False, samples: int = 32, *,
-    params: Any = None, mode: Mode = "eval", seed: int = 0,
+    params: Any = None, mode: Mode = "eval", seed: int = 0, reduction: Reduction = "mean", count: Count | None = None,
 ) -> Sharpness:
     r"""Average-case sharpness.
 
@@ -110,8 +117,8 @@ def average_sharpness(
 
     Args:
         model: the network.
-        loss: ``loss(output, target)``, a mean over the batch.
-        data: a batch, a list of batches or a ``DataLoader``.
+        loss: ``loss(output, target)``, one number.
+        data: a batch, a list of batches or a ``DataLoader``; see :mod:`sharpnb.batches`.
         rho: standard deviation for p = 2; half-width of the uniform cube for p = ∞.
         p: 2 or ∞.
         adaptive: scale each weight's perturbation by its magnitude.
@@ -119,9 +126,11 @@ def average_sharpness(
         params: which parameters move; see :func:`~sharpnb.curvature.operators.select_parameters`.
         mode: as of :class:`~sharpnb.curvature.hessian.HessianOperator`.
         seed: of the perturbations.
+        reduction: what the loss does within a batch, as of the operator.
+        count: loss terms of a batch, as of the operator.
 
     Raises:
-        ValueError: if rho, p or samples is out of range.
+        ValueError: if rho, p or samples is out of range, or a number of loss terms is needed and not to be seen.
     """
     if not rho > 0 or not math.isfinite(rho):
         raise ValueError(f"rho = {rho}: the size of the cloud must be positive and finite.")
@@ -129,7 +138,7 @@ def average_sharpness(
         raise ValueError(f"p = {p}: the average is over a Gaussian (p=2) or a cube (p=float('inf')).")
     if samples < 2 or samples % 2:
         raise ValueError(f"samples = {samples}: perturbations come in pairs; choose an even number, at least 2.")
-    network = _Network(model, loss, data, params, mode)
+    network = _Network(model, loss, data, params, mode, reduction, count)
     generator = torch.Generator().manual_seed(seed)
     scale = rho * (network.w.abs() if adaptive else torch.ones_like(network.w))
     draw, pairs = torch.randn if p == 2 else torch.rand, []
@@ -156,43 +165,89 @@ def _summary(each: np.ndarray, weight: np.ndarray, rho: float, p: float, adaptiv
 
 @dataclass(frozen=True)
 class _Group:
-    """``count`` groups of ``size`` samples: one group in any number of ``parts``, or several stacked in one part."""
+    """Groups that are evaluated together.
 
-    parts: list[tuple[Any, Any, int]]
-    size: int
-    count: int
+    Attributes:
+        parts: inputs, target and share of the loss: of one group in any number of parts, or of several stacked in one.
+        weights: of the groups in the mean over groups.
+    """
+
+    parts: list[tuple[Any, Any, float]]
+    weights: list[float]
+
+    @property
+    def count(self) -> int:
+        """How many groups they are."""
+        return len(self.weights)
 
 
 class _Network:
     """Losses and gradients at rows of weights ``(k, n)``, row i for group i."""
 
-    def __init__(self, model: nn.Module, loss: Loss, data: Any, params: Any, mode: Mode) -> None:
-        self.model, self.loss = unwrapped(model), loss
+    def __init__(
+        self, model: nn.Module, loss: Loss, data: Any, params: Any, mode: Mode, reduction: Reduction,
+        count: Count | None,
+    ) -> None:
+        self.model, self.loss, self.counts = unwrapped(model), loss, count
         named = select_parameters(self.model, params)
         self._names, self._shapes = list(named), [p.shape for p in named.values()]
         self._sizes = [p.numel() for p in named.values()]
         self.w = torch.cat([p.detach().reshape(-1) for p in named.values()])
-        self._batches = list(Batches(data, self.w.device))
-        self.samples = sum(b.size for b in self._batches)
+        self._batches = Batches(data, self.w.device, reduction, count)
+        self._mode = mode
         self._convolves = any(isinstance(module, _ConvNd) for module in self.model.modules())
+        with measuring(self.model, mode), torch.no_grad():
+            check_counts(self.model, loss, self._batches, mode)
 
     def groups(self, m: int | None) -> list[_Group]:
         """Cut the data into groups, as many together as are worth a vectorised call."""
+        batches = list(self._batches)
         if m is None:
-            return [_Group([(b.inputs, b.target, b.size) for b in self._batches], self.samples, 1)]
-        inputs, target = _joined([b.inputs for b in self._batches]), _joined([b.target for b in self._batches])
+            return [_Group([(b.inputs, b.target, self._batches.weight(b)) for b in batches], [1.0])]
+        inputs, target, samples = self._joined([(b.inputs, b.target) for b in batches])
+        self._check_cut(inputs, samples, m)
         together = 1
         if m < SMALL_GROUP and not (self._convolves and m > 4):
             together = max(1, int(GROUP_BYTES // (6 * len(self.w) * self.w.element_size())))
         cut, first = [], 0
-        while first < self.samples:
-            count = max(1, min(together, (self.samples - first) // m))
-            size = min(m, self.samples - first)
+        while first < samples:
+            count = max(1, min(together, (samples - first) // m))
+            size = min(m, samples - first)
             last = first + size * count
-            part = _part(inputs, first, last, count), _part(target, first, last, count), size
-            cut.append(_Group([part], size, count))
+            each = [(part(inputs, i, i + size, samples), part(target, i, i + size, samples))
+                    for i in range(first, last, size)]
+            weights = [counted(self.counts if callable(self.counts) else size, 0, pair) for pair in each]
+            stacked = [mapped(lambda t, k=count: _stacked(t, k), part(tree, first, last, samples))
+                       for tree in (inputs, target)]
+            cut.append(_Group([(*stacked, 1.0)], weights))
             first = last
         return cut
+
+    def _joined(self, pairs: list[tuple[Any, Any]]) -> tuple[Any, Any, int]:
+        """Return all inputs, all targets and the number of samples."""
+        inputs, target = (joined(trees) for trees in zip(*pairs, strict=True))
+        found = {*lengths(inputs), *lengths(target)}
+        if len(found) != 1:
+            shapes = [tuple(t.shape) for t in tensors((inputs, target))]
+            raise ValueError(f"Groups of m samples are cut along the first axis, and on it tensors of shapes {shapes} "
+                             f"disagree. {_WHOLE}")
+        return inputs, target, found.pop()
+
+    @torch.no_grad()
+    def _check_cut(self, inputs: Any, samples: int, m: int) -> None:
+        """Refuse groups whose samples are not what they are among all others: time steps, say."""
+        if m >= samples or self._mode != "eval":
+            return
+        seen = min(2 * m, samples)
+        within, alone = (list(tensors(forward(self.model, part(inputs, samples - size, samples, samples))))
+                         for size in (seen, m))
+        for a, b in zip(within, alone, strict=False):
+            if not a.dim() or len(a) != seen or not a.is_floating_point():
+                continue
+            off = float((a[-m:] - b).abs().max()) if a[-m:].shape == b.shape else math.inf
+            if off > max(SAME_OUTPUT, 8 * torch.finfo(a.dtype).eps) * float(a.abs().max()):
+                raise ValueError(f"The last {m} along the first axis have other outputs alone than among {seen}: that "
+                                 f"axis is not the samples', or they see each other. {_WHOLE}")
 
     def _loss(self, w: Tensor, inputs: Any, target: Any) -> Tensor:
         pieces = [c.view(shape) for c, shape in zip(w.split(self._sizes), self._shapes, strict=True)]
@@ -202,7 +257,7 @@ class _Network:
 
     def value(self, w: Tensor) -> float:
         """Return the loss over all of the data."""
-        return sum(float(self._loss(w, b.inputs, b.target)) * b.size / self.samples for b in self._batches)
+        return sum(float(self._loss(w, b.inputs, b.target)) * self._batches.weight(b) for b in self._batches)
 
     def at(self, group: _Group, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the losses ``(k,)``, float64, and gradients ``(k, n)`` of the groups at their rows of weights."""
@@ -211,12 +266,12 @@ class _Network:
             return values.detach().double(), gradients.detach()
         value, gradient = torch.zeros(1, dtype=torch.float64, device=rows.device), torch.zeros_like(rows)
         w = rows[0].detach().requires_grad_()
-        for inputs, target, size in group.parts:  # by autograd itself, two thirds of the time of its function transform
+        for inputs, target, share in group.parts:  # autograd itself: two thirds of the function transform's time
             with torch.enable_grad():
                 loss = self._loss(w, inputs, target)
-            (part,) = torch.autograd.grad(loss, w)
-            value += loss.detach().double() * (size / group.size)
-            gradient[0].add_(part, alpha=size / group.size)
+            (own,) = torch.autograd.grad(loss, w)
+            value += loss.detach().double() * share
+            gradient[0].add_(own, alpha=share)
         return value, gradient
 
     @torch.no_grad()
@@ -224,7 +279,7 @@ class _Network:
         """Return the losses ``(k,)`` alone, float64."""
         if group.count > 1:
             return vmap(self._loss)(rows, *group.parts[0][:2]).double()
-        parts = [self._loss(rows[0], x, y).double() * (size / group.size) for x, y, size in group.parts]
+        parts = [self._loss(rows[0], x, y).double() * share for x, y, share in group.parts]
         return torch.stack(parts).sum().reshape(1)
 
 
@@ -287,23 +342,8 @@ class _Ascent:
         return u * (self.rho / self._norm(u).clamp_min(self.rho))
 
 
-def _joined(trees: Sequence[Any]) -> Any:
-    """Concatenate the tensors of equal trees along the samples."""
-    first = trees[0]
-    if isinstance(first, Tensor):
-        return torch.cat(list(trees))
-    if isinstance(first, Mapping):
-        return {key: _joined([tree[key] for tree in trees]) for key in first}
-    if isinstance(first, tuple | list):
-        return tuple(_joined(column) for column in zip(*trees, strict=True))
-    raise ValueError(f"Groups of m samples need tensors to cut, not a {type(first).__name__}: use m=None.")
-
-
-def _part(tree: Any, first: int, last: int, count: int) -> Any:
-    """Return the samples ``first`` to ``last``, stacked as ``(count, m, ...)`` if there are several groups."""
-    if isinstance(tree, Tensor):
-        part = tree[first:last]
-        return part.unflatten(0, (count, -1)) if count > 1 else part
-    if isinstance(tree, Mapping):
-        return {key: _part(value, first, last, count) for key, value in tree.items()}
-    return tuple(_part(value, first, last, count) for value in tree)
+def _stacked(t: Tensor, count: int) -> Tensor:
+    """Return samples ``(count m, ...)`` as ``(count, m, ...)``, if there are several groups."""
+    if count == 1:
+        return t
+    return t.unflatten(0, (count, -1)) if t.dim() else t.expand(count)

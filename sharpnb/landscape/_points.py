@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from sharpnb.averaging.batchnorm import inputs, unfrozen, update_bn
+from sharpnb.batches import Batches, forward
+from sharpnb.counts import Batch, Count, check_loss, counted
 from sharpnb.landscape._stacked import Moments, Stacked, chain
 from sharpnb.landscape.losses import Losses, stacked_losses
 from sharpnb.landscape.plane import Plane
+from sharpnb.trees import lengths, mapped, part
 
 # Numbers that a group of points, or a layer's output, may hold at a time: about what a core's cache takes, and enough
 # to keep a GPU busy. Samples a forward pass at least and, for small nets, at most; of images a CPU takes fewer.
@@ -36,28 +39,32 @@ class Points:
 
     def __init__(
         self, model: nn.Module, plane: Plane, data: Any, losses: Losses, bn_data: Any = None,
-        batch_size: int | None = None,
+        batch_size: int | None = None, count: Count | None = None,
     ) -> None:
         kinds = {(p.dtype, p.device) for p in model.parameters()}
-        count = sum(p.numel() for p in model.parameters())
-        if len(kinds) != 1 or count != len(plane.origin):
-            raise ValueError(f"The model has {count} weights of {len(kinds)} types or devices, the plane has "
+        weights = sum(p.numel() for p in model.parameters())
+        if len(kinds) != 1 or weights != len(plane.origin):
+            raise ValueError(f"The model has {weights} weights of {len(kinds)} types or devices, the plane has "
                              f"{len(plane.origin)}. A plane needs one type, one device, and its own architecture.")
         self.dtype, self.device = kinds.pop()
         self.losses = stacked_losses(losses)
+        self.own = dict(losses) if isinstance(losses, Mapping) else {}  # the caller's functions of output and target
         sets = data if isinstance(data, Mapping) else {"": data}
-        self.sets = {name: list(self._batches(part)) for name, part in sets.items()}
-        if not all(self.sets.values()):
+        if not sets:
             raise ValueError("data holds no sample: give (x, y), a list of (x, y), or a dictionary of those.")
+        self.count = count
+        self.sets = {name: self._batches(own) for name, own in sets.items()}
         self.names = [f"{part}_{loss}".lstrip("_") for part in self.sets for loss in self.losses]
         self.vectors = torch.stack([plane.origin, plane.u, plane.v])  # float64 on the CPU
         self.bn_data = list(bn_data) if isinstance(bn_data, Iterator) else bn_data
-        layers = chain(model)
+        bare = all(isinstance(batch.inputs, Tensor) for batches in self.sets.values() for batch in batches)
+        layers = chain(model) if bare else None
         self.stacked = self._stacked(model, layers, plane) if layers else None
         self.at_once = self._points_a_call(self.stacked) if self.stacked else 1
-        self.sets = {name: _split(batches, batch_size or self._samples()) for name, batches in self.sets.items()}
         if not self.stacked:
             self._private_copy(model)
+        samples = batch_size or self._samples()
+        self.sets = {name: self._cut(batches, samples) for name, batches in self.sets.items()}
 
     @torch.inference_mode()
     def __call__(self, xy: Sequence[tuple[float, float]]) -> Tensor:
@@ -71,7 +78,7 @@ class Points:
     def _stacked(self, model: nn.Module, layers: list[nn.Module], plane: Plane) -> Stacked | None:
         """Return the fast way if it finds what the model does, for two samples at one point of the plane."""
         of_its_own = [] if self.bn_data is None else [layers.index(layer) for layer in unfrozen(model)]
-        plain, x = copy.deepcopy(nn.Sequential(*layers)).eval(), next(iter(self.sets.values()))[0][0][:2]
+        plain, x = copy.deepcopy(nn.Sequential(*layers)).eval(), self._first[:2]
         vectors, point = self.vectors.to(self.device, self.dtype), (plane.window[1] / 2, plane.window[3] / 2)
         weights = vectors.new_tensor((1.0, *point)) @ vectors
         nn.utils.vector_to_parameters(weights, plain.parameters())
@@ -87,7 +94,12 @@ class Points:
 
     @torch.inference_mode()
     def _first_outputs(self, stacked: Stacked) -> Tensor:
-        return stacked.prepare(next(iter(self.sets.values()))[0][0][:1])
+        return stacked.prepare(self._first[:1])
+
+    @property
+    def _first(self) -> Any:
+        """The inputs of the first batch."""
+        return next(iter(self.sets.values()))[0].inputs
 
     def _samples(self) -> int:
         """Return how many samples a forward pass takes for speed."""
@@ -102,7 +114,7 @@ class Points:
     def _points_a_call(self, stacked: Stacked) -> int:
         """Return how many points share the first layer: many, but so few that one call takes no more than seconds."""
         numbers = self._first_outputs(stacked)[0].numel() // stacked.group
-        samples = sum(len(x) for batches in self.sets.values() for x, _ in batches)
+        samples = sum(len(batch.inputs) for batches in self.sets.values() for batch in batches)
         return max(16, min(_POINTS, _POINTS * self._limit // (numbers * samples)))
 
     @property
@@ -112,13 +124,13 @@ class Points:
     def _by_groups(self, stacked: Stacked, xy: Sequence[tuple[float, float]]) -> Tensor:
         sums = torch.zeros(len(xy), len(self.names), dtype=torch.float64, device=self.device)
         statistics = self._statistics(stacked, xy)
-        for first, _, batches, total in self._columns():
-            for x, y in batches:
-                prepared = stacked.prepare(x)
-                for part in self._groups(stacked, [prepared], len(xy)):
-                    outputs = stacked(prepared, xy[part], [(mean[part], var[part]) for mean, var in statistics])
+        for first, batches, total in self._columns():
+            for batch in batches:
+                prepared = stacked.prepare(batch.inputs)
+                for group in self._groups(stacked, [prepared], len(xy)):
+                    outputs = stacked(prepared, xy[group], [(mean[group], var[group]) for mean, var in statistics])
                     for column, loss in enumerate(self.losses.values(), first):
-                        sums[part, column] += loss(outputs, y) * (len(x) / total)
+                        sums[group, column] += loss(outputs, batch.target) * (batch.count / total)
         return sums
 
     def _statistics(self, stacked: Stacked, xy: Sequence[tuple[float, float]]) -> list[Moments]:
@@ -127,8 +139,8 @@ class Points:
             return []
         given = inputs(self.bn_data, self.device)
         kept = [] if stacked.images else [stacked.prepare(x) for x in given]  # images are many numbers
-        parts = [stacked.statistics(kept or map(stacked.prepare, given), xy[part])
-                 for part in self._groups(stacked, kept or given, len(xy))]
+        parts = [stacked.statistics(kept or map(stacked.prepare, given), xy[group])
+                 for group in self._groups(stacked, kept or given, len(xy))]
         return [(torch.cat(means), torch.cat(variances))
                 for means, variances in (zip(*layer, strict=True) for layer in zip(*parts, strict=True))]
 
@@ -157,27 +169,64 @@ class Points:
             update_bn(self.model, self.bn_data)
         self.model.eval()
         means = torch.zeros(len(self.names), dtype=torch.float64, device=self.device)
-        for first, _, batches, total in self._columns():
-            for x, y in batches:
-                outputs = self.model(x)[None]
+        for first, batches, total in self._columns():
+            for batch in batches:
+                outputs = forward(self.model, batch.inputs)
+                outputs = outputs[None] if isinstance(outputs, Tensor) else [outputs]
                 for column, loss in enumerate(self.losses.values(), first):
-                    means[column] += loss(outputs, y)[0] * (len(x) / total)
+                    means[column] += loss(outputs, batch.target)[0] * (batch.count / total)
         return means
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
-    def _columns(self) -> Iterator[tuple[int, str, list[tuple[Tensor, Tensor]], int]]:
-        for i, (name, batches) in enumerate(self.sets.items()):
-            yield i * len(self.losses), name, batches, sum(len(x) for x, _ in batches)
+    def _columns(self) -> Iterator[tuple[int, list[Batch], float]]:
+        for i, batches in enumerate(self.sets.values()):
+            yield i * len(self.losses), batches, sum(batch.count for batch in batches)
 
-    def _batches(self, data: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        pair = isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
-        for x, y in [data] if pair else data:
-            x = x.to(self.device, self.dtype if x.is_floating_point() else None)
-            if x.dim() == 4:
-                x = x.contiguous(memory_format=torch.channels_last)
-            yield x, y.to(self.device)
+    def _batches(self, data: Any) -> list[Batch]:
+        def as_the_model(x: Tensor) -> Tensor:
+            x = x.to(self.dtype) if x.is_floating_point() else x
+            return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+        return [batch._replace(inputs=mapped(as_the_model, batch.inputs))
+                for batch in Batches(data, self.device, count=self.count)]
+
+    @torch.inference_mode()
+    def _cut(self, batches: list[Batch], samples: int) -> list[Batch]:
+        """Cut batches into pieces of so many samples, where the losses over the pieces add up to those of a batch.
+
+        Raises:
+            ValueError: if those over the batches do not add up, and their counts were not given.
+        """
+        pieces = [piece for batch in batches for piece in _split(batch, samples, self.count)]
+        if self.count is None:
+            try:
+                self._check(pieces)
+            except ValueError:
+                self._check(batches)
+                return batches
+        return pieces
+
+    def _check(self, batches: list[Batch]) -> None:
+        some = batches[:7] + batches[7:][-1:]
+        if len(some) > 1 and self.own:
+            measured = [(batch, self._output(batch.inputs)) for batch in some]
+            for loss in self.own.values():
+                check_loss(loss, measured, "mean")
+
+    def _output(self, x: Any) -> Any:
+        return self.stacked(self.stacked.prepare(x), [(0.0, 0.0)])[0] if self.stacked else forward(self.model, x)
 
 
-def _split(batches: list[tuple[Tensor, Tensor]], samples: int) -> list[tuple[Tensor, Tensor]]:
-    return [part for x, y in batches for part in zip(x.split(samples), y.split(samples), strict=True)]
+def _split(batch: Batch, samples: int, count: Count | None) -> list[Batch]:
+    """Cut a batch along its samples, if it is known where these lie, and what the pieces count."""
+    tree, size = (batch.inputs, batch.target), batch.size
+    if {*lengths(tree)} != {size} or (count is not None and not callable(count)):
+        return [batch]
+    pieces = []
+    for first in range(0, size, samples):
+        x, y = part(tree, first, first + samples, size)
+        here = min(samples, size - first)
+        share = here * (batch.count / size) if count is None else counted(count, 0, (x, y))
+        pieces.append(Batch(batch.index, x, y, here, share))
+    return pieces

@@ -151,23 +151,25 @@ class Stacked:
         """Return the renewed layers' mean and unbiased variance, (P, F) each, as ``update_bn`` takes them.
 
         Args:
-            batches: prepared; each is normalised by itself, and they count by their size.
+            batches: prepared; each is normalised by itself, and they count by the numbers that a layer averages.
             xy: the points.
         """
-        points, seen = self._filled(xy), 0
+        points, seen = self._filled(xy), dict.fromkeys(self.renewed, 0)
         found = {layer: self.own.new_zeros(2, len(points), layer.weight.numel()) for layer in self.renewed}
         last = self.after.index(self.renewed[-1])
         weights = self._weights(points)
         for prepared in batches:
-            size = prepared.shape[1 if self.images else -1]
-            seen += size
+            read = dict.fromkeys(self.renewed, 0)
             for part, x in self._mixed(prepared, points):
                 for layer, own in zip(self.after[: last + 1], weights, strict=False):
                     own = [w[part] for w in own]
                     if layer in found:
-                        x = self._renew(layer, x, own, found[layer][:, part], size / seen)
+                        read[layer] = x.numel() // found[layer][0, part].numel()
+                        share = read[layer] / (seen[layer] + read[layer])
+                        x = self._renew(layer, x, own, found[layer][:, part], share)
                     else:
                         x = self._one(layer, x, own)
+            seen = {layer: seen[layer] + read[layer] for layer in seen}
         return [(mean[: len(xy)], variance[: len(xy)]) for mean, variance in found.values()]
 
     def _filled(self, xy: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

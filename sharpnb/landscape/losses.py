@@ -3,7 +3,7 @@ r"""What is measured at a point: mean cross-entropy, error, or any function of o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Losses = Sequence[Literal["loss", "error"]] | Mapping[str, Loss]
 
 
-def stacked_losses(losses: Losses) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+def stacked_losses(losses: Losses) -> dict[str, Callable[[Any, Any], Tensor]]:
     """Return name -> function of outputs (P, B, …) and target (B, …), giving the mean over the batch, (P,).
+
+    Outputs that are no tensor come as a list of P.
 
     Raises:
         ValueError: for an unknown name, or none.
@@ -28,21 +30,28 @@ def stacked_losses(losses: Losses) -> dict[str, Callable[[Tensor, Tensor], Tenso
                      "of functions of output and target that return the mean over the batch.")
 
 
-def _cross_entropy(outputs: Tensor, target: Tensor) -> Tensor:
+def _cross_entropy(outputs: Any, target: Tensor) -> Tensor:
     # Samples last: a softmax over a short last axis is not vectorised (measured nine times slower).
-    log_p = F.log_softmax(outputs.mT.contiguous(), 1)
+    log_p = F.log_softmax(_logits(outputs).mT.contiguous(), 1)
     return -log_p.gather(1, target.expand(len(outputs), 1, -1))[:, 0].mean(1)
 
 
-def _error(outputs: Tensor, target: Tensor) -> Tensor:
+def _error(outputs: Any, target: Tensor) -> Tensor:
     """Percent of wrong classes; an output that is not finite is wrong."""
-    samples_last = outputs.mT.contiguous()
+    samples_last = _logits(outputs).mT.contiguous()
     right = (samples_last.argmax(1) == target) & samples_last.sum(1).isfinite()
-    return 100 * (1 - right.to(outputs.dtype).mean(1))
+    return 100 * (1 - right.to(samples_last.dtype).mean(1))
 
 
-def _one_by_one(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
+def _logits(outputs: Any) -> Tensor:
+    if isinstance(outputs, Tensor):
+        return outputs
+    raise ValueError(f"The losses 'loss' and 'error' take one tensor of logits, and the model returns a "
+                     f"{type(outputs[0]).__name__}. Give losses={{\"name\": function of output and target}}.")
+
+
+def _one_by_one(loss: Loss) -> Callable[[Any, Any], Tensor]:
     return lambda outputs, target: torch.stack([loss(output, target) for output in outputs])
 
 
-_KNOWN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"loss": _cross_entropy, "error": _error}
+_KNOWN: dict[str, Callable[[Any, Any], Tensor]] = {"loss": _cross_entropy, "error": _error}

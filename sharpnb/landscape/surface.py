@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from sharpnb.counts import Count
 from sharpnb.landscape._points import Points
 from sharpnb.landscape.losses import Losses
 from sharpnb.landscape.plane import Plane, Weights, flat
 from sharpnb.resume import Checkpoint
+from sharpnb.trees import tensors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +75,8 @@ class Line:
 def surface(
     model: nn.Module, plane: Plane, data: Any, losses: Losses = ("loss", "error"), size: int | tuple[int, int] = 41, *,
     window: tuple[float, float, float, float] | None = None, update_bn: Any = None, batch_size: int | None = None,
-    checkpoint: str | Path | None = None, checkpoint_every: float = 30.0, progress: bool = False,
+    count: Count | None = None, checkpoint: str | Path | None = None, checkpoint_every: float = 30.0,
+    progress: bool = False,
 ) -> Surface:
     """Measure losses on a grid over a plane, in evaluation mode; the model is not touched.
 
@@ -86,7 +89,8 @@ def surface(
         model: the architecture, type and device; its own weights do not matter.
         plane: where.
         data: ``(x, y)``, a list of such batches, a ``DataLoader``, or a dictionary of those, e.g. ``{"train": …,
-            "test": …}``: all are read once and held on the device.
+            "test": …}``: all are read once and held on the device. Inputs and targets are what
+            :mod:`sharpnb.batches` says.
         losses: ``"loss"`` (mean cross-entropy, nats), ``"error"`` (percent), or name -> function of output and target
             that returns the mean over the batch.
         size: points along x and y (default 41; Li et al. 51, Garipov et al. 21).
@@ -97,18 +101,21 @@ def surface(
             one would deploy at these points.
         batch_size: samples a forward pass (default on the CPU what its cache takes of a chain's first outputs, at most
             1,000, and 250 for other nets; 2,048 on the GPU).
+        count: number of terms that the losses average over in a batch, where these are not its samples or not to be
+            seen: a function of a batch, a list of numbers, or one; see :mod:`sharpnb.batches`. Batches are cut into
+            pieces of ``batch_size`` where this does not change the losses.
         checkpoint: a file; an interrupted call continues from it. The grid is filled coarse to fine.
         checkpoint_every: seconds between saves.
         progress: show a progress bar (needs tqdm).
 
     Raises:
         ValueError: if plane and model do not fit, data or losses are empty or unknown, or the checkpoint belongs to
-            another surface or is damaged.
+            another surface or is damaged, or a number of loss terms is needed and not to be seen.
     """
     columns, rows = (size, size) if isinstance(size, int) else size
     x0, x1, y0, y1 = window or plane.window
     x, y = np.linspace(x0, x1, columns), np.linspace(y0, y1, rows)
-    points = Points(model, plane, data, losses, update_bn, batch_size)
+    points = Points(model, plane, data, losses, update_bn, batch_size, count)
     key = ("surface", *points.names, _digest(points, x, y)) if checkpoint else ()
     saved = Checkpoint(checkpoint, key, checkpoint_every)
     found = _fill(points, x, y, saved, progress)
@@ -118,6 +125,7 @@ def surface(
 def line(
     model: nn.Module, start: Weights, direction: Weights, t: Sequence[float] | np.ndarray, data: Any,
     losses: Losses = ("loss", "error"), *, update_bn: Any = None, batch_size: int | None = None,
+    count: Count | None = None,
 ) -> Line:
     r"""Measure losses along :math:`w(t) = w_0 + t\,d`: a ray, or an interpolation with :math:`d = w_1 - w_0`.
 
@@ -125,7 +133,7 @@ def line(
     """
     origin, d = flat(start), flat(direction)
     plane = Plane(origin, d, torch.zeros_like(d), (float(t[0]), float(t[-1]), 0.0, 0.0))
-    points = Points(model, plane, data, losses, update_bn, batch_size)
+    points = Points(model, plane, data, losses, update_bn, batch_size, count)
     found = points([(float(each), 0.0) for each in t]).numpy()
     return Line(np.asarray(t, dtype=float), {name: found[:, i] for i, name in enumerate(points.names)})
 
@@ -158,7 +166,7 @@ def _coarse_to_fine(rows: int, columns: int) -> list[tuple[int, int]]:
 
 def _digest(points: Points, x: np.ndarray, y: np.ndarray) -> str:
     digest = hashlib.sha256(str(points.dtype).encode())
-    held = [t for batches in points.sets.values() for batch in batches for t in batch]
+    held = [t for batches in points.sets.values() for batch in batches for t in tensors((batch.inputs, batch.target))]
     for tensor in (torch.from_numpy(x), torch.from_numpy(y), points.vectors, *held):
         digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -266,3 +266,79 @@ def test_swa_has_statistics_of_its_own():
         torch.testing.assert_close(averaged.eval()(X), reference.eval()(X), rtol=1e-12, atol=1e-13)
     swa.update(net(5))
     assert swa.statistics == {}  # a new average has none yet
+
+
+class TimeFirst(nn.Module):
+    """(T, B, F) in; BatchNorm over all steps, and over the last one."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps, self.last = nn.BatchNorm1d(3).double(), nn.BatchNorm1d(3).double()
+
+    def forward(self, x, names=None):
+        return self.last(self.steps(x.flatten(0, 1)).view_as(x)[-1])
+
+
+SEQUENCES = torch.randn(6, 13, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("batches", [
+    [(SEQUENCES[:, :10],), (SEQUENCES[:, 10:],)], [(SEQUENCES[:, :10], None), (SEQUENCES[:, 10:], None)],
+    [{"x": SEQUENCES[:, :10], "names": ["a"] * 10}, {"names": ["b"] * 3, "x": SEQUENCES[:, 10:]}],
+])
+def test_the_layer_knows_what_it_averages_wherever_the_samples_lie(batches):
+    cut, whole = TimeFirst(), TimeFirst()
+    update_bn(cut, batches)
+    update_bn(whole, [SEQUENCES])
+    torch.testing.assert_close(cut.steps.running_mean, SEQUENCES.mean((0, 1)), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(cut.steps.running_mean, whole.steps.running_mean, rtol=1e-12, atol=1e-14)
+    given = TimeFirst()
+    update_bn(given, batches, count=[10, 3])
+    assert all(torch.equal(a, b) for a, b in zip(given.buffers(), cut.buffers(), strict=True))
+    update_bn(given, batches, count=lambda batch: 1)
+    parts = [SEQUENCES[:, :10].mean((0, 1)), SEQUENCES[:, 10:].mean((0, 1))]
+    torch.testing.assert_close(given.steps.running_mean, (parts[0] + parts[1]) / 2)
+
+
+def test_padded_batches_and_layers_used_twice_are_means_of_all_numbers():
+    model = nn.BatchNorm1d(3).double()
+    update_bn(model, iter([X[:40].T.reshape(1, 3, 40), X[40:].T.reshape(1, 3, 10)]))
+    torch.testing.assert_close(model.running_mean, X.mean(0), rtol=1e-12, atol=1e-14)
+    twice = nn.Sequential(model, nn.Linear(3, 3, bias=False).double(), model)
+    seen = []
+    handle = model.register_forward_pre_hook(lambda _, x: seen.append(x[0].clone()))
+    update_bn(twice, X.split(20))
+    handle.remove()
+    torch.testing.assert_close(model.running_mean, torch.cat(seen).mean(0), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("pair", [(X, X * 10 + 50), (X, torch.zeros(50, 1)), [X, torch.zeros(50).long()], (X, None)])
+def test_a_pair_itself_is_one_batch_whatever_its_target(pair):
+    model = nn.BatchNorm1d(3).double()
+    update_bn(model, pair)
+    torch.testing.assert_close(model.running_mean, X.mean(0))
+    with pytest.raises(ValueError, match=r"two batches of inputs\?.*count="):
+        update_bn(model, [X, X * 10 + 50])
+    torch.testing.assert_close(model.running_mean, X.mean(0))
+
+
+@pytest.mark.parametrize("batch, call", [
+    ({"file": [str(i) for i in range(50)], "x": X}, lambda m, b: m(b["x"])), (([str(i) for i in range(50)], X), lambda m, b: m(b[1])),
+    ({"epoch": 3, "x": X}, lambda m, b: m(b["x"])), ((3, {"x": (X, None)}), lambda m, b: m(b[1]["x"][0])),
+])
+def test_ids_and_numbers_beside_the_tensors(batch, call):
+    for data in ([batch], batch):
+        model = nn.BatchNorm1d(3).double()
+        update_bn(model, data, call)
+        torch.testing.assert_close(model.running_mean, X.mean(0))
+
+
+def test_compiled_parts_are_weighed_too():
+    inner = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).double()
+    plain = copy.deepcopy(inner)
+    whole = nn.Sequential(torch.compile(inner, backend="eager"), nn.ReLU())
+    whole(X)  # compiled before the pass
+    plain(X)
+    update_bn(whole, [X[:40], X[40:]])
+    update_bn(plain, [X[:40], X[40:]])
+    torch.testing.assert_close(inner[1].running_mean, plain[1].running_mean)
