@@ -29,16 +29,18 @@ class FrozenStatistics:
 
     Args:
         model: the module whose layers are meant. None finds them as they run, through a global forward hook. Of a
-            compiled model or a ScriptModule it sees the outermost call, and then all layers inside are meant.
+            compiled model or a ScriptModule it sees the outermost call, and then all layers inside are meant. Inside a
+            compiled function it sees nothing, and says so once.
+        groups: the parameter groups of the optimizer, by which it knows whether a layer was missed.
     """
 
-    def __init__(self, model: nn.Module | None = None) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module | None = None, groups: Iterable[dict[str, Any]] = ()) -> None:
+        self.model, self.groups = model, groups
         self._ran: set[nn.Module] = set()  # in the last step's perturbed passes: most likely in the next ones
         self._kept: set[nn.Module] = set()
         self._copies: list[tuple[list[Tensor], list[Tensor]]] = []
         self._hook: Any = None
-        self.seen = False  # whether any module ran between start and stop
+        self._seen, self._asked = False, False  # whether any module ran between start and stop; whether that was judged
 
     def start(self) -> None:
         """Begin to remember; a second call changes nothing."""
@@ -48,7 +50,7 @@ class FrozenStatistics:
             if self._ran:
                 self._keep(self._ran)
                 self._ran = set()
-            self.seen = False
+            self._seen = False
             self._hook = register_module_forward_pre_hook(self._remember)
 
     def stop(self) -> None:
@@ -56,6 +58,9 @@ class FrozenStatistics:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+            if not self._seen and not self._asked:
+                _warn_of_hidden_layers(self.groups)
+            self._asked = True
         if self._copies:
             with torch.no_grad():
                 for buffers, copies in self._copies:
@@ -64,7 +69,7 @@ class FrozenStatistics:
             self._kept.clear()
 
     def _remember(self, module: nn.Module, _inputs: Any) -> None:
-        self.seen = True
+        self._seen = True
         if "_orig_mod" in module._modules or isinstance(module, torch.jit.ScriptModule):  # compiled, its layers hidden
             self._keep(module.modules())
         elif module._buffers and _tracks(module):  # empty in most layers, and this runs in all
@@ -87,7 +92,7 @@ class FrozenStatistics:
             self._copies.append((buffers, copies))
 
 
-def warn_of_hidden_layers(groups: Iterable[dict[str, Any]], who: str) -> None:
+def _warn_of_hidden_layers(groups: Iterable[dict[str, Any]]) -> None:
     """Warn if a norm layer in training mode owns one of these parameters: to be asked where no module was seen to run.
 
     It goes through all objects of the process, which takes tenths of a second, but only where something was compiled.
@@ -98,9 +103,9 @@ def warn_of_hidden_layers(groups: Iterable[dict[str, Any]], who: str) -> None:
     params = {id(p) for group in groups for p in group["params"]}
     for layer in [m for m in gc.get_objects() if issubclass(type(m), nn.Module) and _tracks(m)]:
         if not params.isdisjoint(map(id, layer._parameters.values())):
-            warnings.warn(f"{who}: the model runs inside a compiled function, where no hook sees its layers. The "
-                          f"statistics of {type(layer).__name__} move in both passes of a step. Name the model: "
-                          f"{who}(..., model=model).", RuntimeWarning, stacklevel=2)
+            warnings.warn("the model runs inside a compiled function, where no hook sees its layers: the statistics "
+                          f"of {type(layer).__name__} move in both passes of a step. Name the model to the optimizer, "
+                          "as in SAM(..., model=model).", RuntimeWarning, stacklevel=2)
             return
 
 

@@ -13,24 +13,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from sharpnb.caches import forget_casts
-from sharpnb.optim import distributed, foreach
+from sharpnb.optim import foreach
 from sharpnb.optim.accumulation import EarlierGradients
+from sharpnb.optim.distributed import Replicas
 from sharpnb.optim.foreach import Bucket
-from sharpnb.optim.passes import FrozenStatistics, RandomNumbers, SameGroups, warn_of_hidden_layers
-from sharpnb.optim.sharded import Ranks, ranks_of
+from sharpnb.optim.passes import FrozenStatistics, RandomNumbers, SameGroups
+from sharpnb.optim.sharded import ranks_of
 from sharpnb.optim.wrapper import WrappingOptimizer
 
 Closure = Callable[..., Any]
-_NOTHING = nullcontext()
 
 
 class SharpnessAware(WrappingOptimizer):
@@ -60,10 +59,7 @@ class SharpnessAware(WrappingOptimizer):
     Over ``fully_shard`` (FSDP2) the radius is that of the whole gradient, and the step that of one process.
 
     Memory in the second pass, beside weights and gradient: one copy of the weights (on the CPU it stays allocated),
-    4 bytes a float32 weight, and for GSAM, LookSAM and WSAM the gradient at w, 4 more (there both are freed). A
-    bit-exact return allows no less: in rounded arithmetic w + eps and g do not determine w, nor do w and w + eps
-    determine g. Leaving a multiple of g in ``.grad`` for the second pass to add to would do for Coupled-WSAM, but not
-    with closures that zero or clip.
+    and for GSAM, LookSAM and WSAM the gradient at w (there both are freed).
 
     Args:
         optimizer: the base optimizer, or the parameters (then ``base_optimizer`` is its class).
@@ -78,16 +74,14 @@ class SharpnessAware(WrappingOptimizer):
         skip_nonfinite: when a gradient of either pass is not finite, leave weights and state exactly as they were (one
             host read a step). False never reads the device, for CUDA graphs; a ``GradScaler`` still skips.
         same_dropout: give all passes the same random numbers, as the authors' JAX code does (needs ``step(closure)``).
-        in_place: perturb the weights where they lie. False exchanges pointers: during the second pass the parameters
-            lie in memory of their own: on the CPU 28 bytes for 36 a float32 weight. A captured graph, flattened RNN
-            weights or a view of a parameter then miss the perturbation. Between steps the parameters are where they
-            were, bit by bit.
+        in_place: perturb the weights where they lie. False exchanges pointers for the second pass: on the CPU 28 bytes
+            of traffic a float32 weight and not 36. A captured graph, flattened RNN weights or a view of a parameter
+            then miss the perturbation.
         base_kwargs: what is left for ``base_optimizer``.
 
     Raises:
         TypeError: if ``optimizer`` is neither an optimizer nor parameters with a class.
-        ValueError: if a hyperparameter is out of range, the base maximises, or parameters are sharded in a way that
-            hides the whole gradient.
+        ValueError: if a hyperparameter is out of range, the base maximises, or shards hide the whole gradient.
     """
 
     keeps_gradient: bool = False  # whether u needs the gradient at w: one more copy of the weights in the second pass
@@ -148,10 +142,10 @@ class SharpnessAware(WrappingOptimizer):
     def _regrouped(self) -> None:
         super()._regrouped()
         name = type(self).__name__
-        self._ranks: Ranks | None = ranks_of(self.param_groups, name)
-        if self._ranks is not None and not self.in_place:
-            raise ValueError(f"{name}(in_place=False) over DTensors (fully_shard): their memory cannot be exchanged. "
-                             "Use in_place=True.")
+        self._replicas = Replicas(self.model, self.common_perturbation)
+        self._ranks = ranks_of(self.param_groups, name)
+        if self._ranks and not self.in_place:
+            raise ValueError(f"{name}(in_place=False) over DTensors (fully_shard): no pointers to exchange. Use True.")
 
     # -- a whole step -------------------------------------------------------------------------------------------------
 
@@ -174,14 +168,12 @@ class SharpnessAware(WrappingOptimizer):
             if closure is None:
                 return self._second_half()
             self._begin("step(closure)")
-            loss = self._one_closure(closure, scaler) if callable(closure) else self._shards(list(closure), scaler)
+            if callable(closure):
+                self._earlier.look()
+            loss = self._two_passes(closure, scaler) if callable(closure) else self._shards(list(closure), scaler)
             self._descend()
             self._earlier.leave()
             return loss
-
-    def _one_closure(self, closure: Closure, scaler: Any) -> Any:
-        self._earlier.look()
-        return self._two_passes(closure, scaler)
 
     def _shards(self, closures: list[Closure], scaler: Any) -> Any:
         """Leave the shards' mean u in ``.grad``; return the mean of their losses."""
@@ -199,14 +191,14 @@ class SharpnessAware(WrappingOptimizer):
     def _two_passes(self, run: Closure, scaler: Any) -> Any:
         """Leave u in ``.grad`` and the weights as they were; return the loss of the unperturbed pass."""
         self._numbers = RandomNumbers(self.param_groups) if self.same_dropout else None
-        with self._no_sync():
+        with self._replicas.no_sync():
             loss = self._evaluate(run, scaler)
         self._earlier.compare(type(self).__name__)
         first = self._climb()
         if self._ascends():
             try:
                 self._statistics.start()
-                with self._no_sync() if self.keeps_gradient else _NOTHING:
+                with self._replicas.no_sync() if self.keeps_gradient else nullcontext():
                     self._at_perturbed(run, scaler, first)
             finally:
                 self.restore()
@@ -282,10 +274,6 @@ class SharpnessAware(WrappingOptimizer):
                 for bucket, weights in self._backup:
                     foreach.point(bucket, weights)
         forget_casts()
-        if self._backup and not self._looked:
-            self._looked = True
-            if self.model is None and not self._statistics.seen:
-                warn_of_hidden_layers(self.param_groups, type(self).__name__)
         self._backup, self._first = [], None
         if self.keeps_gradient:  # two copies are never there beside what u needs
             self._copies = foreach.Copies()
@@ -293,10 +281,9 @@ class SharpnessAware(WrappingOptimizer):
     # -- the parts ----------------------------------------------------------------------------------------------------
 
     def _rest(self) -> None:
-        self._statistics = FrozenStatistics(self.model)
+        self._statistics = FrozenStatistics(self.model, self.param_groups)
         self._backup: list[tuple[Bucket, list[Tensor]]] = []  # what was perturbed, and the weights to return to
         self._copies = foreach.Copies()
-        self._looked = False  # for layers that no hook sees
         self._earlier = EarlierGradients(self.param_groups)
         self._first: dict[Tensor, Tensor] | None = None  # between the halves of a step
         self._after: dict[Tensor, Tensor] = {}
@@ -313,7 +300,7 @@ class SharpnessAware(WrappingOptimizer):
             self._regrouped()
         self._lengths: list[Tensor | float] = []  # not finite where an ascent gradient was not
         self._proxies: list[SameGroups] = []
-        self._after: dict[Tensor, Tensor] = {}
+        self._after = {}
 
     def _prepare(self) -> None:
         self._clear()
@@ -389,9 +376,9 @@ class SharpnessAware(WrappingOptimizer):
 
     def _descend(self) -> None:
         """Let the base make its step, unless something was not finite."""
-        if self.keeps_gradient and self._local():
+        if self.keeps_gradient and self._replicas:
             grads = foreach.gradients(self.param_groups)
-            distributed.average(self.param_groups, [grads, self._after], self.model)
+            self._replicas.average(self.param_groups, [grads, self._after])
             for p, g in grads.items():
                 p.grad = g
         scaled = self._proxies or hasattr(self, "found_inf")  # a GradScaler skips a bad step anyway
@@ -408,18 +395,5 @@ class SharpnessAware(WrappingOptimizer):
         bad = foreach.nonfinite(tensors)
         for length in self._lengths:
             bad = bad + length * 0  # which is NaN where the length is not finite
-        return float(self._everywhere(bad)) == 0
-
-    def _local(self) -> bool:
-        """Return whether each rank perturbs on its own shard."""
-        return (self.model is not None  # spares a question that is slow: that class has a metaclass
-                and isinstance(self.model, DistributedDataParallel) and not self.common_perturbation)
-
-    def _everywhere(self, bad: Tensor | float) -> Tensor | float:
-        """Return the sum over the ranks, none of which may skip a step alone."""
-        if self._ranks is not None:
-            return self._ranks.total(torch.as_tensor(bad, device=self.param_groups[0]["params"][0].device))
-        return distributed.total(bad, self.model) if self._local() else bad
-
-    def _no_sync(self) -> AbstractContextManager[Any]:
-        return self.model.no_sync() if self._local() else _NOTHING  # type: ignore[union-attr]
+        together = self._replicas or self._ranks  # none of whom may skip a step alone
+        return float(together.total(bad) if together else bad) == 0

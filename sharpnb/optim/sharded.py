@@ -19,11 +19,12 @@ class Ranks:
     """
 
     def __init__(self, mesh: Any, dims: tuple[int, ...]) -> None:
+        self.device = torch.device(mesh.device_type)
         self.groups = [mesh.get_group(dim) for dim in dims]
 
-    def total(self, number: Tensor) -> Tensor:
+    def total(self, number: Tensor | float) -> Tensor:
         """Return the sum over the parts."""
-        return self._reduced(number, dist.ReduceOp.SUM)
+        return self._reduced(torch.as_tensor(number, device=self.device), dist.ReduceOp.SUM)
 
     def largest(self, number: Tensor) -> Tensor:
         """Return the largest number of any part; NaN and infinity stay what they are."""

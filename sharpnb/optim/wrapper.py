@@ -50,7 +50,8 @@ class WrappingOptimizer(Optimizer):
         for group, names in _filled.pop(self.base_optimizer, []):
             for key in names:
                 group.pop(key, None)
-        super().__init__(self.base_optimizer.param_groups, {**self.base_optimizer.defaults, **options})
+        copies = [dict(group) for group in self.base_optimizer.param_groups]  # PyTorch writes into them
+        super().__init__(copies, {**self.base_optimizer.defaults, **options})
         self._share()
 
     # -- what a wrapper supplies --------------------------------------------------------------------------------------

@@ -1,0 +1,107 @@
+"""Gradients that were there before step(closure): accumulated ones are refused, all others are of no account."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import family
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sharpnb.optim import SAM, WSAM
+
+
+def _problem() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+    return net, [(torch.randn(8, 5), torch.randint(3, (8,))) for _ in range(4)]
+
+
+def _back(net: nn.Module, batch: tuple[Tensor, Tensor], share: float = 1.0) -> Tensor:
+    loss = F.cross_entropy(net(batch[0]), batch[1]) * share
+    loss.backward()
+    return loss
+
+
+def _vector(net: nn.Module) -> Tensor:
+    return nn.utils.parameters_to_vector(net.parameters()).detach().clone()
+
+
+@pytest.mark.parametrize("before", [0, 2], ids=["at the first step", "later"])
+@pytest.mark.parametrize("clear", ["zero_grad", "to zeros", "model"])
+@pytest.mark.parametrize("name", ["SAM", "GSAM", "LookSAM", "ESAM"])
+def test_earlier_micro_batches_are_not_lost_in_silence(name: str, clear: str, before: int) -> None:
+    net, batches = _problem()
+    optimizer = family.CLASSES[name](torch.optim.SGD(net.parameters(), lr=0.1), rho=0.1)
+
+    def closure(batch: tuple[Tensor, Tensor]) -> Any:
+        return family.closure_of(name, lambda: F.cross_entropy(net(batch[0]), batch[1], reduction="none") / 2)
+
+    for batch in batches[:before]:
+        optimizer.step(closure(batch))
+        {"zero_grad": optimizer.zero_grad, "model": net.zero_grad,
+         "to zeros": lambda: optimizer.zero_grad(set_to_none=False)}[clear]()
+    _back(net, batches[2], 0.5)  # what a trainer does for all micro-batches but the last
+    start, gradient = _vector(net), net[0].weight.grad.clone()
+    with pytest.raises(RuntimeError, match=r"micro-batches.*step\(\[closure_1.*recipes/lightning_sam.py"):
+        optimizer.step(closure(batches[3]))
+    assert torch.equal(_vector(net), start) and torch.equal(net[0].weight.grad, gradient)  # nothing is lost
+    optimizer.zero_grad()
+    optimizer.step(closure(batches[3]))
+    assert not torch.equal(_vector(net), start)
+
+
+@pytest.mark.parametrize("kind", [SAM, WSAM])
+def test_the_recipe_is_the_step_of_the_large_batch(kind: Any) -> None:
+    """With a common perturbation it would be; with a list each micro-batch has its own, as m-sharpness defines it."""
+    (one, batches), (two, _) = _problem(), _problem()
+    a, b = (kind(torch.optim.SGD(net.parameters(), lr=0.1), rho=0.1) for net in (one, two))
+    a.step([lambda batch=batch: _back(one, batch) for batch in batches])
+    outcomes = []
+    for batch in batches:
+        start = _vector(two)
+        b.step(lambda batch=batch: _back(two, batch))
+        outcomes.append(_vector(two))
+        b.zero_grad()
+        nn.utils.vector_to_parameters(start, two.parameters())
+    assert torch.allclose(_vector(one), torch.stack(outcomes).mean(0), rtol=0, atol=1e-6)
+
+
+def _popular(optimizer: Any, net: nn.Module, batch: Any) -> None:
+    _back(net, batch)  # the popular class wants the first backward pass before the step
+    optimizer.step(lambda: _back(net, batch))
+    optimizer.zero_grad()
+
+
+def _without_clearing(optimizer: Any, net: nn.Module, batch: Any) -> None:
+    optimizer.step(lambda: _back(net, batch))
+
+
+def _clearing_itself(optimizer: Any, net: nn.Module, batch: Any, **how: Any) -> None:
+    _back(net, (batch[0] + 1, batch[1]))  # another model's loss, say, as in a GAN
+
+    def closure() -> Tensor:
+        optimizer.zero_grad(**how)
+        return _back(net, batch)
+
+    optimizer.step(closure)
+
+
+def _zeros(optimizer: Any, net: nn.Module, batch: Any) -> None:
+    optimizer.step(lambda: _back(net, batch))
+    net.zero_grad(set_to_none=False)
+
+
+@pytest.mark.parametrize("way", [_popular, _without_clearing, _clearing_itself, _zeros])
+@pytest.mark.parametrize("kind", [SAM, WSAM])
+def test_what_is_no_accumulation_goes_on_as_before(kind: Any, way: Any) -> None:
+    ends = []
+    for loop in (way, lambda o, net, batch: (o.zero_grad(), o.step(lambda: _back(net, batch)))):
+        net, batches = _problem()
+        optimizer = kind(torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), rho=0.1)
+        for batch in batches:
+            loop(optimizer, net, batch)
+        ends.append(_vector(net))
+    assert torch.equal(*ends)
