@@ -22,7 +22,7 @@ from sharpnb.lab.data import load_data
 from sharpnb.lab.grid import log2_grid
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
-from sharpnb.lab.sweep import sweep
+from sharpnb.lab.sweeps import sweep
 from studies.panel import with_controls
 
 PAIRS = {"sgd": "sgdw", "adam": "adamw"}  # with L2 -> with decoupled decay
