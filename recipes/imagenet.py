@@ -261,7 +261,8 @@ class _Run:
         self.optimizer.zero_grad()
         losses = []
         for k, shard in enumerate(shards):  # of one gradient, a piece at a time; the ranks' average with the last
-            with nullcontext() if k == len(shards) - 1 or self.world == 1 else self.model.no_sync():  # type: ignore[operator]
+            last = k == len(shards) - 1 or self.world == 1
+            with nullcontext() if last else self.model.no_sync():  # type: ignore[operator]
                 losses.append(self._closure(*shard, of=len(shards))())
         self.optimizer.step()
         return torch.stack(losses).mean()

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it: ``--help``, ``sharpnb list`
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -86,6 +87,9 @@ def run(
         for step in runner.plan(names, profile, given, force=force, update=update):
             _console.print(Text(f"{'run ' if step.why else 'skip'} {step.name}: {step.reason}"), soft_wrap=True)
         return
+    for name in ("papermill", "ipykernel"):  # here, for the processes that need them have no one to tell
+        if not find_spec(name):
+            raise ModuleNotFoundError(name=name)
     from sharpnb.runner.progress import Progressing, summary
 
     try:
@@ -158,7 +162,10 @@ def data_sets() -> None:
     from sharpnb.lab import data
 
     table = Table("data set", "state")
-    states = {name: data.status(name) for name in data.NAMES}
+    try:
+        states = {name: data.status(name) for name in data.NAMES}
+    except data.DataError as error:  # torchvision, whose lists of files it reads, is missing
+        raise RunnerError(str(error)) from None
     for name, state in states.items():
         table.add_row(name, Text(state, "green" if state == "ready" else "red" if "damaged" in state else ""))
     _console.print(table)
@@ -196,7 +203,7 @@ def sweep_command(
         min=1, help="Processes here. Default: one for each processor.", show_default=False)] = None,
 ) -> None:
     """Train every cell of a grid, here or on a Dask cluster, and write FILE.csv; after a kill the same call goes on."""
-    from sharpnb.lab.sweep import sweep_file
+    from sharpnb.lab.sweeps import sweep_file
 
     try:
         table = sweep_file(file, scheduler, jobs)

@@ -22,7 +22,7 @@ from sharpnb.lab.data import load_data
 from sharpnb.lab.grid import log2_grid
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
-from sharpnb.lab.sweep import sweep
+from sharpnb.lab.sweeps import sweep
 from studies.panel import with_controls
 
 PAIRS = {"sgd": "sgdw", "adam": "adamw"}  # with L2 -> with decoupled decay
@@ -227,7 +227,7 @@ def numbers(table: pd.DataFrame, regime: Regime, rules: Sequence[str]) -> list[d
 
 def best_cells(errors: np.ndarray, count: int = 10) -> tuple[np.ndarray, np.ndarray]:
     """Return rows and columns of the ``count`` best cells of a map, the best first."""
-    return np.unravel_index(np.argsort(errors, axis=None, kind="stable")[:count], errors.shape)  # type: ignore[return-value]
+    return np.unravel_index(np.argsort(errors, axis=None, kind="stable")[:count], errors.shape)
 
 
 def draw_map(

@@ -1,6 +1,12 @@
-"""What an experiment needs around the tools: data, models, training, records, claims, figures."""
+"""What an experiment needs around the tools: data, models, training, records, claims, figures.
 
-from sharpnb.lab import models as models
+What every notebook uses comes with the package. The trainer of many models, the sweeps and the models come when they
+are first asked for, so that a notebook without them neither waits for them nor depends on their sources.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from sharpnb.lab.claims import Claim as Claim
 from sharpnb.lab.claims import mean_stderr as mean_stderr
 from sharpnb.lab.claims import t95 as t95
@@ -8,14 +14,30 @@ from sharpnb.lab.data import Data as Data
 from sharpnb.lab.data import DataError as DataError
 from sharpnb.lab.data import load_data as load_data
 from sharpnb.lab.data import with_label_noise as with_label_noise
-from sharpnb.lab.grid import log2_grid as log2_grid
-from sharpnb.lab.many import Many as Many
-from sharpnb.lab.many import train_many as train_many
 from sharpnb.lab.notebook import Notebook as Notebook
 from sharpnb.lab.notebook import start as start
 from sharpnb.lab.records import Record as Record
 from sharpnb.lab.records import RecordMismatch as RecordMismatch
-from sharpnb.lab.sweep import sweep as sweep
 from sharpnb.lab.training import History as History
 from sharpnb.lab.training import evaluate as evaluate
 from sharpnb.lab.training import train as train
+
+if TYPE_CHECKING:  # the runner reads here, too, where a name comes from
+    from sharpnb.lab import models as models
+    from sharpnb.lab.grid import log2_grid as log2_grid
+    from sharpnb.lab.many import Many as Many
+    from sharpnb.lab.many import train_many as train_many
+    from sharpnb.lab.sweeps import sweep as sweep
+
+_LATER = {"Many": "many", "log2_grid": "grid", "models": "models", "sweep": "sweeps", "train_many": "many"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'sharpnb.lab' has no attribute {name!r}")
+    module = import_module(f"sharpnb.lab.{_LATER[name]}")
+    return module if name == _LATER[name] else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

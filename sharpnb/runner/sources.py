@@ -1,8 +1,9 @@
 """Which sources a notebook runs: the files that its code imports, directly or through one another.
 
-These are files of the package and of ``notebooks/studies``. They are found from the syntax trees,
+These are files of the package, of ``notebooks/studies`` and of ``recipes``. They are found from the syntax trees,
 without importing anything. Imports inside functions count, and so does a string that spells a module's full name
-(``importlib.import_module("sharpnb.lab")``); a name put together at run time does not.
+(``importlib.import_module("sharpnb.lab")``); a name put together at run time does not. What a package imports when it
+is first asked for (``lab.train_many``) counts where it is asked for.
 """
 
 from __future__ import annotations
@@ -35,16 +36,21 @@ def digests(code: list[str]) -> dict[str, str]:
     """
     places = _places()
     tops = frozenset(places)
-    waiting = {name for cell in code for name in _imported(_tree(cell), "", tops)}
+    cells = ast.Module(body=[node for cell in code for node in _tree(cell).body], type_ignores=[])
+    waiting = {*_imported(cells, "", tops)}
     looked: set[str] = set()
     seen: set[Path] = set()
     while waiting:
         name = waiting.pop()
         looked.add(name)
+        above, _, last = name.rpartition(".")
         file = _file(name, places[name.split(".")[0]])
-        if file is not None and file not in seen:
+        if file is None and above:  # a name in a module, which may be one that it imports when it is first asked for
+            package = _file(above, places[name.split(".")[0]])
+            waiting |= {*(_later(package, package.stat().st_mtime_ns).get(last, ()) if package else ())} - looked
+        elif file is not None and file not in seen:
             seen.add(file)
-            package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+            package = name if file.name == "__init__.py" else above
             waiting |= {*_imported_by(file, file.stat().st_mtime_ns, package, tops)} - looked
     for folder in (places[_PACKAGE] / _PACKAGE, places[_STUDIES] / _STUDIES):
         if any(file.is_relative_to(folder) for file in seen):
@@ -90,24 +96,65 @@ def _imported_by(file: Path, changed: int, package: str, tops: frozenset[str]) -
 
 
 def _imported(tree: ast.Module, package: str, tops: frozenset[str]) -> Iterator[str]:
-    """Yield the full names of modules below ``tops`` (or of names in modules) that ``tree`` imports."""
-    for node in ast.walk(tree):
+    """Yield the full names, with those above each, of what ``tree`` imports below ``tops`` or uses of its imports."""
+    known: dict[str, str] = {}  # a name in this code, and what it stands for
+    found: set[str] = set()
+    for node in _executed(tree):
         match node:
             case ast.Import(names=names):
-                found = {alias.name for alias in names}
+                found |= {alias.name for alias in names}
+                known |= {alias.asname: alias.name for alias in names if alias.asname}
             case ast.ImportFrom(module=module, names=names, level=level):
                 parts = package.split(".")[: len(package.split(".")) - level + 1] if level else []
                 base = ".".join([*parts, *([module] if module else [])])
                 # `import *` brings the submodules of __all__ along only if __init__ imports them, which is followed.
-                found = {f"{base}.{alias.name}" for alias in names}
+                own = {alias.asname or alias.name: f"{base}.{alias.name}" for alias in names}
+                found, known = found | {*own.values()}, known | own
             case ast.Constant(value=str(text)) if _MODULE_NAME.fullmatch(text):
-                found = {text}
-            case _:
-                continue
-        for name in found:
-            if name.split(".")[0] in tops:
-                parts = name.split(".")
-                yield from (".".join(parts[:n]) for n in range(1, len(parts) + 1))
+                found.add(text)
+    for node in _executed(tree):
+        first, _, rest = _dotted(node).partition(".")
+        if rest:
+            found.add(f"{known.get(first, first)}.{rest}")
+    for name in found:
+        parts = name.split(".")
+        if parts[0] in tops:
+            yield from (".".join(parts[:n]) for n in range(1, len(parts) + 1))
+
+
+def _executed(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield all nodes but what stands under ``if TYPE_CHECKING``, which only type checkers read."""
+    for node in ast.iter_child_nodes(tree):
+        if _for_type_checkers(node):
+            continue
+        yield node
+        yield from _executed(node)
+
+
+def _for_type_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and _dotted(node.test).rpartition(".")[2] == "TYPE_CHECKING"
+
+
+def _dotted(node: ast.AST) -> str:
+    """Return ``"lab.models.mlp"`` for that chain of names, and nothing for another node."""
+    match node:
+        case ast.Name(id=name):
+            return name
+        case ast.Attribute(value=value, attr=name):
+            before = _dotted(value)
+            return f"{before}.{name}" if before else ""
+    return ""
+
+
+@cache
+def _later(file: Path, changed: int) -> dict[str, tuple[str, ...]]:
+    """Return which modules stand behind the names that a package imports when they are first asked for.
+
+    They are those that it imports under ``if TYPE_CHECKING``, as ``sharpnb/lab/__init__.py`` does.
+    """
+    blocks = [node for node in _tree(file.read_text(encoding="utf-8")).body if _for_type_checkers(node)]
+    imports = [node for block in blocks for node in ast.walk(block) if isinstance(node, ast.ImportFrom)]
+    return {alias.asname or alias.name: (node.module or "",) for node in imports for alias in node.names}
 
 
 def _file(module: str, place: Path) -> Path | None:

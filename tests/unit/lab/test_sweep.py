@@ -2,18 +2,16 @@
 
 import json
 import math
-import sys
 from functools import partial
 
 import pandas as pd
 import pytest
 
-from sharpnb.lab import load_data, models, sweep, train_many
+from sharpnb.lab import load_data, models, sweep, sweeps, train_many
 from sharpnb.lab import shard as shard_module
 from sharpnb.lab.grid import cells_of
 
-sweep_module = sys.modules["sharpnb.lab.sweep"]  # the package shows the function by this name
-sweep_file = sweep_module.sweep_file
+sweep_file = sweeps.sweep_file
 
 DATA = {"name": "digits", "train_size": 100}
 MODEL = {"name": "mlp", "sizes": (64, 6, 10)}
@@ -82,8 +80,8 @@ def test_bad_data_models_and_arguments_are_told_at_once(change, words, tmp_path)
 
 def test_a_call_again_trains_nothing_and_another_call_finds_nothing(whole, tmp_path, monkeypatch):
     trained = []
-    original = sweep_module.run
-    monkeypatch.setattr(sweep_module, "run", lambda shard: trained.append(shard) or original(shard))
+    original = sweeps.run
+    monkeypatch.setattr(sweeps, "run", lambda shard: trained.append(shard) or original(shard))
     options = OPTIONS | {"folder": tmp_path}
     first = sweep(GRID, DATA, MODEL, **options)
     shards = len(trained)
@@ -105,7 +103,7 @@ def test_sources_are_part_of_what_a_result_depends_on(monkeypatch):
 
 
 def test_a_failing_shard_is_tried_once_more_and_then_told(whole, tmp_path, monkeypatch):
-    original, tried = sweep_module.run, []
+    original, tried = sweeps.run, []
 
     def fails(shard, always):
         if shard.cells[0]["rule"] == "sgdw" and shard.cells[0]["lr"] == 0.05 and (always or shard.key not in tried):
@@ -113,16 +111,16 @@ def test_a_failing_shard_is_tried_once_more_and_then_told(whole, tmp_path, monke
             raise RuntimeError("the disk is on fire")
         return original(shard)
 
-    monkeypatch.setattr(sweep_module, "run", partial(fails, always=False))
+    monkeypatch.setattr(sweeps, "run", partial(fails, always=False))
     pd.testing.assert_frame_equal(sweep(GRID, DATA, MODEL, **OPTIONS, folder=tmp_path / "once"), whole, check_exact=True)
     assert tried
-    monkeypatch.setattr(sweep_module, "run", partial(fails, always=True))
+    monkeypatch.setattr(sweeps, "run", partial(fails, always=True))
     with pytest.warns(UserWarning, match=r"the disk is on fire.*'lr': 0\.05"):
         table = sweep(GRID, DATA, MODEL, **OPTIONS, folder=tmp_path / "always")
     failed = table["reason"].str.contains("failed twice: RuntimeError: the disk is on fire")
     assert 0 < failed.sum() < len(table) and table.loc[failed, "test_loss"].isna().all()
     pd.testing.assert_frame_equal(table[~failed], whole[~failed], check_exact=True)
-    monkeypatch.setattr(sweep_module, "run", original)  # the fire is out: the same call completes the table
+    monkeypatch.setattr(sweeps, "run", original)  # the fire is out: the same call completes the table
     pd.testing.assert_frame_equal(sweep(GRID, DATA, MODEL, **OPTIONS, folder=tmp_path / "always"), whole, check_exact=True)
 
 

@@ -1,9 +1,15 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from toy import checkout
 
+from sharpnb import lab
 from sharpnb.paths import write_whole
 from sharpnb.runner import sources
 
+ROOT = Path(__file__).resolve().parents[3]
 FILES = {
     "__init__.py": "",
     "rules.py": "import math\n",
@@ -91,3 +97,39 @@ def test_a_recipe_that_a_study_imports_counts_and_no_other(root):
         write_whole(root / name, text)
     found = reached("from studies import a")
     assert found == {"__init__.py", "rules.py", "notebooks/studies/a.py", "recipes/one.py", "recipes/two.py"}
+
+
+LATER = {
+    "lab/__init__.py": "from typing import TYPE_CHECKING\nfrom sharpnb.lab.core import start\nif TYPE_CHECKING:\n"
+                       "    from sharpnb.lab.many import train_many as train_many\n",
+    "lab/core.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sharpnb import alone\ndef start(): ...\n",
+    "lab/many.py": "from sharpnb import rules\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("code", "later"),
+    [(["from sharpnb import lab", "lab.start()"], False), (["from sharpnb import lab", "lab.train_many(1)"], True),
+     (["import sharpnb.lab as tools\ndef f():\n    return tools.train_many"], True), (["import sharpnb.lab", "sharpnb.lab.train_many"], True),
+     (["from sharpnb.lab import train_many as fit"], True), (["from sharpnb.lab import many"], True), (["from sharpnb.lab import start"], False)],
+)
+def test_what_a_package_imports_when_it_is_asked_for_counts_where_it_is_asked_for(tmp_path, monkeypatch, code, later):
+    monkeypatch.setenv("SHARPNB_ROOT", str(checkout(tmp_path, {}, {**FILES, "lab/train.py": "", **LATER})))
+    assert reached(*code) == {"__init__.py", "lab/__init__.py", "lab/core.py"} | ({"lab/many.py", "rules.py"} if later else set())
+
+
+def test_the_set_up_call_imports_what_is_found_and_nothing_else():
+    found = sources.digests(["from sharpnb import lab", "lab.start('x')"])
+    code = ("import sys; from sharpnb import lab; lab.start('x'); "
+            "print(*sorted(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'sharpnb'), sep='\\n')")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert [str(ROOT / name) for name in sorted(found) if name.endswith(".py")] == done.stdout.splitlines()
+    assert not any(name.startswith("sharpnb/optim/") for name in found), "each notebook would hang on every optimizer"
+
+
+def test_what_the_lab_shows_later_is_there():
+    for name in dir(lab):
+        assert getattr(lab, name) is not None, name
+    assert callable(lab.sweep) and callable(lab.train_many) and lab.models.mlp and callable(lab.log2_grid)
+    with pytest.raises(AttributeError, match="has no attribute 'train_few'"):
+        lab.train_few()
