@@ -6,6 +6,7 @@ The closure runs ``training_step`` and the backward pass; SAM calls it twice. No
 
 What to know: ``training_step`` runs twice a step, so what it logs is logged twice (the second time at the perturbed
 weights): log from ``on_train_batch_end``, whose ``outputs["loss"]`` is the loss at the unperturbed ones.
+With ``strategy="ddp"`` all processes perturb alike, on their mean gradient.
 
 Two settings of the Trainer hide something from SAM, which then refuses the first step. ``accumulate_grad_batches=2``
 shows it the last micro-batch alone. ``precision="16-mixed"`` hands no closure on; ``"bf16-mixed"`` does.

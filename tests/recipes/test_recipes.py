@@ -26,14 +26,21 @@ def _model():
     return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
 
 
+def _without_norm():
+    """Processes with a part of the batch each do not normalise as one with all of it does."""
+    model = _model()
+    model[1] = nn.Identity()
+    return model
+
+
 def _data():
     generator = torch.Generator().manual_seed(1)
     return torch.randn(8 * STEPS, 5, generator=generator), torch.randint(0, 3, (8 * STEPS,), generator=generator)
 
 
-def _by_hand(rho, accumulate=1, clip=None):
+def _by_hand(rho, accumulate=1, clip=None, model=None):
     """Train with SGD on the mean of ``accumulate`` micro-batches' gradients, each at weights of its own; return all tensors."""
-    model, (xs, ys) = _model(), _data()
+    model, (xs, ys) = model or _model(), _data()
     params = list(model.parameters())
     sgd = torch.optim.SGD(params, lr=0.1, momentum=0.9)
 
@@ -77,12 +84,12 @@ def _loader():
     return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*_data()), batch_size=8)
 
 
-def _lightning(module, folder, checkpoint=None, epochs=1, **options):
+def _lightning(module, folder, checkpoint=None, epochs=1, loader=None, **options):
     import lightning
 
     trainer = lightning.Trainer(max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False,
                                 enable_model_summary=False, default_root_dir=folder, **options)
-    trainer.fit(module, _loader(), ckpt_path=checkpoint)
+    trainer.fit(module, loader or _loader(), ckpt_path=checkpoint)
     return trainer, list(module.model.state_dict().values())
 
 
@@ -111,6 +118,25 @@ def test_lightning_counts_the_steps_of_the_accumulating_module(tmp_path):
     trainer, found = _lightning(_classifier("AccumulatingClassifier", accumulate=2), tmp_path, epochs=9, max_steps=3)
     assert trainer.global_step == 3
     assert _same(found, _by_hand(0.5, 2))
+
+
+class _Share(torch.utils.data.Sampler):
+    """Every second row, begun at the number of the process: batches of 4 in two processes are those of 8 in one."""
+
+    def __iter__(self):
+        return iter(range(torch.distributed.get_rank(), 8 * STEPS, 2))
+
+    def __len__(self):
+        return 4 * STEPS
+
+
+@pytest.mark.parametrize("name", ["Classifier", "AccumulatingClassifier"])
+def test_two_processes_of_lightning_perturb_on_their_mean_gradient(tmp_path, name):
+    module = _classifier(name)
+    module.model = _without_norm()
+    share = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*_data()), batch_size=4, sampler=_Share())
+    _lightning(module, tmp_path, loader=share, strategy="ddp_fork", devices=2, use_distributed_sampler=False)
+    assert _same(module.model.parameters(), _by_hand(0.5, getattr(module, "accumulate", 1), model=_without_norm()))
 
 
 def _half_precision():
@@ -154,6 +180,29 @@ def test_accelerate_trains_as_the_plain_loop_does(accumulate, scaled):
     losses = recipe.train_epoch(accelerator, model, optimizer, loader, nn.functional.cross_entropy, accumulate)
     assert _same(model.state_dict().values(), _by_hand(0.5, accumulate))
     assert len(losses) == -(-STEPS // accumulate)
+
+
+def _accelerated(recipe, folder):
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)  # what the fork brought along
+    accelerator, model = Accelerator(cpu=True), _without_norm()
+    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.5)
+    share = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*_data()), batch_size=4, sampler=_Share())
+    prepared, optimizer = accelerator.prepare(model, sam)
+    recipe.train_epoch(accelerator, prepared, optimizer, share, nn.functional.cross_entropy, accumulate=2)
+    if accelerator.is_main_process:
+        torch.save(list(model.parameters()), folder / "end.pt")
+    accelerator.end_training()
+
+
+def test_two_processes_of_accelerate_perturb_on_their_mean_gradient(tmp_path):
+    recipe = _recipe("accelerate_sam")
+    from accelerate import debug_launcher
+
+    debug_launcher(_accelerated, (recipe, tmp_path), num_processes=2)
+    assert _same(torch.load(tmp_path / "end.pt"), _by_hand(0.5, 2, model=_without_norm()))
 
 
 def test_accelerates_own_accumulation_calls_no_closure_or_is_refused():
