@@ -55,7 +55,7 @@ class Lookahead(Optimizer):
             before ``slow`` in the state.
 
     Raises:
-        TypeError: if ``optimizer`` is not an optimizer.
+        TypeError: if ``optimizer`` is not an optimizer, or is ``LBFGS``, which a pull would give a wrong curvature.
         ValueError: if ``k``, ``alpha`` or ``momentum`` is out of range, or the base keeps one of these names itself.
     """
 
@@ -65,6 +65,9 @@ class Lookahead(Optimizer):
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"Lookahead: optimizer = {optimizer!r} is not an optimizer. Build the base first: "
                             "Lookahead(torch.optim.SGD(model.parameters(), lr=0.1), k=5, alpha=0.5).")
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise TypeError("Lookahead over LBFGS: its next step compares gradients at two points that it believes "
+                            "to be one step apart, and a pull moves one. Use SGD, Adam or another first-order base.")
         if momentum not in get_args(Momentum):
             raise ValueError(f"momentum = {momentum!r}: choose 'keep', 'reset' or 'pullback'.")
         self.base_optimizer, self.momentum, self.prefix = optimizer, momentum, prefix

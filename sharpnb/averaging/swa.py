@@ -46,7 +46,8 @@ class SWA:
 
     Args:
         model: the model that is trained; held, never copied.
-        decay: None for the equal average, d in [0, 1) for the exponential one.
+        decay: None for the equal average, d in [0, 1) for the exponential one. The attribute may be set before each
+            :meth:`update`, as for a warm-up of d.
 
     Attributes:
         n: collections so far.
@@ -151,22 +152,32 @@ class SWA:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`, on the devices of the model's parameters.
 
+        That of ``torch.optim.swa_utils.AveragedModel`` is taken too: its weights and their number. Its ``decay`` is not
+        in it, and whether its buffers belong to the average is not: this one keeps its decay, call :meth:`update_bn`.
+
         Raises:
             RuntimeError: inside :meth:`average_weights`.
             ValueError: if the state is that of another model; nothing is loaded then.
         """
         if self._shown:
             raise RuntimeError("load_state_dict() inside average_weights(): leave it first.")
-        own = _tensors(self.model)
-        where = {name: t.device for name, t in own.items()}
+        own, weights = _tensors(self.model), _weights(self.model)
+        if "n_averaged" in state:
+            theirs = plain({name: t for name, t in state.items() if name != "n_averaged"})
+            average = {name: t.to(wide(t.dtype)) for name, t in theirs.items() if name in weights or name not in own}
+            state = {"n": int(state["n_averaged"]), "decay": self.decay, "average": average, "statistics": {}}
         for name, t in (*state["average"].items(), *state["statistics"].items()):
             if name not in own or own[name].shape != t.shape:
                 raise ValueError(f"load_state_dict: {name} of shape {tuple(t.shape)} is not in the model. Resume with "
                                  "the architecture that the average was saved from.")
+        missing = sorted(weights.keys() - state["average"].keys()) if state["n"] else []
+        if missing:
+            raise ValueError(f"load_state_dict: the average lacks {len(missing)} parameters of the model, the first is "
+                             f"{missing[0]}. Resume with the architecture that the average was saved from.")
         _check_sharding(state["average"], own, "load_state_dict")
         self.n, self.decay = state["n"], state["decay"]
         for part in ("average", "statistics"):
-            setattr(self, part, {name: t.to(where[name], copy=True) for name, t in state[part].items()})
+            setattr(self, part, {name: t.to(own[name].device, copy=True) for name, t in state[part].items()})
 
     def _check_names(self, weights: dict[str, Any], what: str) -> None:
         differ = sorted(set(weights) ^ set(self.average))
