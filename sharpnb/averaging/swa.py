@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sharpnb.averaging.batchnorm import Call, update_bn
 from sharpnb.averaging.precision import is_number, wide
-from sharpnb.averaging.wrapped import is_sharded, local, plain, reshard, whole
+from sharpnb.averaging.wrapped import is_sharded, local, plain, reshard, unwrapped, whole
 from sharpnb.caches import forget_casts, refuse_parametrization_cache
 
 
@@ -108,7 +108,8 @@ class SWA:
         """Inside the context the model has the average as its weights (and its statistics), outside it is as before.
 
         What keeps weights elsewhere follows: autocast's cache (the context may stand inside or around ``autocast``),
-        compiled modules, and modules under ``fully_shard``, where each process averages its own part.
+        compiled modules, and modules under ``fully_shard``, where each process averages its own part. What has made
+        constants of the weights (``torch.export``, ``torch.jit.freeze``, the inductor's freezing) cannot.
 
         Raises:
             RuntimeError: if nothing was collected yet, the average is swapped in already, or the weights are kept by
@@ -117,14 +118,14 @@ class SWA:
         model = self.model if model is None else model
         if self._shown:
             raise RuntimeError("average_weights() inside itself: the average is swapped in already.")
-        kept = {name: t.clone() for name, t in {**_weights(model), **_statistics(model)}.items()}
+        kept = {name: t.detach().clone() for name, t in {**_weights(model), **_statistics(model)}.items()}
         try:
             self.copy_to(model)
             self._shown = True
             yield model
         finally:
             self._shown = False
-            _write(model, kept)
+            _write({**_weights(model), **_statistics(model)}, kept)
 
     def copy_to(self, model: nn.Module) -> None:
         """Write the average and, where computed, its BatchNorm statistics into ``model`` for good.
@@ -136,8 +137,9 @@ class SWA:
         if not self.n:
             raise RuntimeError("There is no average yet: call update(model) at least once.")
         refuse_parametrization_cache("Swapping an average in")
-        self._check_names(_weights(model), "copy_to")
-        _write(model, {**self.average, **self.statistics})
+        weights = _weights(model)
+        self._check_names(weights, "copy_to")
+        _write({**weights, **_statistics(model)}, {**self.average, **self.statistics})
 
     def vector(self) -> Tensor:
         """Return the average as one flat vector, in the order of ``model.parameters()``; whole where it is sharded."""
@@ -161,11 +163,10 @@ class SWA:
         """
         if self._shown:
             raise RuntimeError("load_state_dict() inside average_weights(): leave it first.")
-        own, weights = _tensors(self.model), _weights(self.model)
+        weights = _weights(self.model)
+        own = {**weights, **_statistics(self.model)}
         if "n_averaged" in state:
-            theirs = plain({name: t for name, t in state.items() if name != "n_averaged"})
-            average = {name: t.to(wide(t.dtype)) for name, t in theirs.items() if name in weights or name not in own}
-            state = {"n": int(state["n_averaged"]), "decay": self.decay, "average": average, "statistics": {}}
+            state = self._from_averaged_model(state, weights)
         for name, t in (*state["average"].items(), *state["statistics"].items()):
             if name not in own or own[name].shape != t.shape:
                 raise ValueError(f"load_state_dict: {name} of shape {tuple(t.shape)} is not in the model. Resume with "
@@ -179,6 +180,16 @@ class SWA:
         for part in ("average", "statistics"):
             setattr(self, part, {name: t.to(own[name].device, copy=True) for name, t in state[part].items()})
 
+    def _from_averaged_model(self, state: dict[str, Any], weights: dict[str, Tensor]) -> dict[str, Any]:
+        inner = unwrapped(self.model)
+        others = (*inner.named_buffers(remove_duplicate=False), *inner.named_parameters(remove_duplicate=False))
+        known = plain(dict(others)).keys() - weights.keys()  # buffers, and second names of tied weights
+        theirs = plain({name: t for name, t in state.items() if name != "n_averaged"})
+        while theirs and not theirs.keys() & weights.keys() and all(name.startswith("module.") for name in theirs):
+            theirs = {name.removeprefix("module."): t for name, t in theirs.items()}
+        average = {name: t.to(wide(t.dtype)) for name, t in theirs.items() if name not in known}
+        return {"n": int(state["n_averaged"]), "decay": self.decay, "average": average, "statistics": {}}
+
     def _check_names(self, weights: dict[str, Any], what: str) -> None:
         differ = sorted(set(weights) ^ set(self.average))
         if differ:
@@ -187,19 +198,16 @@ class SWA:
         _check_sharding(self.average, weights, what)
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    reshard(model)
-    return plain({**dict(model.named_parameters()), **dict(model.named_buffers())})
-
-
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: t.detach() for name, t in _tensors(model).items() if isinstance(t, nn.Parameter)}
+    reshard(model)
+    return plain(dict(unwrapped(model).named_parameters()))
 
 
 def _statistics(model: nn.Module) -> dict[str, Tensor]:
-    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    found = {id(b) for layer in layers for b in layer.buffers(recurse=False)}
-    return {name: t for name, t in _tensors(model).items() if id(t) in found}
+    """Return the buffers of the BatchNorm layers by name."""
+    inner = unwrapped(model)
+    layers = {name for name, module in inner.named_modules() if isinstance(module, _BatchNorm)}
+    return plain({name: b for name, b in inner.named_buffers() if name.rpartition(".")[0] in layers})
 
 
 def _follow(average: Tensor, w: Tensor) -> Tensor:
@@ -217,8 +225,7 @@ def _check_sharding(average: dict[str, Tensor], weights: dict[str, Tensor], what
 
 
 @torch.no_grad()
-def _write(model: nn.Module, values: dict[str, Tensor]) -> None:
-    own = _tensors(model)
+def _write(own: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     for name, value in values.items():
         own[name].copy_(value)
     forget_casts()

@@ -130,6 +130,18 @@ def test_a_checkpoint_of_averaged_model_is_continued(decay: float | None, dtype:
         assert torch.equal(ours.vector(), before) and ours.n == 4
 
 
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
+def test_a_checkpoint_of_averaged_model_with_tied_weights_inside_a_wrapper(wrap: Callable[[nn.Module], Any]) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
+    model[2].weight = model[0].weight
+    theirs = swa_utils.AveragedModel(wrap(model))
+    theirs.update_parameters(model)
+    ours = SWA(model)
+    ours.load_state_dict(theirs.state_dict())
+    assert list(ours.average) == [name for name, _ in model.named_parameters()]
+    assert torch.equal(ours.vector(), nn.utils.parameters_to_vector(model.parameters()).detach())
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5, float("nan")])
 def test_a_decay_out_of_range_is_refused(decay: float) -> None:
     with pytest.raises(ValueError, match="decay = "):
