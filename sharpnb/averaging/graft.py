@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sharpnb.averaging.filters import entropy, filter_layers, mean_magnitude
 from sharpnb.averaging.precision import is_number, wide
-from sharpnb.averaging.wrapped import is_sharded, plain
+from sharpnb.averaging.wrapped import is_sharded, plain, unwrapped
 from sharpnb.caches import forget_casts
 
 Criterion = Literal["entropy", "l1"] | Callable[[Tensor], float]
@@ -67,7 +67,7 @@ def graft(
     """
     _check(models, a, c, criterion)
     measure = criterion if callable(criterion) else _CRITERIA[criterion]
-    states = [plain(model.state_dict()) for model in models]
+    states = [plain(unwrapped(model).state_dict()) for model in models]
     heads = _heads(models[0])
     information = [{head: measure(state[head]) for head in heads} for state in states]
     shares = [
@@ -83,6 +83,7 @@ def graft(
 
 def _heads(model: nn.Module) -> list[str]:
     """Return the plain names of the weights of the layers that are grafted."""
+    model = unwrapped(model)
     layers, names = filter_layers(model), list(model.state_dict())
     heads = {f"{name}.weight".lstrip("."): name for name in layers}
     for head, name in heads.items():
@@ -118,7 +119,7 @@ def _check(models: Sequence[nn.Module], a: float, c: float, criterion: Criterion
         if any(is_sharded(p) for p in model.parameters()):
             raise ValueError(f"model {j} is sharded (FSDP2, DTensor), and the information of a layer is that of all "
                              "its weights. Graft whole models, e.g. from get_model_state_dict(full_state_dict=True).")
-    states = [plain(model.state_dict()) for model in models]
+    states = [plain(unwrapped(model).state_dict()) for model in models]
     shapes = [{name: getattr(value, "shape", None) for name, value in state.items()} for state in states]
     for j, other in enumerate(shapes[1:], 1):
         if other != shapes[0]:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sharpnb.averaging.lookahead_state import converted
+from sharpnb.averaging.precision import wide
 from sharpnb.averaging.wrapped import is_sharded, local, reshard
 from sharpnb.caches import forget_casts, refuse_parametrization_cache
 
@@ -26,21 +28,22 @@ class Lookahead(Optimizer):
 
     so that :math:`\phi` is an exponential average of the inner loops' end points, and :math:`\alpha=1` is the base.
 
-    ``param_groups`` are the base's own, so a scheduler may be attached to either, and a group may hold its own ``k``
-    and ``alpha``. A base that has an ``alpha`` or ``k`` itself (RMSprop, ASGD, GSAM, LookSAM) is refused until
-    ``prefix`` names Lookahead's values otherwise::
+    A scheduler may be attached to either, and a group may hold its own ``k`` and ``alpha``. A base that has such a name
+    itself (RMSprop, ASGD, GSAM, LookSAM) is refused until ``prefix`` names Lookahead's values otherwise::
 
         Lookahead(torch.optim.RMSprop(model.parameters()), k=5, alpha=0.5, prefix="lookahead_")  # lookahead_k, …
 
-    A base that was wrapped before gets the new ``k`` and ``alpha`` in every group, and begins a new cycle. Checkpoints
-    resume bit by bit, in the middle of a cycle too.
+    A base that was wrapped before gets the new ``k`` and ``alpha`` in every group, and begins a new cycle.
+    ``param_groups`` and ``state`` *are* the base's, ours in them, so checkpoints hold both, and resume bit by bit, in
+    the middle of a cycle too.
 
     How it differs from the popular code, and why: (1) the slow weights start at the weights before the first fast step,
     and the first pull is after the k-th (others copy them at the first pull, or pull after the first step); (2) the
     checkpoint holds slow weights, position in the cycle and the base's state; (3) ``"pullback"`` keeps a *copy* of the
     momentum (others alias the live buffer, which turns the weight :math:`\alpha` into :math:`\alpha(2-\alpha)` from the
     second pull on) and works on Adam's first moment too; (4) every parameter that can move is pulled, whether or not it
-    has a gradient at that moment.
+    has a gradient at that moment, and a frozen one (``requires_grad=False``) stays where it is; (5) slow weights of
+    half-precision parameters are float32: there a small :math:`\alpha` would leave them where they are for good.
 
     Args:
         optimizer: the base, an instance; its ``step`` is called with whatever :meth:`step` is given.
@@ -52,7 +55,7 @@ class Lookahead(Optimizer):
             before ``slow`` in the state.
 
     Raises:
-        TypeError: if ``optimizer`` is not an optimizer.
+        TypeError: if ``optimizer`` is not an optimizer, or is ``LBFGS``, which a pull would give a wrong curvature.
         ValueError: if ``k``, ``alpha`` or ``momentum`` is out of range, or the base keeps one of these names itself.
     """
 
@@ -62,17 +65,48 @@ class Lookahead(Optimizer):
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"Lookahead: optimizer = {optimizer!r} is not an optimizer. Build the base first: "
                             "Lookahead(torch.optim.SGD(model.parameters(), lr=0.1), k=5, alpha=0.5).")
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise TypeError("Lookahead over LBFGS: its next step compares gradients at two points that it believes "
+                            "to be one step apart, and a pull moves one. Use SGD, Adam or another first-order base.")
         if momentum not in get_args(Momentum):
             raise ValueError(f"momentum = {momentum!r}: choose 'keep', 'reset' or 'pullback'.")
-        self.base_optimizer, self.momentum, self.prefix, self._slow_shown = optimizer, momentum, prefix, False
+        self.base_optimizer, self.momentum, self.prefix = optimizer, momentum, prefix
         self.options = {f"{prefix}k": k, f"{prefix}alpha": alpha, f"{prefix}fast_steps": 0}
         self._check(self.options)
         self._refuse_taken_names()
-        for group in optimizer.param_groups:
-            if f"{prefix}fast_steps" in group:  # a Lookahead's before: its values are not this one's
-                group.update(self.options)
-        super().__init__([{**group} for group in optimizer.param_groups], {**optimizer.defaults, **self.options})
-        self._share()
+        self._forget_another()
+        super().__init__(optimizer.param_groups, {**optimizer.defaults, **self.options})
+        self._moment = ""  # why this is no moment for a checkpoint or a step
+        self._complete()
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base's groups, whatever it does with them."""
+        return self.base_optimizer.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        if "_moment" in vars(self):  # else Optimizer.__init__ begins with none
+            self.base_optimizer.param_groups = groups
+
+    @property
+    def state(self) -> Any:
+        """The base's state, ours in it."""
+        return self.base_optimizer.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        if "_moment" in vars(self):
+            self.base_optimizer.state = state
+
+    @property
+    def _slow(self) -> str:
+        return f"{self.prefix}slow"
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """What is ours in the state of a parameter."""
+        return (self._slow, *(f"{self._slow}_{name}" for name in _FIRST_MOMENTS))
 
     def _refuse_taken_names(self) -> None:
         taken = sorted(self.options.keys() & self.base_optimizer.defaults.keys())
@@ -81,8 +115,17 @@ class Lookahead(Optimizer):
             raise ValueError(f"Lookahead over {base}: both keep {' and '.join(taken)} in the parameter groups. Name "
                              f"Lookahead's values otherwise: Lookahead({base}(...), prefix={other!r}).")
 
-    def _share(self) -> None:
-        self.param_groups = self.base_optimizer.param_groups
+    def _forget_another(self) -> None:
+        """Clear what a Lookahead that held the base before has left in it."""
+        for group in self.base_optimizer.param_groups:
+            if f"{self.prefix}fast_steps" in group:
+                group.update(self.options)
+                for state in (self.state.get(p, {}) for p in group["params"]):
+                    for name in self._names:
+                        state.pop(name, None)
+
+    def _complete(self) -> None:
+        """Give groups that lack our values (the constructor's, or of a checkpoint that the base has loaded) theirs."""
         for group in self.param_groups:
             for name, default in self.options.items():
                 group.setdefault(name, default)
@@ -102,50 +145,60 @@ class Lookahead(Optimizer):
         Raises:
             RuntimeError: inside :meth:`slow_weights`.
         """
-        self._refuse_while_shown("step()")
-        if self.param_groups is not self.base_optimizer.param_groups:  # the base has loaded a checkpoint by itself
-            self._share()
+        self._refuse("step()")
+        self._complete()
+        own = self._aside()
+        self._moment = "in the middle of a step"
+        try:
+            with torch.enable_grad():
+                result = self.base_optimizer.step(*args, **kwargs)
+        finally:
+            self._moment = ""
+            self._put_back(own)
+        if self.momentum == "pullback":
+            self._begin_moments()
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.requires_grad and self._slow not in self.state[p]:
-                    self.state[p][self._slow] = p.detach().clone(memory_format=torch.preserve_format)
-        with torch.enable_grad():
-            result = self.base_optimizer.step(*args, **kwargs)
-        for group in self.param_groups:
-            for name, default in self.options.items():
-                group.setdefault(name, default)  # a group that was added to the base alone
             group[f"{self.prefix}fast_steps"] += 1
             if group[f"{self.prefix}fast_steps"] % group[f"{self.prefix}k"] == 0:
                 self._pull(group)
         forget_casts()
         return result
 
-    @property
-    def _slow(self) -> str:
-        return f"{self.prefix}slow"
+    def _aside(self) -> dict[Tensor, dict[str, Tensor]]:
+        """Return new slow weights, and those that stand alone: to many bases an empty state means the first step."""
+        own, state, slow, names = {}, self.state, self._slow, set(self._names)
+        for p in (p for group in self.param_groups for p in group["params"]):
+            there = state.get(p, {})
+            if slow in there:
+                if there.keys() <= names:
+                    own[p] = state.pop(p)
+            elif p.requires_grad:
+                own[p] = {slow: p.detach().to(wide(p.dtype), copy=True)}
+        return own
+
+    def _put_back(self, own: dict[Tensor, dict[str, Tensor]]) -> None:
+        for p, found in own.items():
+            self.state.setdefault(p, {}).update(found)
 
     def _pull(self, group: dict[str, Any]) -> None:
         alpha = group[f"{self.prefix}alpha"]
-        moving = [p for p in group["params"] if self._slow in self.state[p]]
+        moving = [p for p in group["params"] if p.requires_grad and self._slow in self.state.get(p, ())]
         if moving:
-            slow, fast = [local(self.state[p][self._slow]) for p in moving], [local(p) for p in moving]
-            torch._foreach_lerp_(slow, fast, alpha)
-            torch._foreach_copy_(fast, slow)
-        if self.momentum != "keep":
-            for p in moving:
-                self._pull_momentum(p, alpha)
-
-    def _pull_momentum(self, p: Tensor, alpha: float) -> None:
-        for name in _FIRST_MOMENTS:
-            moment = self.base_optimizer.state.get(p, {}).get(name)
-            if moment is None:
-                continue
+            _lerp([self.state[p][self._slow] for p in moving], moving, alpha)
+        for name in _FIRST_MOMENTS if self.momentum != "keep" else ():
+            moments = {p: moment for p in moving if isinstance(moment := self.state[p].get(name), Tensor)}
             if self.momentum == "reset":
-                moment.zero_()
-                continue
-            slow = self.state[p].setdefault(f"{self._slow}_{name}", torch.zeros_like(moment))
-            slow.lerp_(moment, alpha)
-            moment.copy_(slow)
+                for moment in moments.values():
+                    moment.zero_()
+            elif moments:
+                _lerp([self.state[p][f"{self._slow}_{name}"] for p in moments], list(moments.values()), alpha)
+
+    def _begin_moments(self) -> None:
+        """Begin the averages of the first moments at zero, as soon as the base has moments."""
+        for state in self.state.values():
+            for name in _FIRST_MOMENTS:
+                if isinstance(moment := state.get(name), Tensor) and f"{self._slow}_{name}" not in state:
+                    state[f"{self._slow}_{name}"] = torch.zeros_like(moment, dtype=wide(moment.dtype))
 
     @contextmanager
     def slow_weights(self, model: nn.Module | None = None) -> Iterator[None]:
@@ -158,25 +211,26 @@ class Lookahead(Optimizer):
             RuntimeError: inside itself or ``torch.nn.utils.parametrize.cached()``, or if the parameters are sharded
                 and there is no ``model``.
         """
-        self._refuse_while_shown("slow_weights()")
+        self._refuse("slow_weights()")
         refuse_parametrization_cache("slow_weights()")
         pairs = [(p, self.state[p][self._slow]) for group in self.param_groups for p in group["params"]
-                 if self._slow in self.state.get(p, ())]
+                 if p.requires_grad and self._slow in self.state.get(p, ())]
         if model is None and any(is_sharded(p) for p, _ in pairs):
             raise RuntimeError("slow_weights() of sharded parameters (FSDP2, DTensor): the modules keep whole weights "
                                "that they have gathered. Write slow_weights(model), with the model.")
         fast = [(p, p.detach().clone()) for p, _ in pairs]
         _move(pairs, model)
-        self._slow_shown = True
+        self._moment = "inside slow_weights()"
         try:
             yield
         finally:
-            self._slow_shown = False
+            self._moment = ""
             _move(fast, model)
 
-    def _refuse_while_shown(self, what: str) -> None:
-        if self._slow_shown:
-            raise RuntimeError(f"{what} inside slow_weights(): the parameters are the slow weights there.")
+    def _refuse(self, what: str) -> None:
+        if self._moment:
+            raise RuntimeError(f"{what} {self._moment}, where weights and state are not those of training. "
+                               "Call it afterwards.")
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, by the base's own method."""
@@ -184,44 +238,74 @@ class Lookahead(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to both; its own cycle starts with its first step."""
-        if getattr(self, "param_groups", None) is not self.base_optimizer.param_groups:
-            return super().add_param_group(param_group)  # from inside Optimizer.__init__
-        group = {**self.options, **param_group}
-        self._check(group)
-        self.base_optimizer.add_param_group(group)
+        if "_moment" in vars(self):  # else Optimizer.__init__ adds the base's own
+            group = {**self.options, **param_group}
+            self._check(group)
+            self.base_optimizer.add_param_group(group)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return slow weights, positions in the cycles and the base's state; ``torch.load(weights_only=True)`` works.
+        """Return the base's state with ours in it: slow weights in ``state``, positions in the cycles in the groups.
+
+        ``torch.load(weights_only=True)`` and ``torch.distributed.checkpoint`` take it, and so does the bare base.
 
         Raises:
-            RuntimeError: inside :meth:`slow_weights`.
+            RuntimeError: inside :meth:`slow_weights`, and in the middle of a step.
         """
-        self._refuse_while_shown("state_dict()")
-        return {**super().state_dict(), "base": self.base_optimizer.state_dict()}
+        self._refuse("state_dict()")
+        base = self.base_optimizer
+        first = self.register_state_dict_post_hook(lambda *_: base.state_dict(), prepend=True)
+        try:
+            return super().state_dict()  # with the hooks on Lookahead; those on the base are called for the base's part
+        finally:
+            first.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume bit by bit from :meth:`state_dict`; from the bare base's checkpoint the slow weights start anew.
 
         Raises:
-            RuntimeError: inside :meth:`slow_weights`.
+            RuntimeError: inside :meth:`slow_weights`, and in the middle of a step.
+            ValueError: if it is the checkpoint of another package's Lookahead, or of other groups; nothing is loaded.
         """
-        self._refuse_while_shown("load_state_dict()")
-        if "base" in state_dict:
-            super().load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
-            self.base_optimizer.load_state_dict(state_dict["base"])
-        else:
-            self.state.clear()
-            self.base_optimizer.load_state_dict(state_dict)
-        self._share()
+        self._refuse("load_state_dict()")
+        last = self.register_load_state_dict_pre_hook(lambda _, state: self._load(state))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last.remove()
+
+    def _load(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Let the base load, then see to what is ours; return what is left for PyTorch to do."""
+        state_dict = converted(state_dict, self.prefix, self._names, self.base_optimizer.defaults)
+        kept = [{name: group[name] for name in self.options if name in group} for group in self.param_groups]
+        self.base_optimizer.load_state_dict(state_dict)
+        params = [p for group in self.param_groups for p in group["params"]]
+        begun = False
+        for number, p in zip((i for group in state_dict["param_groups"] for i in group["params"]), params, strict=True):
+            for name, value in state_dict["state"].get(number, {}).items():
+                if name in self._names:  # the base has rounded it to the dtype of the parameter
+                    begun = True
+                    self.state.setdefault(p, {})[name] = value.to(p.device, wide(value.dtype), copy=True)
+        for group, own in zip(self.param_groups, kept, strict=True):
+            group.update({name: value for name, value in own.items() if name not in group})
+            if not begun:
+                group[f"{self.prefix}fast_steps"] = 0
+        return {"state": {}, "param_groups": state_dict["param_groups"]}
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("base_optimizer", "momentum", "prefix", "options", "defaults", "state", "_slow_shown")
-        return {name: getattr(self, name) for name in names}
+        self._refuse("A copy or a pickle")
+        return {name: getattr(self, name) for name in ("base_optimizer", "momentum", "prefix", "options", "defaults")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if "base_optimizer" in state:  # a copy or a pickle; else Optimizer.load_state_dict hands over what it has read
-            state = {**state, "param_groups": state["base_optimizer"].param_groups}
-        super().__setstate__(state)
+        if "base_optimizer" in state:  # a copy or a pickle; else Optimizer.load_state_dict, after the base has loaded
+            super().__setstate__({**state, "_moment": ""})
+        self._complete()
+
+
+def _lerp(slow: list[Tensor], fast: list[Tensor], alpha: float) -> None:
+    """Do the slow step in place, and let the fast ones follow."""
+    slow, fast = [local(s) for s in slow], [local(f) for f in fast]
+    torch._foreach_lerp_(slow, [f.to(s.dtype) for s, f in zip(slow, fast, strict=True)], alpha)
+    torch._foreach_copy_(fast, slow)
 
 
 @torch.no_grad()

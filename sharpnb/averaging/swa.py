@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sharpnb.averaging.batchnorm import Call, update_bn
 from sharpnb.averaging.precision import is_number, wide
-from sharpnb.averaging.wrapped import is_sharded, local, plain, reshard, whole
+from sharpnb.averaging.wrapped import is_sharded, local, plain, reshard, unwrapped, whole
 from sharpnb.caches import forget_casts, refuse_parametrization_cache
 
 
@@ -46,7 +46,8 @@ class SWA:
 
     Args:
         model: the model that is trained; held, never copied.
-        decay: None for the equal average, d in [0, 1) for the exponential one.
+        decay: None for the equal average, d in [0, 1) for the exponential one. The attribute may be set before each
+            :meth:`update`, as for a warm-up of d.
 
     Attributes:
         n: collections so far.
@@ -107,7 +108,8 @@ class SWA:
         """Inside the context the model has the average as its weights (and its statistics), outside it is as before.
 
         What keeps weights elsewhere follows: autocast's cache (the context may stand inside or around ``autocast``),
-        compiled modules, and modules under ``fully_shard``, where each process averages its own part.
+        compiled modules, and modules under ``fully_shard``, where each process averages its own part. What has made
+        constants of the weights (``torch.export``, ``torch.jit.freeze``, the inductor's freezing) cannot.
 
         Raises:
             RuntimeError: if nothing was collected yet, the average is swapped in already, or the weights are kept by
@@ -116,14 +118,14 @@ class SWA:
         model = self.model if model is None else model
         if self._shown:
             raise RuntimeError("average_weights() inside itself: the average is swapped in already.")
-        kept = {name: t.clone() for name, t in {**_weights(model), **_statistics(model)}.items()}
+        kept = {name: t.detach().clone() for name, t in {**_weights(model), **_statistics(model)}.items()}
         try:
             self.copy_to(model)
             self._shown = True
             yield model
         finally:
             self._shown = False
-            _write(model, kept)
+            _write({**_weights(model), **_statistics(model)}, kept)
 
     def copy_to(self, model: nn.Module) -> None:
         """Write the average and, where computed, its BatchNorm statistics into ``model`` for good.
@@ -135,8 +137,9 @@ class SWA:
         if not self.n:
             raise RuntimeError("There is no average yet: call update(model) at least once.")
         refuse_parametrization_cache("Swapping an average in")
-        self._check_names(_weights(model), "copy_to")
-        _write(model, {**self.average, **self.statistics})
+        weights = _weights(model)
+        self._check_names(weights, "copy_to")
+        _write({**weights, **_statistics(model)}, {**self.average, **self.statistics})
 
     def vector(self) -> Tensor:
         """Return the average as one flat vector, in the order of ``model.parameters()``; whole where it is sharded."""
@@ -151,22 +154,41 @@ class SWA:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`, on the devices of the model's parameters.
 
+        That of ``torch.optim.swa_utils.AveragedModel`` is taken too: its weights and their number. Its ``decay`` is not
+        in it, and whether its buffers belong to the average is not: this one keeps its decay, call :meth:`update_bn`.
+
         Raises:
             RuntimeError: inside :meth:`average_weights`.
             ValueError: if the state is that of another model; nothing is loaded then.
         """
         if self._shown:
             raise RuntimeError("load_state_dict() inside average_weights(): leave it first.")
-        own = _tensors(self.model)
-        where = {name: t.device for name, t in own.items()}
+        weights = _weights(self.model)
+        own = {**weights, **_statistics(self.model)}
+        if "n_averaged" in state:
+            state = self._from_averaged_model(state, weights)
         for name, t in (*state["average"].items(), *state["statistics"].items()):
             if name not in own or own[name].shape != t.shape:
                 raise ValueError(f"load_state_dict: {name} of shape {tuple(t.shape)} is not in the model. Resume with "
                                  "the architecture that the average was saved from.")
+        missing = sorted(weights.keys() - state["average"].keys()) if state["n"] else []
+        if missing:
+            raise ValueError(f"load_state_dict: the average lacks {len(missing)} parameters of the model, the first is "
+                             f"{missing[0]}. Resume with the architecture that the average was saved from.")
         _check_sharding(state["average"], own, "load_state_dict")
         self.n, self.decay = state["n"], state["decay"]
         for part in ("average", "statistics"):
-            setattr(self, part, {name: t.to(where[name], copy=True) for name, t in state[part].items()})
+            setattr(self, part, {name: t.to(own[name].device, copy=True) for name, t in state[part].items()})
+
+    def _from_averaged_model(self, state: dict[str, Any], weights: dict[str, Tensor]) -> dict[str, Any]:
+        inner = unwrapped(self.model)
+        others = (*inner.named_buffers(remove_duplicate=False), *inner.named_parameters(remove_duplicate=False))
+        known = plain(dict(others)).keys() - weights.keys()  # buffers, and second names of tied weights
+        theirs = plain({name: t for name, t in state.items() if name != "n_averaged"})
+        while theirs and not theirs.keys() & weights.keys() and all(name.startswith("module.") for name in theirs):
+            theirs = {name.removeprefix("module."): t for name, t in theirs.items()}
+        average = {name: t.to(wide(t.dtype)) for name, t in theirs.items() if name not in known}
+        return {"n": int(state["n_averaged"]), "decay": self.decay, "average": average, "statistics": {}}
 
     def _check_names(self, weights: dict[str, Any], what: str) -> None:
         differ = sorted(set(weights) ^ set(self.average))
@@ -176,19 +198,16 @@ class SWA:
         _check_sharding(self.average, weights, what)
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    reshard(model)
-    return plain({**dict(model.named_parameters()), **dict(model.named_buffers())})
-
-
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: t.detach() for name, t in _tensors(model).items() if isinstance(t, nn.Parameter)}
+    reshard(model)
+    return plain(dict(unwrapped(model).named_parameters()))
 
 
 def _statistics(model: nn.Module) -> dict[str, Tensor]:
-    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    found = {id(b) for layer in layers for b in layer.buffers(recurse=False)}
-    return {name: t for name, t in _tensors(model).items() if id(t) in found}
+    """Return the buffers of the BatchNorm layers by name."""
+    inner = unwrapped(model)
+    layers = {name for name, module in inner.named_modules() if isinstance(module, _BatchNorm)}
+    return plain({name: b for name, b in inner.named_buffers() if name.rpartition(".")[0] in layers})
 
 
 def _follow(average: Tensor, w: Tensor) -> Tensor:
@@ -206,8 +225,7 @@ def _check_sharding(average: dict[str, Tensor], weights: dict[str, Tensor], what
 
 
 @torch.no_grad()
-def _write(model: nn.Module, values: dict[str, Tensor]) -> None:
-    own = _tensors(model)
+def _write(own: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     for name, value in values.items():
         own[name].copy_(value)
     forget_casts()

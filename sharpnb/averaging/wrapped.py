@@ -12,17 +12,25 @@ T = TypeVar("T")
 _INSIDE = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
 
-def plain(named: Mapping[str, T]) -> dict[str, T]:
-    """Return a model's tensors under the names that they have without wrappers; the order stays.
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside ``DistributedDataParallel``, ``torch.compile``, ``AveragedModel`` and their like.
 
-    ``module.`` goes where each name begins with it, as behind ``DistributedDataParallel``; a model's own ``module`` is
-    one of several names, or goes in every state of that model alike.
+    A wrapper has no parameter of its own and one child, by the name of ``module`` or ``_orig_mod``.
     """
+    while True:
+        children = dict(model.named_children())
+        if len(children) != 1 or not children.keys() <= {"module", "_orig_mod"}:
+            return model
+        if next(model.named_parameters(recurse=False), None) is not None:
+            return model
+        model = next(iter(children.values()))
+
+
+def plain(named: Mapping[str, T]) -> dict[str, T]:
+    """Return tensors under the names that they have without wrappers in the middle of the model; the order stays."""
     names = list(named)
     for part in _INSIDE:
         names = [name.replace(part, "") for name in names]
-    while names and all(name.startswith("module.") for name in names):
-        names = [name.removeprefix("module.") for name in names]
     return dict(zip(names, named.values(), strict=True))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sharpnb.averaging import SWA, entropy, graft, graft_internal, graft_noise
+from sharpnb.averaging import SWA, Lookahead, entropy, graft, graft_internal, graft_noise
 
 KINDS: dict[str, torch.dtype] = {
     "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64,
@@ -208,3 +208,95 @@ def test_filters_that_were_mended_are_seen_in_the_same_autocast_context(change: 
         after = model(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(after, model(x)) and not torch.equal(after, before)
+
+
+# -- Lookahead --------------------------------------------------------------------------------------------------------
+
+
+def descend(p: nn.Parameter, optimizer: Any, steps: int, target: Tensor) -> None:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (p - target).abs().square().sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_slow_weights_of_every_kind(kind: str, default_dtype: torch.dtype) -> None:
+    """Gradient descent on |p - 1|^2 halves the distance; with k = 2 and alpha = 0.5, a cycle leaves 5/8 of it."""
+    p = nn.Parameter(torch.zeros(3, dtype=KINDS[kind]))
+    optimizer = Lookahead(torch.optim.SGD([p], lr=0.25), k=2, alpha=0.5)
+    descend(p, optimizer, 4, torch.ones((), dtype=KINDS[kind]))
+    torch.testing.assert_close(p.detach(), torch.full_like(p, 1 - (5 / 8) ** 2).detach())
+    slow = optimizer.state[p]["slow"]
+    assert slow.dtype == (torch.float32 if kind in ("float16", "bfloat16") else KINDS[kind])
+    with optimizer.slow_weights():
+        assert torch.equal(p.detach(), slow.to(p.dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("momentum", ["keep", "pullback"])
+def test_a_small_slow_step_does_not_vanish_in_half_precision(dtype: torch.dtype, momentum: Any) -> None:
+    """Steps of one unit in the last place: a slow weight in half precision would never leave 1."""
+    p = nn.Parameter(torch.ones(2, dtype=dtype))
+    unit = torch.finfo(dtype).eps
+    optimizer = Lookahead(torch.optim.SGD([p], lr=1.0, momentum=1e-9), k=1, alpha=0.1, momentum=momentum)
+    for _ in range(100):
+        p.grad = torch.full_like(p, -unit)
+        optimizer.step()
+    assert 9 <= float((p[0] - 1) / unit) <= 11  # a tenth of a hundred steps
+    again = nn.Parameter(p.detach().clone())
+    other = Lookahead(torch.optim.SGD([again], lr=1.0, momentum=1e-9), k=1, alpha=0.1, momentum=momentum)
+    other.load_state_dict(optimizer.state_dict())
+    assert other.state[again]["slow"].dtype == torch.float32 and torch.equal(other.state[again]["slow"], optimizer.state[p]["slow"])
+
+
+def test_a_frozen_parameter_stays_where_it_is_and_goes_on_when_it_is_thawed() -> None:
+    a, b = (nn.Parameter(torch.zeros(2)) for _ in range(2))
+    optimizer = Lookahead(torch.optim.SGD([a, b], lr=0.25), k=4, alpha=0.5)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        sum((p - 1).square().sum() for p in (a, b) if p.requires_grad).backward()
+        optimizer.step()
+
+    for _ in range(3):
+        step()
+    a.requires_grad_(False)
+    a.grad = None
+    kept = a.detach().clone()
+    assert (kept == 0.875).all()
+    for _ in range(6):  # two pulls
+        step()
+        assert torch.equal(a, kept)
+        with optimizer.slow_weights():
+            assert torch.equal(a, kept)
+    a.requires_grad_(True)
+    for _ in range(3):  # three more fast steps, then the pull towards the slow weight, 0 still
+        step()
+    fast = 1 - 0.125 * 0.5**3
+    assert torch.equal(a.detach(), torch.full((2,), 0.5 * fast))
+
+
+def test_integer_parameters_beside_the_others_stay() -> None:
+    model = Mixed(torch.float32).set(2)
+    optimizer = Lookahead(torch.optim.SGD(model.parameters(), lr=0.25), k=1)
+    model.beside.grad = torch.ones(2)
+    optimizer.step()
+    with optimizer.slow_weights():
+        assert (model.table == 5).all() and model.mask.all() and (model.beside == 2 - 0.125).all()
+
+
+def test_a_tensor_rate_is_a_number_and_the_schedulers() -> None:
+    found = []
+    for lr in (0.25, torch.tensor(0.25), torch.tensor([0.25], dtype=torch.float64)):
+        p = nn.Parameter(torch.zeros(3))
+        optimizer = Lookahead(torch.optim.SGD([p], lr=lr, foreach=False), k=2)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        for _ in range(5):
+            descend(p, optimizer, 1, torch.ones(()))
+            scheduler.step()
+        found.append((p.detach(), float(optimizer.base_optimizer.param_groups[0]["lr"])))
+        if isinstance(lr, Tensor):
+            assert optimizer.param_groups[0]["lr"] is lr  # PyTorch changes it in place
+    assert found[0][1] == found[1][1] == found[2][1] == 0.25 / 32
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][0], found[2][0])

@@ -1,0 +1,236 @@
+"""What the test suites of torch.optim.swa_utils and timm ask of averages, asked of ours.
+
+The cases are theirs, written anew: averages of a network on all devices, checkpoints and pickles, a decay that warms
+up, the BatchNorm pass over loaders, and SWALR with each option.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer, swa_utils
+from torch.utils.data import DataLoader, TensorDataset
+
+from sharpnb.averaging import SWA, Lookahead, update_bn
+from sharpnb.optim import SAM, SGDW, AdamW
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def convolutional() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(1, 5, 3), nn.ReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(5, momentum=0.3), nn.Conv2d(5, 2, 3), nn.ReLU(),
+        nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 10))
+
+
+def shake(model: nn.Module) -> None:
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p))
+
+
+# -- swa_utils: averages ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("decay, use_buffers", [(None, False), (0.9, False), (0.9, True), (0.999, False)])
+@pytest.mark.parametrize("device", DEVICES)
+def test_both_averages_are_those_of_averaged_model(device: str, decay: float | None, use_buffers: bool, dtype: torch.dtype) -> None:
+    """Also of the formula, in float64: theirs divides by a count in float32. (Its equal average of buffers fails.)"""
+    model = convolutional().to(device, dtype)
+    average = swa_utils.get_swa_multi_avg_fn() if decay is None else swa_utils.get_ema_multi_avg_fn(decay)
+    theirs, ours, rows = swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=use_buffers), SWA(model, decay), []
+    for _ in range(10):
+        shake(model)
+        model[3](torch.randn(4, 5, 2, 2, device=device, dtype=dtype))  # buffers move as well
+        theirs.update_parameters(model)
+        ours.update(model)
+        rows.append([p.detach().clone().double() for p in model.parameters()])
+    d = decay or 0.0
+    shares = [0.1] * 10 if decay is None else [d**9, *((1 - d) * d ** (9 - i) for i in range(1, 10))]
+    for a, p, *column in zip(ours.average.values(), theirs.module.parameters(), *rows, strict=True):
+        exact = sum(share * row for share, row in zip(shares, column, strict=True))
+        torch.testing.assert_close(a.double(), exact, rtol=1e-6 if dtype == torch.float32 else 1e-13, atol=1e-6 if dtype == torch.float32 else 1e-14)
+        torch.testing.assert_close(a, p.detach(), rtol=1e-5, atol=1e-6)
+        assert a.device.type == device and a.dtype == dtype
+    assert ours.n == int(theirs.n_averaged) == 10
+    buffers = copy.deepcopy(list(model.buffers()))
+    with ours.average_weights():  # by design: buffers are the model's, or those of a pass over data
+        assert all(torch.equal(a, b) for a, b in zip(model.buffers(), buffers, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs two devices")
+def test_a_model_on_two_devices_is_averaged_where_its_parts_are() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 5, 3), nn.Linear(5, 10))
+    model[0].cuda()
+    ours, rows = SWA(model), []
+    for _ in range(4):
+        shake(model)
+        ours.update()
+        rows.append([p.detach().clone() for p in model.parameters()])
+    for a, p, *column in zip(ours.average.values(), model.parameters(), *rows, strict=True):
+        assert a.device == p.device
+        torch.testing.assert_close(a, torch.stack(column).mean(0))
+
+
+def test_a_warm_up_of_the_decay_is_an_attribute() -> None:
+    """timm's: d = min(0.99, (1 + n) / (10 + n)) at collection n."""
+    model = nn.Linear(2, 2, bias=False)
+    swa, truth = SWA(model, decay=0.0), torch.zeros(2, 2)
+    for n in range(30):
+        nn.init.constant_(model.weight, float(n))
+        swa.decay = min(0.99, (1 + n) / (10 + n))
+        truth = truth * swa.decay + (1 - swa.decay) * n if n else torch.zeros(2, 2)
+        swa.update()
+    torch.testing.assert_close(swa.average["weight"], truth)
+
+
+def test_it_is_pickled_and_copied_with_its_model() -> None:
+    model = convolutional()
+    swa = SWA(model, decay=0.9)
+    swa.update(), shake(model), swa.update()
+    for other in (pickle.loads(pickle.dumps(swa)), copy.deepcopy(swa)):
+        with other.average_weights() as averaged:
+            assert averaged is other.model and averaged is not model
+            assert torch.equal(nn.utils.parameters_to_vector(averaged.parameters()).detach(), swa.vector())
+
+
+@pytest.mark.parametrize("decay", [None, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_checkpoint_of_averaged_model_is_continued(decay: float | None, dtype: torch.dtype) -> None:
+    model = convolutional().to(dtype)
+    average = swa_utils.get_swa_multi_avg_fn() if decay is None else swa_utils.get_ema_multi_avg_fn(decay)
+    theirs = swa_utils.AveragedModel(model, multi_avg_fn=average)
+    for _ in range(3):
+        shake(model), theirs.update_parameters(model)
+    file = io.BytesIO()
+    torch.save(theirs.state_dict(), file)
+    file.seek(0)
+    ours = SWA(model, decay)
+    ours.load_state_dict(torch.load(file, weights_only=True))
+    assert ours.n == 3 and not ours.statistics and all(a.dtype == torch.float32 for a in ours.average.values())
+    assert torch.equal(ours.vector(), nn.utils.parameters_to_vector(theirs.parameters()).detach().float())
+    shake(model), theirs.update_parameters(model), ours.update(model)
+    torch.testing.assert_close(ours.vector().to(dtype), nn.utils.parameters_to_vector(theirs.parameters()).detach(), rtol=2e-2, atol=2e-2)
+    before = ours.vector()
+    for wrong in (
+        swa_utils.AveragedModel(nn.Linear(2, 2)).state_dict(), {"n": 1, "decay": None, "average": {}, "statistics": {}},
+    ):
+        with pytest.raises(ValueError, match="load_state_dict: "):
+            ours.load_state_dict(wrong)
+        assert torch.equal(ours.vector(), before) and ours.n == 4
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
+def test_a_checkpoint_of_averaged_model_with_tied_weights_inside_a_wrapper(wrap: Callable[[nn.Module], Any]) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
+    model[2].weight = model[0].weight
+    theirs = swa_utils.AveragedModel(wrap(model))
+    theirs.update_parameters(model)
+    ours = SWA(model)
+    ours.load_state_dict(theirs.state_dict())
+    assert list(ours.average) == [name for name, _ in model.named_parameters()]
+    assert torch.equal(ours.vector(), nn.utils.parameters_to_vector(model.parameters()).detach())
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5, float("nan")])
+def test_a_decay_out_of_range_is_refused(decay: float) -> None:
+    with pytest.raises(ValueError, match="decay = "):
+        SWA(nn.Linear(2, 2), decay=decay)
+
+
+# -- swa_utils: the BatchNorm pass ------------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    def __init__(self, image: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(3, 10, 3, padding=1) if image else nn.Linear(5, 10)
+        self.drop = nn.Dropout(0.5)
+        self.bn = nn.BatchNorm2d(10, momentum=0.3) if image else nn.BatchNorm1d(10, momentum=None)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return self.bn(self.drop(self.first(x * scale)))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("image", [False, True])
+@pytest.mark.parametrize("with_targets", [False, True])
+def test_the_pass_over_a_loader_gives_the_moments_and_keeps_modes(image: bool, with_targets: bool, training: bool, device: str) -> None:
+    model = Net(image).to(device).train(training)
+    x = torch.rand((100, 3, 5, 5) if image else (100, 5))
+    loader = DataLoader(TensorDataset(x, *([torch.rand(100)] if with_targets else [])), batch_size=5, shuffle=True)
+    with torch.no_grad():
+        rows = model.first(x.to(device)).transpose(1, -1).reshape(-1, 10)
+    for _ in range(2):  # a second pass starts anew
+        update_bn(model, loader)
+        torch.testing.assert_close(model.bn.running_mean, rows.mean(0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.bn.running_var, rows.var(0), rtol=0, atol=0.1)
+        assert model.training == training and model.bn.training == training
+        assert model.bn.momentum == (0.3 if image else None)
+
+
+@pytest.mark.parametrize("batches, call", [
+    (lambda x: [{"x": part, "scale": 2.0} for part in x.split(10)], lambda model, batch: model(batch["x"], batch["scale"])),
+    (lambda x: [(part, 2.0) for part in x.split(10)], lambda model, batch: model(*batch)),
+    (lambda x: [[2 * part] for part in x.split(10)], None),
+    (lambda x: (2 * x).split(10), None),
+])
+def test_batches_of_every_form(batches: Callable[[Tensor], Any], call: Any) -> None:
+    model, x = Net(image=False), torch.rand(40, 5)
+    update_bn(model, batches(x), call)
+    with torch.no_grad():
+        torch.testing.assert_close(model.bn.running_mean, model.first(2 * x).mean(0))
+
+
+# -- swa_utils: SWALR -------------------------------------------------------------------------------------------------
+
+SCHEDULED: dict[str, Callable[[Any], Optimizer]] = {
+    "Lookahead": lambda groups: Lookahead(torch.optim.SGD(groups, lr=0.5), k=2),
+    "SAM": lambda groups: SAM(torch.optim.SGD(groups, lr=0.5)), "SGDW": lambda groups: SGDW(groups, lr=0.5),
+    "AdamW": lambda groups: AdamW(groups, lr=0.5),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+@pytest.mark.parametrize("strategy", ["cos", "linear"])
+@pytest.mark.parametrize("epochs", [0, 5])
+@pytest.mark.parametrize("swa_lr", [0.01, [0.05, 0.01]])
+def test_swalr_after_another_schedule(name: str, strategy: Any, epochs: int, swa_lr: Any) -> None:
+    """The multiplicative decay of eight epochs, then SWALR from wherever that stands; rates of two groups."""
+    optimizer = SCHEDULED[name]([{"params": [nn.Parameter(torch.ones(1))]}, {"params": [nn.Parameter(torch.ones(1))], "lr": 0.3}])
+    decaying = torch.optim.lr_scheduler.MultiplicativeLR(optimizer, lambda _: 0.9)
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(8):
+            decaying.step()
+        annealing = swa_utils.SWALR(optimizer, swa_lr, anneal_epochs=epochs, anneal_strategy=strategy)
+        for _ in range(8):
+            found.append([group["lr"] for group in optimizer.param_groups])
+            annealing.step()
+    ends = swa_lr if isinstance(swa_lr, list) else [swa_lr, swa_lr]
+    for t, row in enumerate(found):
+        share = 1.0 if epochs == 0 else min(t / epochs, 1.0)
+        if strategy == "cos" and share < 1:
+            share = (1 - float(torch.cos(torch.tensor(torch.pi * share, dtype=torch.float64)))) / 2
+        starts = [0.5 * 0.9**8, 0.3 * 0.9**8]
+        if t or epochs:
+            assert row == pytest.approx([start * (1 - share) + end * share for start, end in zip(starts, ends, strict=True)], rel=1e-9)
+
+
+@pytest.mark.parametrize("wrong", [{"anneal_epochs": -1}, {"anneal_epochs": 1.5}, {"anneal_strategy": "exponential"}, {"swa_lr": [1.0, 0.1, 0.01]}])
+def test_swalr_refuses_over_ours_what_it_refuses(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        swa_utils.SWALR(SCHEDULED["Lookahead"]([nn.Parameter(torch.ones(1))]), **{"swa_lr": 0.1, **wrong})
