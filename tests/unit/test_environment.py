@@ -66,11 +66,11 @@ def test_the_runner_plans_without_torch():
 def test_layers_import_only_what_stands_below_them():
     tools = {"paths", "memory", "resume", "rules", "trees"}
     below = {
-        **{file: set() for file in ("paths.py", "rules.py", "memory.py", "processes.py", "trees.py")},
+        **{file: set() for file in ("paths.py", "rules.py", "memory.py", "processes.py", "trees.py", "usercode.py")},
         "datafiles.py": {"paths"}, "resume.py": {"paths"}, "optim": tools, "curvature": tools, "averaging": tools | {"processes"},
         "checkpoints": set(),
         "landscape": tools | {"averaging"},  # BatchNorm's statistics at a point are those of an average
-        "lab": tools - {"resume"} | {"datafiles", "processes", "optim", "averaging", "curvature", "landscape", "checkpoints"},
+        "lab": tools - {"resume"} | {"datafiles", "processes", "optim", "averaging", "curvature", "landscape", "checkpoints", "usercode"},
         "runner": {"paths", "datafiles"},
     }
     for part, allowed in below.items():
