@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from sharpnb import checkpoints
+from sharpnb import checkpoints, usercode
 from sharpnb.checkpoints import fit as fit  # tests of one's own meet them here
 from sharpnb.checkpoints import read_state as read_state
 from sharpnb.lab.data import NAMES, Data, load_data
@@ -25,49 +22,6 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": nn.functional.cross_entropy, "mse": nn.functional.mse_loss,
     "binary_cross_entropy": nn.functional.binary_cross_entropy_with_logits,
 }
-
-
-def named(spec: str, what: str) -> Any:
-    """Return what ``module:attribute`` or ``file.py:attribute`` names; modules are looked for in this folder too.
-
-    Raises:
-        ValueError: if there is no such module, file or attribute.
-    """
-    place, colon, attribute = spec.rpartition(":")
-    if not colon or not place or not attribute:
-        raise ValueError(f"{what} {spec!r}: write module:function or file.py:function.")
-    try:
-        module = _from_file(Path(place)) if place.endswith(".py") else _imported(place)
-    except (ModuleNotFoundError, FileNotFoundError) as error:
-        missing = getattr(error, "name", None) or place
-        raise ValueError(f"{what} {spec!r}: there is no {missing!r} here ({Path.cwd()}) or among the installed "
-                         "packages.") from error
-    found: Any = module
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            near = get_close_matches(part, dir(found), n=1)
-            raise ValueError(f"{what} {spec!r}: {place} has no {part!r}."
-                             + (f" Did you mean {near[0]!r}?" if near else ""))
-        found = getattr(found, part)
-    return found
-
-
-def _imported(name: str) -> Any:
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as with `python -m`
-    return importlib.import_module(name)
-
-
-def _from_file(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -96,8 +50,8 @@ def load_model(
     if ":" in spec:
         if weights is not None or classes is not None:
             raise ValueError("weights and classes belong to torchvision's models; your own function sets its own.")
-        made = named(spec, "model")
-        model = made if isinstance(made, nn.Module) else made()
+        made = usercode.find(spec, "model")
+        model = made.value if isinstance(made.value, nn.Module) else made()
         if not isinstance(model, nn.Module):
             raise ValueError(f"model {spec!r} returned a {type(model).__name__}; it must return a torch.nn.Module.")
     else:
@@ -153,8 +107,8 @@ def load_batches(
     if spec.partition(":")[0] == "noise":
         found: Any = _noise(spec, batch_size)
     elif ":" in spec:
-        made = named(spec, "data")
-        found = made() if callable(made) and not isinstance(made, Dataset) else made
+        made = usercode.find(spec, "data")
+        found = made() if callable(made.value) and not isinstance(made.value, Dataset) else made.value
     elif spec in NAMES:
         found = load_data(spec)
     else:
@@ -204,7 +158,7 @@ def load_loss(spec: str) -> Callable[[Any, Any], Tensor]:
         ValueError: for another name.
     """
     if ":" in spec:
-        return named(spec, "loss")
+        return usercode.find(spec, "loss").value
     if spec not in LOSSES:
         raise ValueError(f"loss {spec!r}: choose {', '.join(LOSSES)}, or module:function for your own.")
     return LOSSES[spec]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 import sharpnb
+from sharpnb import usercode
 from sharpnb.lab import models
 from sharpnb.lab.data import Data, load_data
 from sharpnb.lab.many import train_many
@@ -41,14 +41,15 @@ class Shard:
 
     @property
     def key(self) -> str:
-        """A name that changes with everything that the result depends on: settings, package sources, PyTorch."""
-        text = json.dumps([asdict(self), _sources(), torch.__version__], sort_keys=True)
+        """A name that changes with everything that the result depends on: settings, sources, PyTorch."""
+        own = [usercode.digest(part["name"]) for part in (self.data, self.model) if ":" in str(part.get("name"))]
+        text = json.dumps([asdict(self), _sources(), torch.__version__, *own], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def net(self, seed: int) -> nn.Module:
         """Build the net of a seed."""
         options = dict(self.model)
-        return _function(options.pop("name"), models.__name__)(**options, seed=seed)
+        return _builder(options.pop("name"))(**options, seed=seed)
 
     def data_of(self, seed: int) -> Data:
         """Load the data of a cell with this seed."""
@@ -56,7 +57,7 @@ class Shard:
         name = options.pop("name")
         if options.get("seed") == "cell":
             options["seed"] = seed
-        return _function(name, "")(**options) if ":" in name else load_data(name, **options)
+        return usercode.find(name, "data")(**options) if ":" in name else load_data(name, **options)
 
     def run(self) -> list[dict[str, Any]]:
         """Train the cells on one thread and return for each its result: the metrics, ``reason``, ``curve``.
@@ -85,12 +86,13 @@ def run(shard: Shard) -> list[dict[str, Any]]:
     return shard.run()
 
 
-def _function(name: str, module: str) -> Callable[..., Any]:
-    place, _, function = name.rpartition(":")
-    found = getattr(importlib.import_module(place or module), function, None)
+def _builder(name: str) -> Callable[..., Any]:
+    if ":" in name:
+        return usercode.find(name, "model")
+    found = getattr(models, name, None)
     if not callable(found):
-        raise ValueError(f"name = {name!r}: {place or module} has no function {function!r}. Name one that it has, or "
-                         "one of your own as 'module:function', importable where the shards run.")
+        raise ValueError(f"name = {name!r}: {models.__name__} has no function {name!r}. Name one that it has, or "
+                         "one of your own as 'module:function' or 'file.py:function'.")
     return found
 
 

@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sharpnb import paths
+from sharpnb import paths, usercode
 from sharpnb.lab import settings
 from sharpnb.lab.grid import PER_CALL, Grid, cells_of
 from sharpnb.lab.shard import METRICS, Shard, plain, run
@@ -59,7 +59,8 @@ def sweep(
         grid: see :func:`cells_of`.
         data: ``name`` and arguments of :func:`sharpnb.lab.load_data`; ``"seed": "cell"`` gives each seed its own split.
         model: ``name`` and arguments of a builder in :mod:`sharpnb.lab.models`, or of one's own as
-            ``"module:function"``; it is called with ``seed=`` too.
+            ``"module:function"`` or ``"file.py:function"``; it is called with ``seed=`` too. A file of one's own is run
+            where it lives (:mod:`sharpnb.usercode`); workers on other machines need it at the same place.
         steps: updates of each cell, unless it is an axis of the grid.
         batch_size: images an update, unless it is an axis of the grid.
         schedule: by its name, unless it is an axis of the grid.
@@ -79,7 +80,11 @@ def sweep(
 
     Raises:
         ValueError: for a bad grid, data set or model, before anything is trained.
+        RuntimeError: if it is called by a file that is being imported, for the model that the file defines.
     """
+    if file := usercode.importing():
+        raise RuntimeError(f"sweep() is called by {file}, which is imported for a function of its own, here or in a "
+                           "worker process. Put the call under: if __name__ == \"__main__\":")
     cells = cells_of(grid)
     if steps is None and not all("steps" in cell for cell in cells):
         raise ValueError("steps is missing: give steps=, or steps as an axis of the grid.")
@@ -87,9 +92,15 @@ def sweep(
         raise ValueError(f"jobs = {jobs}, shard_size = {shard_size}: one of each at least.")
     common = {"steps": steps, "batch_size": batch_size, "schedule": schedule, "evaluate_every": evaluate_every,
               "dtype": dtype, "bf16": bf16, "device": device}
-    shards = _shards(cells, plain(data), plain(model), common, shard_size)
+    shards = _shards(cells, _portable(plain(data)), _portable(plain(model)), common, shard_size)
     _try_first(next(iter(shards.values()))[1])
     return _table(cells, _results(shards, client, jobs, Path(folder or paths.runs("sweeps")), progress))
+
+
+def _portable(told: dict[str, Any]) -> dict[str, Any]:
+    """Name a function of one's own so that another process finds it."""
+    name = str(told.get("name"))
+    return {**told, "name": usercode.absolute(name)} if ":" in name else told
 
 
 def _shards(
@@ -174,7 +185,8 @@ def _attempt(
             while running or (waiting and not broken):
                 while waiting and len(running) < window and not broken:
                     try:
-                        running[executor.submit(run, work[waiting[0]])] = waiting[0]
+                        with usercode.without_main():
+                            running[executor.submit(run, work[waiting[0]])] = waiting[0]
                         waiting.popleft()
                     except BrokenExecutor:
                         broken = True

@@ -66,12 +66,12 @@ def test_the_runner_plans_without_torch():
 def test_layers_import_only_what_stands_below_them():
     tools = {"paths", "resume", "rules", "trees", "caches", "counts", "batches"}
     below = {
-        **{file: set() for file in ("paths.py", "rules.py", "trees.py", "caches.py")},
+        **{file: set() for file in ("paths.py", "rules.py", "trees.py", "caches.py", "usercode.py")},
         "counts.py": {"trees"}, "batches.py": {"trees", "counts"},
         "datafiles.py": {"paths"}, "resume.py": {"paths"}, "optim": tools, "curvature": tools, "averaging": tools,
         "checkpoints": set(),
         "landscape": tools | {"averaging"},  # BatchNorm's statistics at a point are those of an average
-        "lab": tools - {"resume"} | {"datafiles", "optim", "averaging", "curvature", "landscape", "checkpoints"},
+        "lab": tools - {"resume"} | {"datafiles", "optim", "averaging", "curvature", "landscape", "checkpoints", "usercode"},
         "runner": {"paths", "datafiles"},
     }
     for part, allowed in below.items():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from sharpnb import cli
+from sharpnb import cli, usercode
 from sharpnb.curvature import HessianOperator
 from sharpnb.lab import checkpoint, spectra
 
@@ -52,7 +52,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def trained(folder):
     """Weights that are not those of ``theirs.net()``."""
-    model = checkpoint.named("theirs:net", "model")()
+    model = usercode.find("theirs:net", "model")()
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(1.7).add_(0.1)
@@ -74,7 +74,7 @@ def call(monkeypatch, capsys):
 
 def dense(model):
     model = model.double()
-    x, y = checkpoint.named("theirs:data", "data")()
+    x, y = usercode.find("theirs:data", "data")() if os.path.exists("theirs.py") else sys.modules["theirs"].data()
     return np.linalg.eigvalsh(HessianOperator(model, cross_entropy, (x.double(), y)).to_dense().numpy())
 
 
@@ -90,7 +90,7 @@ def test_the_numbers_are_those_of_the_checkpoints_dense_hessian(trained, folder,
                             "--dtype", "float64", "--out", "out", "--top", 4)
     assert status == 0, err
     truth = dense(trained)
-    other = dense(checkpoint.named("theirs:net", "model")())
+    other = dense(usercode.find("theirs:net", "model")())
     found = json.loads((folder / "out/spectrum.json").read_text())
     np.testing.assert_allclose(found["largest"]["values"], truth[::-1][:4], rtol=1e-6)
     assert abs(other[-1] / truth[-1] - 1) > 0.01, "the fresh network must have another spectrum for this to mean much"
@@ -228,3 +228,30 @@ def test_an_interrupt_leaves_a_partial_result(folder, call, monkeypatch):
     assert status == 130 and "interrupted" in out and "same command goes on" in err
     found = json.loads((folder / "o/spectrum.json").read_text())
     assert not found["complete"] and found["largest"]["verified"] and found["density"]["ending"] == "interrupted"
+
+
+PROJECT = {
+    "nets.py": "from torch import nn\ndef Net():\n    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))\n",
+    "train.py": "import argparse, torch\nfrom nets import Net\nargs = argparse.ArgumentParser().parse_args()\n"
+                "def build():\n    torch.manual_seed(0)\n    return Net()\ndef loader():\n    import theirs\n    return theirs.data()\n",
+    "random.py": "1 / 0\n",
+}
+
+
+@pytest.mark.parametrize("where", ["train:", "train.py:", "pkg/train.py:", "elsewhere"])
+def test_a_project_with_neighbours_a_package_and_arguments_of_its_own(folder, call, where):
+    for name, text in PROJECT.items():
+        (folder / name).write_text(text)
+        (folder / "pkg").mkdir(exist_ok=True)
+        (folder / "pkg" / name).write_text(text.replace("from nets", "from .nets"))
+    (folder / "pkg" / "__init__.py").touch()
+    spec = f"{folder}/train.py:" if where == "elsewhere" else where
+    if where == "elsewhere":
+        os.chdir("/")
+    status, _, err = call("--model", f"{spec}build", "--data", f"{spec}loader", "--top", 1, "--probes", 0, "--dtype", "float64",
+                          "--out", folder / "o")
+    assert status == 0, err
+    found = json.loads((folder / "o/spectrum.json").read_text())
+    assert found["largest"]["values"][0] == pytest.approx(dense(usercode.find(f"{folder}/theirs.py:net", "model")())[-1], rel=1e-6)
+    for name in ("train", "nets", "pkg", "pkg.train", "pkg.nets"):
+        sys.modules.pop(name, None)

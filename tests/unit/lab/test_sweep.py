@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from functools import partial
 
 import pandas as pd
@@ -194,3 +196,83 @@ def test_what_is_kept_is_whole_and_readable(tmp_path):
     sweep({"rule": "sgd", "lr": 0.1}, DATA, MODEL, **OPTIONS, folder=tmp_path)
     (file,) = tmp_path.iterdir()
     assert json.loads(file.read_text())["shard"]["cells"] == [{"rule": "sgd", "lr": 0.1, "seed": 0}]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Networks of one's own, and scripts as people write them
+# ---------------------------------------------------------------------------------------------------------------------
+
+OWN = "from nets import build as built\ndef build(width=6, *, seed):\n    return built(width, seed)\n"
+NETS = "from sharpnb.lab import models\ndef build(width, seed):\n    return models.mlp((64, width, 10), seed=seed)\n"
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name, text in (("ownnet.py", OWN), ("nets.py", NETS), ("random.py", "1 / 0\n")):
+        (tmp_path / name).write_text(text)
+    yield tmp_path
+    for name in ("ownnet", "nets"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("kind", ["this process", "two processes", "Dask workers elsewhere"])
+@pytest.mark.parametrize("name", ["ownnet:build", "ownnet.py:build"])
+def test_a_network_of_the_working_folder_with_its_neighbours(whole, project, tmp_path_factory, name, kind):
+    model, options = {"name": name, "width": 6}, OPTIONS | {"folder": project / "kept"}
+    if kind == "Dask workers elsewhere":
+        distributed = pytest.importorskip("distributed")
+        folder = str(tmp_path_factory.mktemp("worker"))
+        with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, local_directory=folder,
+                                      preload_nanny=[], env={"PYTHONPATH": str(sweep_module.__file__).partition("/sharpnb/lab")[0]}) as cluster:
+            with distributed.Client(cluster) as client:
+                client.run(lambda: (__import__("os").chdir("/"), __import__("sys").path.__setitem__(slice(None), [
+                    part for part in __import__("sys").path if str(part) not in ("", str(project))])))
+            table = sweep(GRID, DATA, model, **options, client=cluster.scheduler_address)
+    else:
+        table = sweep(GRID, DATA, model, **options, jobs=1 + (kind == "two processes"))
+    pd.testing.assert_frame_equal(table, whole, check_exact=True)
+
+
+def script(folder, text, **files):
+    for name, content in {"mine": text, **files}.items():
+        (folder / f"{name}.py").write_text(content)
+    return subprocess.run([sys.executable, "mine.py"], cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+CALL = """
+table = sweep({"rule": "sgd", "lr": [0.1, 0.2]}, data={"name": "digits", "train_size": 100}, model=MODEL,
+              steps=2, jobs=2, shard_size=1, folder="shards", progress=False)
+print("REASONS", sorted(set(table["reason"])), table["test_loss"].notna().sum())
+"""
+BUILD = "\nfrom sharpnb.lab import models\ndef build(seed):\n    return models.mlp((64, 4, 10), seed=seed)\n"
+
+
+@pytest.mark.parametrize(("head", "model"), [
+    ("", "{'name': 'mlp', 'sizes': (64, 8, 10)}"), ("print('once')\n", "{'name': 'other:build'}"),
+    ("print('once')\n", "{'name': 'other.py:build'}")])
+def test_a_script_without_a_main_guard_is_run_once_and_has_its_results(tmp_path, head, model):
+    done = script(tmp_path, f"{head}from sharpnb.lab.sweep import sweep\nMODEL = {model}{CALL}", other=BUILD)
+    assert (done.returncode, done.stdout) == (0, head.replace("print('", "").replace("')", "") + "REASONS [''] 2\n"), done.stderr
+
+
+@pytest.mark.parametrize("name", ["mine:build", "mine.py:build", "__main__:build"])
+def test_a_script_that_names_itself_needs_the_guard_and_is_told_so_once(tmp_path, name):
+    head = f"from sharpnb.lab.sweep import sweep\nMODEL = {{'name': {name!r}}}\n{BUILD}"
+    done = script(tmp_path, head + CALL)
+    assert done.returncode == 1 and "REASONS" not in done.stdout and not (tmp_path / "shards").exists()
+    assert 'mine.py, line' in done.stderr.splitlines()[-1] and 'if __name__ == "__main__":' in done.stderr.splitlines()[-1]
+    guarded = CALL.replace("\n", "\n    ").rstrip()
+    done = script(tmp_path, f"{head}\nif __name__ == '__main__':{guarded}\n")
+    assert (done.returncode, done.stdout) == (0, "REASONS [''] 2\n"), done.stderr
+
+
+def test_an_edited_neighbour_is_another_network(project):
+    call = ("from sharpnb.lab import shard; print(shard.Shard([{'rule': 'sgd', 'lr': 0.1}], {'name': 'digits'}, "
+            "{'name': 'ownnet:build'}, {'steps': 1}).key)")
+    keys = set()
+    for text in (NETS, NETS + "# another\n"):
+        (project / "nets.py").write_text(text)
+        keys.add(subprocess.run([sys.executable, "-P", "-c", call], capture_output=True, text=True, check=True).stdout)
+    assert len(keys) == 2
