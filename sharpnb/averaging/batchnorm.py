@@ -2,9 +2,8 @@ r"""BatchNorm statistics of weights that were never trained with: averages, graf
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sharpnb.batches import each, forward, inputs_of
 from sharpnb.counts import Count, counted
+from sharpnb.fallbacks import eager
 from sharpnb.trees import moved
 
 Call = Callable[[nn.Module, Any], Any]
@@ -56,7 +56,7 @@ def update_bn(model: nn.Module, data: Any, call: Call | None = None, *, count: C
     if not layers:
         return
     where, batches = next(b.device for b in layers[0].buffers()), 0
-    with _statistics_mode(model, layers), _eager(), _weighing(layers) as weigh:
+    with _statistics_mode(model, layers), eager(), _weighing(layers) as weigh:
         for layer in layers:
             layer.reset_running_stats()
         for index, raw in enumerate(each(data, pairs=False, count=count)):
@@ -133,8 +133,3 @@ def _weighing(layers: list[Any]) -> Iterator[_Weighing]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _eager() -> Any:
-    """Run compiled parts of a model as they are written: what was compiled before knows nothing of the hooks."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sharpnb.batches import kept_random_state
+from sharpnb.fallbacks import kept_attributes
 
 Mode = Literal["eval", "batch_stats", "as_is"]
 
@@ -43,7 +44,7 @@ def differentiable(params: Iterable[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def measuring(model: nn.Module, mode: Mode, params: Iterable[Tensor] = ()) -> Iterator[None]:
-    """Put the model into ``mode`` and put everything back: flags, buffers, ``requires_grad``, random state.
+    """Put the model into ``mode`` and put everything back: flags, buffers, attributes, ``requires_grad``, random state.
 
     Modes: ``"eval"`` is ``model.eval()``. ``"batch_stats"`` is the same with BatchNorm normalising by the statistics of
     each batch, its running averages untouched. ``"as_is"`` leaves every layer in the mode it is in.
@@ -59,7 +60,7 @@ def measuring(model: nn.Module, mode: Mode, params: Iterable[Tensor] = ()) -> It
     training = [module.training for module in modules]
     slots = [(module, dict(module._buffers)) for module in modules if module._buffers]
     tracking = [(module, module.track_running_stats) for module in modules if isinstance(module, _BatchNorm)]
-    with kept_random_state(), differentiable(params):
+    with kept_random_state(), differentiable(params), kept_attributes(model):
         try:
             for module, buffers in slots:  # whatever is written is written to copies
                 module._buffers.update({name: None if b is None else b.detach().clone() for name, b in buffers.items()})

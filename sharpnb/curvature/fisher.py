@@ -64,6 +64,9 @@ class FisherOperator(GGNOperator):
         scores = [factor * torch.autograd.grad(self.loss(z, target), z)[0].flatten(1) for target in targets]
         return torch.stack(scores), factor
 
+    def _examine_loss(self, batch: Batch, made: Any, jv: Tensor) -> None:
+        """The loss is differentiated once here: nothing can be missing."""
+
     def _drawn(self, output: Tensor, batch: Batch) -> list[Any]:
         # Seeded by the batch's number: a rebuilt graph must draw what it drew before, the next batch something else.
         mixed = np.random.SeedSequence([self.seed, batch.index]).generate_state(1, np.uint32)[0]

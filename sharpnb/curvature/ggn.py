@@ -11,6 +11,7 @@ so a graph built once serves every vector here too.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,15 +20,25 @@ from torch import Tensor
 
 from sharpnb.batches import forward
 from sharpnb.counts import Batch
-from sharpnb.curvature.operators import ModelOperator
+from sharpnb.curvature._state import differentiable
+from sharpnb.curvature._wide import NARROW
+from sharpnb.curvature.differences import RIGHT, Differences, compare, refuse_cut_graphs
+from sharpnb.curvature.operators import Loss, ModelOperator
+from sharpnb.trees import mapped
 
 
 class GGNOperator(ModelOperator):
     """The generalised Gauss-Newton matrix.
 
     Arguments as :class:`~sharpnb.curvature.hessian.HessianOperator`, without ``method``. The model must return one
-    tensor, and the loss be twice differentiable in it.
+    tensor. A loss without a second derivative in it, or with a wrong one, is differentiated by differences of its first
+    one, with a warning. The network must be differentiable twice in its backward pass, as is compared too.
+
+    Raises:
+        NotImplementedError: by the first product, if it is not.
     """
+
+    _loss_differences = False  # whether differences of the loss's gradient stand for its second derivative
 
     def _build(self, batch: Batch) -> Any:
         with torch.enable_grad():
@@ -44,12 +55,18 @@ class GGNOperator(ModelOperator):
 
     def _output_curvature(self, output: Tensor, batch: Batch) -> Any:
         """Return what :meth:`_apply_output_curvature` needs: here the gradient in the output, with its graph."""
+        if self._loss_differences:
+            return output, batch
         z = output.requires_grad_()
         value = self.loss(z, batch.target)
         return z, torch.autograd.grad(value, z, create_graph=True)[0]
 
     def _apply_output_curvature(self, made: Any, jv: Tensor, batched: bool) -> Tensor:
         z, gradient = made
+        if self._loss_differences:
+            rows = jv if batched else jv[None]
+            found = torch.stack([_curvature_by_differences(self.loss, z, gradient.target, row) for row in rows])
+            return found if batched else found[0]
         if not gradient.requires_grad:
             return torch.zeros_like(jv)
         return torch.autograd.grad(gradient, z, jv, retain_graph=True, is_grads_batched=batched)[0]
@@ -63,3 +80,76 @@ class GGNOperator(ModelOperator):
         jv = torch.autograd.grad([g for _, g in linear], dummy, directions, **how)[0]
         curved = self._apply_output_curvature(made, jv, batched)
         return torch.autograd.grad(output, self.params, curved, allow_unused=True, **how)
+
+    # ---- what is missing or wrong -----------------------------------------------------------------------------------
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        if not self._examined:
+            self._examined = True
+            with differentiable(self.params):
+                self._examine()
+        return super()._rows(rows)
+
+    def _examine(self) -> None:
+        """Compare the parts of one product of a few samples with differences.
+
+        Raises:
+            NotImplementedError: if it is the network whose part is wrong.
+        """
+        differences = Differences(self)
+        batch, v = differences.few(), differences.direction()
+        with self._building():
+            graph = GGNOperator._build(self, batch)
+        if graph is None:
+            return
+        output, dummy, linear, made = graph
+        refuse_cut_graphs([g for _, g in linear])
+        pieces = self._pieces(v)
+        jv = torch.zeros_like(output) if not linear else torch.autograd.grad(
+            [g for _, g in linear], dummy, [pieces[i] for i, _ in linear], retain_graph=True)[0]
+        off = differences.off_outputs(batch, v, jv)
+        if off is not None:
+            raise NotImplementedError(
+                f"The derivative of the outputs by autograd is {off:.2g} of it away from a difference of outputs: a "
+                f"function in the network cannot be differentiated twice. {type(self).__name__} cannot do without; "
+                "HessianOperator(..., method='finite_difference') can.")
+        self._examine_loss(batch, made, jv)
+
+    def _examine_loss(self, batch: Batch, made: Any, jv: Tensor) -> None:
+        exact = self._apply_output_curvature(made, jv, False)
+        z = made[0].detach()
+
+        def differ(h: float) -> list[Tensor]:
+            return [_curvature_by_differences(self.loss, z, batch.target, jv, h)]
+
+        found = compare([exact], differ, (1.0, 3.0, 0.3), RIGHT if z.dtype in (torch.float32, torch.float64) else 0.1)
+        if found is not None:
+            self._loss_differences = True
+            warnings.warn(f"No second derivative of the loss here (by autograd it is {found[1]:.2g} of it away from a "
+                          "difference of first ones): central differences of its gradient stand for it.", stacklevel=5)
+
+
+def _curvature_by_differences(loss: Loss, z: Tensor, target: Any, u: Tensor, factor: float = 1.0) -> Tensor:
+    """Return the product of the loss's Hessian in the outputs with u by central differences; in float64 if it can."""
+    def wide(t: Tensor) -> Tensor:
+        return t.double() if t.dtype in NARROW else t
+
+    try:
+        return _central(loss, wide(z), mapped(wide, target), wide(u), factor).to(u.dtype)
+    except Exception:  # whatever a loss says to another type
+        return _central(loss, z, target, u, factor)
+
+
+def _central(loss: Loss, z: Tensor, target: Any, u: Tensor, factor: float) -> Tensor:
+    size = float(u.norm())
+    if not size:
+        return torch.zeros_like(u)
+    h = factor * torch.finfo(z.dtype).eps ** (1 / 3) * (1 + float(z.norm())) / size
+    plus, minus = (_slope(loss, z + s * u, target) for s in (h, -h))
+    return (plus - minus) / (2 * h)
+
+
+def _slope(loss: Loss, z: Tensor, target: Any) -> Tensor:
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        return torch.autograd.grad(loss(z, target).sum(), z)[0]

@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sharpnb.counts import Batch, Count, Reduction
-from sharpnb.curvature._state import Mode, measuring
+from sharpnb.curvature._state import Mode, differentiable, measuring
+from sharpnb.curvature.differences import Differences, no_second_derivative, refuse_cut_graphs
 from sharpnb.curvature.operators import Loss, ModelOperator
 
 Method = Literal["auto", "autograd", "finite_difference"]
@@ -42,17 +43,21 @@ class HessianOperator(ModelOperator):
         memory: bytes for gradient graphs kept between products. A single batch always keeps its graph; of several, as
             many as fit, and the others are rebuilt once per block of vectors. Default 1e9: a laptop's spare gigabyte.
         check: evaluate the first batch twice and refuse a random function; evaluate up to eight batches and refuse a
-            loss that, over all of them together, is not the mean of theirs by the counts that were assumed. It costs a
-            forward pass of each.
+            loss that, over all of them together, is not the mean of theirs by the counts that were assumed; before the
+            first product, compare one of eight samples with a difference of gradients, which finds functions and
+            kernels whose second derivative is missing or wrong. It costs a forward pass of each of those batches, and
+            about ten gradients of the eight samples (of the first batch, where they cannot be cut), most in float64.
         group: process group over which products are summed, each rank holding its shard of the data; ``None`` takes the
             default group if one exists, ``False`` none.
-        method: ``"auto"`` uses exact products and falls back to finite differences, with a warning, where a layer has
-            no second derivative; the other two force one.
+        method: ``"auto"`` uses exact products (attention by PyTorch's own formula, recurrent layers without cuDNN,
+            compiled parts as they are written) and falls back to finite differences, with a warning, where a layer has
+            no second derivative or a wrong one; the other two force one.
 
     Attributes:
         shape, dtype, device: as of a matrix.
         products: Hessian-vector products over the whole data so far.
-        error: relative error of finite-difference products, measured on the first one (0 when exact).
+        error: relative error of finite-difference products, three times what doubling the step changes; the largest of
+            the first, second, fourth, eighth … product (0 when exact).
 
     How it differs from the popular code: (1) the model is left as it was found: mode, buffers, gradients, random state;
     (2) batches are weighted; (3) one graph a batch serves all vectors, over a data set too; (4) a stale graph is seen;
@@ -74,13 +79,14 @@ class HessianOperator(ModelOperator):
         self.method: Method = method
         self.error = 0.0
         self._seen_through = False
+        self._differences = Differences(self)
         super().__init__(model, loss, data, params, mode, reduction=reduction, count=count, hold=hold, memory=memory,
                          check=check, group=group)
 
     def _build(self, batch: Batch) -> Any:
         graph = self._gradient(batch, create_graph=True)
         if not self._seen_through:
-            _refuse_cut_graphs([g for _, g in graph])
+            refuse_cut_graphs([g for _, g in graph])
             self._seen_through = True
         return graph
 
@@ -102,89 +108,76 @@ class HessianOperator(ModelOperator):
         )
 
     def _rows(self, rows: Tensor) -> Tensor:
-        if self.method != "finite_difference":
-            try:
-                return super()._rows(rows)
-            except RuntimeError as error:
-                if self.method == "autograd" or not _no_second_derivative(error):
-                    raise
-                reason = str(error).splitlines()[0]
-            self.refresh()
-            self.method = "finite_difference"
-            out = self._difference_rows(rows)
-            warnings.warn(f"No second derivative here ({reason}): products are central differences of the gradient, "
-                          f"with a relative error of about {self.error:.1e}.", stacklevel=4)
-            return out
-        return self._difference_rows(rows)
+        if self.method == "finite_difference":
+            return self._difference_rows(rows)
+        try:
+            if not self._examined:
+                self._examine()
+            return self._exact_rows(rows)
+        except RuntimeError as error:
+            if self.method == "autograd" or not no_second_derivative(error):
+                raise
+            reason = str(error).splitlines()[0]
+        self.refresh()
+        self.method = "finite_difference"
+        out = self._difference_rows(rows)
+        warnings.warn(f"No second derivative here ({reason}): products are central differences of the gradient, "
+                      f"with a relative error of about {self.error:.1e}.", stacklevel=4)
+        return out
+
+    def _exact_rows(self, rows: Tensor) -> Tensor:
+        try:
+            return super()._rows(rows)
+        except RuntimeError as error:
+            vendor = any(name in str(error).lower() for name in ("cudnn", "mkldnn", "miopen"))
+            if self._plain or not (vendor and no_second_derivative(error)):
+                raise
+        self._plain = True
+        self.refresh()
+        return super()._rows(rows)
+
+    def _examine(self) -> None:
+        """Compare one product of a few samples with a difference of gradients.
+
+        Raises:
+            NotImplementedError: if they disagree, on any process of the group.
+        """
+        self._examined = True
+        reason = self._differences.disagreement(self._product_of)
+        if self._group is not None:
+            bad = torch.tensor(float(bool(reason)), device=self.device)
+            dist.all_reduce(bad, op=dist.ReduceOp.MAX, group=self._group)
+            reason = reason or ("on another process" if bool(bad) else "")
+        if reason:
+            raise NotImplementedError(reason)
+
+    def _product_of(self, batch: Batch, v: Tensor) -> Tensor:
+        """Return the exact product of one batch's Hessian with a vector ``(n,)``."""
+        out = torch.zeros(self.n, dtype=self.dtype, device=self.device)
+        with differentiable(self.params):
+            with self._building():
+                graph = self._gradient(batch, create_graph=True)
+                refuse_cut_graphs([g for _, g in graph])
+            self._accumulate(out, self._product(graph, self._pieces(v), False), 1.0)
+        return out
 
     def gradient(self) -> Tensor:
         """Return the gradient ``(n,)`` of the loss over the whole data."""
-        out = torch.zeros(self.n, dtype=self.dtype, device=self.device)
-        for batch in self._batches:
-            with measuring(self.model, self.mode, self.params):
-                found = dict(self._gradient(batch))
-                pieces = [found.get(i) for i in range(len(self.params))]
-            self._accumulate(out, pieces, self._batches.weight(batch))
+        if self._differences.reentrant:
+            out = self._differences.gradient()
+        else:
+            out = torch.zeros(self.n, dtype=self.dtype, device=self.device)
+            for batch in self._batches:
+                with measuring(self.model, self.mode, self.params):
+                    found = dict(self._gradient(batch))
+                    pieces = [found.get(i) for i in range(len(self.params))]
+                self._accumulate(out, pieces, self._batches.weight(batch))
         if self._group is not None:
             dist.all_reduce(out, group=self._group)
         return out
 
-    # ---- finite differences -----------------------------------------------------------------------------------------
-
     def _difference_rows(self, rows: Tensor) -> Tensor:
-        r"""Return :math:`(\nabla L(w + hv) - \nabla L(w - hv)) / 2h` for each row.
-
-        The step :math:`h = \epsilon^{1/3}(1 + \|w\|) / \|v\|` balances rounding and truncation (Nocedal & Wright,
-        Numerical Optimization, section 8.1). The error stated is the change from h to 2h, measured once.
-        """
-        if not self.error and bool(rows[0].any()):
-            near, far = (self._difference(rows[0], factor) for factor in (1.0, 2.0))
-            self.error = float((near - far).norm() / near.norm().clamp_min(torch.finfo(self.dtype).tiny))
-        out = torch.stack([self._difference(row) for row in rows])
+        out = torch.stack([self._differences.product(row) for row in rows])
         self.products += len(rows)
+        self.error = self._differences.error
         return out
-
-    def _difference(self, v: Tensor, factor: float = 1.0) -> Tensor:
-        norm = float(v.norm())
-        if norm == 0:
-            return torch.zeros_like(v)
-        size = float(sum(p.detach().double().square().sum() for p in self.params)) ** 0.5
-        h = factor * torch.finfo(self.dtype).eps ** (1 / 3) * (1 + size) / norm
-        kept = [p.detach().clone() for p in self.params]
-        pieces = self._pieces(v)
-        try:
-            with torch.no_grad():
-                for p, d in zip(self.params, pieces, strict=True):
-                    p.add_(d, alpha=h)
-            plus = self.gradient()
-            with torch.no_grad():
-                for p, d, w in zip(self.params, pieces, kept, strict=True):
-                    p.copy_(w).sub_(d, alpha=h)
-            return (plus - self.gradient()) / (2 * h)
-        finally:
-            with torch.no_grad():
-                for p, w in zip(self.params, kept, strict=True):
-                    p.copy_(w)
-
-
-def _no_second_derivative(error: RuntimeError) -> bool:
-    text = str(error)
-    signs = ("not implemented", "double backward")
-    return isinstance(error, NotImplementedError) or any(sign in text for sign in signs)
-
-
-def _refuse_cut_graphs(gradients: list[Tensor]) -> None:
-    """Raise where a gradient's graph is cut short.
-
-    Autograd skips the parts of a graph that lead to no parameter, the error that marks a function as differentiable
-    once among them, and would return a wrong product without a word.
-    """
-    seen, stack = set(), [g.grad_fn for g in gradients]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node.name() in ("torch::autograd::Error", "torch::autograd::NotImplemented"):
-            raise NotImplementedError("a function in the network cannot be differentiated twice")
-        stack.extend(parent for parent, _ in node.next_functions)

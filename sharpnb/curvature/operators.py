@@ -14,6 +14,7 @@ from __future__ import annotations
 import fnmatch
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,7 @@ from torch.nn.modules.conv import _ConvNd
 from sharpnb.batches import Batches, forward
 from sharpnb.counts import Batch, Count, Reduction, check_loss
 from sharpnb.curvature._state import Mode, differentiable, measuring, unwrapped
+from sharpnb.fallbacks import eager, without
 from sharpnb.trees import tensors
 
 Loss = Callable[[Any, Any], Tensor]
@@ -56,6 +58,8 @@ class ModelOperator(ABC):
         self.shape = (n, n)
         self.products = 0
         self._batched = n < BATCHED_BELOW and not any(isinstance(module, _ConvNd) for module in self.model.modules())
+        self._examined = not check  # whether second derivatives were compared with differences, or need not be
+        self._plain = False  # whether vendors' kernels are left out: some have no second derivative
         self._graphs: dict[int, Any] = {}
         self._graphs_of: tuple[Any, ...] = ()
         self._group = _process_group(group)
@@ -162,9 +166,7 @@ class ModelOperator(ABC):
             if graph is None:
                 if room is None:
                     room = self._room()
-                with measuring(self.model, self.mode, self.params), sdpa_kernel(SDPBackend.MATH), _differentiable_rnn(
-                    self.model
-                ):
+                with self._building():
                     graph = self._build(batch)
                 if batch.index < room:
                     self._graphs[batch.index] = graph
@@ -192,9 +194,18 @@ class ModelOperator(ABC):
 
         batch = next(iter(self._batches))
         own |= {t.untyped_storage().data_ptr() for t in tensors((batch.inputs, batch.target))}
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), measuring(self.model, self.mode, self.params):
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), self._building():
             self._build(batch)
         return sum(size for pointer, size in saved.items() if pointer not in own)
+
+    @contextmanager
+    def _building(self) -> Iterator[None]:
+        """Build graphs inside: in mode, from kernels that have a second derivative, of code as it is written."""
+        vendors = [torch.backends.cudnn, torch.backends.mkldnn] if self._plain else []
+        if not vendors and any(isinstance(module, nn.RNNBase) for module in self.model.modules()):
+            vendors = [torch.backends.cudnn]
+        with measuring(self.model, self.mode, self.params), sdpa_kernel(SDPBackend.MATH), eager(), without(*vendors):
+            yield
 
     def refresh(self) -> None:
         """Forget the cached graphs, so that the next product sees the parameters as they are then."""
@@ -321,9 +332,3 @@ def _process_group(group: dist.ProcessGroup | Literal[False] | None) -> dist.Pro
     if group is False or not (dist.is_available() and dist.is_initialized()):
         return None
     return group if group is not None else dist.group.WORLD
-
-
-def _differentiable_rnn(model: nn.Module) -> Any:
-    """Switch cuDNN off around a recurrent network: its kernels have no second derivative."""
-    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-    return torch.backends.cudnn.flags(enabled=not recurrent and torch.backends.cudnn.enabled)

@@ -64,9 +64,9 @@ def test_the_runner_plans_without_torch():
 
 
 def test_layers_import_only_what_stands_below_them():
-    tools = {"paths", "resume", "rules", "trees", "caches", "counts", "batches"}
+    tools = {"paths", "resume", "rules", "trees", "caches", "counts", "batches", "fallbacks"}
     below = {
-        **{file: set() for file in ("paths.py", "rules.py", "trees.py", "caches.py", "usercode.py")},
+        **{file: set() for file in ("paths.py", "rules.py", "trees.py", "caches.py", "usercode.py", "fallbacks.py")},
         "counts.py": {"trees"}, "batches.py": {"trees", "counts"},
         "datafiles.py": {"paths"}, "resume.py": {"paths"}, "optim": tools, "curvature": tools, "averaging": tools,
         "checkpoints": set(),

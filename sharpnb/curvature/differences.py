@@ -1,0 +1,299 @@
+r"""Hessian products as differences of gradients: to check exact ones, and where there are none.
+
+.. math:: H v = \frac{\nabla L(w + hv) - \nabla L(w - hv)}{2h} + O(h^2)
+
+In float64, where the network takes it, with :math:`h\|v\| = 10^{-7}\|w\|`: rounding is then about 1e-8 of the gradient,
+and so short a step crosses hardly any kink of a ReLU (a thousandth of the weights' size crosses so many that nothing of
+the product is left). Networks with code of their own type only are stepped in that type, with :math:`h\|v\| =
+\epsilon^{1/3}(1+\|w\|)` (Nocedal & Wright, Numerical Optimization, section 8.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from itertools import combinations
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sharpnb.batches import forward
+from sharpnb.counts import Batch
+from sharpnb.curvature._state import measuring
+from sharpnb.curvature._wide import NARROW, replaced
+from sharpnb.fallbacks import eager
+from sharpnb.trees import lengths, mapped, part
+
+FEW = 8  # samples that a check looks at
+WIDE_STEP = 1e-7
+# Of the truth: a product that is off by less is right, one that is off by more is wrong if differences say it twice.
+RIGHT, SURE = 1e-3, 0.1
+
+
+class Differences:
+    """Differences of the gradients of an operator's loss.
+
+    Args:
+        op: the operator, for its model, parameters, batches and loss.
+
+    Attributes:
+        error: relative error of products, three times the change from h to 2h: the largest of the first, second,
+            fourth, eighth … product.
+    """
+
+    def __init__(self, op: Any) -> None:
+        self.op, self.error = op, 0.0
+        self._made = 0
+        self._is_wide: bool | None = None
+        self._reentrant: bool | None = None  # whether gradients take backward(), which autograd.grad does not do
+
+    # ---- products ---------------------------------------------------------------------------------------------------
+
+    def product(self, v: Tensor) -> Tensor:
+        """Return the product with a vector ``(n,)`` over all of the data."""
+        op, size = self.op, float(torch.linalg.vector_norm(v, dtype=torch.float64))
+        if not size:
+            return torch.zeros_like(v)
+        if self._is_wide is None:
+            self._is_wide = self._takes_float64(self.few())
+        w = float(sum(p.detach().double().square().sum() for p in op.params)) ** 0.5
+        h = (WIDE_STEP * (w or 1.0) if self._is_wide else torch.finfo(op.dtype).eps ** (1 / 3) * (1 + w)) / size
+        near = self._summed(v, h)
+        self._made += 1
+        if self._made & (self._made - 1) == 0:
+            off = torch.linalg.vector_norm(near - self._summed(v, 2 * h)) / torch.linalg.vector_norm(near)
+            self.error = max(self.error, 3 * float(off) + 4 * torch.finfo(op.dtype).eps)
+        return near.to(op.dtype)
+
+    def gradient(self) -> Tensor:
+        """Return the gradient ``(n,)`` over this process's data, of networks that refuse ``torch.autograd.grad``."""
+        batches = ((batch, self.op._batches.weight(batch)) for batch in self.op._batches)
+        return self._gradients(batches, None, [0.0], wide=False)[0].to(self.op.dtype)
+
+    def _summed(self, v: Tensor, h: float) -> Tensor:
+        batches = ((batch, self.op._batches.weight(batch)) for batch in self.op._batches)
+        plus, minus = self._gradients(batches, v, [h, -h], bool(self._is_wide))
+        out = (plus - minus) / (2 * h)
+        if self.op._group is not None:
+            dist.all_reduce(out, group=self.op._group)
+        return out
+
+    def _gradients(self, batches: Any, v: Tensor | None, steps: Sequence[float], wide: bool) -> list[Tensor]:
+        """Return the gradients ``(n,)`` at w + h v for each h, summed over weighted batches; float64 if ``wide``."""
+        op = self.op
+        out = torch.zeros(len(steps), op.n, dtype=torch.float64 if wide else op.dtype, device=op.device)
+        with ExitStack() as stack:
+            for context in (measuring(op.model, op.mode), eager()):
+                stack.enter_context(context)
+            leaves = stack.enter_context(replaced(op.model, op.params, wide))
+            start = [leaf.detach().clone() for leaf in leaves] if len(steps) > 1 else []
+            for batch, weight in batches:
+                if wide:
+                    batch = _widened(batch)
+                for row, h in zip(out, steps, strict=True):
+                    if v is not None:
+                        _displace(leaves, start or leaves, op._pieces(v), h)
+                    found = self._gradient(batch, leaves)
+                    row.add_(torch.cat([g.reshape(-1).to(row) for g in found]), alpha=weight)
+        return list(out)
+
+    def _gradient(self, batch: Batch, leaves: Sequence[Tensor]) -> list[Tensor]:
+        """Return the gradients in copies of the parameters, through reentrant checkpoints too; unused ones are zero."""
+        if self._reentrant is None:
+            self._reentrant = self._is_reentrant(batch, leaves)
+        found = self._by_backward(batch, leaves) if self._reentrant else self._by_grad(batch, leaves)
+        return [torch.zeros_like(leaf) if g is None else g.to_dense() for leaf, g in zip(leaves, found, strict=True)]
+
+    def _is_reentrant(self, batch: Batch, leaves: Sequence[Tensor]) -> bool:
+        """Whether parameters are behind a reentrant checkpoint: refused, or as if they were not used at all."""
+        try:
+            found = self._by_grad(batch, leaves)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            return True
+        if all(g is not None for g in found):
+            return False
+        there = self._by_backward(batch, leaves)
+        return any(a is None and b is not None and bool(b.any()) for a, b in zip(found, there, strict=True))
+
+    @torch.enable_grad()
+    def _by_grad(self, batch: Batch, leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        value = self.op._loss_value(batch).sum()
+        return torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad else [None] * len(leaves)
+
+    @torch.enable_grad()
+    def _by_backward(self, batch: Batch, leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        for leaf in leaves:
+            leaf.grad = None
+        value = self.op._loss_value(batch).sum()
+        if value.requires_grad:
+            value.backward()
+        return [leaf.grad for leaf in leaves]
+
+    @property
+    def reentrant(self) -> bool:
+        """Whether ``torch.autograd.grad`` misses parameters, which are behind a reentrant checkpoint."""
+        if self._reentrant is None:
+            self._gradients([(self.few(), 1.0)], None, [0.0], wide=False)
+        return bool(self._reentrant)
+
+    # ---- checking ---------------------------------------------------------------------------------------------------
+
+    def disagreement(self, exact: Callable[[Batch, Tensor], Tensor]) -> str:
+        """Compare an exact product of a few samples with differences; say what is wrong, or nothing.
+
+        Args:
+            exact: the product of a batch's Hessian with a vector ``(n,)``.
+        """
+        op, batch = self.op, self.few()
+        v = self.direction()
+        if self.reentrant:
+            return "a reentrant checkpoint hides its parameters from torch.autograd.grad"
+        product = exact(batch, v).double()
+        self._is_wide = self._takes_float64(batch)
+
+        def differ(h: float) -> Sequence[Tensor]:
+            plus, minus = self._gradients([(batch, 1.0)], v, [h, -h], bool(self._is_wide))
+            return ((plus - minus) / (2 * h)).double().split(op._sizes)
+
+        found = compare(product.split(op._sizes), differ, self._steps(), self._right)
+        return "" if found is None else (f"the product by autograd is {found[1]:.2g} of it away from a difference of "
+                                         f"gradients, in {op.names[found[0]]}")
+
+    def off_outputs(self, batch: Batch, v: Tensor, exact: Tensor) -> float | None:
+        """Compare the derivative of a batch's outputs along v with a difference of outputs; return how far it is off.
+
+        Args:
+            batch: a few samples.
+            v: direction ``(n,)``.
+            exact: the derivative by autograd.
+        """
+        self._is_wide = self._takes_float64(batch)
+
+        def differ(h: float) -> Sequence[Tensor]:
+            plus, minus = self._outputs(batch, v, [h, -h])
+            return [((plus - minus) / (2 * h)).double()]
+
+        found = compare([exact.double()], differ, self._steps(), self._right)
+        return None if found is None else found[1]
+
+    @torch.no_grad()
+    def _outputs(self, batch: Batch, v: Tensor, steps: Sequence[float]) -> list[Tensor]:
+        op, wide = self.op, bool(self._is_wide)
+        inputs = (_widened(batch) if wide else batch).inputs
+        with measuring(op.model, op.mode), eager(), replaced(op.model, op.params, wide) as leaves:
+            start, found = [leaf.clone() for leaf in leaves], []
+            for h in steps:
+                _displace(leaves, start, op._pieces(v), h)
+                found.append(forward(op.model, inputs))
+        return found
+
+    def direction(self) -> Tensor:
+        """Return the Gaussian vector ``(n,)`` that checks look along."""
+        return torch.randn(self.op.n, generator=torch.Generator().manual_seed(0)).to(self.op.device, self.op.dtype)
+
+    def _steps(self) -> list[float]:
+        square = torch.cat([p.detach().reshape(-1).double() for p in self.op.params]).square().mean()
+        size = float(square.sqrt()) or 1.0
+        return [f * size for f in ((WIDE_STEP, 1e-6, 1e-8) if self._is_wide else (1e-3, 3e-4, 3e-3))]
+
+    def few(self) -> Batch:
+        """Return the first batch, cut to a few samples where their axis is known and the network takes them."""
+        batch = next(iter(self.op._batches))
+        tree = batch.inputs, batch.target
+        if batch.size <= FEW or {*lengths(tree)} != {batch.size}:
+            return batch
+        inputs, target = part(tree, 0, FEW, batch.size)
+        few = batch._replace(inputs=inputs, target=target, size=FEW)
+        try:
+            with measuring(self.op.model, self.op.mode), torch.no_grad():
+                fine = bool(self.op._loss_value(few).isfinite().all())
+        except Exception:  # whatever a network says to fewer samples than it was given
+            return batch
+        return few if fine else batch
+
+    def _takes_float64(self, batch: Batch) -> bool:
+        """Whether the network runs in float64 and its gradient is the same there; sets what counts as right."""
+        plain = self._gradients([(batch, 1.0)], None, [0.0], wide=False)[0].double()
+        self._right = SURE
+        try:
+            wide = self._gradients([(batch, 1.0)], None, [0.0], wide=True)[0]
+        except Exception:  # whatever a network says to another type
+            return False
+        off = float((plain - wide).norm() / wide.norm()) if bool(wide.any()) else float(plain.norm() > 0)
+        self._right = min(max(RIGHT, 30 * off), 0.5)  # as exact as the gradient is in the network's own type
+        return off < 0.5
+
+
+def compare(
+    exact: Sequence[Tensor], differ: Callable[[float], Sequence[Tensor]], steps: Sequence[float], right: float
+) -> tuple[int, float] | None:
+    """Return which part of something exact is wrong, and by how much of it; ``None`` if nothing is known to be.
+
+    A part is right if it agrees with the difference for any of three steps. It is wrong if two steps agree with each
+    other and not with it: differences over kinks agree with nothing.
+
+    Args:
+        exact: its parts.
+        differ: the same by a difference with a step.
+        steps: three of them.
+        right: relative error of what is right.
+    """
+    if not all(bool(part.isfinite().all()) for part in exact):
+        return None
+    seen: list[Sequence[Tensor]] = []
+    wrong = list(range(len(exact)))
+    for h in steps:
+        seen.append(differ(h))
+        total = float(torch.stack([part.norm() for part in seen[-1]]).norm())
+        wrong = [i for i in wrong if _off(exact[i], seen[-1][i]) > right * (float(seen[-1][i].norm()) + 0.1 * total)]
+        if not wrong:
+            return None
+    for i in wrong:
+        for a, b in combinations((parts[i] for parts in seen), 2):
+            apart, off, size = _off(a, b), _off(exact[i], a), float(a.norm())
+            if apart <= SURE * size and off > 3 * max(apart, right * size):
+                return i, off / size
+    return None
+
+
+def _off(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm())
+
+
+def _displace(leaves: Sequence[Tensor], start: Sequence[Tensor], pieces: Sequence[Tensor], h: float) -> None:
+    with torch.no_grad():
+        for leaf, w, d in zip(leaves, start, pieces, strict=True):
+            leaf.copy_(w).add_(d.to(leaf), alpha=h)
+
+
+def _widened(batch: Batch) -> Batch:
+    inputs, target = mapped(lambda t: t.double() if t.dtype in NARROW else t, (batch.inputs, batch.target))
+    return batch._replace(inputs=inputs, target=target)
+
+
+def no_second_derivative(error: RuntimeError) -> bool:
+    """Whether an error says that something cannot be differentiated twice."""
+    text = str(error)
+    signs = ("not implemented", "double backward", "use_reentrant")
+    return isinstance(error, NotImplementedError) or any(sign in text for sign in signs)
+
+
+def refuse_cut_graphs(gradients: list[Tensor]) -> None:
+    """Raise where a gradient's graph is cut short.
+
+    Autograd skips the parts of a graph that lead to no parameter, the error that marks a function as differentiable
+    once among them, and would return a wrong product without a word.
+    """
+    seen, stack = set(), [g.grad_fn for g in gradients]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() in ("torch::autograd::Error", "torch::autograd::NotImplemented"):
+            raise NotImplementedError("a function in the network cannot be differentiated twice")
+        stack.extend(parent for parent, _ in node.next_functions)
