@@ -65,16 +65,17 @@ def page() -> str:
                   "Also those that are not re-made, with the reason. *Not run*: the code is in the notebook and waits "
                   "for a machine. *Not yet*: its notebook, or what that should hold, is missing. "
                   + _outside(known, board), "", papers.as_markdown(known), ""]
-    parts += ["## Claims", "", "Measured numbers are means over seeds ± standard error (number of seeds).", "",
+    parts += ["## Claims", "", "Measured numbers are means over seeds ± standard error (number of seeds). "
+              "*Stale*: the sources changed since the record was made, or were not noted then.", "",
               scoreboard.claims_table(board, (_links(row, known) for row in board)), ""]
     if brief:
         parts += ["## What the brief names", "",
                   "The rows of the project's brief: systems, methods, measures, figures. A row is *shown* when every "
                   "place that is named for it exists.", "", coverage.as_markdown(brief), ""]
-    origins = (scoreboard.line(f"[{name.removesuffix('.json')}](data/records/{name})", device, torch, f"`{commit}`")
-               for name, device, torch, commit in scoreboard.origins())
+    origins = (scoreboard.line(f"[{name.removesuffix('.json')}](data/records/{name})", device, torch, f"`{made}`", age)
+               for name, device, torch, made, age in scoreboard.origins())
     parts += ["## Where the numbers come from", "",
-              "| record | device | torch | commit |", "|:--|:--|:--|:--|", *origins, ""]
+              "| record | device | torch | commit | sources |", "|:--|:--|:--|:--|:--|", *origins, ""]
     return "\n".join(parts)
 
 

@@ -12,11 +12,11 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from sharpnb import paths
+from sharpnb import paths, sources
 from sharpnb.lab.claims import SYMBOLS
 
 _HEAD = ("paper", "where", "claim", "paper's number", "measured ± std. error (n)", "rests on", "verdict", "notebook")
@@ -58,9 +58,10 @@ class Row:
 
     @property
     def rests_on(self) -> str:
-        """The profile, and the devices that made its records."""
+        """The profile, the devices that made its records, and ``stale`` where the sources are not those of today."""
         devices = sorted({_provenance(file).get("device", "–") for file in self.records})
-        return ", ".join([self.profile, *devices])
+        old = any(_age(file) in ("changed since", "not noted") for file in self.records)
+        return ", ".join([self.profile, *devices, *(["stale"] if old else [])])
 
     @property
     def paper_text(self) -> str:
@@ -129,14 +130,17 @@ def claims_table(table: Sequence[Row], links: Iterable[str]) -> str:
     return "\n".join([line(*_HEAD), "|:--|:--|:--|--:|--:|:--|:--|:--|", *lines])
 
 
-def origins() -> list[tuple[str, str, str, str]]:
-    """Return of each record that claims rest on: its file below ``data/records``, device, version of torch, commit."""
+def origins() -> list[tuple[str, str, str, str, str]]:
+    """Return of each record that claims rest on its file below ``data/records``, device, torch, commit and sources.
+
+    The last says how the sources that made it stand to those of today.
+    """
     folder, found = paths.root() / "data" / "records", []
     read_back = [file for file in folder.glob("*/*/*.json") if file.parent.name not in ("quick", "toy")]
     for file in sorted([*_files(), *read_back]):
         made = _provenance(file)
         found.append((file.relative_to(folder).as_posix(), made.get("device", "–"),
-                      made.get("versions", {}).get("torch", "–"), made.get("commit") or "–"))
+                      made.get("versions", {}).get("torch", "–"), made.get("commit") or "–", _age(file)))
     return found
 
 
@@ -155,6 +159,21 @@ def _provenance_at(file: Path, changed: int) -> dict[str, Any]:
         return dict(json.loads(file.read_text(encoding="utf-8")).get("provenance", {}))
     except (ValueError, AttributeError, TypeError) as error:
         raise _damaged(file, error) from None
+
+
+def _age(file: Path) -> str:
+    """Say how the sources that made a record stand to those of today; those of the quick profile run anew each time."""
+    if file.parent.name == "quick":
+        return "live"
+    noted = _provenance(file).get("sources")
+    if not noted:
+        return "not noted"
+    return "as today" if noted == _sources_today(file.parents[1].name, paths.root()) else "changed since"
+
+
+@cache
+def _sources_today(notebook: str, root: Path) -> str:
+    return sources.of_notebook(notebook)  # below ``root``
 
 
 def _read(file: Path) -> dict[str, Any]:
