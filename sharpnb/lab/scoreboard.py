@@ -136,8 +136,7 @@ def origins() -> list[tuple[str, str, str, str, str]]:
     The last says how the sources that made it stand to those of today.
     """
     folder, found = paths.root() / "data" / "records", []
-    read_back = [file for file in folder.glob("*/*/*.json") if file.parent.name not in ("quick", "toy")]
-    for file in sorted([*_files(), *read_back]):
+    for file in sorted({file for row in rows() for file in row.records}):
         made = _provenance(file)
         found.append((file.relative_to(folder).as_posix(), made.get("device", "–"),
                       made.get("versions", {}).get("torch", "–"), made.get("commit") or "–", _age(file)))

@@ -103,8 +103,10 @@ def test_a_row_names_the_devices_and_leads_to_the_records_that_it_rests_on(recor
 
 def test_every_record_that_claims_rest_on_is_listed_with_its_origin():
     _record("full/clean", "NVIDIA H200")
+    _record("full/other", "cpu (arm64)")  # of which no claim speaks
     _record("quick/curves", "cpu (arm64)")  # live: its claims' record stands for it
-    _record("toy/clean", "cpu (arm64)")
+    full = Claim("b", statement="s", measured=2.0, stderr=0.1, n=3, profile="full", record="full/clean", **PAPER)
+    commit("03_b", "quick", [CLAIMS["03_b", "quick"][0], full])
     assert scoreboard.origins() == [
         ("02_a/quick/claims.json", "cpu (x86_64)", "2.15.0", "abc+", "live"),
         ("03_b/full/clean.json", "NVIDIA H200", "2.11.0", "616", "as today"),
