@@ -10,9 +10,11 @@ import re
 from functools import cache
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from sharpnb import paths
 from sharpnb.lab import coverage, papers, scoreboard
+from sharpnb.lab.scoreboard import shown
 
 _MARKS = ("<!-- scoreboard: sharpnb report -->", "<!-- end of scoreboard -->")
 
@@ -72,7 +74,8 @@ def page() -> str:
         parts += ["## What the brief names", "",
                   "The rows of the project's brief: systems, methods, measures, figures. A row is *shown* when every "
                   "place that is named for it exists.", "", coverage.as_markdown(brief), ""]
-    origins = (scoreboard.line(f"[{name.removesuffix('.json')}](data/records/{name})", device, torch, f"`{made}`", age)
+    origins = (scoreboard.line(f"[{shown(name.removesuffix('.json'))}](data/records/{quote(name)})", shown(device),
+                               shown(torch), shown(made), age)
                for name, device, torch, made, age in scoreboard.origins())
     parts += ["## Where the numbers come from", "",
               "| record | device | torch | commit | sources |", "|:--|:--|:--|:--|:--|", *origins, ""]
@@ -83,7 +86,7 @@ def html(markdown: str) -> str:
     """Return a Markdown page as one HTML file that needs no network: light or dark as the reader's system has it."""
     from markdown_it import MarkdownIt
 
-    body = MarkdownIt("commonmark").enable("table").render(markdown)
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
     title = re.sub(r"^#\s*", "", markdown.partition("\n")[0])
     head, rest = body.split("</h1>", 1)
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)} · sharpnb</title>'
@@ -128,25 +131,30 @@ def _outside(known: list[papers.Item], board: list[scoreboard.Row]) -> str:
 
 def _links(row: scoreboard.Row, known: list[papers.Item]) -> str:
     """Return links from the project's root: the cell that shows the claim, its record, the pictures it is about."""
-    parts = [f"[{row.notebook.split('_')[0]}](<notebooks/{row.notebook}.ipynb{_claims_cell(row.notebook)}>)"]
+    number, cell = shown(row.notebook.split("_")[0]), quote(_claims_cell(row.notebook), safe="#=")
+    parts = [f"[{number}](<notebooks/{quote(row.notebook)}.ipynb{cell}>)"]
     parts += _record_links(row)
     own = [item for item in known if item.notebook == row.notebook and row in item.claims]
     pictures = [f"figures/{row.notebook}/{name}.png" for name in dict.fromkeys(n for item in own for n in item.figures)]
     there = [picture for picture in pictures if (paths.root() / picture).is_file()]
     if there:
-        parts += [f"[{Path(picture).stem}]({picture})" for picture in there]
+        parts += [f"[{shown(Path(picture).stem)}]({quote(picture)})" for picture in there]
     elif paths.figures(row.notebook).is_dir():
-        parts.append(f"[figures](figures/{row.notebook})")
+        parts.append(f"[figures](figures/{quote(row.notebook)})")
     return " · ".join(parts)
 
 
 def _record_links(row: scoreboard.Row) -> list[str]:
     """Return links to the records that a claim rests on: by their names where there are some, to the folder of many."""
     if len(row.records) > 3:
-        return [f"[{len(row.records)} records]({row.records[0].parent.relative_to(paths.root()).as_posix()})"]
+        return [f"[{len(row.records)} records]({_address(row.records[0].parent)})"]
     names = ["record"] if len(row.records) == 1 else [file.stem for file in row.records]
-    return [f"[{name}]({file.relative_to(paths.root()).as_posix()})"
+    return [f"[{shown(name)}]({_address(file)})"
             for name, file in zip(names, row.records, strict=True)]
+
+
+def _address(file: Path) -> str:
+    return quote(file.relative_to(paths.root()).as_posix())
 
 
 @cache

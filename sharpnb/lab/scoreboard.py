@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sharpnb import paths, sources
 from sharpnb.lab.claims import SYMBOLS
@@ -116,15 +117,17 @@ def head(table: Sequence[Row]) -> str:
 
 def as_markdown(table: Sequence[Row], notebooks: str = "notebooks/") -> str:
     """Return counts and table as Markdown; ``notebooks`` is the way from the page to the notebooks' folder."""
-    links = (f"[{row.notebook.split('_')[0]}]({notebooks}{row.notebook}.ipynb)" for row in table)
+    links = (f"[{shown(row.notebook.split('_')[0])}]({notebooks}{quote(row.notebook)}.ipynb)" for row in table)
     return f"{head(table)}\n\n{claims_table(table, links)}"
 
 
 def claims_table(table: Sequence[Row], links: Iterable[str]) -> str:
     """Return the claims as a Markdown table whose last column holds ``links``, one text a claim."""
     lines = [
-        line(row.paper, row.item, row.statement + (f" *({row.protocol})*" if row.protocol else ""), row.paper_text,
-             row.measured_text, row.rests_on, f"{SYMBOLS.get(row.verdict, '')} {row.verdict}", link)
+        line(*map(shown, (row.paper, row.item)),
+             shown(row.statement) + (f" *({shown(row.protocol)})*" if row.protocol else ""),
+             *map(shown, (row.paper_text, row.measured_text, row.rests_on)),
+             f"{SYMBOLS.get(row.verdict, '')} {shown(row.verdict)}", link)
         for row, link in zip(table, links, strict=True)
     ]
     return "\n".join([line(*_HEAD), "|:--|:--|:--|--:|--:|:--|:--|:--|", *lines])
@@ -195,6 +198,12 @@ def _damaged(file: Path, error: Exception) -> ValueError:
     name = file.relative_to(paths.root()).as_posix()
     return ValueError(f"{name} is damaged ({type(error).__name__}: {error}). Delete it and make it anew: sharpnb run "
                       f"{file.parents[1].name} --profile {file.parent.name} --force")
+
+
+def shown(text: str) -> str:
+    """Return Markdown that shows a text from a file as it is: no tag, link, code, formula or emphasis comes of it."""
+    within_words = r"(?<=\w)_(?=\w)"  # means nothing in Markdown
+    return re.sub(rf"(?!{within_words})([\\`*_\[\]<>$~])", r"\\\1", text.replace("&", "&amp;"))
 
 
 def line(*cells: str) -> str:

@@ -81,7 +81,7 @@ def test_a_record_of_other_sources_than_todays_is_marked_stale(made_by, rests, a
     commit("03_b", "quick", [Claim("b", statement="s", measured=2.0, stderr=0.1, n=3, profile="full", **PAPER)])
     page = report.page()
     assert f"| {rests} | ✔ reproduced |" in page
-    assert f"| [03_b/full/clean](data/records/03_b/full/clean.json) | NVIDIA H200 | 2.11.0 | `616` | {age} |" in page
+    assert f"| [03_b/full/clean](data/records/03_b/full/clean.json) | NVIDIA H200 | 2.11.0 | 616 | {age} |" in page
 
 
 @pytest.mark.parametrize(("record", "rests", "links"), [
@@ -122,7 +122,7 @@ def test_the_page_has_counts_table_links_and_origins_and_is_the_same_each_time()
     row = (r"| SAM (ICLR 2021) | Fig. 3 | a \| b is above 0 *(MLP)* | – | 1.235 ± 0.046 (8) | quick, cpu (x86_64) | ✔ reproduced | "
            "[03](<notebooks/03_b.ipynb>) · [record](data/records/03_b/quick/claims.json) |")
     assert row in page.splitlines()
-    assert "| [03_b/quick/claims](data/records/03_b/quick/claims.json) | cpu (x86_64) | 2.15.0 | `abc+` | live |" in page
+    assert "| [03_b/quick/claims](data/records/03_b/quick/claims.json) | cpu (x86_64) | 2.15.0 | abc+ | live |" in page
     assert "](03_b.ipynb)" in scoreboard.as_markdown(scoreboard.rows(), notebooks="")
 
 
