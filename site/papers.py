@@ -9,10 +9,12 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 from sharpnb import paths
 from sharpnb.lab.claims import SYMBOLS
 from studies import scoreboard
+from studies.scoreboard import shown
 
 # Re-made and measured; its code is there and waits for a machine; its notebook, or what that should hold, is missing;
 # not re-made, with a reason.
@@ -98,9 +100,11 @@ def _with_claims(item: Item, board: Sequence[scoreboard.Row]) -> Item:
 def _line(item: Item) -> str:
     counted = scoreboard.counts(item.claims)
     verdicts = ", ".join(f"{SYMBOLS[verdict]} {number}" for verdict, number in counted.items() if number) or "–"
-    pictures = " · ".join(f"[{name}](figures/{item.notebook}/{name}.png)" for name in item.figures) or "–"
-    shown, link = item.state == "shown", f"[{item.notebook.split('_')[0]}](notebooks/{item.notebook}.ipynb)"
+    folder, number = quote(item.notebook), shown(item.notebook.split("_")[0])
+    pictures = " · ".join(f"[{shown(name)}](figures/{folder}/{quote(name)}.png)" for name in item.figures) or "–"
+    link = f"[{number}](notebooks/{folder}.ipynb)"
     here = {"shown": link, "not run": f"**not run**, {link}"}.get(item.state, f"**{item.state}**")
-    wanted = f"belongs to notebook {item.notebook.split('_')[0]}" if item.state == "not yet" else ""
-    remark = "; ".join(filter(None, [wanted, item.why]))
-    return scoreboard.line(item.paper, item.item, item.shows, here, verdicts, pictures if shown else "–", remark)
+    wanted = f"belongs to notebook {number}" if item.state == "not yet" else ""
+    remark = "; ".join(filter(None, [wanted, shown(item.why)]))
+    told = map(shown, (item.paper, item.item, item.shows))
+    return scoreboard.line(*told, here, verdicts, pictures if item.state == "shown" else "–", remark)

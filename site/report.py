@@ -10,11 +10,13 @@ import re
 from functools import cache
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 import papers
 from sharpnb import paths
 from sharpnb.lab import withdrawn
 from studies import scoreboard
+from studies.scoreboard import shown
 
 _MARKS = ("<!-- scoreboard: sharpnb report -->", "<!-- end of scoreboard -->")
 
@@ -69,16 +71,18 @@ def page() -> str:
                   "Also those that are not re-made, with the reason. *Not run*: the code is in the notebook and waits "
                   "for a machine, or what it gave was withdrawn. *Not yet*: its notebook, or what that should hold, "
                   "is missing. " + _outside(known, board), "", papers.as_markdown(known), ""]
-    parts += ["## Claims", "", "Measured numbers are means over seeds ± standard error (number of seeds).", "",
+    parts += ["## Claims", "", "Measured numbers are means over seeds ± standard error (number of seeds). "
+              "*Stale*: the sources changed since the record was made, or were not noted then.", "",
               scoreboard.claims_table(board, (_links(row, known) for row in board)), ""]
     if gone := withdrawn.entries():
         parts += ["## What was withdrawn", "",
                   "These records are in the repository, and nothing that rests on them is judged until they are made "
                   "again.", "", _withdrawn(gone, board), ""]
-    origins = (scoreboard.line(f"[{name.removesuffix('.json')}](data/records/{name})", device, torch, f"`{commit}`")
-               for name, device, torch, commit in scoreboard.origins())
+    origins = (scoreboard.line(f"[{shown(name.removesuffix('.json'))}](data/records/{quote(name)})", shown(device),
+                               shown(torch), shown(made), age)
+               for name, device, torch, made, age in scoreboard.origins())
     parts += ["## Where the numbers come from", "",
-              "| record | device | torch | commit |", "|:--|:--|:--|:--|", *origins, ""]
+              "| record | device | torch | commit | sources |", "|:--|:--|:--|:--|:--|", *origins, ""]
     return "\n".join(parts)
 
 
@@ -86,7 +90,7 @@ def html(markdown: str) -> str:
     """Return a Markdown page as one HTML file that needs no network: light or dark as the reader's system has it."""
     from markdown_it import MarkdownIt
 
-    body = MarkdownIt("commonmark").enable("table").render(markdown)
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
     title = re.sub(r"^#\s*", "", markdown.partition("\n")[0])
     head, rest = body.split("</h1>", 1)
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)} · sharpnb</title>'
@@ -140,25 +144,30 @@ def _withdrawn(gone: list[withdrawn.Withdrawal], board: list[scoreboard.Row]) ->
 
 def _links(row: scoreboard.Row, known: list[papers.Item]) -> str:
     """Return links from the project's root: the cell that shows the claim, its record, the pictures it is about."""
-    parts = [f"[{row.notebook.split('_')[0]}](<notebooks/{row.notebook}.ipynb{_claims_cell(row.notebook)}>)"]
+    number, cell = shown(row.notebook.split("_")[0]), quote(_claims_cell(row.notebook), safe="#=")
+    parts = [f"[{number}](<notebooks/{quote(row.notebook)}.ipynb{cell}>)"]
     parts += _record_links(row)
     own = [item for item in known if item.notebook == row.notebook and row in item.claims]
     pictures = [f"figures/{row.notebook}/{name}.png" for name in dict.fromkeys(n for item in own for n in item.figures)]
     there = [picture for picture in pictures if (paths.root() / picture).is_file()]
     if there:
-        parts += [f"[{Path(picture).stem}]({picture})" for picture in there]
+        parts += [f"[{shown(Path(picture).stem)}]({quote(picture)})" for picture in there]
     elif paths.figures(row.notebook).is_dir():
-        parts.append(f"[figures](figures/{row.notebook})")
+        parts.append(f"[figures](figures/{quote(row.notebook)})")
     return " · ".join(parts)
 
 
 def _record_links(row: scoreboard.Row) -> list[str]:
     """Return links to the records that a claim rests on: by their names where there are some, to the folder of many."""
     if len(row.records) > 3:
-        return [f"[{len(row.records)} records]({row.records[0].parent.relative_to(paths.root()).as_posix()})"]
+        return [f"[{len(row.records)} records]({_address(row.records[0].parent)})"]
     names = ["record"] if len(row.records) == 1 else [file.stem for file in row.records]
-    return [f"[{name}]({file.relative_to(paths.root()).as_posix()})"
+    return [f"[{shown(name)}]({_address(file)})"
             for name, file in zip(names, row.records, strict=True)]
+
+
+def _address(file: Path) -> str:
+    return quote(file.relative_to(paths.root()).as_posix())
 
 
 @cache

@@ -12,11 +12,12 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from sharpnb import paths
+from sharpnb import paths, sources
 from sharpnb.lab.claims import SYMBOLS, in_words
 
 _HEAD = ("paper", "where", "claim", "paper's number", "measured ± std. error (n)", "rests on", "verdict", "notebook")
@@ -59,9 +60,10 @@ class Row:
 
     @property
     def rests_on(self) -> str:
-        """The profile, and the devices that made its records."""
+        """The profile, the devices that made its records, and ``stale`` where the sources are not those of today."""
         devices = sorted({_provenance(file).get("device", "–") for file in self.records})
-        return ", ".join([self.profile, *devices])
+        old = any(_age(file) in ("changed since", "not noted") for file in self.records)
+        return ", ".join([self.profile, *devices, *(["stale"] if old else [])])
 
     @property
     def paper_text(self) -> str:
@@ -118,28 +120,32 @@ def head(table: Sequence[Row]) -> str:
 
 def as_markdown(table: Sequence[Row], notebooks: str = "notebooks/") -> str:
     """Return counts and table as Markdown; ``notebooks`` is the way from the page to the notebooks' folder."""
-    links = (f"[{row.notebook.split('_')[0]}]({notebooks}{row.notebook}.ipynb)" for row in table)
+    links = (f"[{shown(row.notebook.split('_')[0])}]({notebooks}{quote(row.notebook)}.ipynb)" for row in table)
     return f"{head(table)}\n\n{claims_table(table, links)}"
 
 
 def claims_table(table: Sequence[Row], links: Iterable[str]) -> str:
     """Return the claims as a Markdown table whose last column holds ``links``, one text a claim."""
     lines = [
-        line(row.paper, row.item, row.statement + (f" *({row.protocol})*" if row.protocol else ""), row.paper_text,
-             row.measured_text, row.rests_on, in_words(row.verdict, row.withdrawn), link)
+        line(*map(shown, (row.paper, row.item)),
+             shown(row.statement) + (f" *({shown(row.protocol)})*" if row.protocol else ""),
+             *map(shown, (row.paper_text, row.measured_text, row.rests_on)),
+             shown(in_words(row.verdict, row.withdrawn)), link)
         for row, link in zip(table, links, strict=True)
     ]
     return "\n".join([line(*_HEAD), "|:--|:--|:--|--:|--:|:--|:--|:--|", *lines])
 
 
-def origins() -> list[tuple[str, str, str, str]]:
-    """Return of each record that claims rest on: its file below ``data/records``, device, version of torch, commit."""
+def origins() -> list[tuple[str, str, str, str, str]]:
+    """Return of each record that claims rest on its file below ``data/records``, device, torch, commit and sources.
+
+    The last says how the sources that made it stand to those of today.
+    """
     folder, found = paths.root() / "data" / "records", []
-    read_back = [file for file in folder.glob("*/*/*.json") if file.parent.name not in ("quick", "toy")]
-    for file in sorted([*_files(), *read_back]):
+    for file in sorted({file for row in rows() for file in row.records}):
         made = _provenance(file)
         found.append((file.relative_to(folder).as_posix(), made.get("device", "–"),
-                      made.get("versions", {}).get("torch", "–"), made.get("commit") or "–"))
+                      made.get("versions", {}).get("torch", "–"), made.get("commit") or "–", _age(file)))
     return found
 
 
@@ -158,6 +164,21 @@ def _provenance_at(file: Path, changed: int) -> dict[str, Any]:
         return dict(json.loads(file.read_text(encoding="utf-8")).get("provenance", {}))
     except (ValueError, AttributeError, TypeError) as error:
         raise _damaged(file, error) from None
+
+
+def _age(file: Path) -> str:
+    """Say how the sources that made a record stand to those of today; those of the quick profile run anew each time."""
+    if file.parent.name == "quick":
+        return "live"
+    noted = _provenance(file).get("sources")
+    if not noted:
+        return "not noted"
+    return "as today" if noted == _sources_today(file.parents[1].name, paths.root()) else "changed since"
+
+
+@cache
+def _sources_today(notebook: str, root: Path) -> str:
+    return sources.of_notebook(notebook)  # below ``root``
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -180,6 +201,12 @@ def _damaged(file: Path, error: Exception) -> ValueError:
     name = file.relative_to(paths.root()).as_posix()
     return ValueError(f"{name} is damaged ({type(error).__name__}: {error}). Delete it and make it anew: sharpnb run "
                       f"{file.parents[1].name} --profile {file.parent.name} --force")
+
+
+def shown(text: str) -> str:
+    """Return Markdown that shows a text from a file as it is: no tag, link, code, formula or emphasis comes of it."""
+    within_words = r"(?<=\w)_(?=\w)"  # means nothing in Markdown
+    return re.sub(rf"(?!{within_words})([\\`*_\[\]<>$~])", r"\\\1", text.replace("&", "&amp;"))
 
 
 def line(*cells: str) -> str:

@@ -132,7 +132,7 @@ def with_label_noise(data: Data, rate: float, seed: int = 0) -> Data:
 def status(name: str, root: str | Path | None = None) -> str:
     """Say ``"ready"``, ``"missing: …"`` or ``"damaged: …"`` of a data set; every file is read and its MD5 compared."""
     if name == "digits":
-        found = datafiles.digits()
+        found = datafiles.fingerprint(name) != "missing"
         return "ready" if found else "missing: scikit-learn is not installed; pip install 'sharpnb[notebooks]'"
     folder = Path(root) if root is not None else paths.datasets()
     files = dict(zip(datafiles.files(name, folder), _md5s(name), strict=True))
@@ -150,12 +150,13 @@ def _check_size(name: str, size: int, available: int) -> None:
 
 @cache
 def _all_digits() -> Any:
-    """Return images (1797, 64) and labels, read once in a process; scikit-learn itself takes seconds to import."""
-    file = datafiles.digits()
-    if file is None:
-        raise DataError("digits ships inside scikit-learn, which is missing: pip install 'sharpnb[notebooks]'.")
-    table = np.loadtxt(file, delimiter=",")
-    return table[:, :-1], table[:, -1].astype(int)
+    """Return images (1797, 64) and labels, read once in a process."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError("digits ships inside scikit-learn, which is missing: "
+                        "pip install 'sharpnb[notebooks]'.") from error
+    return load_digits(return_X_y=True)
 
 
 def _digits(train_size: int, seed: int, dtype: torch.dtype) -> Data:
@@ -188,14 +189,21 @@ def _md5s(name: str) -> list[str]:
 
 
 def _from_torchvision(name: str, root: Path, download: bool, dtype: torch.dtype) -> Data:
-    state = status(name, root)
+    mark = datafiles.mark(name, root)
+    state = _checked(name, root, mark)
     if state.startswith("damaged") or (state.startswith("missing") and not download):
         raise DataError(f"{name} is {state}.\n{_how_to_get(name, root)}")
     try:
-        return _read(name, root, state != "ready", dtype, datafiles.mark(name, root))
+        return _read(name, root, state != "ready", dtype, mark)
     except Exception as error:  # torchvision raises whatever its transport or its reader raised
         raise DataError(f"{name} is {state}, and torchvision could not fetch or read it ({error}).\n"
                         f"{_how_to_get(name, root)}") from error
+
+
+@cache
+def _checked(name: str, root: Path, mark: str) -> str:
+    """Return :func:`status` of files with this ``mark``: hundreds of megabytes are read once, and after a change."""
+    return status(name, root)
 
 
 @lru_cache(maxsize=2)  # a study of the full profile asks for the same images piece by piece

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,34 @@ def use_style() -> None:
         "axes.axisbelow": True, "legend.frameon": False, "lines.linewidth": 1.6, "svg.hashsalt": "sharpnb",
         "axes.formatter.min_exponent": 3,  # a log axis reads 2, 10, 50 and not powers
     })
+
+
+def heatmap(
+    ax: Any, values: Any, texts: Any, *, rows: Sequence[str], columns: Sequence[str], upwards: bool = False,
+    size: float = 8, **style: Any
+) -> Any:
+    """Draw a table as colours with a text in each cell, black or white as the colour asks; return the colours.
+
+    The middle of the cell in row i and column j is (j + 0.5, i + 0.5).
+
+    Args:
+        ax: where.
+        values: (rows, columns), the colours.
+        texts: of the same shape.
+        rows: names on the vertical axis.
+        columns: names on the horizontal axis.
+        upwards: the first row lies at the bottom, as numbers on an axis do.
+        size: of the texts in points.
+        style: of :func:`seaborn.heatmap`, such as ``cmap``, ``vmin``, ``vmax``.
+    """
+    import seaborn
+
+    seaborn.heatmap(values, ax=ax, annot=texts, fmt="", annot_kws={"size": size}, cbar=False, xticklabels=list(columns),
+                    yticklabels=list(rows), **style)
+    ax.set(xlabel="", ylabel="", ylim=(0, len(rows)) if upwards else (len(rows), 0))
+    ax.tick_params(axis="y", labelrotation=0)
+    ax.grid(False)
+    return ax.collections[0]
 
 
 def save(

@@ -71,7 +71,7 @@ class Notebook:
 
         ``work`` is what made them: its settings and pieces belong to the provenance of the full profile.
         """
-        origin = provenance(self.parameters, self.device, self._data, self._started)
+        origin = provenance(self.name, self.parameters, self.device, self._data, self._started)
         if self.full and work:
             origin |= {"settings": work.settings, "pieces": work.log}
         return Record(self.name, name, self.profile, values, rtol, atol, origin).save()

@@ -132,7 +132,7 @@ class Work:
         except RuntimeError as error:
             raise self._explained(error) from error
         about = which | {"seconds": round(time.perf_counter() - begun, 3), "peak_bytes": peak_bytes(self.nb.device),
-                         "device": device_name(self.nb.device), "commit": commit()}
+                         "device": device_name(self.nb.device), "commit": commit(self.nb.name)}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         if tensors:  # before the text, whose presence says that the piece is whole
             buffer = io.BytesIO()

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from sharpnb import __version__, paths
+from sharpnb import __version__, paths, sources
 from sharpnb.lab import withdrawn
 
 
@@ -49,8 +49,8 @@ class Record:
         values: the result: nested dictionaries and lists of numbers, texts and None.
         rtol, atol: how far a number of a repeated run may be off: rtol·|committed| + atol. The default 1e-3 is for
             float64 trainings of some hundred steps on another processor; identities want less, chaotic runs more.
-        provenance: parameters, data sets and checksums, versions, device, commit, start and wall time; of the full
-            profile also the settings, and for each piece its time, peak memory and device.
+        provenance: parameters, data sets and checksums, versions, device, commit, digest of the sources, start and
+            wall time; of the full profile also the settings, and for each piece its time, peak memory and device.
     """
 
     notebook: str
@@ -71,6 +71,7 @@ class Record:
 
         A result that comes out the same keeps the file, and so its first provenance; one of the same parameters and
         settings also where it agrees within its tolerance, see :func:`keeping`. A withdrawn record is replaced.
+        Under ``--update`` a provenance whose sources are in no commit gives way to one whose sources are.
 
         Raises:
             RecordMismatch: in checking mode, when the result differs or nothing is committed.
@@ -110,6 +111,8 @@ class Record:
         if withdrawn.of(self.notebook, self.profile, self.name):
             return True
         same = {part: old.provenance.get(part) == self.provenance.get(part) for part in ("parameters", "settings")}
+        if not keeping("records") and _clean(self.provenance) and not _clean(old.provenance):
+            return True
         rtol, atol = (self.rtol, self.atol) if keeping("records") and same["parameters"] else (0.0, 0.0)
         return not same["settings"] or first_difference(old.values, self.values, rtol, atol) is not None
 
@@ -119,6 +122,12 @@ class Record:
         path = paths.records(notebook, profile) / f"{name}.json"
         return cls.load(path) if path.exists() else None
 
+
+
+def _clean(provenance: dict[str, Any]) -> bool:
+    """Whether a provenance says which sources made the result, and in which commit they are."""
+    commit = provenance.get("commit") or "+"
+    return bool(provenance.get("sources")) and not commit.endswith("+")
 
 
 def first_difference(old: Any, new: Any, rtol: float, atol: float, where: str = "") -> str | None:
@@ -158,12 +167,15 @@ def plain(value: Any) -> Any:
     raise ValueError(f"A record holds numbers, texts, lists and dictionaries; {type(value).__name__} is none of them.")
 
 
-def provenance(parameters: dict[str, Any], device: Any, data: dict[str, str], started: float) -> dict[str, Any]:
+def provenance(
+    notebook: str, parameters: dict[str, Any], device: Any, data: dict[str, str], started: float
+) -> dict[str, Any]:
     """Return what a reader needs to repeat a result; ``started`` is ``time.time()`` at its beginning."""
     import torch
 
     return {
-        "sharpnb": __version__, "commit": commit(), "parameters": plain(parameters), "data": data,
+        "sharpnb": __version__, "commit": commit(notebook), "sources": sources.of_notebook(notebook),
+        "parameters": plain(parameters), "data": data,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "matplotlib")},
         "device": device_name(device),
@@ -181,18 +193,28 @@ def device_name(device: Any) -> str:
     return torch.cuda.get_device_name(device) if on_gpu else f"cpu ({platform.machine()})"
 
 
-def commit() -> str | None:
-    """Return the checkout's commit, with ``+`` when files differ from it, or None outside a checkout.
+def commit(notebook: str) -> str | None:
+    """Return the checkout's commit, or None outside a checkout.
 
-    A copy without its history, in a container or on a lent machine, is told it by ``$SHARPNB_COMMIT``.
+    It ends with ``+`` when the code differs that a result of ``notebook`` can depend on: a Python file, or the
+    notebook's own code cells. Texts and outputs do not count. A copy without its history, in a container or on a lent
+    machine, is told its commit by ``$SHARPNB_COMMIT``.
     """
     if told := os.environ.get("SHARPNB_COMMIT"):
         return told
-    try:
-        head, changed = (
-            subprocess.run(["git", *args], cwd=paths.root(), capture_output=True, text=True, timeout=10).stdout.strip()
-            for args in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--", "sharpnb", "notebooks"))
-        )
-    except (OSError, subprocess.TimeoutExpired):
+    head = _git("rev-parse", "--short=12", "HEAD")
+    if not head:
         return None
-    return head + ("+" if changed else "") if head else None
+    file = f"notebooks/{notebook}.ipynb"
+    own, committed = sources.code_of(paths.root() / file), sources.code_in(_git("show", f"HEAD:./{file}"))
+    changed = _git("status", "--porcelain", "--", "sharpnb", ":(glob)notebooks/**/*.py", "recipes") or own != committed
+    return head + ("+" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    """Return what git says, nothing where it fails or is not there."""
+    try:
+        return subprocess.run(["git", *arguments], cwd=paths.root(), capture_output=True, encoding="utf-8",
+                              timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

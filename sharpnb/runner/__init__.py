@@ -3,7 +3,7 @@
 ::
 
     catalogue, parameters      what is there and what may be set
-    sources, keys, plan        what a result depends on, and so what must run again and why
+    keys, plan                 what a result depends on, and so what must run again and why
     execute, worker, lock      the processes
     progress                   what the terminal shows
     stored                     the form in which notebooks are committed

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 import sharpnb
-from sharpnb import paths
-from sharpnb.runner import catalogue, keys, lock, sources, stored
+from sharpnb import paths, sources
+from sharpnb.runner import catalogue, keys, lock, stored
 from sharpnb.runner.errors import RunnerError
 from sharpnb.runner.plan import Step, plan, sidecar, step
 

@@ -22,8 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sharpnb import datafiles, paths
-from sharpnb.runner import sources
+from sharpnb import datafiles, paths, sources
 from sharpnb.runner.catalogue import Notebook, find_all
 
 _PARTS = ("code", "parameters", "sources", "data", "records", "versions", "python", "device")

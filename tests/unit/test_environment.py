@@ -1,10 +1,14 @@
 """The files that describe the environment agree with pyproject.toml, and the core imports with PyTorch and NumPy alone."""
 
+import ast
+import json
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -35,6 +39,51 @@ def test_constraints_pin_every_direct_dependency_and_name_no_host():
     pins = _requirements(lines)
     assert _wanted("site").keys() <= pins.keys()
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.!-]+", line) for line in lines), "names and versions only"
+
+
+# Names under which distributions are imported where the two differ; those that are used and not imported.
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "markdown_it": "markdown-it-py", "IPython": "ipython",
+                 "curvlinops": "curvlinops-for-pytorch", "pyhessian": "pyhessian"}
+TOOLS = {"jupyterlab", "ipykernel", "dask", "accelerate", "pytest-xdist", "pytest-cov", "ruff", "pyright", "myst-nb",
+         "sphinx-book-theme", "django-static-mathjax"}
+PARTS = {"sharpnb": (), "notebooks": (), "recipes": ("recipes",), "site": ("site",), "benchmarks": ("bench",), "tests": ("dev", "recipes")}
+
+
+def _code(file):
+    if file.suffix == ".py":
+        return [file.read_text()]
+    cells = json.loads(file.read_text())["cells"]
+    return ["".join(line for line in cell["source"] if line[:1] not in "%!") for cell in cells if cell["cell_type"] == "code"]
+
+
+def _imported(part):
+    """Return the distributions that the files of a part import, besides Python's own modules and the project's."""
+    files = [file for file in (ROOT / part).rglob("*") if file.suffix in (".py", ".ipynb") and "_build" not in file.parts]
+    beside = {"site": ["site"], "benchmarks": ["benchmarks"], "tests": ["tests", "benchmarks"]}.get(part, [])  # on their search path
+    own = {"sharpnb", "gate", *(file.stem for folder in beside for file in (ROOT / folder).rglob("*.py"))}
+    found = set()
+    for node in (node for file in files for code in _code(file) for node in ast.walk(ast.parse(code))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+        found |= {name.split(".")[0] for name in names}
+    return {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in found - own - sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_imported_is_declared(part):
+    extras = PROJECT["optional-dependencies"]
+    lines = [line for name in ("notebooks", "scale", *PARTS[part]) for line in extras[name]]
+    declared = _requirements([*PROJECT["dependencies"], *lines]).keys()
+    assert _imported(part) and _imported(part) <= declared
+
+
+def test_what_is_declared_is_imported_or_a_tool():
+    declared = _requirements([*PROJECT["dependencies"], *(line for lines in PROJECT["optional-dependencies"].values() for line in lines)]).keys()
+    imported = set().union(*map(_imported, PARTS))
+    assert declared - imported == TOOLS
+    core = _imported("sharpnb") | _imported("notebooks")
+    wanted = _requirements([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["notebooks"]]).keys()
+    assert wanted - core <= TOOLS | {"nbval"}, "the package and its notebooks use what they ask for"
 
 
 def test_the_core_imports_with_torch_and_numpy_alone():
@@ -68,11 +117,11 @@ def test_layers_import_only_what_stands_below_them():
     below = {
         **{file: set() for file in ("paths.py", "rules.py", "trees.py", "caches.py", "usercode.py", "fallbacks.py")},
         "counts.py": {"trees"}, "batches.py": {"trees", "counts"},
-        "datafiles.py": {"paths"}, "resume.py": {"paths"}, "optim": tools, "curvature": tools, "averaging": tools,
+        "datafiles.py": {"paths"}, "sources.py": {"paths"}, "resume.py": {"paths"}, "optim": tools, "curvature": tools, "averaging": tools,
         "checkpoints": set(),
         "landscape": tools | {"averaging"},  # BatchNorm's statistics at a point are those of an average
-        "lab": tools - {"resume"} | {"datafiles", "optim", "averaging", "curvature", "landscape", "checkpoints", "usercode"},
-        "runner": {"paths", "datafiles"},
+        "lab": tools - {"resume"} | {"datafiles", "sources", "optim", "averaging", "curvature", "landscape", "checkpoints", "usercode"},
+        "runner": {"paths", "datafiles", "sources"},
     }
     for part, allowed in below.items():
         base = ROOT / "sharpnb" / part

@@ -105,7 +105,31 @@ def test_the_fingerprint_follows_the_files(tmp_path, monkeypatch):
     assert fingerprint("svhn") != before
     shutil.rmtree(tmp_path)
     assert fingerprint("svhn") == "missing"
-    assert len(fingerprint("digits")) == 16 and "digits" in datafiles.NAMES
+    assert fingerprint("digits").startswith("scikit-learn ") and "digits" in datafiles.NAMES
+
+
+def test_files_are_read_for_their_checksums_once_and_again_after_a_change(tmp_path, monkeypatch):
+    _fake_svhn(tmp_path, monkeypatch)
+    looked, checked = [], module.status
+    monkeypatch.setattr(module, "status", lambda *of: looked.append(of) or checked(*of))
+    monkeypatch.setattr(module, "_read", lambda *of: of)
+    for _ in range(3):
+        assert load_data("svhn", root=tmp_path)[2] is False  # nothing to fetch
+    assert len(looked) == 1
+    (tmp_path / "test_32x32.mat").write_bytes(b"longer than before")
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"damaged: test_32x32\.mat"):
+            load_data("svhn", root=tmp_path)
+    assert len(looked) == 2
+
+
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    own = load_data("digits", train_size=1000, seed=3, dtype=torch.float64)
+    order = torch.randperm(1797, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(torch.cat([own.train_x, own.test_x]).flatten(1), torch.from_numpy(load_digits().data[order]) / 16)
+    assert torch.equal(torch.cat([own.train_y, own.test_y]), torch.from_numpy(load_digits().target[order]))
 
 
 def test_the_files_are_those_that_torchvision_looks_for():

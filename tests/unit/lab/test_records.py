@@ -1,14 +1,16 @@
 import json
 import math
+import subprocess
 
 import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
+from toy import checkout, plain
 
-from sharpnb import lab, paths
-from sharpnb.lab import Claim, Record, RecordMismatch, claims, figures, pieces
+from sharpnb import lab, paths, sources
+from sharpnb.lab import Claim, Record, RecordMismatch, claims, figures, pieces, records
 from sharpnb.lab.records import first_difference
 
 matplotlib.use("Agg")
@@ -48,6 +50,76 @@ def test_a_copy_without_history_is_told_its_commit(monkeypatch):
     assert back.provenance["commit"] == "0123abc"
     monkeypatch.delenv("SHARPNB_COMMIT")
     assert Record.load(lab.start("07_x").record("s", {"a": 1})).provenance["commit"] is None  # no checkout here
+
+
+def _git(*arguments):
+    person = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "init.defaultBranch=main"]
+    subprocess.run(["git", *person, *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture
+def history(project, monkeypatch):
+    """A checkout whose history has one commit."""
+    monkeypatch.delenv("SHARPNB_COMMIT", raising=False)
+    monkeypatch.chdir(checkout(project, {"n": plain("n", "print(1)")}, {"rules.py": "a = 1\n"}))
+    _git("init")
+    _git("add", ".")
+    _git("commit", "-m", "first")
+    return project
+
+
+def _commit_of(nb="n"):
+    return records.provenance(nb, {}, torch.device("cpu"), {}, 0.0)["commit"]
+
+
+def test_a_commit_is_clean_while_only_texts_and_outputs_differ_from_it(history):
+    head = _commit_of()
+    assert len(head) == 12
+    file = history / "notebooks" / "n.ipynb"
+    content = json.loads(file.read_text())
+    content["cells"][2]["outputs"], content["cells"][0]["source"] = [], "# Another title"
+    file.write_text(json.dumps(content))
+    (history / "data").mkdir()
+    (history / "data" / "result.json").write_text("{}")
+    assert _commit_of() == head and _commit_of("unknown") == head
+
+
+@pytest.mark.parametrize("where", ["cell", "package", "study", "new notebook"])
+def test_a_commit_is_marked_where_code_differs_from_it(history, where):
+    file = history / "notebooks" / "n.ipynb"
+    if where == "cell":
+        file.write_text(file.read_text().replace("print(1)", "print(2)"))
+    elif where == "package":
+        (history / "sharpnb" / "rules.py").write_text("a = 2\n")
+    elif where == "study":
+        paths.write_whole(history / "notebooks" / "studies" / "n.py", "a = 2\n")
+    else:
+        (history / "notebooks" / "m.ipynb").write_text(file.read_text())
+    assert _commit_of("m" if where == "new notebook" else "n").endswith("+")
+    assert len(_commit_of()) == (12 if where == "new notebook" else 13)
+
+
+@pytest.mark.parametrize(("before", "keep", "renewed"), [
+    ("abc+", "0", True), (None, "0", True), ("abc", "0", False), ("abc+", "1", False), ("abc+", "", False)])
+def test_update_renews_a_provenance_whose_sources_are_in_no_commit(history, monkeypatch, before, keep, renewed):
+    path = lab.start("n").record("r", {"a": 1.0})
+    content = json.loads(path.read_text())
+    assert content["provenance"]["sources"] == sources.of_notebook("n")
+    content["provenance"]["commit"] = before
+    path.write_text(json.dumps(content))
+    monkeypatch.setenv("SHARPNB_KEEP", keep)
+    lab.start("n").record("r", {"a": 1.0})
+    assert Record.load(path).provenance["commit"] == (_commit_of() if renewed else before)
+
+
+def test_a_provenance_without_a_digest_of_its_sources_is_renewed_by_update(history, monkeypatch):
+    path = lab.start("n").record("r", {"a": 1.0})
+    content = json.loads(path.read_text())
+    del content["provenance"]["sources"]
+    path.write_text(json.dumps(content))
+    monkeypatch.setenv("SHARPNB_KEEP", "0")
+    lab.start("n").record("r", {"a": 1.0})
+    assert Record.load(path).provenance["sources"] == sources.of_notebook("n")
 
 
 def test_where_a_full_record_was_made_is_told_from_its_pieces(monkeypatch):
@@ -200,6 +272,21 @@ def test_a_figure_without_alternative_text_or_numbers_is_refused(alt, rows, word
     figure, data = _picture()
     with pytest.raises(ValueError, match=words):
         figures.save(figure, paths.figures("n"), "f", alt=alt, data=data.head(rows))
+
+
+def test_a_heat_map_has_a_cell_and_a_text_where_it_says():
+    figure, ax = plt.subplots()
+    values = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
+    colours = figures.heatmap(ax, values, [["a", "b", "c"], ["d", "e", "f"]], rows=["r", "s"], columns=["x", "y", "z"],
+                              upwards=True, vmin=0, vmax=10)
+    figure.canvas.draw()
+    places = {text.get_text(): text.get_position() for text in ax.texts}
+    assert places["a"] == (0.5, 0.5) and places["f"] == (2.5, 1.5)  # column, row
+    assert colours.get_array().ravel().tolist() == [1, 2, 3, 4, 5, 6] and colours.get_clim() == (0, 10)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["r", "s"] and ax.get_ylim() == (0, 2)
+    figures.heatmap(ax, values, values, rows=["r", "s"], columns=["x", "y", "z"])
+    assert ax.get_ylim() == (2, 0)
+    plt.close(figure)
 
 
 # --- claims ----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -225,7 +226,7 @@ def test_a_network_of_the_working_folder_with_its_neighbours(whole, project, tmp
         distributed = pytest.importorskip("distributed")
         folder = str(tmp_path_factory.mktemp("worker"))
         with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, local_directory=folder,
-                                      preload_nanny=[], env={"PYTHONPATH": str(sweep_module.__file__).partition("/sharpnb/lab")[0]}) as cluster:
+                                      preload_nanny=[], env={"PYTHONPATH": str(Path(sweeps.__file__).parents[2])}) as cluster:
             with distributed.Client(cluster) as client:
                 client.run(lambda: (__import__("os").chdir("/"), __import__("sys").path.__setitem__(slice(None), [
                     part for part in __import__("sys").path if str(part) not in ("", str(project))])))

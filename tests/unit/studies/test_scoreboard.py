@@ -4,7 +4,7 @@ import re
 import pytest
 
 import report
-from sharpnb import paths
+from sharpnb import paths, sources
 from sharpnb.lab import Claim
 from studies import scoreboard
 
@@ -67,10 +67,23 @@ def test_two_claims_of_one_id_are_refused():
         scoreboard.rows()
 
 
-def _record(name: str, device: str) -> None:
-    made = {"versions": {"torch": "2.11.0"}, "device": device, "commit": "616"}
+def _record(name: str, device: str, made_by: str | None = "") -> None:
+    """Write a record; by default one that the sources of today have made."""
+    made = {"versions": {"torch": "2.11.0"}, "device": device, "commit": "616", "sources": sources.of_notebook("03_b")}
+    made |= {} if made_by == "" else {"sources": made_by}
     file = paths.root() / "data" / "records" / "03_b" / f"{name}.json"
     paths.write_whole(file, json.dumps({"values": {}, "provenance": made}))
+
+
+@pytest.mark.parametrize(("made_by", "rests", "age"), [
+    ("", "full, NVIDIA H200", "as today"), ("0123456789abcdef", "full, NVIDIA H200, stale", "changed since"),
+    (None, "full, NVIDIA H200, stale", "not noted")])
+def test_a_record_of_other_sources_than_todays_is_marked_stale(made_by, rests, age):
+    _record("full/clean", "NVIDIA H200", made_by)
+    commit("03_b", "quick", [Claim("b", statement="s", measured=2.0, stderr=0.1, n=3, profile="full", **PAPER)])
+    page = report.page()
+    assert f"| {rests} | ✔ reproduced |" in page
+    assert f"| [03_b/full/clean](data/records/03_b/full/clean.json) | NVIDIA H200 | 2.11.0 | 616 | {age} |" in page
 
 
 @pytest.mark.parametrize(("record", "rests", "links"), [
@@ -92,11 +105,14 @@ def test_a_row_names_the_devices_and_leads_to_the_records_that_it_rests_on(recor
 
 def test_every_record_that_claims_rest_on_is_listed_with_its_origin():
     _record("full/clean", "NVIDIA H200")
+    _record("full/other", "cpu (arm64)")  # of which no claim speaks
     _record("quick/curves", "cpu (arm64)")  # live: its claims' record stands for it
-    _record("toy/clean", "cpu (arm64)")
+    full = Claim("b", statement="s", measured=2.0, stderr=0.1, n=3, profile="full", record="full/clean", **PAPER)
+    commit("03_b", "quick", [CLAIMS["03_b", "quick"][0], full])
     assert scoreboard.origins() == [
-        ("02_a/quick/claims.json", "cpu (x86_64)", "2.15.0", "abc+"), ("03_b/full/clean.json", "NVIDIA H200", "2.11.0", "616"),
-        ("03_b/quick/claims.json", "cpu (x86_64)", "2.15.0", "abc+")]
+        ("02_a/quick/claims.json", "cpu (x86_64)", "2.15.0", "abc+", "live"),
+        ("03_b/full/clean.json", "NVIDIA H200", "2.11.0", "616", "as today"),
+        ("03_b/quick/claims.json", "cpu (x86_64)", "2.15.0", "abc+", "live")]
 
 
 def test_the_page_has_counts_table_links_and_origins_and_is_the_same_each_time():
@@ -108,7 +124,7 @@ def test_the_page_has_counts_table_links_and_origins_and_is_the_same_each_time()
     row = (r"| SAM (ICLR 2021) | Fig. 3 | a \| b is above 0 *(MLP)* | – | 1.235 ± 0.046 (8) | quick, cpu (x86_64) | ✔ reproduced | "
            "[03](<notebooks/03_b.ipynb>) · [record](data/records/03_b/quick/claims.json) |")
     assert row in page.splitlines()
-    assert "| [03_b/quick/claims](data/records/03_b/quick/claims.json) | cpu (x86_64) | 2.15.0 | `abc+` |" in page
+    assert "| [03_b/quick/claims](data/records/03_b/quick/claims.json) | cpu (x86_64) | 2.15.0 | abc+ | live |" in page
     assert "](03_b.ipynb)" in scoreboard.as_markdown(scoreboard.rows(), notebooks="")
 
 

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -5,11 +6,10 @@ from pathlib import Path
 import pytest
 from toy import checkout
 
-from sharpnb import lab
+from sharpnb import lab, sources
 from sharpnb.paths import write_whole
-from sharpnb.runner import sources
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 FILES = {
     "__init__.py": "",
     "rules.py": "import math\n",
@@ -21,6 +21,24 @@ FILES = {
                     "    importlib.import_module('sharpnb.named')\n",
     "lab/figures.py": "from ..lab import train\n",  # a circle
 }
+
+
+def notebook(*code: str) -> str:
+    return json.dumps({"cells": [{"cell_type": "markdown", "source": "# x"}, *({"cell_type": "code", "source": [line]} for line in code)]})
+
+
+@pytest.mark.parametrize(("file", "text", "differs"), [
+    ("sharpnb/rules.py", "import os\n", True), ("sharpnb/alone.py", "1\n", False),
+    ("notebooks/n.ipynb", notebook("from sharpnb import rules", "def make():\n    return 2", "draw()"), True),
+    ("notebooks/n.ipynb", notebook("from sharpnb import rules", "def make():  # in other words\n    return 1", "draw(size=2)"), False),
+    ("notebooks/n.ipynb", notebook("from sharpnb import alone", "def make():\n    return 1", "draw()"), True),
+])
+def test_the_mark_of_a_notebook_follows_what_it_reaches_and_what_it_defines(root, file, text, differs):
+    (root / "notebooks" / "n.ipynb").write_text(notebook("from sharpnb import rules", "def make():\n    return 1", "draw()"))
+    before = sources.of_notebook("n")
+    assert len(before) == 16 and before == sources.of_notebook("n") and before != sources.of_notebook("another")
+    (root / file).write_text(text)
+    assert (sources.of_notebook("n") != before) == differs
 
 
 @pytest.fixture

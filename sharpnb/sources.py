@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -72,6 +73,38 @@ def _label(file: Path) -> str:
         if file.is_relative_to(base):
             return file.relative_to(base).as_posix()
     return file.as_posix()
+
+
+def mark(code: list[str]) -> str:
+    """Return one digest, 16 hexadecimal digits, of every file that code reaches and of the functions that it defines.
+
+    What else stands in ``code``, such as the drawing of a figure, does not count.
+    """
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    own = [ast.unparse(node) for cell in code for node in _tree(cell).body if isinstance(node, kinds)]
+    return hashlib.sha256(json.dumps([digests(code), own]).encode()).hexdigest()[:16]
+
+
+def of_notebook(name: str) -> str:
+    """Return the :func:`mark` of the code in ``notebooks/<name>.ipynb``, of all of ``lab`` where it is not there."""
+    return mark(code_of(paths.notebooks() / f"{name}.ipynb") or ["import sharpnb.lab"])
+
+
+def code_of(file: Path) -> list[str]:
+    """Return the code cells of a notebook, nothing where it cannot be read."""
+    try:
+        return code_in(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def code_in(text: str) -> list[str]:
+    """Return the code cells of a notebook's text, nothing where it is none."""
+    try:
+        cells = json.loads(text)["cells"]
+        return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    except (ValueError, KeyError, TypeError):
+        return []
 
 
 def digest(file: Path) -> str:
