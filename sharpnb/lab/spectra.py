@@ -136,7 +136,7 @@ class Spectrum:
                 "values": top.values.tolist(), "residuals": top.residuals.tolist(), "verified": top.verified,
                 "products": top.products, "ending": top.ending.name.lower()},
             "density": None if self.density is None else self.density.to_dict(),
-            "provenance": provenance(parameters, self.op.device, data, self.started),
+            "provenance": provenance("", parameters, self.op.device, data, self.started),
         })
 
     def write(self, folder: Path) -> list[Path]:
