@@ -91,6 +91,9 @@ def main() -> None:
     if args.device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
+    if BATCH % dist.get_world_size():
+        raise SystemExit(f"{dist.get_world_size()} processes cannot share {BATCH} samples equally: the mean of their "
+                         "gradients would not be the batch's.")
     model, optimizer = build(args.device)
     done = load(args.out, model, optimizer)
     if done < args.steps:

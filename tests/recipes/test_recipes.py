@@ -257,7 +257,7 @@ def _trainer(recipe, tmp_path, model, **arguments):
     options = transformers.TrainingArguments(
         output_dir=str(tmp_path), per_device_train_batch_size=8, num_train_epochs=1, learning_rate=0.1, optim="sgd",
         optim_args="momentum=0.9", lr_scheduler_type="constant", max_grad_norm=0.2, report_to=[], use_cpu=True,
-        disable_tqdm=True, save_strategy="no", **arguments)
+        disable_tqdm=True, **{"save_strategy": "no", **arguments})
     return InOrder(model=model, args=options, train_dataset=rows, rho=0.5)
 
 
@@ -267,6 +267,24 @@ def test_hugging_faces_trainer_trains_as_the_plain_loop_does(tmp_path):
     trainer.optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.5)
     trainer.train()
     assert _same(list(model.model.state_dict().values()), _by_hand(0.5, clip=0.2))
+
+
+def test_hugging_faces_trainer_resumes_with_the_base_optimizers_momentum(tmp_path):
+    recipe, stopped, resumed = _recipe("huggingface_sam"), _Loss(), _Loss()
+    import transformers
+
+    class Stop(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            control.should_save = control.should_training_stop = state.global_step == 3
+
+    first = _trainer(recipe, tmp_path, stopped, save_strategy="steps", save_steps=99)
+    first.add_callback(Stop())
+    first.train()
+    second = _trainer(recipe, tmp_path, resumed)
+    second.train(resume_from_checkpoint=True)
+    assert (first.state.global_step, second.state.global_step) == (3, STEPS)
+    assert _same(resumed.model.state_dict().values(), _by_hand(0.5, clip=0.2))
+    assert not _same(stopped.model.state_dict().values(), _by_hand(0.5, clip=0.2))
 
 
 def test_hugging_faces_trainer_wraps_the_optimizer_that_its_arguments_name(tmp_path):

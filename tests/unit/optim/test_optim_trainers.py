@@ -1,0 +1,280 @@
+"""What trainers do to an optimizer, call by call and write by write, against the same training written out in NumPy.
+
+The calls are those of fastai 2.8 (``OptimWrapper``, ``fit_one_cycle``, ``freeze``), Lightning 2.6 (automatic optimization),
+transformers 5 over accelerate 1.15, and timm 1.0 (its schedulers and layer decay); none of them is imported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import family
+import numpy as np
+import pytest
+import torch
+from schedulers import SCHEDULES
+from torch import Tensor, nn
+from torch.optim import lr_scheduler as L
+
+from sharpnb.optim import SAM, SGDW, AdamW
+
+LRS, DECAY, MOMENTUM, RHO, CLIP = (0.05, 0.02), 0.1, 0.9, 0.2, 0.5
+BASES: dict[str, Callable[[Any], Any]] = {
+    "SGD": lambda groups: torch.optim.SGD(groups, momentum=MOMENTUM),
+    "SGDW": lambda groups: SGDW(groups, lr=1.0, momentum=MOMENTUM, weight_decay=DECAY),
+    "AdamW": lambda groups: AdamW(groups, lr=1.0, weight_decay=DECAY),
+}
+
+
+def _each(values: Any) -> np.ndarray:
+    """Give every weight the value of its group."""
+    return np.where(family.SECOND, values[1], values[0])
+
+
+class Hand:
+    """The training written out: each step is told its rates, its momentum, its decays, and which weights are trained."""
+
+    def __init__(self, base: str, rho: float) -> None:
+        self.base, self.rho, self.w = base, rho, family.START.copy()
+        self.clear()
+
+    def clear(self) -> None:
+        self.t, self.m, self.v = (np.zeros(family.N) for _ in range(3))
+
+    def step(self, lrs: Any, momentum: float = MOMENTUM, decays: Any = (DECAY, DECAY), live: Any = True, clip: float = math.inf) -> None:
+        live = np.broadcast_to(live, (family.N,))
+        gradient = lambda w: np.where(live, family.numpy_gradient(w), 0)
+        g = gradient(self.w)
+        if self.rho:
+            g = gradient(self.w + self.rho * g / np.linalg.norm(g))
+        g = g * min(1.0, clip / (np.linalg.norm(g) + 1e-6))
+        lr, kept = _each(lrs), 1 - _each(np.divide(lrs, LRS)) * _each(decays)
+        new = {"SGD": self._sgd, "SGDW": self._sgdw, "AdamW": self._adamw}[self.base](g, lr, kept, momentum)
+        for name, value in new.items():
+            setattr(self, name, np.where(live, value, getattr(self, name)))
+
+    def _sgd(self, g: Any, lr: Any, _: Any, momentum: float) -> dict[str, Any]:
+        m = momentum * self.m + g  # zeros to begin with are the same as the first gradient
+        return {"m": m, "w": self.w - lr * m}
+
+    def _sgdw(self, g: Any, lr: Any, kept: Any, momentum: float) -> dict[str, Any]:
+        m = momentum * self.m + lr * g
+        return {"m": m, "w": kept * self.w - m}
+
+    def _adamw(self, g: Any, lr: Any, kept: Any, momentum: float) -> dict[str, Any]:
+        t, m, v = self.t + 1, momentum * self.m + (1 - momentum) * g, 0.999 * self.v + 0.001 * g**2
+        update = m / (1 - momentum**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        return {"t": t, "m": m, "v": v, "w": kept * self.w - lr * update}
+
+
+class Run:
+    """An optimizer of the package, and its :class:`Hand`."""
+
+    def __init__(self, base: str, rho: float, first: dict[str, Any] | None = None, second: dict[str, Any] | None = None) -> None:
+        self.params = family.parameters()
+        groups = family.groups(self.params, {"lr": LRS[0], **(first or {})}, {"lr": LRS[1], **(second or {})})
+        inner = BASES[base](groups)
+        self.optimizer, self.hand = SAM(inner, rho=rho) if rho else inner, Hand(base, rho)
+
+    def loss(self) -> Tensor:
+        return family.losses(family.flat(self.params)[None]).mean()
+
+    def back(self) -> None:
+        """The backward pass; with SAM also the other half, as its recipes have a trainer do."""
+        self.loss().backward()
+        if isinstance(self.optimizer, SAM):
+            self.optimizer.first_step(zero_grad=True)
+            self.loss().backward()
+
+    def gap(self) -> float:
+        return float(np.abs(family.flat(self.params).detach().numpy() - self.hand.w).max())
+
+
+RUNS = [(base, rho) for base in BASES for rho in (0.0, RHO)]
+every_run = pytest.mark.parametrize(("base", "rho"), RUNS, ids=[f"{base}{' in SAM' * bool(rho)}" for base, rho in RUNS])
+
+
+# -- fastai -----------------------------------------------------------------------------------------------------------
+
+
+def _one_cycle(share: float, low: float, high: float, end: float, peak: float = 0.25) -> float:
+    """Return fastai's ``combined_cos``: from low to high, and down to end."""
+    at, start, stop = (share / peak, low, high) if share < peak else ((share - peak) / (1 - peak), high, end)
+    return start + (1 + math.cos(math.pi * (1 - at))) * (stop - start) / 2
+
+
+def _fit_one_cycle(run: Run, batches: int, live: Any = True) -> None:
+    """Every batch: write rate and momentum into the groups, backward, ``step()``, ``zero_grad()``."""
+    for batch in range(batches):
+        share = batch / batches
+        lrs = [np.float64(_one_cycle(share, lr / 25, lr, lr / 1e5)) for lr in LRS]
+        momentum = _one_cycle(share, 0.95, 0.85, 0.95)
+        for group, lr in zip(run.optimizer.param_groups, lrs, strict=True):
+            group["lr"] = lr
+            if "betas" in group:
+                group["betas"] = (momentum, group["betas"][1])
+            else:
+                group["momentum"] = momentum
+        run.back()
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+        run.hand.step(lrs, momentum, live=live)
+
+
+def _freeze_to(run: Run, group: int) -> np.ndarray:
+    """Let the groups from this one on be trained; return which weights these are."""
+    for number, g in enumerate(run.optimizer.param_groups):
+        for p in g["params"]:
+            p.requires_grad_(number >= group)
+    return family.SECOND | (group == 0)
+
+
+@every_run
+def test_fastai_one_cycle_frozen_and_unfrozen(base: str, rho: float) -> None:
+    run = Run(base, rho)
+    for first in (1, 0, 1):
+        live = _freeze_to(run, first)
+        before = run.hand.w.copy()
+        _fit_one_cycle(run, 8, live)
+        assert run.gap() < 1e-12
+        assert np.array_equal(before == run.hand.w, ~live)  # the frozen ones, and no others, stand still
+
+
+@pytest.mark.parametrize(("base", "rho"), [
+    pytest.param(base, rho, marks=pytest.mark.xfail(strict=True, reason="the base keeps the old state")) if rho else (base, rho)
+    for base, rho in RUNS])
+def test_fastai_clears_the_state_where_it_freezes(base: str, rho: float) -> None:
+    """``clear_state`` assigns a new dictionary: momentum and step counts begin anew."""
+    run = Run(base, rho)
+    _fit_one_cycle(run, 4)
+    run.optimizer.state = defaultdict(dict, {})
+    run.hand.clear()
+    _fit_one_cycle(run, 4)
+    assert run.gap() < 1e-12
+
+
+def test_fastais_step_without_a_second_pass_is_refused() -> None:
+    run = Run("SGD", RHO)
+    run.loss().backward()
+    with pytest.raises(RuntimeError, match=r"no first_step\(\)"):
+        run.optimizer.step()
+    assert run.gap() == 0
+
+
+# -- Lightning --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["OneCycleLR cos", "CyclicLR triangular", "ReduceLROnPlateau"])
+@every_run
+def test_lightnings_automatic_optimization(base: str, rho: float, schedule: str) -> None:
+    """``step(closure=…)``, whose closure clears between the forward and the backward pass and clips; a scheduler a step."""
+    run, chosen = Run(base, rho), SCHEDULES[schedule]
+    scheduler, losses = chosen.make(run.optimizer), []
+
+    def closure() -> Tensor:
+        loss = run.loss()
+        run.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(run.params, CLIP)
+        return loss
+
+    for t in range(20):
+        losses.append(float(family.losses(torch.as_tensor(run.hand.w)[None]).mean()))
+        assert run.optimizer.step(closure=closure).item() == pytest.approx(losses[-1], abs=1e-12)
+        run.hand.step([lr * chosen.factor(t) for lr in LRS], chosen.momentum(t) if chosen.momentum else MOMENTUM, clip=CLIP)
+        chosen.step(scheduler, t)
+    assert run.gap() < 1e-12
+    assert losses[-1] < losses[0]
+
+
+# -- transformers, accelerate -----------------------------------------------------------------------------------------
+
+
+@every_run
+def test_transformers_warms_up_clips_and_resumes(base: str, rho: float) -> None:
+    """``prepare`` loads the fresh state back; the first rate is 0; checkpoint and resume in the middle."""
+    factor = lambda t: t / 3 if t < 3 else (12 - t) / 9
+
+    def prepared(run: Run) -> L.LambdaLR:
+        run.optimizer.load_state_dict(run.optimizer.state_dict())
+        return L.LambdaLR(run.optimizer, factor)
+
+    run = Run(base, rho)
+    scheduler = prepared(run)
+    for t in range(12):
+        if t == 6:
+            again = Run(base, rho)
+            with torch.no_grad():
+                for p, kept in zip(again.params, run.params, strict=True):
+                    p.copy_(kept)
+            resumed = prepared(again)
+            again.optimizer.load_state_dict(run.optimizer.state_dict())
+            resumed.load_state_dict(scheduler.state_dict())
+            again.hand, run, scheduler = run.hand, again, resumed
+        run.back()
+        nn.utils.clip_grad_norm_(run.params, CLIP)
+        run.optimizer.step()
+        scheduler.step()
+        run.optimizer.zero_grad()
+        run.hand.step([lr * factor(t) for lr in LRS], clip=CLIP)
+        assert run.gap() < 1e-12
+
+
+@pytest.mark.xfail(strict=True, reason="the closure's gradients are not unscaled: the step is 65536 times too long")
+def test_accelerate_gives_scaler_and_closure_to_the_optimizer() -> None:
+    """With ``mixed_precision="fp16"`` its ``step(closure)`` is ``scaler.step(optimizer, closure)``: right, or refused."""
+    run, scaler = Run("SGD", RHO), torch.amp.GradScaler("cpu")
+
+    def closure() -> Tensor:
+        run.optimizer.zero_grad()
+        loss = run.loss()
+        scaler.scale(loss).backward()
+        return loss
+
+    for _ in range(3):
+        closure()
+        try:
+            scaler.step(run.optimizer, closure)
+        except RuntimeError as error:
+            assert "scaler=" in str(error) and run.gap() == 0
+            return
+        scaler.update()
+        run.hand.step(LRS)
+    assert run.gap() < 1e-12
+
+
+# -- timm -------------------------------------------------------------------------------------------------------------
+
+
+@every_run
+def test_timms_schedulers_write_rates_times_the_layers_scale(base: str, rho: float) -> None:
+    """Its groups hold ``lr_scale`` and, for biases, ``weight_decay`` 0; its scheduler writes ``initial_lr`` and rates."""
+    scales, decays = (1.0, 0.75), ((DECAY, 0.0) if base != "SGD" else (0.0, 0.0))
+    run = Run(base, rho, *({"lr_scale": s, "weight_decay": d} for s, d in zip(scales, decays, strict=True)))
+    for group in run.optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    for t in range(15):
+        factor = 0.01 + t / 4 if t < 4 else (1 + math.cos(math.pi * (t - 4) / 11)) / 2
+        lrs = [lr * min(factor, 1) * scale for lr, scale in zip(LRS, scales, strict=True)]
+        for group in run.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * min(factor, 1) * group["lr_scale"]
+        run.optimizer.zero_grad()
+        run.back()
+        run.optimizer.step()
+        run.hand.step(lrs, decays=decays)
+    assert run.gap() < 1e-12
+
+
+def test_negative_controls_a_radius_or_a_decay_one_percent_off_is_seen() -> None:
+    for base, wrong in (("SGD", {"rho": 1.01}), ("SGDW", {"decay": 1.01}), ("AdamW", {"decay": 1.01})):
+        run = Run(base, RHO)
+        run.hand.rho *= wrong.get("rho", 1)
+        for _ in range(4):
+            run.back()
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            run.hand.step(LRS, decays=[DECAY * wrong.get("decay", 1)] * 2)
+        assert run.gap() > 1e-6
