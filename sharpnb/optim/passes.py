@@ -137,3 +137,12 @@ class SameGroups:
 
     def __init__(self, param_groups: list[dict[str, Any]]) -> None:
         self.param_groups = param_groups
+
+
+def refuse_scaler_around(optimizer: Any, scaler: Any) -> None:
+    """Raise RuntimeError where ``GradScaler.step`` calls ``step(closure)``: it unscaled what was there before alone."""
+    if scaler is None and hasattr(optimizer, "found_inf"):  # which it has set
+        for name in ("found_inf", "grad_scale"):
+            vars(optimizer).pop(name, None)
+        raise RuntimeError("scaler.step(optimizer, closure): each pass has a gradient of its own to unscale. Call "
+                           "optimizer.step(closure, scaler=scaler), then scaler.update().")

@@ -25,7 +25,7 @@ from sharpnb.optim import foreach
 from sharpnb.optim.accumulation import EarlierGradients
 from sharpnb.optim.distributed import Replicas
 from sharpnb.optim.foreach import Bucket
-from sharpnb.optim.passes import FrozenStatistics, RandomNumbers, SameGroups
+from sharpnb.optim.passes import FrozenStatistics, RandomNumbers, SameGroups, refuse_scaler_around
 from sharpnb.optim.sharded import ranks_of
 from sharpnb.optim.wrapper import WrappingOptimizer
 
@@ -168,6 +168,7 @@ class SharpnessAware(WrappingOptimizer):
             if closure is None:
                 return self._second_half()
             self._begin("step(closure)")
+            refuse_scaler_around(self, scaler)
             if callable(closure):
                 self._earlier.look()
             loss = self._two_passes(closure, scaler) if callable(closure) else self._shards(list(closure), scaler)

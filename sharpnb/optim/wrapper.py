@@ -50,8 +50,7 @@ class WrappingOptimizer(Optimizer):
         for group, names in _filled.pop(self.base_optimizer, []):
             for key in names:
                 group.pop(key, None)
-        copies = [dict(group) for group in self.base_optimizer.param_groups]  # PyTorch writes into them
-        super().__init__(copies, {**self.base_optimizer.defaults, **options})
+        super().__init__(self.base_optimizer.param_groups, {**self.base_optimizer.defaults, **options})
         self._share()
 
     # -- what a wrapper supplies --------------------------------------------------------------------------------------
@@ -68,8 +67,30 @@ class WrappingOptimizer(Optimizer):
 
     # -- sharing ------------------------------------------------------------------------------------------------------
 
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base's groups, whatever anybody does with them."""
+        return self.base_optimizer.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        if self._shares():  # else Optimizer.__init__ begins with none
+            self.base_optimizer.param_groups = groups
+
+    @property
+    def state(self) -> Any:
+        """The base's state."""
+        return self.base_optimizer.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        if self._shares():
+            self.base_optimizer.state = state
+
+    def _shares(self) -> bool:
+        return "_known" in vars(self)
+
     def _share(self) -> None:
-        self.param_groups, self.state = self.base_optimizer.param_groups, self.base_optimizer.state
         self._regrouped()
         self._rest()
 
@@ -85,8 +106,8 @@ class WrappingOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to both; what it does not name gets the constructor's values."""
-        if getattr(self, "param_groups", None) is not self.base_optimizer.param_groups:
-            return super().add_param_group(param_group)  # from inside Optimizer.__init__
+        if not self._shares():  # inside Optimizer.__init__: the base has it
+            return
         self._check({**self.defaults, **param_group})
         self.base_optimizer.add_param_group(param_group)
         self._regrouped()
@@ -143,8 +164,7 @@ class WrappingOptimizer(Optimizer):
         return {name: getattr(self, name) for name in ("base_optimizer", "options", "defaults", *self._own)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        base = state["base_optimizer"]
-        super().__setstate__({**state, "param_groups": base.param_groups, "state": base.state})
+        super().__setstate__(state)
         self._share()
 
 
