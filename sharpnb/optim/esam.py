@@ -102,7 +102,9 @@ class ESAM(SharpnessAware):
         return masked, length
 
     def _masked(self, t: Tensor, beta: float, generator: torch.Generator) -> Tensor:
-        return t if beta == 1 else t * (torch.rand(t.shape, generator=generator, device=t.device) < beta)
+        if beta == 1:
+            return t
+        return t * (torch.rand(t.shape, generator=generator, device=t.device, dtype=torch.float32) < beta)
 
     @contextmanager
     def _some_frozen(self) -> Any:
@@ -111,7 +113,7 @@ class ESAM(SharpnessAware):
         if self.swp == "tensor":
             generator = self._generator(torch.device("cpu"))
             drawn = [(p, group["beta"]) for group in self.param_groups for p in group["params"] if p.requires_grad]
-            frozen = [p for p, beta in drawn if torch.rand((), generator=generator) >= beta]
+            frozen = [p for p, beta in drawn if torch.rand((), generator=generator, dtype=torch.float32) >= beta]
         for p in frozen:
             p.requires_grad_(False)
         try:

@@ -146,3 +146,9 @@ def refuse_scaler_around(optimizer: Any, scaler: Any) -> None:
             vars(optimizer).pop(name, None)
         raise RuntimeError("scaler.step(optimizer, closure): each pass has a gradient of its own to unscale. Call "
                            "optimizer.step(closure, scaler=scaler), then scaler.update().")
+
+
+def is_rehearsal(groups: list[dict[str, Any]]) -> bool:
+    """Return whether a step can move nothing: torch.distributed.checkpoint has a fresh optimizer's states made so."""
+    return all(float(group["lr"]) == 0 and not any(p.grad is not None and p.grad.any() for p in group["params"])
+               for group in groups)

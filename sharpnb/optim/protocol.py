@@ -25,7 +25,7 @@ from sharpnb.optim import foreach
 from sharpnb.optim.accumulation import EarlierGradients
 from sharpnb.optim.distributed import Replicas
 from sharpnb.optim.foreach import Bucket
-from sharpnb.optim.passes import FrozenStatistics, RandomNumbers, SameGroups, refuse_scaler_around
+from sharpnb.optim.passes import FrozenStatistics, RandomNumbers, SameGroups, is_rehearsal, refuse_scaler_around
 from sharpnb.optim.sharded import ranks_of
 from sharpnb.optim.wrapper import WrappingOptimizer
 
@@ -246,8 +246,8 @@ class SharpnessAware(WrappingOptimizer):
 
     def _second_half(self) -> None:
         if self._first is None:
-            if all(float(group["lr"]) == 0 for group in self.param_groups):
-                self.base_optimizer.step()  # as torch.distributed.checkpoint has states made: nothing moves
+            if is_rehearsal(self.param_groups):
+                self.base_optimizer.step()
                 return
             raise RuntimeError("step() without a closure: no first_step() came before it. Call step(closure), or "
                                "first_step() and second_step() around a second backward pass.")
