@@ -41,7 +41,7 @@ help:
 	  echo "$(PYTHON) has no venv module (on Debian: apt install python3-venv). README, 'Without make', shows pip and conda."; exit 1; }
 	@echo "Setting up .venv: a minute or more the first time, most of it PyTorch."
 	$(install)
-	@.venv/bin/python -m compileall -q sharpnb
+	@.venv/bin/python -m compileall -q sharpnb notebooks/studies recipes
 	@touch .venv/ready
 
 reproduce: .venv/ready
@@ -54,7 +54,7 @@ test: .venv/ready
 
 # Which lines the tests and the kernels of the notebooks run; kernels report nothing under xdist, so one after the other.
 coverage: .venv/ready
-	.venv/bin/python -m pytest --cov=sharpnb --cov-report=term:skip-covered tests notebooks
+	.venv/bin/python -m pytest --cov=sharpnb --cov=studies --cov-report=term:skip-covered tests notebooks
 
 lab: .venv/ready
 	.venv/bin/python -m jupyterlab notebooks/00_index.ipynb
