@@ -11,9 +11,10 @@ from typing import Annotated, NoReturn
 
 try:
     import typer
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from sharpnb import console
 except ModuleNotFoundError as error:  # the optimizers and the Hessian tool come without the command's libraries
     raise SystemExit(f"The sharpnb command needs {error.name}: pip install 'sharpnb[notebooks]'") from None
 
@@ -26,7 +27,7 @@ app = typer.Typer(
     "Start with [bold]sharpnb doctor[/bold] (does this machine have what it takes?) and [bold]sharpnb run[/bold] "
     "(executes every notebook that is not up to date, some minutes on a laptop).",
 )
-_console = Console()
+_console = console.Terminal()
 _Names = Annotated[
     list[str] | None,
     typer.Argument(metavar="NAMES", show_default=False,
@@ -280,6 +281,7 @@ def spectrum_command(
 
 def main() -> None:
     """Run the command line; what can be foreseen ends in a message, never in a traceback."""
+    console.prepare()
     try:
         app(_with_pairs(sys.argv[1:]), prog_name="sharpnb")
     except RunnerError as error:
@@ -291,7 +293,7 @@ def main() -> None:
 
 
 def _stop(message: str, status: int = 2) -> NoReturn:
-    Console(stderr=True).print(Text(message), soft_wrap=True)
+    console.Terminal(stderr=True).say(message)
     raise SystemExit(status)
 
 
