@@ -12,9 +12,10 @@ from typing import Annotated, Any, NoReturn
 
 try:
     import typer
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from sharpnb import console
 except ModuleNotFoundError as error:  # the optimizers and the Hessian tool come without the command's libraries
     raise SystemExit(f"The sharpnb command needs {error.name}: pip install 'sharpnb[notebooks]'") from None
 
@@ -27,7 +28,7 @@ app = typer.Typer(
     "Start with [bold]sharpnb doctor[/bold] (does this machine have what it takes?) and [bold]sharpnb run[/bold] "
     "(executes every notebook that is not up to date, some minutes on a laptop).",
 )
-_console = Console()
+_console = console.Terminal()
 _Names = Annotated[
     list[str] | None,
     typer.Argument(metavar="NAMES", show_default=False,
@@ -253,7 +254,8 @@ def spectrum_command(
     top: Annotated[int, typer.Option(min=0, help="Largest eigenvalues to find and verify; 0 for none.")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Lanczos steps a probe.")] = 60,
     probes: Annotated[int, typer.Option(min=0, help="Random probes of the density; 0 for no density.")] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="Of the probes.")] = 0,
+    seed: Annotated[int, typer.Option(
+        min=0, help="Of the probes, and of what your functions draw: a loader's order, weights without a file.")] = 0,
     memory: Annotated[float | None, typer.Option(
         min=0, help="Gigabytes for the bases. Default: what a probe needs, and up to 2.", show_default=False)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
@@ -265,40 +267,51 @@ def spectrum_command(
     After a kill the same command goes on from where it was. Files: spectrum.json, eigenvalues.csv, density.csv, .png
     and .svg.
     """
-    from sharpnb.lab import checkpoint as own
-    from sharpnb.lab import spectra
-    from sharpnb.lab.training import pick_device
+    from sharpnb import spectrum as own
 
-    def say(text: str) -> None:
-        _console.print(Text(text), soft_wrap=True)
-
+    say = _console.say
     try:
-        settings = spectra.Settings(
+        settings = own.Settings(
             operator, mode, tuple(params or ()), top, steps, probes, seed, None if memory is None else memory * 1e9)
-        kind, at = own.float_type(dtype), pick_device(device)
-        network = own.load_model(
+        kind = own.float_type(dtype)
+        own.seed_everything(seed)
+        network = own.placed(own.load_model(
             model, checkpoint, key=key, weights=weights, classes=classes, say=say, allow_classes=allow_class or (),
-            allow_missing=allow_missing or (), allow_unexpected=allow_unexpected or ()).to(at, kind)
-        found = spectra.measure_spectrum(
-            network, own.load_loss(loss),
-            own.load_batches(data, split=split, batch_size=batch_size, limit=batches, dtype=kind), settings, out,
+            allow_missing=allow_missing or (), allow_unexpected=allow_unexpected or ()), device, kind)
+        own.seed_everything(seed)  # again, so that the data do not hang on what the model's function drew
+        pieces = own.load_batches(data, split=split, batch_size=batch_size, limit=batches, dtype=kind, say=say)
+        found = own.measure_spectrum(
+            network, own.load_loss(loss), pieces, settings, out,
             origin={"model": model, "checkpoint": checkpoint and checkpoint.name, "weights": weights, "data": data,
                     "split": split, "loss": loss},
             progress=sys.stderr.isatty(), say=say)
     except ValueError as error:
         raise RunnerError(str(error)) from None
-    table = Table("", model, show_header=True)
+    written = found.write(out)  # before anything is printed, which a terminal may refuse
+    if found.complete:
+        found.forget_state()
+    _show_spectrum(found, model, out, written)
+
+
+def _show_spectrum(found: Any, model: str, out: Path, written: list[Path]) -> None:
+    table = Table("")
+    table.add_column(Text(model))
     for name, text in found.rows():
         table.add_row(name, Text(text))
     _console.print(table)
-    written = found.write(out)
-    _console.print(Text(f"Written: {', '.join(map(str, written))}"), soft_wrap=True)
+    _console.say(f"Written: {', '.join(map(str, written))}")
+    if written[0].parent != out:
+        _console.say(f"{out} holds a complete result of another measurement" if found.complete else
+                     f"{out} holds a complete result, and this one is not. It stays as it is.")
+    if _console.failure is not None:
+        _stop(f"Standard output cannot be written ({_console.failure}). Written: {', '.join(map(str, written))}", 1)
     if not found.complete:
         _stop("It did not come to its end. The same command goes on from its last save, at most a minute ago.", 130)
 
 
 def main() -> None:
     """Run the command line; what can be foreseen ends in a message, never in a traceback."""
+    console.prepare()
     try:
         app(_with_pairs(sys.argv[1:]), prog_name="sharpnb")
     except RunnerError as error:
@@ -310,7 +323,7 @@ def main() -> None:
 
 
 def _stop(message: str, status: int = 2) -> NoReturn:
-    Console(stderr=True).print(Text(message), soft_wrap=True)
+    console.Terminal(stderr=True).say(message)
     raise SystemExit(status)
 
 

@@ -167,7 +167,7 @@ def _results(
 
 def _stored(path: Path) -> list[dict[str, Any]] | None:
     try:
-        return json.loads(path.read_text())["rows"]
+        return json.loads(path.read_text(encoding="utf-8"))["rows"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None  # not there, or damaged by something else than us: trained again
 
@@ -293,7 +293,7 @@ def sweep_file(path: str | Path, scheduler: str | None = None, jobs: int | None 
     """
     path = Path(path)
     try:
-        told = tomllib.loads(path.read_text())
+        told = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path}: {error}. Give a TOML file with [data], [model], [train] and [[grid]].") from error
     parts = {"data", "model", "train", "grid"}

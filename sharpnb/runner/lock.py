@@ -62,7 +62,7 @@ def only_one(file: Path, patience: float = 5.0) -> Iterator[int]:
 
 def _owner(file: Path) -> dict[str, object]:
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         return {}
 

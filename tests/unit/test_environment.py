@@ -95,7 +95,7 @@ class Refuse:
         if name.split(".")[0] in {"pandas", "matplotlib", "scipy", "sklearn", "torchvision", "tqdm", "papermill", "typer", "rich", "safetensors"}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Refuse())
-import sharpnb, sharpnb.rules, sharpnb.optim, sharpnb.curvature, sharpnb.checkpoints
+import sharpnb, sharpnb.rules, sharpnb.optim, sharpnb.curvature, sharpnb.checkpoints, sharpnb.spectrum
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -121,6 +121,7 @@ def test_layers_import_only_what_stands_below_them():
         "checkpoints": set(),
         "landscape": tools | {"averaging"},  # BatchNorm's statistics at a point are those of an average
         "lab": tools - {"resume"} | {"datafiles", "sources", "optim", "averaging", "curvature", "landscape", "checkpoints", "usercode"},
+        "spectrum": {"paths", "datafiles", "trees", "usercode", "checkpoints", "curvature", "lab"},  # lab: for data sets by name
         "runner": {"paths", "datafiles", "sources"},
     }
     for part, allowed in below.items():

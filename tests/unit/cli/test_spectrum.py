@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from sharpnb import cli, usercode
+from sharpnb import cli, spectrum, usercode
 from sharpnb.curvature import HessianOperator
-from sharpnb.lab import checkpoint, spectra
+from sharpnb.spectrum import measure
 
 torch.set_num_threads(1)
 MODULE = """
@@ -112,9 +112,9 @@ def test_the_numbers_are_those_of_the_checkpoints_dense_hessian(trained, folder,
 def test_memory_is_said_before_anything_is_multiplied(folder, call, monkeypatch):
     monkeypatch.setattr(HessianOperator, "_rows", lambda self, rows: (_ for _ in ()).throw(RuntimeError("product")))
     with pytest.raises(RuntimeError, match="product"):
-        spectra.measure_spectrum(
-            checkpoint.load_model("theirs:net"), cross_entropy, checkpoint.load_batches("theirs:data"),
-            spectra.Settings(), folder, say=lambda text: (folder / "said").write_text(text))
+        spectrum.measure_spectrum(
+            spectrum.load_model("theirs:net"), cross_entropy, spectrum.load_batches("theirs:data"),
+            spectrum.Settings(), folder, say=lambda text: (folder / "said").write_text(text))
     assert "57 parameters, 70 samples in 1 batches" in (folder / "said").read_text()
     assert "GB to lock outliers" in (folder / "said").read_text()
 
@@ -197,22 +197,26 @@ class Stopping(HessianOperator):
 
 @pytest.mark.parametrize("at", [3, 30, 90], ids=["largest", "locking", "probes"])
 def test_a_killed_run_goes_on_and_another_network_never_continues_it(trained, folder, monkeypatch, at):
-    batches = checkpoint.load_batches("theirs:data", dtype=torch.float64)
-    settings = spectra.Settings(steps=20, probes=3, top=3, memory=20 * 57 * 8)  # one probe at a time
+    batches = spectrum.load_batches("theirs:data", dtype=torch.float64)
+    settings = spectrum.Settings(steps=20, probes=3, top=3, memory=20 * 57 * 8)  # one probe at a time
 
     def run(model, operator, **options):
-        monkeypatch.setitem(spectra.OPERATORS, "hessian", operator)
-        return spectra.measure_spectrum(model.double(), cross_entropy, batches, settings, folder, **options)
+        monkeypatch.setitem(measure.OPERATORS, "hessian", operator)
+        return spectrum.measure_spectrum(model.double(), cross_entropy, batches, settings, folder, **options)
 
     whole = run(trained, HessianOperator)
+    whole.forget_state()
     Stopping.at = at
     with pytest.raises(RuntimeError, match="killed"):
         run(trained, Stopping, checkpoint_every=0)
     states = set(folder.glob("state-*"))
     assert states
-    other = run(checkpoint.load_model("theirs:net"), HessianOperator)
+    other = run(spectrum.load_model("theirs:net"), HessianOperator)
+    other.forget_state()
     assert set(folder.glob("state-*")) == states, "another network neither uses nor removes them"
     resumed = run(trained, HessianOperator)
+    assert set(folder.glob("state-*")) >= states, "they stay until the result is written"
+    resumed.forget_state()
     assert not set(folder.glob("state-*"))
     np.testing.assert_array_equal(resumed.density.nodes, whole.density.nodes)
     np.testing.assert_array_equal(resumed.eigenvalues.values, whole.eigenvalues.values)
@@ -221,7 +225,7 @@ def test_a_killed_run_goes_on_and_another_network_never_continues_it(trained, fo
 
 
 def test_an_interrupt_leaves_a_partial_result(folder, call, monkeypatch):
-    monkeypatch.setitem(spectra.OPERATORS, "hessian", Stopping)
+    monkeypatch.setitem(measure.OPERATORS, "hessian", Stopping)
     monkeypatch.setattr(Stopping, "at", 60)
     monkeypatch.setattr(Stopping, "how", KeyboardInterrupt)
     status, out, err = call("--model", "theirs:net", "--data", "theirs:data", "--out", "o")

@@ -1,0 +1,78 @@
+"""The terminal as it may be: without Greek letters, with a full disk behind it, or gone (``| head -1``)."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import os
+import sys
+import unicodedata
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+# What a terminal gets that cannot show the sign.
+PLAIN = {
+    "λ": "lambda", "ρ": "rho", "γ": "gamma", "α": "alpha", "β": "beta", "σ": "sigma", "η": "eta", "±": "+-", "×": "x",
+    "·": "*", "–": "-", "—": "-", "−": "-", "…": "...", "≤": "<=", "≥": ">=", "≠": "!=", "→": "->", "∞": "inf",
+    "✔": "yes", "✘": "no", "◦": "o", "•": "*", "‘": "'", "’": "'", "“": '"', "”": '"', "━": "-", "╸": "-", "╺": "-",
+}
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """Return what stands for the signs that an encoding has not, and where to go on (an error handler of codecs)."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lost = error.object[error.start:error.end]
+    return "".join(PLAIN.get(sign) or _letters(sign) for sign in lost), error.end
+
+
+def _letters(sign: str) -> str:
+    return unicodedata.normalize("NFKD", sign).encode("ascii", "ignore").decode() or "?"
+
+
+codecs.register_error("sharpnb.plain", _plainly)
+
+
+def prepare() -> None:
+    """Let standard output and error show every text, in other signs where they must."""
+    for stream in (sys.stdout, sys.stderr):
+        change: Any = getattr(stream, "reconfigure", None)
+        if change is not None:
+            change(errors="sharpnb.plain")
+
+
+class Terminal(Console):
+    """A console that is written to as long as it can be, and that stops no work when it cannot.
+
+    Attributes:
+        failure: why it can no more be written to; ``None`` also where the reader has gone, as ``head`` does.
+    """
+
+    failure: OSError | None = None
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as rich does."""
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            self._give_up(error)
+
+    def on_broken_pipe(self) -> None:
+        """Print no more; rich would end the program here."""
+        self._give_up(BrokenPipeError())
+
+    def say(self, text: str) -> None:
+        """Print a text as it is, in one line."""
+        self.print(Text(text), soft_wrap=True)
+
+    def _give_up(self, error: OSError) -> None:
+        self.quiet = True
+        self.failure = None if error.errno == errno.EPIPE or isinstance(error, BrokenPipeError) else error
+        try:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.file.fileno())  # what Python still holds back for it goes there at the end
+            os.close(nowhere)
+        except (OSError, ValueError):
+            pass  # no file behind it

@@ -1,0 +1,362 @@
+"""``sharpnb spectrum`` as people run it, and with harm done on purpose: nothing is lost, and what is wrong is a sentence."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from sharpnb import cli, paths, usercode
+from sharpnb.curvature import HessianOperator
+from sharpnb.spectrum import load_batches, measure, seed_everything
+
+MODULE = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+def other(): return net(1)
+def data():
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(40, 4, generator=g), torch.randint(0, 3, (40,), generator=g)
+def with_(what, value):
+    x, y = data()
+    {"x": x, "y": y}[what].view(-1)[3] = value
+    return x, y
+
+# weights
+def nan_weight():
+    made = net()
+    made[2].weight.data[1, 2] = float("nan")
+    return made
+def nan_buffer():
+    made = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    made[1].running_var[0] = float("inf")
+    return made
+def on_meta():
+    with torch.device("meta"):
+        return net()
+def lazy(): return nn.Sequential(nn.LazyLinear(3))
+
+# data
+def nan_input(): return with_("x", float("nan"))
+def wrong_label(): return with_("y", 3)
+def negative_label(): return with_("y", -1)
+def empty(): return torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
+def second_empty(): return [data(), (torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))]
+def no_batches(): return []
+def integers(): return torch.arange(80).reshape(20, 4), torch.arange(20) % 3
+def wide(): return torch.randn(20, 7), torch.arange(20) % 3
+def uneven(): return torch.randn(20, 4), torch.arange(19) % 3
+def float_target(): return torch.randn(20, 4), torch.randn(20)
+def nan_target(): return torch.randn(20, 4), torch.full((20, 3), float("inf"))
+class Broken(Dataset):
+    def __len__(self): return 20
+    def __getitem__(self, i):
+        if i == 11: raise KeyError("no such picture")
+        return torch.randn(4), i % 3
+class Ragged(Dataset):
+    def __len__(self): return 20
+    def __getitem__(self, i): return torch.randn(4 + i % 2), i % 3
+def shuffled(): return DataLoader(TensorDataset(*data()), batch_size=16, shuffle=True)
+def seeded(): return DataLoader(TensorDataset(*data()), batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(3))
+def at_random():
+    import os
+    g = torch.Generator().manual_seed(int.from_bytes(os.urandom(4), "big"))
+    return DataLoader(TensorDataset(*data()), batch_size=16, shuffle=True, generator=g)
+
+# networks and losses without a gradient, or without an end
+class Detaches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+    def forward(self, x): return self.layer(x).detach()
+class NoGrad(Detaches):
+    @torch.no_grad()
+    def forward(self, x): return self.layer(x)
+class Unused(Detaches):
+    def forward(self, x): return x[:, :3] + torch.zeros(3, requires_grad=True)
+class HalfUsed(Detaches):
+    def __init__(self):
+        super().__init__()
+        self.spare = nn.Linear(9, 9)
+    def forward(self, x): return self.layer(x)
+class Overflows(Detaches):
+    def forward(self, x): return (self.layer(x) * 1e38).exp()
+def hits(out, y): return (out.argmax(1) == y).float().mean()
+def detached(out, y): return nn.functional.cross_entropy(out.detach(), y)
+def constant(out, y): return (out * 0).sum()
+def clamped(out, y): return out.clamp(100, 200).mean()
+def linear(out, y): return out.mean()
+def logarithm(out, y): return (out - 1e6).log().mean()
+def root(out, y): return (out * 0).sum().sqrt()
+def kink(out, y): return (out - out.detach()).abs().pow(1.5).mean() + out.mean()
+def many(out, y): return out.mean(0)
+def number(out, y): return 3.0
+def crashes(out, y): raise TypeError("no")
+class Flat(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+    def forward(self, x): return self.layer(x)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "theirs.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    sys.modules.pop("theirs", None)
+
+
+def arguments(model="net", data="data", **options):
+    named = {"model": f"theirs.py:{model}", "data": f"theirs.py:{data}", "top": 2, "steps": 8, "probes": 2, "out": "o", **options}
+    return [word for name, value in named.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+@pytest.fixture
+def call(folder, monkeypatch, capsys):
+    def run(model="net", data="data", **options):
+        monkeypatch.setattr(sys, "argv", ["sharpnb", "spectrum", *arguments(model, data, **options)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return end.value.code or 0, said.out, " ".join(said.err.split())
+
+    return run
+
+
+def result(folder, out="o"):
+    return json.loads((folder / out / "spectrum.json").read_text())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is wrong is a sentence
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("model", "data", "loss", "words"), [
+    ("nan_weight", "data", None, ["2.weight holds 1 of 15 numbers that are NaN", "earlier checkpoint"]),
+    ("nan_buffer", "data", None, ["1.running_var holds 1 of 3"]),
+    ("on_meta", "data", None, ["4 weights of the model are on the meta device", "0.weight", "--checkpoint"]),
+    ("lazy", "data", None, ["0.weight, 0.bias of the model have no shape yet"]),
+    ("net", "nan_input", None, ["Batch 1: its inputs of shape (16, 4) hold 1 numbers that are NaN"]),
+    ("net", "nan_target", "mse", ["Batch 1: its target of shape (16, 3) hold 48 numbers"]),
+    ("net", "wrong_label", None, ["Batch 1: 1 labels are no class of the model", "outside 0 … 2, from 3 to 3"]),
+    ("net", "negative_label", None, ["from -1 to -1"]),
+    ("net", "empty", None, ["Batch 1 is empty: its inputs have the shape (0, 4)"]),
+    ("net", "second_empty", None, ["Batch 2 is empty"]), ("net", "no_batches", None, ["holds no batch"]),
+    ("net", "integers", None, ["Batch 1: the model does not take inputs of int64 (16, 4)", "x.float()"]),
+    ("net", "wide", None, ["the model does not take inputs of float32 (16, 7)", "RuntimeError"]),
+    ("net", "uneven", None, ["x has the shape (20, 4) and y (19,)"]),
+    ("net", "float_target", None, ["the loss does not take an output of float32 (16, 3) with a target of float32 (16,)"]),
+    ("net", "Broken", None, ["batch 1 cannot be read: KeyError: 'no such picture'"]),
+    ("net", "Ragged", None, ["batch 1 cannot be read: RuntimeError: stack expects"]),
+    ("Detaches", "data", None, ["The loss has no gradient: the network cuts its output off", "detach()"]),
+    ("NoGrad", "data", None, ["the network cuts its output off"]),
+    ("Unused", "data", None, ["does not depend on the parameters chosen (layer.weight, layer.bias)"]),
+    ("Overflows", "data", None, ["Batch 1: the loss is nan. Weights and data are finite, the model's output is not"]),
+    ("net", "data", "hits", ["The loss has no gradient: the loss cuts it off"]),
+    ("net", "data", "detached", ["the loss cuts it off"]),
+    ("net", "data", "constant", ["The loss is constant: its gradient and every product are exactly 0"]),
+    ("net", "data", "clamped", ["The loss is constant"]),
+    ("net", "data", "logarithm", ["Batch 1: the loss is nan. Weights and data are finite, and so is the model's output"]),
+    ("net", "data", "root", ["The gradient of 0.weight, 0.bias, 2.weight, 2.bias is not finite, though the loss is"]),
+    ("Flat", "data", "kink", ["The second derivative is not finite", "in the rows of layer.weight, layer.bias"]),
+    ("net", "data", "many", ["must return one number", "(3,)"]), ("net", "data", "number", ["returned a float"]),
+    ("net", "data", "crashes", ["the loss does not take an output of float32 (16, 3)", "TypeError: no"]),
+])
+def test_what_is_wrong_is_named_before_anything_is_written(call, folder, model, data, loss, words):
+    told = {} if loss is None else {"loss": loss if loss == "mse" else f"theirs.py:{loss}"}
+    status, _, err = call(model, data, batch_size=16, **told)
+    assert status == 2 and all(word in err for word in words), err
+    assert "Traceback" not in err and "goes on" not in err and not (folder / "o" / "spectrum.json").exists()
+    assert not list(folder.glob("o/state-*"))
+
+
+def test_what_is_only_worth_a_word_is_said(call, folder):
+    status, out, _ = call("HalfUsed")
+    assert status == 0 and "No gradient reaches spare.weight, spare.bias: their rows are 0." in out
+    status, out, _ = call("Flat", loss="theirs.py:linear", out="p")
+    assert status == 0 and "Every product was exactly 0: the loss is linear in these parameters" in " ".join(out.split())
+    assert result(folder, "p")["notes"] and result(folder, "p")["largest"]["values"] == [0, 0]
+
+
+def test_a_checkpoint_replaces_weights_on_the_meta_device(call, folder):
+    _saved(folder)
+    assert call("on_meta", checkpoint="run.pt")[0] == 0 and call("other", out="p")[0] == 0
+    assert result(folder)["largest"]["values"] == result(folder, "p")["largest"]["values"]
+
+
+def test_a_loss_may_be_a_class_of_modules(call, folder):
+    assert call(loss="torch.nn:CrossEntropyLoss")[0] == 0 and call(out="p")[0] == 0
+    assert result(folder)["largest"]["values"] == result(folder, "p")["largest"]["values"]
+
+
+def test_a_device_that_is_not_there(call):
+    for name in ("meta", "nonsense", *(["cuda"] if not torch.cuda.is_available() else [])):
+        status, _, err = call(device=name)
+        assert status == 2 and f"device '{name}'" in err and "Use auto, cpu" in err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Nothing is lost
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("end", "variables"), [
+    ("| head -1", {}), ("2>&1 | head -1", {}), ("| head -c 1 | cat", {}), (">/dev/full", {}), (">/dev/full 2>/dev/full", {}), (">&-", {}),
+    ("", {"PYTHONIOENCODING": "ascii"}), ("", {"PYTHONIOENCODING": "latin-1"}),
+    ("", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
+], ids=str)
+def test_the_result_is_written_whatever_the_terminal_does(folder, end, variables):
+    call = " ".join([sys.executable, "-m", "sharpnb.cli", "spectrum", *arguments(top=1)])
+    environment = {name: value for name, value in os.environ.items() if name not in ("LANG", "LC_ALL", "PYTHONIOENCODING")}
+    done = subprocess.run(["bash", "-c", f"{call} {end}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, errors="replace",
+                          env=environment | variables)
+    found = result(folder)
+    assert found["complete"] and found["density"] and (folder / "o/density.png").exists() and not list(folder.glob("o/state-*"))
+    assert done.returncode == (1 if "full" in end else 0), done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    if end == ">/dev/full":
+        assert "No space left on device" in done.stderr and "o/spectrum.json" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["[x]", "[/x]", "[bold]", "a $b$ $c", "λ", "a b", "%s {0}"])
+def test_names_are_names(call, folder, name):
+    (folder / name).mkdir(parents=True)
+    (folder / name / "theirs.py").write_text(MODULE)
+    status, _, err = call(out=f"{name}/o", checkpoint=_saved(folder / name))
+    assert status == 0, err
+    call_again = [sys.executable, "-m", "sharpnb.cli", "spectrum", "--model", f"{name}/theirs.py:net", "--data", f"{name}/theirs.py:data",
+                  "--top", "1", "--steps", "8", "--probes", "1", "--out", f"{name}/p"]
+    done = subprocess.run(call_again, capture_output=True, text=True)
+    assert done.returncode == 0 and f"{name}/theirs.py:net" in done.stdout and (folder / name / "p" / "density.svg").exists(), done.stderr
+
+
+def _saved(folder):
+    torch.save(usercode.find(f"{folder}/theirs.py:other", "model")().state_dict(), folder / "run.pt")
+    return folder / "run.pt"
+
+
+def test_the_state_stays_until_the_result_is_written(call, folder, monkeypatch):
+    def full(path, content):
+        if path.name == "spectrum.json":
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    write = paths.write_whole
+    monkeypatch.setattr(paths, "write_whole", full)
+    monkeypatch.setattr("sharpnb.resume.write_whole", write)
+    monkeypatch.setattr(measure.measure_spectrum, "__kwdefaults__", {**measure.measure_spectrum.__kwdefaults__, "checkpoint_every": 0.0})
+    status, _, err = call()
+    assert status == 2 and "No space left" in err and len(list(folder.glob("o/state-*"))) == 2
+    monkeypatch.setattr(paths, "write_whole", write)
+    used = []
+    counted = HessianOperator.__matmul__
+    monkeypatch.setattr(HessianOperator, "__matmul__", lambda self, v: used.append(v.shape) or counted(self, v))
+    assert call()[0] == 0 and result(folder)["complete"] and not list(folder.glob("o/state-*"))
+    assert len(used) < result(folder)["products"] / 3, "what was saved is not multiplied again"
+
+
+class Stopped(HessianOperator):
+    at = 12
+
+    def __matmul__(self, v):
+        if self.products >= self.at:
+            raise KeyboardInterrupt
+        return super().__matmul__(v)
+
+
+def test_a_complete_result_is_never_replaced_by_an_interrupted_or_another_one(call, folder, monkeypatch):
+    assert call("net")[0] == 0
+    good = {file.name: file.read_bytes() for file in (folder / "o").iterdir()}
+
+    def unharmed():
+        return {file.name: file.read_bytes() for file in (folder / "o").iterdir() if not file.name.startswith("state-")} == good
+
+    status, out, _ = call("other")
+    assert status == 0 and unharmed() and "o holds a complete result of another measurement" in out
+    assert result(folder, "o-2")["origin"]["model"] == "theirs.py:other" and "o-2/spectrum.json" in out.replace("\n", "")
+    with monkeypatch.context() as m:
+        m.setitem(measure.OPERATORS, "hessian", Stopped)
+        for model, place in (("net", "o-3"), ("other", "o-3")):
+            status, out, err = call(model)
+            assert status == 130 and unharmed() and not result(folder, place)["complete"] and result(folder, "o-2")["complete"]
+            assert "o holds a complete result, and this one is not" in out and "goes on from its last save" in err
+    assert call("net")[0] == 0 and not (folder / "o-4").exists(), "its own result is made anew where it was"
+    assert result(folder)["largest"]["values"] == json.loads(good["spectrum.json"])["largest"]["values"]
+    assert call("other")[0] == 0 and result(folder, "o-2")["complete"] and not (folder / "o-4").exists()
+
+
+def test_an_interrupted_result_is_replaced_with_all_its_files(call, folder, monkeypatch):
+    with monkeypatch.context() as m:
+        m.setitem(measure.OPERATORS, "hessian", Stopped)
+        m.setattr(Stopped, "at", 60)
+        assert call(steps=10, probes=6, memory=7e-6)[0] == 130  # one probe after the other
+    assert (folder / "o/density.csv").exists() and not result(folder)["complete"]
+    assert call(probes=0)[0] == 0 and result(folder)["complete"]
+    assert not (folder / "o/density.csv").exists(), "a density of another measurement beside it would mislead"
+    (folder / "o/spectrum.json").write_text('{"half')
+    assert call(probes=0)[0] == 0 and result(folder)["complete"] and not (folder / "o-2").exists()
+
+
+def test_a_figure_that_cannot_be_drawn_costs_no_number(call, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    status, out, _ = call()
+    assert status == 0 and "The figure was not drawn (ModuleNotFoundError" in " ".join(out.split())
+    assert not (folder / "o/density.png").exists() and len((folder / "o/density.csv").read_text().splitlines()) == 2001
+
+
+def test_a_users_matplotlibrc_changes_no_figure(call, folder, monkeypatch):
+    import matplotlib as mpl
+
+    assert call()[0] == 0
+    monkeypatch.setitem(mpl.rcParams, "axes.facecolor", "black")
+    monkeypatch.setitem(mpl.rcParams, "savefig.bbox", "tight")
+    assert call(out="p")[0] == 0
+    assert (folder / "o/density.png").read_bytes() == (folder / "p/density.png").read_bytes()
+    assert mpl.rcParams["axes.facecolor"] == "black"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The order of the data
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_loader_that_shuffles_follows_the_seed_and_says_so(call, folder):
+    status, out, _ = call(data="shuffled", batches=1)
+    assert status == 0 and "The loader shuffles without a seed of its own. Its order follows --seed" in " ".join(out.split())
+    assert "resume" in out
+    torch.manual_seed(99)
+    np.random.seed(99)
+    assert call(data="shuffled", batches=1, out="p")[0] == 0 and call(data="shuffled", batches=1, seed=1, out="q")[0] == 0
+    marks = [result(folder, out)["origin"]["data_fingerprint"] for out in "opq"]
+    assert marks[0] == marks[1] != marks[2]
+    assert "shuffles" not in call(data="seeded", out="r")[1]
+    said = []
+    seed_everything(3)
+    load_batches("theirs.py:shuffled", say=said.append)
+    load_batches("theirs.py:data", say=said.append)
+    assert len(said) == 1
+
+
+def test_data_that_differ_from_run_to_run_cannot_be_resumed_and_that_is_said(call, folder, monkeypatch):
+    monkeypatch.setattr(measure.measure_spectrum, "__kwdefaults__", {**measure.measure_spectrum.__kwdefaults__, "checkpoint_every": 0.0})
+    with monkeypatch.context() as m:
+        m.setitem(measure.OPERATORS, "hessian", Stopped)
+        assert call(data="shuffled")[0] == 130 and call(data="at_random", out="p")[0] == 130
+    status, out, _ = call(data="shuffled")
+    assert status == 0 and "cannot resume" not in out and not list(folder.glob("o/state-*"))
+    status, out, _ = call(data="at_random", out="p")
+    assert status == 0 and "This run cannot resume it and begins anew" in " ".join(out.split()) and "state-" in out
+    assert "cannot resume" not in call(data="seeded", out="p")[1], "another command's state says nothing about this one"
