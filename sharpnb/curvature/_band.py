@@ -167,7 +167,8 @@ class Band:
         self.forgotten[:, :k] = forgotten
         if self.waiting:
             self.matrix[k, :k] = self.matrix[:k, k] = coupling
-        self.count, self._first = k + self.waiting, 0
+        # Ritz vectors that lean on rows set aside have products with what is not in the space: no sign of an error.
+        self.count, self._first = k + self.waiting, k if len(self.forgotten) else 0
 
     def _most(self) -> int:
         return min(self.n, max(self.limit, self.count + 1))

@@ -27,6 +27,7 @@ from sharpnb.curvature.lanczos import (
     advance,
     basis_bytes,
     gaussian_row,
+    is_asymmetric,
     rademacher_row,
     tridiagonal_eigen,
     work_dtype,
@@ -238,6 +239,10 @@ class _Job:
         return Ending.NON_FINITE if any(run.ending is Ending.NON_FINITE for run in runs) or not runs else None
 
     def _verdict(self) -> Ending:
+        size = max((float(np.abs(run.values).max()) for run in self.runs), default=0.0)
+        size = max(size, float(np.abs(self.atoms).max(initial=0.0)))
+        if is_asymmetric(max((run.rounding for run in self.runs), default=0.0), size, stacklevel=5):
+            return Ending.ASYMMETRIC
         if all(run.ending is Ending.BREAKDOWN for run in self.runs):
             return Ending.BREAKDOWN
         values = np.concatenate([self.atoms, *(run.values for run in self.runs)])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sharpnb.curvature._band import Band
 from sharpnb.curvature._progress import Progress
-from sharpnb.curvature.lanczos import Ending, basis_bytes, gaussian_row, work_dtype
+from sharpnb.curvature.lanczos import Ending, basis_bytes, gaussian_row, is_asymmetric, work_dtype
 from sharpnb.resume import Checkpoint
 
 log = logging.getLogger("sharpnb.curvature")
@@ -42,7 +42,8 @@ class Eigenvalues:
         n: order of the operator.
         which: the end that was asked for.
         products: operator-vector products used.
-        ending: how it ended.
+        ending: how it ended, and what was reached: the tolerance (``CONVERGED``, ``BREAKDOWN``), what the products' own
+            error allows (``ROUNDING``, ``ASYMMETRIC``), or what there was time for.
         verified: whether a second random chain looked for missed copies and found none.
     """
 
@@ -57,11 +58,11 @@ class Eigenvalues:
 
     @property
     def converged(self) -> bool:
-        """Whether every residual met the tolerance."""
+        """Whether every residual met the tolerance that was asked."""
         return self.ending in (Ending.CONVERGED, Ending.BREAKDOWN)
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{value:.6g}" for value in self.values)
+        values = ", ".join(f"{v:.6g} ± {r:.1g}" for v, r in zip(self.values, self.residuals, strict=True))
         how = f"products={self.products}, {self.ending.name}, verified={self.verified}"
         return f"Eigenvalues({self.which}: {values}; {how})"
 
@@ -84,7 +85,8 @@ def top_eigenvalues(
         which: ``"LA"`` largest algebraic, ``"SA"`` smallest algebraic, ``"LM"`` largest magnitude, ``"BE"`` both ends
             (k // 2 from the low one).
         tol: bound on the residual norms, relative to the largest Ritz value in magnitude. Default 1e-4: see the head of
-            this file. A tol below twice the rounding error of the products, as the run measures it, is taken as that.
+            this file. Where the products' own error, as the run measures it, is above half of that, it goes on to twice
+            that error, and the ending says so.
         max_products: give up after so many.
         verify: start a second random chain after convergence, and go on if it finds something. At least 6 products:
             one chain alone cannot see that an eigenvalue is repeated.
@@ -124,6 +126,8 @@ def top_eigenvalues(
                 saved.save(search.state)
     except KeyboardInterrupt:
         ending = Ending.INTERRUPTED
+    if ending is Ending.MAX_STEPS and band.done:
+        ending = search.reached(np.zeros(0), np.inf, ending)
     return search.result(ending, vectors)
 
 
@@ -206,23 +210,31 @@ class _Search:
         resolved = max(self.tol * np.abs(values).max(), 2 * self.band.rounding)
         if self.band.exhausted:
             self.verified = True
-            return Ending.BREAKDOWN
+            return self.reached(residuals[wanted], np.inf, Ending.BREAKDOWN)
         if len(wanted) < self.k or (residuals[wanted] > resolved).any():
             if not 0 < self.probing <= VERIFY_STEPS[0]:
                 self.band.resume(s[:, wanted])
             return None
+        asked = self.tol * np.abs(values).max()
         if not self.verify:
-            return Ending.CONVERGED
+            return self.reached(residuals[wanted], asked, Ending.CONVERGED)
         least, most = VERIFY_STEPS
         same = bool(self.probing) and np.abs(values[wanted] - self.before).max() <= resolved
         if same and self.probing > least:
             self.verified = self.probing > most or not could_enter(values, residuals, wanted, self.which, self.k)
             if self.verified:
-                return Ending.CONVERGED
+                return self.reached(residuals[wanted], asked, Ending.CONVERGED)
         if not same:  # converged for the first time, or the new chain found something and has converged on it
             self.before, self.probing = values[wanted], 1
             self._inject()
         return None
+
+    def reached(self, residuals: np.ndarray, asked: float, ending: Ending) -> Ending:
+        """Return the ending, or what kept the residuals from the tolerance that was asked."""
+        size = float(np.abs(self.band.ritz()[0]).max(initial=0.0))
+        if is_asymmetric(self.band.rounding, size, stacklevel=5):
+            return Ending.ASYMMETRIC
+        return Ending.ROUNDING if (residuals > asked).any() else ending
 
     def _inject(self) -> None:
         """Start another random chain (again if the draw lies in the space, which only rounding can bring about)."""

@@ -16,8 +16,9 @@ An operator is anything with ``shape``, ``dtype``, ``device`` and ``@``: ours, a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,20 @@ ROUNDING = 10.0
 # An inner product of unit vectors of length n, in slices, is wrong by less than this many machine epsilons up to
 # n = 1e7, and as a random walk of n steps beyond (measured on a diagonal operator: 0.5 at n = 3e5, 1.3 at 2e6).
 INNER_PRODUCT = 4.0
+# Products whose error is above this share of the operator's size are those of no symmetric operator. Rounding was 1e-6
+# to 3e-5 of it in float32, 1e-2 in an MLP fitted until its largest eigenvalue had fallen from 2 to 0.003, and 2 to 6 %
+# in bfloat16 (four networks of 80 to 200 thousand weights).
+ASYMMETRIC = 0.05
 
 
 class Ending(Enum):
     """How an iteration ended; the value is the sentence to show."""
 
     CONVERGED = "converged to the tolerance that was asked"
+    ROUNDING = ("as exact as the products are, which is less than the tolerance that was asked: the residuals say how "
+                "exact")
+    ASYMMETRIC = ("the products are those of no symmetric operator: an eigenvalue is known to its residual and no "
+                  "better (randomness, a wrong second derivative, or rounding)")
     MAX_STEPS = "stopped at the number of steps allowed; what is returned is what they gave"
     BREAKDOWN = "the Krylov space is exhausted: what it holds is exact to rounding"
     NON_FINITE = "a product was NaN or infinite; what is returned is from the products before it"
@@ -61,7 +70,7 @@ class LanczosResult:
         beta: norms of the new directions, float64 ``(m,)``; the last one couples to the vector after the basis.
         basis: orthonormal rows ``(m, n)``, or ``None`` when it was not kept.
         n: order of the operator.
-        ending: how it ended.
+        ending: how it ended, and what was reached.
         products: operator-vector products used.
         rounding: what rounding adds to a residual: the error of a product as it shows in components that should be zero
             (a network's products cancel inside), and at least ``ROUNDING`` machine epsilons of the size of T.
@@ -161,7 +170,11 @@ def lanczos(
         krylov.restore(state)
     with Progress(progress, krylov.steps, "Lanczos", krylov.j) as bar:
         ending = advance([krylov], op, bar, lambda: saved.save(krylov.state))
-    return krylov.result(ending, keep_basis)
+    result = krylov.result(ending, keep_basis)
+    size = float(np.abs(result.values).max(initial=0.0))
+    if result.complete and is_asymmetric(result.rounding, size):
+        return replace(result, ending=Ending.ASYMMETRIC)
+    return result
 
 
 class Krylov:
@@ -325,6 +338,18 @@ def product_error(component: float, size: float, like: Tensor) -> float:
     visible = INNER_PRODUCT * max(1.0, n / 1e7) ** 0.5 * eps * size
     seen = component * n**0.5 if component > visible else 0.0
     return max(seen, ROUNDING * eps * size)
+
+
+def is_asymmetric(rounding: float, size: float, stacklevel: int = 3) -> bool:
+    """Return whether products with such an error are those of no symmetric operator, and warn if so."""
+    if not rounding > ASYMMETRIC * size:
+        return False
+    warnings.warn(f"The operator is not symmetric: u·Av and v·Au differ, a product is uncertain by {rounding:.2g}, and "
+                  f"the largest eigenvalue in magnitude is about {size:.2g}. Does the network or the loss draw random "
+                  "numbers, has a kernel a wrong second derivative (HessianOperator(..., method='finite_difference') "
+                  "needs none), or is the type too small for a network that fits its data (model.double())?",
+                  stacklevel=stacklevel)
+    return True
 
 
 def orthogonalize(w: Tensor, blocks: Sequence[Tensor]) -> np.ndarray:

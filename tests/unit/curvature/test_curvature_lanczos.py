@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sharpnb.curvature import Ending, HessianOperator, lanczos, top_eigenvalues
+from sharpnb.curvature import Ending, HessianOperator, lanczos, spectral_density, top_eigenvalues
 
 
 def operator(case):
@@ -138,7 +138,7 @@ def test_bounded_memory_restarts_and_gets_there(mlp_case):
     op = operator(mlp_case)
     rows = 24
     found = top_eigenvalues(op, 4, "SA", tol=1e-6, memory=rows * op.n * 8, max_products=2000)
-    assert found.converged and found.products > rows
+    assert found.converged and found.products > rows and (found.residuals <= 1e-6 * mlp_case.eigenvalues[-1]).all()
     np.testing.assert_allclose(found.values, mlp_case.eigenvalues[:4], rtol=1e-8)
     with pytest.raises(ValueError, match=r"memory = .* need at least 14"):
         top_eigenvalues(op, 4, memory=3 * op.n * 8)
@@ -234,3 +234,87 @@ def test_no_copy_stays_hidden_by_rounding():
         found = top_eigenvalues(torch.diag(diagonal), 5, seed=trial)
         np.testing.assert_allclose(found.values, np.sort(values)[::-1][:5], rtol=1e-4)
         assert found.verified and found.converged
+
+
+# ---- what was reached -----------------------------------------------------------------------------------------------
+
+
+class Doing:
+    """A matrix whose products something is done to."""
+
+    def __init__(self, matrix, done):
+        self.matrix, self.done = matrix, done
+        self.shape, self.dtype, self.device = matrix.shape, matrix.dtype, matrix.device
+
+    def __matmul__(self, v):
+        return self.done(self.matrix @ v)
+
+
+def asymmetric(n, share, low_rank):
+    g = torch.Generator().manual_seed(0)
+    q = torch.linalg.qr(torch.randn(n, n, generator=g, dtype=torch.float64)).Q
+    matrix = (q * torch.cat([torch.tensor([100.0, 60, 30]), torch.linspace(-1, 1, n - 3)]).double()) @ q.T
+    noise = torch.randn(n, n, generator=g, dtype=torch.float64)
+    noise = torch.outer(q[:, 0], q[:, 5]) if low_rank else noise / noise.norm() * n**0.5
+    return matrix + 100 * share * noise
+
+
+@pytest.mark.parametrize("n", [6, 300])
+@pytest.mark.parametrize("low_rank", [False, True])
+def test_an_asymmetric_operator_is_named(n, low_rank):
+    matrix = asymmetric(n, 0.4, low_rank)
+    for call in (lambda: top_eigenvalues(matrix, 2), lambda: top_eigenvalues(matrix, 1, verify=False), lambda: lanczos(matrix, 20), lambda: spectral_density(matrix, 10, 2)):
+        with pytest.warns(UserWarning, match=r"not symmetric: u·Av and v·Au differ"):
+            found = call()
+        assert found.ending is Ending.ASYMMETRIC and found.complete and "no symmetric operator" in found.ending.value
+    with pytest.warns(UserWarning, match="not symmetric"):
+        assert top_eigenvalues(matrix, 1, tol=1e-12, max_products=5).ending is Ending.ASYMMETRIC, "no time to converge"
+
+
+def test_noise_in_the_products_is_named_and_no_tolerance_raised_in_silence(spectrum_of):
+    values = np.r_[9, 5, 4, np.linspace(0, 1, 297)]
+    g = torch.Generator().manual_seed(0)
+    noisy = {size: Doing(spectrum_of(values)._matrix, lambda w, size=size: w + size * w.norm() * torch.randn(w.shape, generator=g, dtype=w.dtype) / w.numel() ** 0.5)
+             for size in (1e-9, 1e-4, 0.3)}
+    exact = top_eigenvalues(noisy[1e-9], 3, tol=1e-6)
+    assert exact.ending is Ending.CONVERGED and exact.converged and (exact.residuals <= 1e-6 * 9).all()
+    rough = top_eigenvalues(noisy[1e-4], 3, tol=1e-6)
+    assert rough.ending is Ending.ROUNDING and not rough.converged and rough.complete
+    assert (rough.residuals > 1e-6 * 9).any() and (np.abs(rough.values - [9, 5, 4]) <= rough.residuals).all()
+    assert top_eigenvalues(noisy[1e-4], 3, tol=1e-2).ending is Ending.CONVERGED, "less was asked than the products give"
+    with pytest.warns(UserWarning, match="draw random"):
+        random = top_eigenvalues(noisy[0.3], 1, max_products=60)
+    assert random.ending is Ending.ASYMMETRIC and not random.converged
+    assert " ± " in repr(rough) and "ROUNDING" in repr(rough)
+
+
+def test_a_network_with_a_wrong_kernel_is_named():
+    class Crooked(torch.autograd.Function):
+        """A linear layer whose second derivative in the weights is a multiple: the matrix has no symmetry."""
+
+        @staticmethod
+        def forward(ctx, x, w):
+            ctx.save_for_backward(x, w)
+            return x @ w.T
+
+        @staticmethod
+        def backward(ctx, g):
+            x, w = ctx.saved_tensors
+            return g @ (w + 3 * (w - w.detach())), g.T @ x
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.w = nn.Linear(5, 8), nn.Parameter(torch.randn(3, 8))
+
+        def forward(self, x):
+            return Crooked.apply(torch.tanh(self.a(x)), self.w)
+
+    x, y = torch.randn(30, 5, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
+    op = HessianOperator(Net(), nn.functional.cross_entropy, (x, y), check=False)
+    with pytest.warns(UserWarning, match="wrong second derivative"):
+        assert top_eigenvalues(op, 1).ending is Ending.ASYMMETRIC
+    with pytest.warns(UserWarning, match="away from a difference"):
+        found = top_eigenvalues(HessianOperator(Net(), nn.functional.cross_entropy, (x, y)), 1)
+    assert found.converged
