@@ -116,9 +116,9 @@ def test_layers_import_only_what_stands_below_them():
     tools = {"paths", "resume", "rules", "trees"}
     below = {
         **{file: set() for file in ("paths.py", "rules.py", "trees.py")},
-        "datafiles.py": {"paths"}, "sources.py": {"paths"}, "resume.py": {"paths"}, "optim": tools, "curvature": tools, "averaging": tools,
+        "datafiles.py": {"paths"}, "sources.py": {"paths"}, "kept.py": {"paths", "sources"}, "resume.py": {"paths"}, "optim": tools, "curvature": tools, "averaging": tools,
         "landscape": tools | {"averaging"},  # BatchNorm's statistics at a point are those of an average
-        "lab": tools - {"resume"} | {"datafiles", "sources", "optim", "averaging", "curvature", "landscape"},
+        "lab": tools - {"resume"} | {"datafiles", "sources", "kept", "optim", "averaging", "curvature", "landscape"},
         "runner": {"paths", "datafiles", "sources"},
     }
     for part, allowed in below.items():
