@@ -44,6 +44,15 @@ def list_notebooks() -> None:
     for notebook in find_all():
         table.add_row(*map(Text, (notebook.name, notebook.title, notebook.reproduces, state(notebook))))
     _console.print(table)
+    _name_passed_over()
+
+
+def _name_passed_over() -> None:
+    """Name what stands among the notebooks and is none that can be run."""
+    from sharpnb.runner.catalogue import passed_over
+
+    for name, reason in passed_over().items():
+        _console.print(Text(f"Passed over: {name}.ipynb. {reason}", "yellow"), soft_wrap=True)
 
 
 @app.command()
@@ -80,6 +89,8 @@ def run(
 
     given = dict(map(_pair, parameter or []))
     limit = None if budget is None else seconds(budget)
+    if not names:
+        _name_passed_over()
     if dry_run:
         if profile == "full":
             _console.print(_planned())
