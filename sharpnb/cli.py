@@ -17,7 +17,7 @@ try:
 except ModuleNotFoundError as error:  # the optimizers and the Hessian tool come without the command's libraries
     raise SystemExit(f"The sharpnb command needs {error.name}: pip install 'sharpnb[notebooks]'") from None
 
-from sharpnb import paths
+from sharpnb import __version__, paths
 from sharpnb.runner.errors import RunnerError
 
 app = typer.Typer(
@@ -32,6 +32,20 @@ _Names = Annotated[
     typer.Argument(metavar="NAMES", show_default=False,
                    help="Notebooks, as number (03), name (03_hessian_spectra) or path. All without."),
 ]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        _console.print(f"sharpnb {__version__}", highlight=False)
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option(
+        "--version", help="Say which version this is.", callback=_show_version, is_eager=True)] = False,
+) -> None:
+    """Take what stands before a command."""
 
 
 @app.command("list")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 import toy
@@ -44,6 +45,20 @@ def called(monkeypatch):
 
     monkeypatch.setattr(runner, "run", run)
     return seen
+
+
+@pytest.mark.parametrize("command", [["-m", "sharpnb"], ["-m", "sharpnb.cli"]])
+def test_the_package_is_the_command_and_knows_its_version(command):
+    done = subprocess.run([sys.executable, *command, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"sharpnb {metadata.version('sharpnb')}\n")
+
+
+def test_the_version_goes_before_any_command(sharpnb):
+    from sharpnb import __version__
+
+    assert sharpnb("--version", "list")[:2] == (0, f"sharpnb {__version__}\n")
+    status, _, err = sharpnb("--versoin")
+    assert status == 2 and "--version" in err
 
 
 def test_the_list_shows_every_notebook(sharpnb):
