@@ -56,8 +56,10 @@ test: .venv/ready
 coverage: .venv/ready
 	.venv/bin/python -m pytest --cov=sharpnb --cov=studies --cov-report=term:skip-covered tests notebooks
 
+# The whole checkout is served, for the notebooks show pictures of figures/ beside them; root has to say that it may.
+LAB_OPTIONS = --ServerApp.root_dir="$(CURDIR)" $(if $(filter 0,$(shell id -u)),--allow-root)
 lab: .venv/ready
-	.venv/bin/python -m jupyterlab notebooks/00_index.ipynb
+	.venv/bin/python -m jupyterlab $(LAB_OPTIONS) notebooks/00_index.ipynb
 
 # The notebooks as an HTML book that needs no network, in site/_build/html; its packages come on demand.
 .venv/site: PACKAGES = -c constraints.txt -e ".[site]"

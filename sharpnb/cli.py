@@ -19,7 +19,7 @@ try:
 except ModuleNotFoundError as error:  # the optimizers and the Hessian tool come without the command's libraries
     raise SystemExit(f"The sharpnb command needs {error.name}: pip install 'sharpnb[notebooks]'") from None
 
-from sharpnb import paths
+from sharpnb import __version__, paths
 from sharpnb.runner.errors import RunnerError
 
 app = typer.Typer(
@@ -36,6 +36,20 @@ _Names = Annotated[
 ]
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        _console.print(f"sharpnb {__version__}", highlight=False)
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option(
+        "--version", help="Say which version this is.", callback=_show_version, is_eager=True)] = False,
+) -> None:
+    """Take what stands before a command."""
+
+
 @app.command("list")
 def list_notebooks() -> None:
     """Show the notebooks: what each is about, what it re-makes, whether its quick run is up to date."""
@@ -46,6 +60,15 @@ def list_notebooks() -> None:
     for notebook in find_all():
         table.add_row(*map(Text, (notebook.name, notebook.title, notebook.reproduces, state(notebook))))
     _console.print(table)
+    _name_passed_over()
+
+
+def _name_passed_over() -> None:
+    """Name what stands among the notebooks and is none that can be run."""
+    from sharpnb.runner.catalogue import passed_over
+
+    for name, reason in passed_over().items():
+        _console.print(Text(f"Passed over: {name}.ipynb. {reason}", "yellow"), soft_wrap=True)
 
 
 @app.command()
@@ -82,6 +105,8 @@ def run(
 
     given = dict(map(_pair, parameter or []))
     limit = None if budget is None else seconds(budget)
+    if not names:
+        _name_passed_over()
     if dry_run:
         if profile == "full":
             _console.print(_planned())

@@ -7,7 +7,6 @@ records give equal text. ``site/report.py`` makes the pages of it, the notebook 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sharpnb import paths, sources
+from sharpnb import kept, paths, sources
 from sharpnb.lab.claims import SYMBOLS, in_words
 
 _HEAD = ("paper", "where", "claim", "paper's number", "measured ± std. error (n)", "rests on", "verdict", "notebook")
@@ -161,7 +160,7 @@ def _provenance(file: Path) -> dict[str, Any]:
 def _provenance_at(file: Path, changed: int) -> dict[str, Any]:
     """Return the provenance of a record; ``changed`` (its time of change) keeps the cache honest."""
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")).get("provenance", {}))
+        return dict(kept.read(file).get("provenance", {}))
     except (ValueError, AttributeError, TypeError) as error:
         raise _damaged(file, error) from None
 
@@ -184,7 +183,7 @@ def _sources_today(notebook: str, root: Path) -> str:
 def _read(file: Path) -> dict[str, Any]:
     """Return ``{"claims": …, "provenance": …}`` of one record."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = kept.read(file)
         return {"claims": content["values"]["claims"], "provenance": content.get("provenance", {})}
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(file, error) from None

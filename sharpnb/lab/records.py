@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -14,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from sharpnb import __version__, paths, sources
+from sharpnb import __version__, kept, paths, sources
 from sharpnb.lab import withdrawn
 
 
@@ -86,7 +85,7 @@ class Record:
             if difference:
                 raise RecordMismatch(f"{self.notebook}/{self.profile}/{self.name}.json: {difference}")
         elif not self.path.exists() or self._is_new():
-            paths.write_whole(self.path, json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=True) + "\n")
+            kept.write(self.path, asdict(self), indent=1)
         return self.path
 
     @classmethod
@@ -98,8 +97,8 @@ class Record:
             ValueError: if the file is damaged; the message says what to do.
         """
         try:
-            return cls(**json.loads(path.read_text()))
-        except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
+            return cls(**kept.read(path))
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}). Delete it and run its notebook again: `sharpnb run "
                              f"{path.parent.parent.name} --force`.") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import threading
@@ -23,7 +22,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sharpnb import paths, usercode
+from sharpnb import kept, paths, usercode
 from sharpnb.lab import settings
 from sharpnb.lab.grid import PER_CALL, Grid, cells_of
 from sharpnb.lab.shard import METRICS, Shard, plain, run
@@ -150,9 +149,8 @@ def _results(
     with _bar(sum(len(places) for places, _ in shards.values()), len(results), progress) as advance:
 
         def finished(key: str, rows: list[dict[str, Any]]) -> None:
-            text = json.dumps({"shard": vars(shards[key][1]), "rows": rows})
-            paths.write_whole(folder / f"{key}.json", text)
-            take(key, json.loads(text)["rows"])  # as a resumed sweep would read them
+            kept.write(folder / f"{key}.json", {"shard": vars(shards[key][1]), "rows": rows})
+            take(key, kept.read(folder / f"{key}.json")["rows"])  # as a resumed sweep would read them
             advance(len(rows))
 
         work, window = {key: shards[key][1] for key in missing}, jobs if client is None else len(missing)
@@ -167,7 +165,7 @@ def _results(
 
 def _stored(path: Path) -> list[dict[str, Any]] | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["rows"]
+        return kept.read(path)["rows"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None  # not there, or damaged by something else than us: trained again
 

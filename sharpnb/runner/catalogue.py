@@ -83,16 +83,35 @@ class Notebook:
 
 
 def find_all() -> list[Notebook]:
-    """Return the checkout's notebooks in order.
+    """Return the checkout's notebooks in order; what is :func:`passed_over` is left out.
 
     Raises:
-        RunnerError: if there are none, or a file is not a notebook.
+        RunnerError: if there are none.
     """
-    folder = paths.notebooks()
-    files = sorted(file for file in folder.glob("*.ipynb") if not file.name.startswith("."))
-    if not files:
-        raise RunnerError(f"There are no notebooks in {folder}. Call this in a checkout, or set SHARPNB_ROOT to one.")
-    return [load(file) for file in files]
+    known, others = _found()
+    if not known:
+        raise RunnerError("\n".join([
+            f"There are no notebooks in {paths.notebooks()}. Call this in a checkout, or set SHARPNB_ROOT to one.",
+            *others.values()]))
+    return known
+
+
+def passed_over() -> dict[str, str]:
+    """Return what lies among the notebooks and cannot be run, by name, with the reason: a scratch, a broken file."""
+    return _found()[1]
+
+
+def _found() -> tuple[list[Notebook], dict[str, str]]:
+    known, others = [], {}
+    for file in sorted(file for file in paths.notebooks().glob("*.ipynb") if not file.name.startswith(".")):
+        try:
+            notebook = load(file)
+            _ = notebook.parameters
+        except RunnerError as error:
+            others[file.stem] = str(error)
+        else:
+            known.append(notebook)
+    return known, others
 
 
 def load(path: Path) -> Notebook:
@@ -103,30 +122,33 @@ def load(path: Path) -> Notebook:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        content["cells"][:0]  # format 4 keeps its cells here
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = Notebook(path, content)
+        _ = found.code, found.title, found.reproduces, found.after_all  # format 4 has cells of these kinds
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunnerError(
             f"{path} cannot be read as a notebook ({type(error).__name__}: {error}). "
             f"Bring back the committed one: git checkout -- {path.name}"
         ) from None
-    return Notebook(path, content)
+    return found
 
 
 def select(names: list[str] | None) -> list[Notebook]:
     """Return the notebooks that ``names`` mean (all without names): a number, a name, or a path.
 
     Raises:
-        RunnerError: for a name that no notebook, or more than one, answers to.
+        RunnerError: for a name that no notebook, or more than one, answers to, or whose notebook cannot be run.
     """
-    known = find_all()
     if not names:
-        return known
-    chosen = {_match(name, known).name for name in names}
+        return find_all()
+    known, others = _found()
+    chosen = {_match(name, known, others).name for name in names}
     return [notebook for notebook in known if notebook.name in chosen]
 
 
-def _match(name: str, known: list[Notebook]) -> Notebook:
+def _match(name: str, known: list[Notebook], others: dict[str, str]) -> Notebook:
     stem = Path(name).name.removesuffix(".ipynb")
+    if stem in others:
+        raise RunnerError(others[stem])
     exact = [notebook for notebook in known if notebook.name == stem]
     number = stem.zfill(2) if stem.isdigit() else None
     found = exact or [notebook for notebook in known if notebook.name.split("_")[0] == number]
@@ -135,6 +157,9 @@ def _match(name: str, known: list[Notebook]) -> Notebook:
     stems = [notebook.name for notebook in found or known]
     if found:
         raise RunnerError(f"{name!r} means more than one notebook: {', '.join(stems)}. Give the whole name.")
+    meant = [reason for other, reason in others.items() if number and other.split("_")[0] == number]
+    if meant:
+        raise RunnerError("\n".join(meant))
     hint = nearest(stem, stems)
     raise RunnerError(f"There is no notebook {name!r}.{hint} These are there: {', '.join(stems)}.")
 

@@ -315,8 +315,8 @@ def _settle(item: Step, outcome: str, seconds: float, detail: str) -> Path | Non
         now = catalogue.load(item.notebook.path).content  # as somebody may have edited it while it ran
         paths.write_whole(item.notebook.path, stored.text(stored.with_outputs(now, executed)))
     done = {
-        "key": item.key, "wrote": keys.written(item.name, item.profile), "seconds": round(seconds, 1),
-        "finished": datetime.now().isoformat(" ", "seconds"),
+        "key": item.key, "copy": sources.digest(item.copy()), "wrote": keys.written(item.name, item.profile),
+        "seconds": round(seconds, 1), "finished": datetime.now().isoformat(" ", "seconds"),
     }
     if item.update:
         done["stored"] = stored.digest(catalogue.load(item.notebook.path).content)

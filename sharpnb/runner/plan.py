@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sharpnb import paths
+from sharpnb import paths, sources
 from sharpnb.runner import budget, keys, parameters, stored
 from sharpnb.runner.catalogue import Notebook, select
 from sharpnb.runner.errors import RunnerError, nearest
@@ -116,8 +116,11 @@ def _why(candidate: Step) -> list[str]:
     why = keys.differences(candidate.last["key"], candidate.key)
     if candidate.update and stored.digest(candidate.notebook.content) != candidate.last.get("stored"):
         why.append("its stored outputs are not those of the last run")
-    if not candidate.update and not candidate.copy().exists():
-        why.append(f"{candidate.copy().relative_to(paths.root()).as_posix()} is missing")
+    copy, name = candidate.copy(), candidate.copy().relative_to(paths.root()).as_posix()
+    if not candidate.update and not copy.exists():
+        why.append(f"{name} is missing")
+    elif not candidate.update and sources.digest(copy) != candidate.last.get("copy"):
+        why.append(f"{name} was changed since")
     return [*why, *keys.missing(candidate.last["wrote"])]
 
 

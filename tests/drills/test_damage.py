@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 
 import matplotlib.image as mpimg
 import numpy as np
@@ -44,8 +45,8 @@ def test_a_record(drill):
     claims = [{"id": "a", "paper": "P", "item": "Fig. 1", "statement": "s", "verdict": "reproduced", "profile": "quick"}]
     path = lab.start("n").record("claims", {"claims": claims})
     good, values = path.read_bytes(), Record.load(path).values
-    for luck in drill.tries("a record", HARM, 60):
-        hurt(path, good, luck)
+    for luck in drill.tries("a record", FLIPPED, 60):
+        hurt(path, good, luck, flips=True)
         for reader in (lambda: Record.load(path).values, lambda: {"claims": [vars(row) for row in scoreboard.rows()]}):
             try:
                 assert reader()["claims"][0].items() >= claims[0].items()  # only the last line break is gone
@@ -164,12 +165,17 @@ def test_a_shard(drill, project):
                          steps=4, batch_size=20, dtype="float64", device="cpu", progress=False, shard_size=1, folder=project / name)
 
     whole = table()
-    kept = {file: file.read_bytes() for file in (project / "kept").iterdir()}
-    for luck in drill.tries("a finished shard of a sweep", HARM, 8):
-        path = luck.choice(sorted(kept))
-        hurt(path, kept[path], luck)
+    good = {file: file.read_bytes() for file in (project / "kept").iterdir()}
+    for luck in drill.tries("a finished shard of a sweep", FLIPPED, 12):
+        path = luck.choice(sorted(good))
+        hurt(path, good[path], luck, flips=True)
         found = table()
         drill.stands()
         pd.testing.assert_frame_equal(found, whole, check_exact=True)
-        assert {file: file.read_bytes() for file in (project / "kept").iterdir()} == kept
+        path.write_bytes(good[path])  # a bit of a blank, or of the word "digest", does no harm and stays
+        assert {file: file.read_bytes() for file in (project / "kept").iterdir()} == good
         drill.whole()
+    wrong = json.loads(good[path])
+    wrong["rows"][0]["test_error"] += 1.0
+    path.write_text(json.dumps(wrong))
+    assert table().equals(whole)

@@ -117,10 +117,10 @@ def test_layers_import_only_what_stands_below_them():
     below = {
         **{file: set() for file in ("paths.py", "rules.py", "trees.py", "caches.py", "usercode.py", "fallbacks.py")},
         "counts.py": {"trees"}, "batches.py": {"trees", "counts"},
-        "datafiles.py": {"paths"}, "sources.py": {"paths"}, "resume.py": {"paths"}, "optim": tools, "curvature": tools, "averaging": tools,
+        "datafiles.py": {"paths"}, "sources.py": {"paths"}, "kept.py": {"paths", "sources"}, "resume.py": {"paths"}, "optim": tools, "curvature": tools, "averaging": tools,
         "checkpoints": set(),
         "landscape": tools | {"averaging"},  # BatchNorm's statistics at a point are those of an average
-        "lab": tools - {"resume"} | {"datafiles", "sources", "optim", "averaging", "curvature", "landscape", "checkpoints", "usercode"},
+        "lab": tools - {"resume"} | {"datafiles", "sources", "kept", "optim", "averaging", "curvature", "landscape", "checkpoints", "usercode"},
         "spectrum": {"paths", "datafiles", "trees", "usercode", "checkpoints", "curvature", "lab"},  # lab: for data sets by name
         "runner": {"paths", "datafiles", "sources"},
     }

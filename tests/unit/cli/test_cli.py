@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 import toy
@@ -46,10 +47,56 @@ def called(monkeypatch):
     return seen
 
 
+@pytest.mark.parametrize("command", [["-m", "sharpnb"], ["-m", "sharpnb.cli"]])
+def test_the_package_is_the_command_and_knows_its_version(command):
+    done = subprocess.run([sys.executable, *command, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"sharpnb {metadata.version('sharpnb')}\n")
+
+
+def test_the_version_goes_before_any_command(sharpnb):
+    from sharpnb import __version__
+
+    assert sharpnb("--version", "list")[:2] == (0, f"sharpnb {__version__}\n")
+    status, _, err = sharpnb("--versoin")
+    assert status == 2 and "--version" in err
+
+
 def test_the_list_shows_every_notebook(sharpnb):
     status, out, _ = sharpnb("list")
     assert status == 0
     assert "02_more" in out and "A toy" in out and "Fig. 2" in out and "not run yet" in out
+
+
+SCRATCH = {
+    "Untitled": (json.dumps(toy.notebook(toy.code("1 + 1", "a"))), "has 0 cells tagged 'parameters'"),
+    "03_broken": ("{", "cannot be read as a notebook"), "03_old": ('{"worksheets": []}', "cannot be read as a notebook"),
+    "04_cells": ('{"cells": [1]}', "cannot be read as a notebook"), "05_metadata": ('{"cells": [], "metadata": []}', "cannot be read"),
+    "06_parameters": (json.dumps(toy.notebook(toy.code("seed = f()", "a", ("parameters",)))), "plain literals"),
+}
+
+
+@pytest.mark.parametrize("name", SCRATCH)
+def test_a_scratch_or_broken_notebook_is_named_and_the_others_go_on(sharpnb, root, name):
+    text, reason = SCRATCH[name]
+    (root / "notebooks" / f"{name}.ipynb").write_text(text)
+    status, out, _ = sharpnb("list")
+    assert status == 0 and "02_more" in out and f"Passed over: {name}.ipynb" in out and reason in out
+    status, out, _ = sharpnb("run", "--dry-run")
+    assert status == 0 and f"Passed over: {name}.ipynb" in out and "run  01_toy" in out and f"run  {name}" not in out
+    status, out, _ = sharpnb("run", "--dry-run", "2")
+    assert (status, out) == (0, "run  02_more: not run yet on this machine\n"), "nothing is said of what was not asked for"
+    status, _, err = sharpnb("run", "--dry-run", name)
+    assert status == 2 and reason in err
+
+
+def test_a_number_that_only_a_broken_notebook_has_names_it(sharpnb, root):
+    (root / "notebooks" / "03_broken.ipynb").write_text("{")
+    status, _, err = sharpnb("run", "--dry-run", "3")
+    assert status == 2 and "03_broken.ipynb cannot be read as a notebook" in err
+    (root / "notebooks" / "01_toy.ipynb").write_text("{")
+    (root / "notebooks" / "02_more.ipynb").write_text("{")
+    status, _, err = sharpnb("list")
+    assert status == 2 and "There are no notebooks" in err and "02_more.ipynb cannot be read" in err
 
 
 def test_a_dry_run_says_what_and_why_and_does_nothing(sharpnb, root):

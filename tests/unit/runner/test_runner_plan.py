@@ -3,7 +3,7 @@ import json
 import pytest
 from toy import checkout, code, markdown, notebook, plain
 
-from sharpnb import datafiles, paths
+from sharpnb import datafiles, paths, sources
 from sharpnb.runner import keys, plan
 from sharpnb.runner.errors import RunnerError
 from sharpnb.runner.plan import sidecar, state
@@ -22,7 +22,8 @@ def root(tmp_path, monkeypatch):
 def finish(step) -> None:
     """Leave what a successful run leaves."""
     paths.write_whole(step.copy(), "{}")
-    done = {"key": step.key, "wrote": keys.written(step.name, step.profile), "finished": "now", "seconds": 1.0}
+    done = {"key": step.key, "wrote": keys.written(step.name, step.profile), "finished": "now", "seconds": 1.0,
+            "copy": sources.digest(step.copy())}
     paths.write_whole(sidecar(step.folder, step.name), json.dumps(done))
 
 
@@ -140,6 +141,8 @@ def test_what_a_run_wrote_must_still_be_there_unchanged(root):
     assert "figures/01_a/path.png is missing" in why()
     paths.runs("quick").joinpath("01_a.ipynb").unlink()
     assert "data/runs/quick/01_a.ipynb is missing" in why()
+    (root / "data/runs/quick/01_a.ipynb").write_text("{ ")
+    assert "data/runs/quick/01_a.ipynb was changed since" in why()
 
 
 @pytest.mark.parametrize("left", ['{"begun": "now"}', "{", "[]"])
@@ -178,7 +181,8 @@ def test_an_ambiguous_number_is_refused(root):
 def test_a_damaged_notebook_and_an_empty_checkout_are_named(root, monkeypatch):
     (root / "notebooks" / "01_a.ipynb").write_text('{"cells": [')
     with pytest.raises(RunnerError, match=r"01_a.ipynb cannot be read as a notebook \(JSONDecodeError"):
-        plan()
+        plan(["1"])
+    assert [step.name for step in plan()] == ["02_b", "00_index"]
     monkeypatch.setenv("SHARPNB_ROOT", str(root / "data"))
     with pytest.raises(RunnerError, match="no notebooks in"):
         plan()
