@@ -36,7 +36,7 @@ from sharpnb.lab import models, train
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.budget import counted
 from sharpnb.lab.data import Data, load_data
-from sharpnb.lab.many import _Group
+from sharpnb.many.train import _Group
 from sharpnb.optim import SAM
 
 PAGE = Path(__file__).with_name("RESULTS_gpu.md")

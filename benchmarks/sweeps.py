@@ -26,9 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sharpnb import paths
 from sharpnb.lab import load_data, models, sweep
-from sharpnb.lab.many import _Group
-from sharpnb.lab.settings import validated
 from sharpnb.lab.training import batches
+from sharpnb.many.settings import validated
+from sharpnb.many.train import _Group
 from sharpnb.optim import SAM
 
 PAGE = Path(__file__).with_name("RESULTS_sweeps.md")

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from sharpnb.curvature import HessianOperator, top_eigenvalues
 from sharpnb.lab.augment import Augment
-from sharpnb.lab.batched import batched_forward, evaluate_many
 from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data, with_label_noise
-from sharpnb.lab.many import train_many
 from sharpnb.lab.pieces import Kind, Work, described, even
+from sharpnb.many.net import batched_forward, evaluate_many
+from sharpnb.many.train import train_many
 
 LABELS = ("method", "trial")
 TOLD = (*LABELS, "noise")  # entries of a configuration that say what it is and are none of the training's

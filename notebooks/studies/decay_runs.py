@@ -16,10 +16,10 @@ from sharpnb.lab.augment import Augment
 from sharpnb.lab.budget import Cost
 from sharpnb.lab.claims import t95
 from sharpnb.lab.data import Data, load_data, with_label_noise
-from sharpnb.lab.many import train_many
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
 from sharpnb.lab.training import History, Schedule, _schedule, train
+from sharpnb.many.train import train_many
 from sharpnb.optim import SGDW, AdamW
 from sharpnb.optim.schedules import CosineRestarts, normalized_weight_decay
 

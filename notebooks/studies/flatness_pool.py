@@ -28,10 +28,10 @@ from sharpnb.averaging import graft
 from sharpnb.averaging.batchnorm import update_bn
 from sharpnb.lab import models
 from sharpnb.lab.data import Data, load_data, with_label_noise
-from sharpnb.lab.many import train_many
-from sharpnb.lab.rows import Rows
 from sharpnb.lab.training import evaluate
 from sharpnb.landscape import filter_normalized_direction, line, unit_direction
+from sharpnb.many.engine import Rows
+from sharpnb.many.train import train_many
 
 Cell = dict[str, Any]
 AXES = ("method", "width", "lr_factor", "batch_size", "weight_decay", "label_noise", "norm", "seed")

@@ -20,11 +20,11 @@ from sharpnb.lab.budget import Cost
 from sharpnb.lab.claims import t95
 from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.figures import COLOURS
-from sharpnb.lab.halving import halving
-from sharpnb.lab.many import train_many
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work, even
-from sharpnb.lab.rows import Rows
+from sharpnb.many.engine import Rows
+from sharpnb.many.retry_smaller import halving
+from sharpnb.many.train import train_many
 from studies.mixup import Mixup, bootstrapped
 
 NOISES = (0.2, 0.4, 0.6, 0.8)

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from sharpnb.averaging import Lookahead
 from sharpnb.lab import models
-from sharpnb.lab.batched import batched_forward
 from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data
-from sharpnb.lab.many import Many, train_many
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
 from sharpnb.lab.training import shift_and_flip, train
+from sharpnb.many.net import batched_forward
+from sharpnb.many.train import Many, train_many
 
 # -- the noisy quadratic model ----------------------------------------------------------------------------------------
 

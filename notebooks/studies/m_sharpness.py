@@ -21,10 +21,10 @@ from sharpnb.lab.budget import Cost
 from sharpnb.lab.claims import t95
 from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.figures import COLOURS
-from sharpnb.lab.many import train_many
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work, even
-from sharpnb.lab.rows import Rows, losses
+from sharpnb.many.engine import Rows, losses
+from sharpnb.many.train import train_many
 
 Row = dict[str, Any]
 

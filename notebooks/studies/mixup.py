@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sharpnb.lab.data import Data
-from sharpnb.lab.rows import Batch, Rows
+from sharpnb.many.engine import Batch, Rows
 
 
 class Mixup:

@@ -20,8 +20,8 @@ from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
-from sharpnb.lab.rows import Rows
 from sharpnb.lab.training import Augment, shift_and_flip
+from sharpnb.many.engine import Rows
 from sharpnb.rules import Gradient, State
 
 KINDS = ("2-norm", "max-norm", "random")

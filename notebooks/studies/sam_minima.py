@@ -22,8 +22,8 @@ from sharpnb.lab.claims import t95
 from sharpnb.lab.data import _TORCHVISION, Data, load_data
 from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.rows import Batch, Rows, Rule
 from sharpnb.landscape import Plane, surface
+from sharpnb.many.engine import Batch, Rows, Rule
 from studies import families
 from studies import sam_minima_published as published
 

@@ -19,12 +19,12 @@ from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data
 from sharpnb.lab.figures import COLOURS
-from sharpnb.lab.many import Many, train_many
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
-from sharpnb.lab.rows import Rows, losses
 from sharpnb.lab.training import batches, evaluate, train
 from sharpnb.landscape import Plane, Surface, surface
+from sharpnb.many.engine import Rows, losses
+from sharpnb.many.train import Many, train_many
 from studies.swa import sets, square
 
 SEEDS = 6

@@ -9,8 +9,6 @@ from sharpnb.lab.data import DataError as DataError
 from sharpnb.lab.data import load_data as load_data
 from sharpnb.lab.data import with_label_noise as with_label_noise
 from sharpnb.lab.grid import log2_grid as log2_grid
-from sharpnb.lab.many import Many as Many
-from sharpnb.lab.many import train_many as train_many
 from sharpnb.lab.notebook import Notebook as Notebook
 from sharpnb.lab.notebook import start as start
 from sharpnb.lab.records import Record as Record
@@ -19,3 +17,5 @@ from sharpnb.lab.sweep import sweep as sweep
 from sharpnb.lab.training import History as History
 from sharpnb.lab.training import evaluate as evaluate
 from sharpnb.lab.training import train as train
+from sharpnb.many.train import Many as Many
+from sharpnb.many.train import train_many as train_many

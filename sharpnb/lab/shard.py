@@ -17,7 +17,7 @@ from torch import nn
 import sharpnb
 from sharpnb.lab import models
 from sharpnb.lab.data import Data, load_data
-from sharpnb.lab.many import train_many
+from sharpnb.many.train import train_many
 
 METRICS = ("train_loss", "train_error", "test_loss", "test_error")
 
@@ -98,7 +98,7 @@ def _function(name: str, module: str) -> Callable[..., Any]:
 def _sources() -> str:
     package = Path(sharpnb.__file__).parent
     digest = hashlib.sha256()
-    for file in sorted([package / "rules.py", *(package / "lab").glob("*.py")]):
+    for file in sorted([package / "rules.py", *(package / "lab").glob("*.py"), *(package / "many").glob("*.py")]):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from sharpnb.lab.augment import Augment
 from sharpnb.lab.augment import shift_and_flip as shift_and_flip
-from sharpnb.lab.captured import Captured
 from sharpnb.lab.data import Data
+from sharpnb.many.cuda_graph import Captured
 
 Schedule = Callable[[float], float]
 
@@ -125,7 +125,7 @@ def train(
             passes from layer to layer (default: on a GPU). The weights stay as they are.
         look_every: steps between two looks at the losses (default: 1 on a CPU; 100 on a GPU, which would otherwise
             wait for the host at every step).
-        graphs: on a GPU, start each forward and backward pass as one CUDA graph (:class:`sharpnb.lab.captured.Captured`
+        graphs: on a GPU, start each forward and backward pass as one CUDA graph (:mod:`sharpnb.many.cuda_graph`
             says for which nets). A :mod:`sharpnb.optim` wrapper then needs ``model=``, for the hooks by which it would
             find norm layers are not called, and its ``in_place=True``.
 

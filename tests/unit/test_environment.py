@@ -71,7 +71,8 @@ def test_layers_import_only_what_stands_below_them():
         "datafiles.py": {"paths"}, "resume.py": {"paths"}, "optim": tools, "curvature": tools, "averaging": tools,
         "checkpoints": set(),
         "landscape": tools | {"averaging"},  # BatchNorm's statistics at a point are those of an average
-        "lab": tools - {"resume"} | {"datafiles", "optim", "averaging", "curvature", "landscape", "checkpoints"},
+        "many": tools | {"optim", "lab"},
+        "lab": tools - {"resume"} | {"datafiles", "optim", "averaging", "curvature", "landscape", "checkpoints", "many"},
         "runner": {"paths", "datafiles"},
     }
     for part, allowed in below.items():

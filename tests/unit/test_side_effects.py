@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from sharpnb import lab
 from sharpnb.curvature import HessianOperator
-from sharpnb.lab.rows import Rows
+from sharpnb.many.engine import Rows
 from sharpnb.landscape import Plane, surface
 
 class Info(ctypes.Structure):

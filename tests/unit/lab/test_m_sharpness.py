@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 from sharpnb import lab
 from sharpnb.curvature import sharpness
 from sharpnb.lab import models
-from sharpnb.lab.rows import Rows
+from sharpnb.many.engine import Rows
 from studies import m_sharpness as study
 
 GRID = [(a, b) for a in range(5) for b in range(6)]

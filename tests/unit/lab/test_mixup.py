@@ -3,7 +3,7 @@ import torch
 
 from sharpnb.lab import models
 from sharpnb.lab.data import load_data, with_label_noise
-from sharpnb.lab.rows import Rows
+from sharpnb.many.engine import Rows
 from studies.mixup import Mixup, bootstrapped
 
 

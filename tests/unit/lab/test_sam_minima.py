@@ -7,9 +7,9 @@ import torch
 
 from sharpnb import lab, paths
 from sharpnb.averaging import update_bn
-from sharpnb.lab.batched import batched_forward
 from sharpnb.lab.records import Record
-from sharpnb.lab.rows import Rows
+from sharpnb.many.engine import Rows
+from sharpnb.many.net import batched_forward
 from studies import families
 from studies import sam_minima as study
 from studies import sam_minima_full as full_study

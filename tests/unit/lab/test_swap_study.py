@@ -53,7 +53,7 @@ def test_the_batched_phases_are_swap(data, two_seeds):
 def test_phase_one_ends_at_the_first_epoch_that_is_good_enough(two_seeds):
     errors = [[90, 90], [40, 60], [50, 30], [10, 20], [10, 20], [10, 20]]
     rows = [{"train_error": float(e)} for pair in errors for e in pair]
-    large = lab.many.Many([], torch.empty(0), rows=rows, kept={s: torch.tensor([[s], [-s]]) for s in range(0, 13, 2)})
+    large = study.Many([], torch.empty(0), rows=rows, kept={s: torch.tensor([[s], [-s]]) for s in range(0, 13, 2)})
     assert study.reached(large, 0.5, SHORT) == [2, 3] and study.reached(large, 1.0, SHORT) == [6, 6]
     assert study.starts(large, [2, 3], SHORT).tolist() == [[4], [-6]]
 

@@ -9,9 +9,10 @@ from torch import nn
 
 from sharpnb import rules
 from sharpnb.averaging import update_bn
-from sharpnb.lab import load_data, many, models, train_many, with_label_noise
+from sharpnb.lab import load_data, models, train_many, with_label_noise
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.training import SCHEDULES, batches
+from sharpnb.many import train as many
 from sharpnb.optim import ASAM, ESAM, GSAM, SAM, SGDW, WSAM, AdamW, FisherSAM, LookSAM
 from sharpnb.optim.schedules import CosineRestarts
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from sharpnb.lab import models
-from sharpnb.lab.batched import batched_forward
-from sharpnb.lab.chain import Chain
+from sharpnb.many.mlp import Chain
+from sharpnb.many.net import batched_forward
 
 K, B = 3, 7
 

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from sharpnb import rules
-from sharpnb.lab import settings
 from sharpnb.lab.augment import Augment
-from sharpnb.lab.averages import Averages
-from sharpnb.lab.batched import BatchedNet, batched_forward, blocks, cross_entropy, evaluate_many
-from sharpnb.lab.captured import Captured, shared_memory
-from sharpnb.lab.clocks import Clocks
 from sharpnb.lab.data import Data
-from sharpnb.lab.feed import Feed
-from sharpnb.lab.halving import halving
-from sharpnb.lab.m_sharpness import in_shards
-from sharpnb.lab.settings import RULES as RULES
 from sharpnb.lab.training import Schedule, _progress, _schedule, pick_device
+from sharpnb.many import settings
+from sharpnb.many.averages import Averages
+from sharpnb.many.batches import Feed
+from sharpnb.many.cuda_graph import Captured, shared_memory
+from sharpnb.many.net import BatchedNet, batched_forward, blocks, cross_entropy, evaluate_many
+from sharpnb.many.retry_smaller import halving
+from sharpnb.many.schedules import Clocks
+from sharpnb.many.settings import RULES as RULES
+from sharpnb.many.shards import in_shards
 
 _IMAGES_AT_ONCE = 250  # of each member, in an evaluation: small blocks stay in the cache
 

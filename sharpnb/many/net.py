@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sharpnb.lab.chain import Chain
+from sharpnb.many.mlp import Chain
 
 Statistics = list[tuple[Tensor, Tensor]]
 

@@ -6,9 +6,9 @@ from torch import nn
 
 from sharpnb import rules
 from sharpnb.lab import models, train_many
-from sharpnb.lab.batched import blocks
 from sharpnb.lab.data import load_data
-from sharpnb.lab.rows import Rows, losses
+from sharpnb.many.engine import Rows, losses
+from sharpnb.many.net import blocks
 
 
 def small(seed: int) -> nn.Module:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from sharpnb.lab.augment import each_by_its_own
-from sharpnb.lab.batched import batched_forward, blocks
-from sharpnb.lab.batched import losses as losses  # notebooks find it here
-from sharpnb.lab.captured import Captured
 from sharpnb.lab.data import Data
 from sharpnb.lab.training import Augment, Schedule, _progress, _schedule, batches
+from sharpnb.many.cuda_graph import Captured
+from sharpnb.many.net import batched_forward, blocks
+from sharpnb.many.net import losses as losses  # notebooks find it here
 from sharpnb.rules import Gradient, State
 
 Batch = tuple[Tensor, Tensor]  # images (K, B, ...), labels (K, B) or class probabilities (K, B, C)

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from sharpnb.lab import load_data, models
-from sharpnb.lab.batched import batched_forward, evaluate_many
 from sharpnb.lab.training import evaluate
+from sharpnb.many.net import batched_forward, evaluate_many
 
 DATA = load_data("digits", train_size=200)
 
