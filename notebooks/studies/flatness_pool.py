@@ -30,7 +30,7 @@ from sharpnb.lab import models
 from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.training import evaluate
 from sharpnb.landscape import filter_normalized_direction, line, unit_direction
-from sharpnb.many.engine import Rows
+from sharpnb.many.engine import Nets
 from sharpnb.many.train import train_many
 
 Cell = dict[str, Any]
@@ -164,10 +164,10 @@ class _Sgd:
         return rules.sgd(w, grad(w), state, lr=self.lr, momentum=_SGD["momentum"], weight_decay=self.decay, eta=eta)
 
 
-def _rows(members: Sequence[Cell], s: Settings, copies: int, batch_size: int) -> Rows:
+def _rows(members: Sequence[Cell], s: Settings, copies: int, batch_size: int) -> Nets:
     seeds = [cell["seed"] + 1000 * j for cell in members for j in range(copies)]
     sets = [data for data in _sets(members, s) for _ in range(copies)]
-    return Rows(seeds, sets, net_of(members[0]), batch_size=batch_size)
+    return Nets(seeds, sets, net_of(members[0]), batch_size=batch_size)
 
 
 def _by_swap(members: Sequence[Cell], s: Settings) -> Tensor:

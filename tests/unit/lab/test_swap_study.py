@@ -88,7 +88,7 @@ def test_the_critical_path_in_closed_form(data):
 
 def test_cosines_know_the_way_downhill(data):
     start = flat(SHORT.model(0).double())
-    rows = study.Rows([0], data, SHORT.model, batch_size=20, augment=SHORT.augment())
+    rows = study.Nets([0], data, SHORT.model, batch_size=20, augment=SHORT.augment())
     downhill = -sum(rows.gradient(rows.draw())(start[None]) for _ in range(4))[0]
     for sign in (1, -1):
         found = study.cosines(data, start[None], start + sign * downhill, 0, SHORT)
