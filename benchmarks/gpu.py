@@ -36,7 +36,8 @@ from sharpnb.lab import models, train
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.budget import counted
 from sharpnb.lab.data import Data, load_data
-from sharpnb.lab.many import _Group
+from sharpnb.many.engine import Nets
+from sharpnb.many.train import MembersRule
 from sharpnb.optim import SAM
 
 PAGE = Path(__file__).with_name("RESULTS_gpu.md")
@@ -174,7 +175,7 @@ def sweep(search: bool = True) -> list[Row]:
     """Time runs of a small net: a plain loop over them, and many at once."""
     torch.backends.cudnn.benchmark = search
     data, rows = images(5000).to("cuda"), []
-    net, at = SMALL(seed=0).cuda(), iter(range(10**9))
+    net = SMALL(seed=0).cuda()
     optimizer = torch.optim.SGD(net.parameters(), **SGD)
 
     def plain() -> None:
@@ -190,11 +191,12 @@ def sweep(search: bool = True) -> list[Row]:
         configs = [{"rule": "sgd", "seed": k % 2, **SGD, "lr": 0.01 * (k + 1) / members, "augment": AUGMENT,
                     "schedule": lambda done: 1.0} for k in range(members)]
         torch.cuda.reset_peak_memory_stats()
-        group = _Group(list(range(members)), configs, [data] * members, lambda seed: SMALL(seed=seed), RUN, 128,
-                       torch.device("cuda"), torch.float32, bf16)
-        step = lambda group=group: group.step(next(at) % RUN)  # noqa: E731
-        first = 5 * seconds(step, 5)
-        taken = medians({"": step}, 10, 5)[""]
+        nets = Nets([k % 2 for k in range(members)], data, lambda seed: SMALL(seed=seed), batch_size=128,
+                    device="cuda", dtype=torch.float32, augment=AUGMENT, bf16=bf16)
+        rule = MembersRule(configs, nets, RUN)
+        five = lambda nets=nets, rule=rule: nets.fit(rule, 5, schedule=rule.schedules, progress=False)  # noqa: E731
+        first = seconds(five, 1)
+        taken = medians({"": five}, 2, 5)[""] / 5
         rows.append({"how": f"`train_many`, {'bfloat16' if bf16 else 'float32 (TF32)'}", "members": members,
                      "first_s": first, "ms": 1e3 * taken, "peak_gb": torch.cuda.max_memory_allocated() / 1e9})
         print(rows[-1], flush=True)

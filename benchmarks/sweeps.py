@@ -26,9 +26,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sharpnb import paths
 from sharpnb.lab import load_data, models, sweep
-from sharpnb.lab.many import _Group
-from sharpnb.lab.settings import validated
 from sharpnb.lab.training import batches
+from sharpnb.many.engine import Nets
+from sharpnb.many.settings import validated
+from sharpnb.many.train import MembersRule
 from sharpnb.optim import SAM
 
 PAGE = Path(__file__).with_name("RESULTS_sweeps.md")
@@ -100,14 +101,9 @@ def ours(build: Callable[[int], nn.Module], members: int, steps: int, rule: str)
     """The batched program of ``train_many``, without its evaluations."""
     config = {"rule": rule, "lr": LR, "momentum": MOMENTUM} | ({"rho": RHO} if rule == "sam" else {})
     configs = [validated(config | {"seed": k}, k) | {"augment": None, "schedule": "constant"} for k in range(members)]
-    members_of = list(range(members))
-    group = _Group(members_of, configs, [DATA] * members, build, steps, BATCH, torch.device("cpu"), torch.float32)
-
-    def run() -> None:
-        for step in range(steps):
-            group.step(step)
-
-    return run
+    nets = Nets(range(members), DATA, build, batch_size=BATCH, dtype=torch.float32)
+    members_rule = MembersRule(configs, nets, steps)
+    return lambda: nets.fit(members_rule, steps, schedule=members_rule.schedules, progress=False)
 
 
 def heatmap() -> object:

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from sharpnb.curvature import HessianOperator, top_eigenvalues
 from sharpnb.lab.augment import Augment
-from sharpnb.lab.batched import batched_forward, evaluate_many
 from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data, with_label_noise
-from sharpnb.lab.many import train_many
 from sharpnb.lab.pieces import Kind, Work, described, even
+from sharpnb.many.net import BatchedNet, evaluate_many
+from sharpnb.many.train import train_many
 
 LABELS = ("method", "trial")
 TOLD = (*LABELS, "noise")  # entries of a configuration that say what it is and are none of the training's
@@ -142,7 +142,8 @@ def net_at(s: Setting, w: Tensor, device: torch.device | str = "cpu") -> nn.Modu
 
 
 def _validation_errors(s: Setting, w: Tensor, own: Sequence[Split], device: torch.device) -> list[float]:
-    net, found = batched_forward(s.model(0).to(device, s.dtype)), [math.nan] * len(w)
+    net = BatchedNet(s.model(0).to(device, s.dtype), own[0].held_out[0].shape[1:])
+    found = [math.nan] * len(w)
     for split in {id(split): split for split in own}.values():
         rows = [k for k, mine in enumerate(own) if mine is split]
         x, y = (part.to(device) for part in split.held_out)

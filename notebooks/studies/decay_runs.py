@@ -16,10 +16,11 @@ from sharpnb.lab.augment import Augment
 from sharpnb.lab.budget import Cost
 from sharpnb.lab.claims import t95
 from sharpnb.lab.data import Data, load_data, with_label_noise
-from sharpnb.lab.many import train_many
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
-from sharpnb.lab.training import History, Schedule, _schedule, train
+from sharpnb.lab.training import History, train
+from sharpnb.many.schedules import Schedule, schedule_of
+from sharpnb.many.train import train_many
 from sharpnb.optim import SGDW, AdamW
 from sharpnb.optim.schedules import CosineRestarts, normalized_weight_decay
 
@@ -123,7 +124,7 @@ def optimizer_of(model: nn.Module, config: Config, steps: int) -> tuple[torch.op
     """
     options = {name: config[name] for name in _OPTIONS if name in config}
     optimizer = _CLASSES[config["rule"]](model.parameters(), **options)
-    eta, period = _schedule(config.get("schedule", "cosine")) if config.get("schedule") != "restarts" else None, None
+    eta, period = schedule_of(config.get("schedule", "cosine")) if config.get("schedule") != "restarts" else None, None
     if eta is None:
         restarts = CosineRestarts(torch.optim.SGD([torch.zeros(1)], lr=1.0), config["t_0"], config.get("t_mult", 2))
         eta, period = (lambda done: restarts.eta(round(done * steps))), lambda step: restarts.period(step)[1]

@@ -24,7 +24,7 @@ def _mixed(forward: Tensor, backward: Tensor) -> Tensor:
 
 
 def _uniform(x: Tensor, channels: int, low: float, high: float) -> Tensor:
-    """Draw one number an image and net, (N, K * channels, 1, 1); K > 1 in :mod:`sharpnb.lab.batched`."""
+    """Draw one number an image and net, (N, K * channels, 1, 1); K > 1 in :mod:`sharpnb.many.net`."""
     drawn = torch.empty(len(x), x.shape[1] // channels, device=x.device, dtype=x.dtype).uniform_(low, high)
     return drawn.repeat_interleave(channels, 1)[:, :, None, None]
 

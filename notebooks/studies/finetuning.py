@@ -19,9 +19,9 @@ import imagenet
 from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.data import Data, load_data
-from sharpnb.lab.many import train_many
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.records import Record
+from sharpnb.many.train import train_many
 from studies.finetuning_tables import best
 
 STARTS = ("scratch", "SGD", "SAM")

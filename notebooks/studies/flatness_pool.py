@@ -28,10 +28,10 @@ from sharpnb.averaging import graft
 from sharpnb.averaging.batchnorm import update_bn
 from sharpnb.lab import models
 from sharpnb.lab.data import Data, load_data, with_label_noise
-from sharpnb.lab.many import train_many
-from sharpnb.lab.rows import Rows
 from sharpnb.lab.training import evaluate
 from sharpnb.landscape import filter_normalized_direction, line, unit_direction
+from sharpnb.many.engine import Nets
+from sharpnb.many.train import train_many
 
 Cell = dict[str, Any]
 AXES = ("method", "width", "lr_factor", "batch_size", "weight_decay", "label_noise", "norm", "seed")
@@ -164,10 +164,10 @@ class _Sgd:
         return rules.sgd(w, grad(w), state, lr=self.lr, momentum=_SGD["momentum"], weight_decay=self.decay, eta=eta)
 
 
-def _rows(members: Sequence[Cell], s: Settings, copies: int, batch_size: int) -> Rows:
+def _rows(members: Sequence[Cell], s: Settings, copies: int, batch_size: int) -> Nets:
     seeds = [cell["seed"] + 1000 * j for cell in members for j in range(copies)]
     sets = [data for data in _sets(members, s) for _ in range(copies)]
-    return Rows(seeds, sets, net_of(members[0]), batch_size=batch_size)
+    return Nets(seeds, sets, net_of(members[0]), batch_size=batch_size)
 
 
 def _by_swap(members: Sequence[Cell], s: Settings) -> Tensor:

@@ -20,11 +20,11 @@ from sharpnb.lab.budget import Cost
 from sharpnb.lab.claims import t95
 from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.figures import COLOURS
-from sharpnb.lab.halving import halving
-from sharpnb.lab.many import train_many
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work, even
-from sharpnb.lab.rows import Rows
+from sharpnb.many.engine import Nets
+from sharpnb.many.retry_smaller import in_parts_that_fit
+from sharpnb.many.train import train_many
 from studies.mixup import Mixup, bootstrapped
 
 NOISES = (0.2, 0.4, 0.6, 0.8)
@@ -165,10 +165,10 @@ def with_mixup(
 
     def fit(part: Sequence[Entry], sets: Sequence[Data]) -> Tensor:
         seeds = [entry["seed"] for entry in part]
-        rows = Rows(seeds, sets, s.model, batch_size=s.batch_size, device=nb.device, dtype=s.dtype, augment=s.augment,
+        rows = Nets(seeds, sets, s.model, batch_size=s.batch_size, device=nb.device, dtype=s.dtype, augment=s.augment,
                     bf16=s.bf16)
 
-        def probe(_: int, rows: Rows) -> None:
+        def probe(_: int, rows: Nets) -> None:
             for entry, error in zip(part, rows.errors(rows.w, "test").tolist(), strict=True):
                 entry["best_epoch"] = min(entry.get("best_epoch", 100.0), error)
 
@@ -177,10 +177,11 @@ def with_mixup(
                         mix=Mixup([entry["value"] for entry in part], sets[0].classes, seeds))
 
     def make(part: Sequence[Entry], sets: Sequence[Data]) -> Tensor:
-        def chunked(size: int) -> Tensor:
-            return torch.cat([fit(part[k : k + size], sets[k : k + size]) for k in range(0, len(part), size)])
-
-        return halving(chunked, len(part), "nets on mixed batches")
+        parts: list[Tensor] = []  # in order: halves come in the place of the whole
+        for which, attempt in in_parts_that_fit([range(len(part))], "nets on mixed batches"):
+            with attempt:
+                parts.append(fit([part[k] for k in which], [sets[k] for k in which]))
+        return torch.cat(parts)
 
     return _in_pieces(s, nb, entries, make, labels, work, [{}] * len(entries))
 
@@ -234,8 +235,8 @@ def planned() -> tuple[int, int, list[Kind]]:
     return FULL.seeds, FULL.train_size, kinds(FULL)
 
 
-def _rows(s: Settings, nb: Notebook, entries: Sequence[Entry], part: int) -> Rows:
-    return Rows([entry["seed"] for entry in entries], [_parts(s, entry)[part] for entry in entries], s.model,
+def _rows(s: Settings, nb: Notebook, entries: Sequence[Entry], part: int) -> Nets:
+    return Nets([entry["seed"] for entry in entries], [_parts(s, entry)[part] for entry in entries], s.model,
                 batch_size=s.batch_size, device=nb.device, dtype=s.dtype)
 
 

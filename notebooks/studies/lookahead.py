@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from sharpnb.averaging import Lookahead
 from sharpnb.lab import models
-from sharpnb.lab.batched import batched_forward
 from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data
-from sharpnb.lab.many import Many, train_many
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
 from sharpnb.lab.training import shift_and_flip, train
+from sharpnb.many.net import BatchedNet
+from sharpnb.many.train import Many, train_many
 
 # -- the noisy quadratic model ----------------------------------------------------------------------------------------
 
@@ -123,7 +123,8 @@ def trained(data: Data, settings: Sequence[dict[str, Any]], seeds: int = SEEDS, 
 @torch.no_grad()
 def losses(weights: Tensor, part: tuple[Tensor, Tensor]) -> Tensor:
     """Mean cross-entropy of the small net at each row of weights, (K, n) -> (K,)."""
-    net, (x, y) = batched_forward(small_net(0)), part
+    x, y = part
+    net = BatchedNet(small_net(0), x.shape[1:])
     logits = net(weights, x[None].expand(len(weights), *x.shape))
     each = F.cross_entropy(logits.flatten(0, 1), y.repeat(len(weights)), reduction="none")
     return each.view(len(weights), -1).mean(1)

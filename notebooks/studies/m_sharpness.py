@@ -21,10 +21,10 @@ from sharpnb.lab.budget import Cost
 from sharpnb.lab.claims import t95
 from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.figures import COLOURS
-from sharpnb.lab.many import train_many
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work, even
-from sharpnb.lab.rows import Rows, losses
+from sharpnb.many.engine import Nets, losses
+from sharpnb.many.train import train_many
 
 Row = dict[str, Any]
 
@@ -128,7 +128,7 @@ def _trained(s: Settings, nb: Notebook, rows: Sequence[Row]) -> list[Row]:
     return [row | {"test_error": final["test_error"]} for row, final in zip(rows, many.final(), strict=True)]
 
 
-def m_sharpness(rows: Rows, w: Tensor, rho: float) -> Tensor:
+def m_sharpness(rows: Nets, w: Tensor, rho: float) -> Tensor:
     r"""Return the first-order m-sharpness of each row, m being the batch size of ``rows``, (K,).
 
     .. math:: S_m = \frac1G\sum_B\big[L_B(w+\hat\epsilon_B)-L_B(w)\big],\qquad \hat\epsilon_B=\rho\,g_B/\|g_B\|
@@ -160,7 +160,7 @@ def _of_one_width(s: Settings, nb: Notebook, width: int, batch_size: int) -> dic
     many = train_many(configs, sets, model, steps=s.steps, batch_size=batch_size, augment=s.augment, dtype=s.dtype,
                       bf16=s.bf16, device=str(nb.device), chunk=s.chunk)
     seeds, w = [seed for _, _, seed in rest], many.weights.to(nb.device)
-    sharp = {m: m_sharpness(Rows(seeds, sets, model, batch_size=m, device=nb.device, dtype=s.dtype), w, s.rho)
+    sharp = {m: m_sharpness(Nets(seeds, sets, model, batch_size=m, device=nb.device, dtype=s.dtype), w, s.rho)
              for m in s.measured}
     return {"rows": [{
         "width": width, "batch_size": batch_size, "lr": lr, "weight_decay": decay, "seed": seed,

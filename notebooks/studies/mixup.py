@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sharpnb.lab.data import Data
-from sharpnb.lab.rows import Batch, Rows
+from sharpnb.many.engine import Batch, Nets
 
 
 class Mixup:
@@ -54,14 +54,14 @@ def _between(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
     return share * a + (1 - share) * b
 
 
-def bootstrapped(rows: Rows, w: Tensor) -> list[Data]:
+def bootstrapped(rows: Nets, w: Tensor) -> list[Data]:
     """Return each row's data with the training labels replaced by what the weights ``w``, (K, n), predict for them.
 
     The SAM paper's bootstrap (section 3.3) trains, predicts the labels of the training images, and trains again from
     scratch on the predictions; this is the step between.
     """
-    out: list[Data] = [rows.sets[0]] * len(w)
+    out: list[Data] = list(rows.sets)
     for found, logits, _ in rows.logits(w, "train"):
         for k, labels in zip(found.tolist(), logits.argmax(2), strict=True):
-            out[k] = replace(rows.sets[int(rows.owner[k])], train_y=labels)
+            out[k] = replace(out[k], train_y=labels.to(out[k].train_y))
     return out

@@ -20,8 +20,8 @@ from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
-from sharpnb.lab.rows import Rows
 from sharpnb.lab.training import Augment, shift_and_flip
+from sharpnb.many.engine import Nets
 from sharpnb.rules import Gradient, State
 
 KINDS = ("2-norm", "max-norm", "random")
@@ -105,12 +105,12 @@ def members(s: Settings, groups: int) -> list[dict[str, Any]]:
     return [{"group": group, "seed": seed} for group in range(groups) for seed in range(s.seeds)]
 
 
-def rows_of(s: Settings, nb: Notebook, noises: Sequence[float]) -> Rows:
+def rows_of(s: Settings, nb: Notebook, noises: Sequence[float]) -> Nets:
     """Return one group of rows, a row a seed, for each share of wrong labels; digits are split by the seed."""
     sets = [_split(s.data, s.train_size, seed if s.data == "digits" else 0, s.dtype, noise)
             for noise in noises for seed in range(s.seeds)]
     nb.uses(sets[0])
-    return Rows(list(range(s.seeds)) * len(noises), sets, s.model, batch_size=s.batch_size, device=nb.device,
+    return Nets(list(range(s.seeds)) * len(noises), sets, s.model, batch_size=s.batch_size, device=nb.device,
                 dtype=s.dtype, augment=s.augment)
 
 
@@ -158,7 +158,7 @@ def orders(s: Settings, nb: Notebook, work: Work | None = None) -> list[dict[str
     def one(name: str) -> dict[str, Any]:
         out: list[dict[str, Any]] = []
 
-        def probe(step: int, rows: Rows) -> None:
+        def probe(step: int, rows: Nets) -> None:
             grad = rows.gradient(next(rows.in_order()))
             g, eps = grad(rows.w), perturbation(rows.w, grad, s.rho)
             first = grad(rows.w + eps)
@@ -212,7 +212,7 @@ def inner(s: Settings, nb: Notebook, work: Work | None = None) -> list[dict[str,
     def one(count: int) -> dict[str, Any]:
         out: list[dict[str, Any]] = []
 
-        def probe(step: int, rows: Rows) -> None:
+        def probe(step: int, rows: Nets) -> None:
             rises = []
             for batch in rows.in_order():
                 eps = perturbation(rows.w, rows.gradient(batch), s.rho, count)

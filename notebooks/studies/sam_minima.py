@@ -22,8 +22,8 @@ from sharpnb.lab.claims import t95
 from sharpnb.lab.data import _TORCHVISION, Data, load_data
 from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.rows import Batch, Rows, Rule
 from sharpnb.landscape import Plane, surface
+from sharpnb.many.engine import Batch, Nets, Rule
 from studies import families
 from studies import sam_minima_published as published
 
@@ -145,7 +145,7 @@ def split(live: Live, seed: int, name: str = "") -> Data:
     return pooled(data, name, seed=seed) if name not in ("", NONE) else data
 
 
-def shaken_rule(rows: Rows, rho: float | Tensor, **hyper: Any) -> Rule:
+def shaken_rule(rows: Nets, rho: float | Tensor, **hyper: Any) -> Rule:
     """SGD (ρ = 0) or SAM on SGD (a radius, or one a row).
 
     In the ascent pass the shakes use their forward numbers backward too, as in the authors' code.
@@ -171,7 +171,7 @@ def trained(live: Live, name: str, method: str) -> tuple[list[Entry], Tensor]:
     """Train the seeds (and SAM's radii) of a cell side by side; one entry each, and the weights, (K, n)."""
     radii, times = (live.radii, 1) if method == "SAM" else ((0.0,), 2 if method == "SGD, 2E" else 1)
     members = [(rho, seed) for rho in radii for seed in range(live.seeds)]
-    rows = Rows([seed for _, seed in members], [split(live, seed, name) for _, seed in members], live.build,
+    rows = Nets([seed for _, seed in members], [split(live, seed, name) for _, seed in members], live.build,
                 batch_size=live.batch_size, dtype=live.dtype)
     column = torch.tensor([[rho] for rho, _ in members], dtype=live.dtype)
     rule = shaken_rule(rows, column if method == "SAM" else 0.0, lr=LR, momentum=0.9, weight_decay=5e-4)

@@ -17,11 +17,11 @@ from sharpnb.lab import models
 from sharpnb.lab.augment import Augment
 from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data, with_label_noise
-from sharpnb.lab.many import Many, train_many
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
 from sharpnb.lab.training import evaluate, shift_and_flip, train
 from sharpnb.landscape import Plane, Surface, line, surface, unit_direction
+from sharpnb.many.train import Many, train_many
 
 SEEDS, BATCH, LR, START = 6, 25, 0.1, 0.75
 FACTORS = (0.05, 0.5, 1.0)  # of the averaging phase's learning rate

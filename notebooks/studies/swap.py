@@ -19,12 +19,12 @@ from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data
 from sharpnb.lab.figures import COLOURS
-from sharpnb.lab.many import Many, train_many
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Kind, Work
-from sharpnb.lab.rows import Rows, losses
 from sharpnb.lab.training import batches, evaluate, train
 from sharpnb.landscape import Plane, Surface, surface
+from sharpnb.many.engine import Nets, losses
+from sharpnb.many.train import Many, train_many
 from studies.swa import sets, square
 
 SEEDS = 6
@@ -202,7 +202,7 @@ def measured(data: Data, w: Tensor, s: Settings = QUICK) -> dict[str, np.ndarray
     BatchNorm's statistics are those of the training images at these very weights, as :func:`sharpnb.averaging.swap`
     leaves them.
     """
-    rows, found = Rows([0] * len(w), data, s.model), {}
+    rows, found = Nets([0] * len(w), data, s.model), {}
     for part in ("train", "test"):
         ((_, logits, y),) = rows.logits(w, part, chunk=CHUNK)
         found[f"{part}_loss"] = losses(logits, y.expand(len(w), -1)).numpy()
@@ -228,7 +228,7 @@ def cosines(data: Data, path: Tensor, target: Tensor, seed: int = 0, s: Settings
     ``"batch"`` is the mean cosine of the gradients of an epoch of small batches, augmented as in training; ``"mean"``
     the cosine of those gradients' mean. All points see the same batches.
     """
-    rows = Rows([seed] * len(path), data, s.model, batch_size=s.small, augment=s.augment())
+    rows = Nets([seed] * len(path), data, s.model, batch_size=s.small, augment=s.augment())
     towards, each, total = target - path, [], torch.zeros_like(path)
     for _ in range(updates(data, s.small)):
         descent = -rows.gradient(rows.draw())(path)

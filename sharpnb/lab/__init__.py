@@ -25,18 +25,19 @@ from sharpnb.lab.training import train as train
 if TYPE_CHECKING:  # the runner reads here, too, where a name comes from
     from sharpnb.lab import models as models
     from sharpnb.lab.grid import log2_grid as log2_grid
-    from sharpnb.lab.many import Many as Many
-    from sharpnb.lab.many import train_many as train_many
     from sharpnb.lab.sweeps import sweep as sweep
+    from sharpnb.many.train import Many as Many
+    from sharpnb.many.train import train_many as train_many
 
-_LATER = {"Many": "many", "log2_grid": "grid", "models": "models", "sweep": "sweeps", "train_many": "many"}
+_LATER = {"Many": "sharpnb.many.train", "log2_grid": "sharpnb.lab.grid", "models": "sharpnb.lab.models",
+          "sweep": "sharpnb.lab.sweeps", "train_many": "sharpnb.many.train"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module 'sharpnb.lab' has no attribute {name!r}")
-    module = import_module(f"sharpnb.lab.{_LATER[name]}")
-    return module if name == _LATER[name] else getattr(module, name)
+    module = import_module(_LATER[name])
+    return module if name == "models" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sharpnb import datafiles, paths
+from sharpnb.many.batches import wrong_labels
 
 # name -> (torchvision class, channel mean, channel std). The statistics are those of the training sets:
 # CIFAR and SVHN as in the code of the SAM paper; Fashion-MNIST measured on the training images.
@@ -118,15 +119,7 @@ def with_label_noise(data: Data, rate: float, seed: int = 0) -> Data:
     Raises:
         ValueError: if the rate is outside [0, 1].
     """
-    if not 0 <= rate <= 1:
-        raise ValueError(f"rate = {rate}: the share of wrong labels lies in [0, 1].")
-    generator = torch.Generator().manual_seed(seed)
-    n = len(data.train_y)
-    chosen = torch.randperm(n, generator=generator)[: round(rate * n)]
-    shift = torch.randint(1, data.classes, (len(chosen),), generator=generator)
-    labels = data.train_y.clone()
-    labels[chosen] = (labels[chosen] + shift.to(labels.device)) % data.classes
-    return replace(data, train_y=labels)
+    return replace(data, train_y=wrong_labels(data.train_y, rate, data.classes, seed))
 
 
 def status(name: str, root: str | Path | None = None) -> str:

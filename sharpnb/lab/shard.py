@@ -17,7 +17,7 @@ import sharpnb
 from sharpnb import usercode
 from sharpnb.lab import models
 from sharpnb.lab.data import Data, load_data
-from sharpnb.lab.many import train_many
+from sharpnb.many.train import train_many
 
 METRICS = ("train_loss", "train_error", "test_loss", "test_error")
 
@@ -100,7 +100,7 @@ def _builder(name: str) -> Callable[..., Any]:
 def _sources() -> str:
     package = Path(sharpnb.__file__).parent
     digest = hashlib.sha256()
-    for file in sorted([package / "rules.py", *(package / "lab").glob("*.py")]):
+    for file in sorted([package / "rules.py", *(package / "lab").glob("*.py"), *(package / "many").glob("*.py")]):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 

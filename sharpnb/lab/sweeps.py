@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sharpnb import kept, paths, usercode
-from sharpnb.lab import settings
 from sharpnb.lab.grid import PER_CALL, Grid, cells_of
 from sharpnb.lab.shard import METRICS, Shard, plain, run
+from sharpnb.many import settings
 
 if TYPE_CHECKING:
     import pandas as pd

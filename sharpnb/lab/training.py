@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,19 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sharpnb.lab.augment import Augment
-from sharpnb.lab.augment import shift_and_flip as shift_and_flip
-from sharpnb.lab.captured import Captured
+from sharpnb.devices import pick_device as pick_device
 from sharpnb.lab.data import Data
-
-Schedule = Callable[[float], float]
-
-# A schedule maps the share of training that is done, in [0, 1), to the multiplier eta_t.
-SCHEDULES: dict[str, Schedule] = {
-    "constant": lambda done: 1.0,
-    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
-    "step": lambda done: 0.1 ** ((done >= 0.5) + (done >= 0.75)),
-}
+from sharpnb.many.augment import Augment as Augment
+from sharpnb.many.augment import shift_and_flip as shift_and_flip
+from sharpnb.many.cuda_graph import Captured
+from sharpnb.many.schedules import SCHEDULES as SCHEDULES
+from sharpnb.many.schedules import Schedule, schedule_of
+from sharpnb.progress import training_bar
 
 
 @dataclass
@@ -41,26 +35,6 @@ class History:
     rows: list[dict[str, float]] = field(default_factory=list)
     weights: dict[int, Tensor] = field(default_factory=dict)
     diverged: int | None = None
-
-
-def pick_device(device: str = "auto") -> torch.device:
-    """Return the device that ``device`` names; ``"auto"`` is the GPU where there is one, else the CPU.
-
-    Raises:
-        ValueError: if the device is unknown or not there.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device = {device!r} is not a device. Use 'auto', 'cpu', 'cuda' or 'cuda:1'.") from error
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device = {device!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices. "
-            "Use device='auto' (the GPU where there is one, else the CPU) or 'cpu'; `sharpnb doctor` says more."
-        )
-    return chosen
 
 
 @torch.no_grad()
@@ -125,7 +99,7 @@ def train(
             passes from layer to layer (default: on a GPU). The weights stay as they are.
         look_every: steps between two looks at the losses (default: 1 on a CPU; 100 on a GPU, which would otherwise
             wait for the host at every step).
-        graphs: on a GPU, start each forward and backward pass as one CUDA graph (:class:`sharpnb.lab.captured.Captured`
+        graphs: on a GPU, start each forward and backward pass as one CUDA graph (:mod:`sharpnb.many.cuda_graph`
             says for which nets). A :mod:`sharpnb.optim` wrapper then needs ``model=``, for the hooks by which it would
             find norm layers are not called, and its ``in_place=True``.
 
@@ -141,8 +115,8 @@ def train(
         raise ValueError(f"steps = {steps}: train for at least one step.")
     if graphs and (getattr(optimizer, "model", model) is not model or not getattr(optimizer, "in_place", True)):
         raise ValueError(f"graphs=True: {type(optimizer).__name__} needs model=model and in_place=True for that.")
-    eta = _schedule(schedule)
-    where = device if isinstance(device, torch.device) else pick_device(device)
+    eta = schedule_of(schedule)
+    where = pick_device(device)
     model.to(where)
     data = data.to(where, next(model.parameters()).dtype)
     generator = torch.Generator().manual_seed(seed)
@@ -155,7 +129,7 @@ def train(
     gradient = Captured(_gradient_of(model, label_smoothing, bf16)) if graphs else None
     model.train()
     try:
-        for step in _progress(steps, progress):
+        for step in training_bar(steps, progress):
             if step in keep:
                 history.weights[step] = _flat(model)
             for group, lr in zip(optimizer.param_groups, base_lrs, strict=True):
@@ -188,14 +162,6 @@ def _first_not_finite(losses: list[Any]) -> int | None:
     if isinstance(losses[0], Tensor):
         losses = torch.stack(losses).tolist()
     return next((k for k, loss in enumerate(losses) if not math.isfinite(loss)), None)
-
-
-def _schedule(schedule: str | Schedule) -> Schedule:
-    if callable(schedule):
-        return schedule
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule = {schedule!r}: choose {', '.join(SCHEDULES)} or a function of the share done.")
-    return SCHEDULES[schedule]
 
 
 def _closure(
@@ -249,15 +215,3 @@ def _row(model: nn.Module, data: Data, step: int, per_epoch: int) -> dict[str, f
         "step": step, "epoch": step / per_epoch, "train_loss": train_loss, "train_error": train_error,
         "test_loss": test_loss, "test_error": test_error,
     }
-
-
-def _progress(steps: int, wanted: bool | None) -> Any:
-    if wanted is False:
-        return range(steps)
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        return range(steps)
-    # Batch runs set TQDM_DISABLE=1, which tqdm itself heeds in a terminal but not in a notebook.
-    hidden = os.environ.get("TQDM_DISABLE") == "1" if wanted is None else not wanted
-    return tqdm(range(steps), desc="training", leave=False, disable=hidden)

@@ -95,7 +95,7 @@ class Refuse:
         if name.split(".")[0] in {"pandas", "matplotlib", "scipy", "sklearn", "torchvision", "tqdm", "papermill", "typer", "rich", "safetensors"}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Refuse())
-import sharpnb, sharpnb.rules, sharpnb.optim, sharpnb.curvature, sharpnb.checkpoints, sharpnb.spectrum
+import sharpnb, sharpnb.rules, sharpnb.optim, sharpnb.curvature, sharpnb.checkpoints, sharpnb.spectrum, sharpnb.landscape, sharpnb.many.train
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -115,12 +115,13 @@ def test_the_runner_plans_without_torch():
 def test_layers_import_only_what_stands_below_them():
     tools = {"paths", "resume", "rules", "trees", "caches", "counts", "batches", "fallbacks"}
     below = {
-        **{file: set() for file in ("paths.py", "rules.py", "trees.py", "caches.py", "usercode.py", "fallbacks.py")},
+        **{file: set() for file in ("paths.py", "rules.py", "trees.py", "caches.py", "usercode.py", "fallbacks.py", "devices.py", "progress.py")},
         "counts.py": {"trees"}, "batches.py": {"trees", "counts"},
         "datafiles.py": {"paths"}, "sources.py": {"paths"}, "kept.py": {"paths", "sources"}, "resume.py": {"paths"}, "optim": tools, "curvature": tools, "averaging": tools,
         "checkpoints": set(),
         "landscape": tools | {"averaging"},  # BatchNorm's statistics at a point are those of an average
-        "lab": tools - {"resume"} | {"datafiles", "sources", "kept", "optim", "averaging", "curvature", "landscape", "checkpoints", "usercode"},
+        "many": tools - {"caches", "counts", "resume"} | {"optim", "devices", "progress"},
+        "lab": tools - {"resume"} | {"datafiles", "sources", "kept", "optim", "averaging", "curvature", "landscape", "checkpoints", "usercode", "many", "devices", "progress"},
         "spectrum": {"paths", "datafiles", "trees", "usercode", "checkpoints", "curvature", "lab"},  # lab: for data sets by name
         "runner": {"paths", "datafiles", "sources"},
     }

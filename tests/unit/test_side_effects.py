@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from sharpnb import lab
 from sharpnb.curvature import HessianOperator
-from sharpnb.lab.rows import Rows
+from sharpnb.many.engine import Nets
 from sharpnb.landscape import Plane, surface
 
 class Info(ctypes.Structure):
@@ -46,7 +46,7 @@ def main(folder):
         "operator": lambda: HessianOperator(net, nn.functional.cross_entropy, data.train),
         "surface": lambda: surface(net, Plane.random(net), data.train, size=3),
         "train_many": lambda: lab.train_many([{"rule": "sgd", "lr": 0.1}], data, lambda seed: net, steps=1),
-        "rows": lambda: Rows([0], data, lambda seed: net),
+        "rows": lambda: Nets([0], data, lambda seed: net),
         "sweep": lambda: lab.sweep({"rule": "sgd", "lr": [0.1, 0.2]}, {"name": "digits", "train_size": 40},
                                    {"name": "mlp", "sizes": (64, 4, 10)}, steps=1, shard_size=1, jobs=2, folder=folder),
     }

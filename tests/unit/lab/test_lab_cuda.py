@@ -37,8 +37,8 @@ from sharpnb.curvature import (
 )
 from sharpnb.lab import load_data, models, train, train_many
 from sharpnb.lab.augment import shift_and_flip
-from sharpnb.lab.captured import Captured, _Replay
 from sharpnb.landscape import Plane, surface
+from sharpnb.many.cuda_graph import Captured, _Replay
 from sharpnb.optim import SAM, WSAM, AdamW
 
 DEVICE = os.environ.get("SHARPNB_TEST_DEVICE", "cuda")

@@ -52,14 +52,14 @@ def test_mixed_batches_that_do_not_fit_into_memory_are_trained_in_halves(monkeyp
     s, nb = study.TOY, lab.start("05_label_noise", profile="toy", device="cpu")
     grid = lambda: study.grid(s, "Mixup", (1.0,), (0.2, 0.4))
     whole = grid()
-    expected, fit = study.with_mixup(s, nb, whole), study.Rows.fit
+    expected, fit = study.with_mixup(s, nb, whole), study.Nets.fit
 
     def limited(rows, *arguments, **options):
         if len(rows.w) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return fit(rows, *arguments, **options)
 
-    monkeypatch.setattr(study.Rows, "fit", limited)
+    monkeypatch.setattr(study.Nets, "fit", limited)
     entries = grid()
     with pytest.warns(UserWarning, match="4 nets on mixed batches at once do not fit .* going on with 2"):
         w = study.with_mixup(s, nb, entries)

@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 from sharpnb import lab
 from sharpnb.curvature import sharpness
 from sharpnb.lab import models
-from sharpnb.lab.rows import Rows
+from sharpnb.many.engine import Nets
 from studies import m_sharpness as study
 
 GRID = [(a, b) for a in range(5) for b in range(6)]
@@ -35,7 +35,7 @@ def test_information_of_a_table_written_out():
 @pytest.mark.parametrize("m", [8, 32])
 def test_batched_measure_is_that_of_each_net(m):
     data = lab.load_data("digits", train_size=32, dtype=torch.float64)
-    rows = Rows([0, 1], data, lambda seed: models.mlp((64, 6, 10), seed=seed), batch_size=m)
+    rows = Nets([0, 1], data, lambda seed: models.mlp((64, 6, 10), seed=seed), batch_size=m)
     found = study.m_sharpness(rows, rows.w, 0.1)
     for k in range(2):
         alone = sharpness(models.mlp((64, 6, 10), seed=k).double(), cross_entropy, data.train, 0.1, m=m).value

@@ -3,7 +3,7 @@ import torch
 
 from sharpnb.lab import models
 from sharpnb.lab.data import load_data, with_label_noise
-from sharpnb.lab.rows import Rows
+from sharpnb.many.engine import Nets
 from studies.mixup import Mixup, bootstrapped
 
 
@@ -39,7 +39,7 @@ def test_mixup_is_repeatable_and_refuses_a_bad_alpha():
 
 def test_bootstrap_puts_predictions_in_the_place_of_labels():
     data = with_label_noise(load_data("digits", train_size=40, dtype=torch.float64), 0.5)
-    rows = Rows([0, 1], data, lambda seed: models.mlp((64, 10), seed=seed))
+    rows = Nets([0, 1], data, lambda seed: models.mlp((64, 10), seed=seed))
     first, second = bootstrapped(rows, rows.w)
     for k, found in enumerate((first, second)):
         net = models.mlp((64, 10), seed=k).double()

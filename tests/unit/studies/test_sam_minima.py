@@ -7,9 +7,9 @@ import torch
 
 from sharpnb import lab, paths
 from sharpnb.averaging import update_bn
-from sharpnb.lab.batched import batched_forward
 from sharpnb.lab.records import Record
-from sharpnb.lab.rows import Rows
+from sharpnb.many.engine import Nets
+from sharpnb.many.net import BatchedNet
 from studies import families
 from studies import sam_minima as study
 from studies import sam_minima_full as full_study
@@ -43,7 +43,7 @@ def test_the_papers_scale_is_every_cell_of_tables_1_and_5_with_a_record_each():
 
 def test_a_batched_shake_draws_for_each_net_and_rests_in_evaluation():
     for build in (study.NETS[net].build for net in study.SMALL):
-        net, model = batched_forward(build(0)), build(0)
+        net, model = BatchedNet(build(0), (1, 8, 8)), build(0)
         w = torch.stack([torch.nn.utils.parameters_to_vector(build(seed).parameters()) for seed in (0, 0)]).detach()
         x = torch.rand(1, 9, 1, 8, 8).expand(2, 9, 1, 8, 8)
         torch.manual_seed(0)
@@ -57,7 +57,7 @@ def test_a_batched_shake_draws_for_each_net_and_rests_in_evaluation():
 
 def test_the_ascent_pass_alone_has_the_true_gradient():
     live = study.NETS["Shake-Shake 8 2x8d"]
-    rows = Rows([0], study.split(live, 0), live.build, batch_size=10, dtype=torch.float32)
+    rows = Nets([0], study.split(live, 0), live.build, batch_size=10, dtype=torch.float32)
     block, seen = next(m for m in rows.forward.layers.modules() if isinstance(m, families.ShakeShake)), []
     batch = rows.draw()
 

@@ -53,7 +53,7 @@ def test_the_batched_phases_are_swap(data, two_seeds):
 def test_phase_one_ends_at_the_first_epoch_that_is_good_enough(two_seeds):
     errors = [[90, 90], [40, 60], [50, 30], [10, 20], [10, 20], [10, 20]]
     rows = [{"train_error": float(e)} for pair in errors for e in pair]
-    large = lab.many.Many([], torch.empty(0), rows=rows, kept={s: torch.tensor([[s], [-s]]) for s in range(0, 13, 2)})
+    large = study.Many([], torch.empty(0), rows=rows, kept={s: torch.tensor([[s], [-s]]) for s in range(0, 13, 2)})
     assert study.reached(large, 0.5, SHORT) == [2, 3] and study.reached(large, 1.0, SHORT) == [6, 6]
     assert study.starts(large, [2, 3], SHORT).tolist() == [[4], [-6]]
 
@@ -88,7 +88,7 @@ def test_the_critical_path_in_closed_form(data):
 
 def test_cosines_know_the_way_downhill(data):
     start = flat(SHORT.model(0).double())
-    rows = study.Rows([0], data, SHORT.model, batch_size=20, augment=SHORT.augment())
+    rows = study.Nets([0], data, SHORT.model, batch_size=20, augment=SHORT.augment())
     downhill = -sum(rows.gradient(rows.draw())(start[None]) for _ in range(4))[0]
     for sign in (1, -1):
         found = study.cosines(data, start[None], start + sign * downhill, 0, SHORT)

@@ -6,9 +6,9 @@ from torch import nn
 
 from sharpnb import rules
 from sharpnb.lab import models, train_many
-from sharpnb.lab.batched import blocks
 from sharpnb.lab.data import load_data
-from sharpnb.lab.rows import Rows, losses
+from sharpnb.many.engine import Nets, losses
+from sharpnb.many.net import blocks
 
 
 def small(seed: int) -> nn.Module:
@@ -23,7 +23,7 @@ def data():
 def test_rows_train_as_train_many_does(data):
     settings = {"rule": "sam", "rho": 0.1, "lr": 0.1, "momentum": 0.9}
     many = train_many([{**settings, "seed": seed} for seed in (3, 4)], data, small, steps=7, batch_size=16, dtype=torch.float64)
-    rows = Rows([3, 4], data, small, batch_size=16)
+    rows = Nets([3, 4], data, small, batch_size=16)
     rows.fit(partial(rules.sam, rho=0.1, lr=0.1, momentum=0.9), 7)
     assert torch.allclose(rows.w, many.weights, atol=1e-12)
     errors = [row["test_error"] for row in many.final()]
@@ -31,7 +31,7 @@ def test_rows_train_as_train_many_does(data):
 
 
 def test_gradient_is_that_of_each_net_alone(data):
-    rows = Rows([0, 1], data, small, batch_size=16)
+    rows = Nets([0, 1], data, small, batch_size=16)
     x, y = rows.draw()
     found = rows.gradient((x, y))(rows.w)
     for k, seed in enumerate((0, 1)):
@@ -43,13 +43,13 @@ def test_gradient_is_that_of_each_net_alone(data):
 
 def test_each_row_has_its_own_data(data):
     other = load_data("digits", train_size=48, seed=1, dtype=torch.float64)
-    rows = Rows([0, 0], [data, other], small, batch_size=16)
-    (x, _), alone = rows.draw(), Rows([0], other, small, batch_size=16).draw()[0]
+    rows = Nets([0, 0], [data, other], small, batch_size=16)
+    (x, _), alone = rows.draw(), Nets([0], other, small, batch_size=16).draw()[0]
     assert torch.equal(x[1], alone[0]) and not torch.equal(x[0], x[1])
     test = rows.errors(rows.w, "test")
-    assert test[0] == Rows([0], data, small).errors(rows.w[:1], "test")[0]
-    with pytest.raises(ValueError, match="3 data sets for 2 rows"):
-        Rows([0, 1], [data] * 3, small)
+    assert test[0] == Nets([0], data, small).errors(rows.w[:1], "test")[0]
+    with pytest.raises(ValueError, match="3 data sets for 2 nets"):
+        Nets([0, 1], [data] * 3, small)
 
 
 def test_soft_labels_give_the_mixture_of_the_losses():
@@ -63,14 +63,14 @@ def test_soft_labels_give_the_mixture_of_the_losses():
 
 def test_probe_is_called_on_time_and_batches_come_in_order(data):
     seen = []
-    rows = Rows([0], data, small, batch_size=16)
+    rows = Nets([0], data, small, batch_size=16)
     rows.fit(partial(rules.sam, rho=0.0, lr=0.1), 5, every=2, probe=lambda step, _: seen.append(step))
     assert seen == [0, 2, 4, 5]
     assert torch.equal(torch.cat([x[0] for x, _ in rows.in_order()]), data.train_x)
 
 
 def test_batchnorm_is_evaluated_with_the_statistics_of_the_training_images(data):
-    rows = Rows([0], data, lambda seed: models.mlp((64, 6, 10), norm=True, seed=seed), batch_size=16)
+    rows = Nets([0], data, lambda seed: models.mlp((64, 6, 10), norm=True, seed=seed), batch_size=16)
     net = models.mlp((64, 6, 10), norm=True, seed=0).double().train()
     net[2].momentum = None
     net(data.train_x)
@@ -80,7 +80,7 @@ def test_batchnorm_is_evaluated_with_the_statistics_of_the_training_images(data)
 
 def test_a_single_image_left_over_by_the_statistics_joins_the_others():
     data = load_data("digits", train_size=1001, dtype=torch.float64)
-    rows = Rows([0], data, lambda seed: models.mlp((64, 6, 10), norm=True, seed=seed), batch_size=16)
+    rows = Nets([0], data, lambda seed: models.mlp((64, 6, 10), norm=True, seed=seed), batch_size=16)
     net = models.mlp((64, 6, 10), norm=True, seed=0).double()
     torch.optim.swa_utils.update_bn([data.train_x], net)
     wrong = (net.eval()(data.test_x).argmax(1) != data.test_y).double().mean()

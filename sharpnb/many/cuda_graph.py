@@ -24,11 +24,10 @@ class Captured:
     Args:
         run: returns a tensor or a tuple of them. It starts the same kernels at every call, reads nothing on the host,
             and depends on its inputs and on memory that stays where it is (a net's parameters) alone.
-        memory: from :func:`shared_memory`, for functions that are called in turns.
     """
 
-    def __init__(self, run: Callable[..., Any], memory: Any = None) -> None:
-        self.run, self.memory = run, memory
+    def __init__(self, run: Callable[..., Any]) -> None:
+        self.run, self._memory = run, None  # in which all its graphs compute: each copies its outputs
         self._known: dict[Any, _Replay | int] = {}  # by the inputs' shapes: the graph, or the calls so far
 
     def __call__(self, *inputs: Tensor) -> Any:
@@ -42,13 +41,9 @@ class Captured:
         if known < _WARM:
             self._known[key] = known + 1
             return _aside(self.run, inputs)
-        self._known[key] = replay = _Replay(self.run, inputs, self.memory)
+        self._memory = self._memory or torch.cuda.graph_pool_handle()
+        self._known[key] = replay = _Replay(self.run, inputs, self._memory)
         return replay(*inputs)
-
-
-def shared_memory(device: torch.device) -> Any:
-    """Return what lets graphs compute in the same memory: none needs its own once its outputs are copied."""
-    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
 
 @cache

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from sharpnb.lab import models
-from sharpnb.lab.batched import batched_forward
-from sharpnb.lab.chain import Chain
+from sharpnb.many.mlp import MLP
+from sharpnb.many.net import BatchedNet
 
 K, B = 3, 7
 
@@ -46,7 +46,7 @@ def _by_autograd(model, w, x, y):
 def test_its_logits_are_the_models(name):
     w, x, _ = _draw(NETS[name], False)
     model = NETS[name].double()
-    for row, images, found in zip(w, x, batched_forward(model)(w, x), strict=True):
+    for row, images, found in zip(w, x, BatchedNet(model, x.shape[2:])(w, x), strict=True):
         nn.utils.vector_to_parameters(row, model.parameters())
         torch.testing.assert_close(found, model(images), rtol=1e-12, atol=1e-14)
 
@@ -54,27 +54,27 @@ def test_its_logits_are_the_models(name):
 @pytest.mark.parametrize("probabilities", [False, True])
 @pytest.mark.parametrize("name", NETS)
 def test_it_is_autograds_gradient(name, probabilities):
-    chain, drawn = Chain.of(NETS[name]), _draw(NETS[name], probabilities)
-    exact = _by_autograd(NETS[name], *drawn)
-    torch.testing.assert_close(chain.gradient(*drawn), exact, rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(batched_forward(NETS[name]).gradient(*drawn), exact, rtol=1e-12, atol=1e-14)
+    mlp, drawn = MLP.of(NETS[name]), _draw(NETS[name], probabilities)
+    net, exact = BatchedNet(NETS[name], drawn[1].shape[2:]), _by_autograd(NETS[name], *drawn)
+    torch.testing.assert_close(mlp.gradient_and_logits(*drawn)[0], exact, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(net.gradient_and_logits(*drawn)[0], exact, rtol=1e-12, atol=1e-14)
     w, x, y = drawn
-    assert (chain.gradient(1.01 * w, x, y) - exact).abs().max() > 1e-5  # the comparison can fail
+    assert (mlp.gradient_and_logits(1.01 * w, x, y)[0] - exact).abs().max() > 1e-5  # the comparison can fail
 
 
 def test_a_row_that_has_left_the_finite_numbers_stays_alone():
     model = NETS["relu"]
     w, x, y = _draw(model, False)
-    exact = Chain.of(model).gradient(w, x, y)
+    exact = MLP.of(model).gradient_and_logits(w, x, y)[0]
     w[1] = float("nan")
-    found = Chain.of(model).gradient(w, x, y)
+    found = MLP.of(model).gradient_and_logits(w, x, y)[0]
     assert found[1].isnan().any() and torch.equal(found[[0, 2]], exact[[0, 2]])
 
 
 def test_one_image_has_no_variance():
     w, x, y = _draw(NETS["norm"], False)
     with pytest.raises(ValueError, match="two or more"):
-        Chain.of(NETS["norm"]).gradient(w, x[:, :1], y[:, :1])
+        MLP.of(NETS["norm"]).gradient_and_logits(w, x[:, :1], y[:, :1])[0]
 
 
 def _hooked():
@@ -95,4 +95,4 @@ def _shared():
     nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 4)), nn.Sequential(nn.Linear(9, 4), nn.ReLU()), nn.Sequential(nn.Linear(9, 8), nn.Linear(8, 4)), nn.Sequential(), nn.Linear(9, 4),
 ])
 def test_other_nets_are_left_to_autograd(model):
-    assert Chain.of(model) is None
+    assert MLP.of(model) is None

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from sharpnb import rules
-from sharpnb.lab.augment import ShiftAndFlip
-from sharpnb.lab.training import SCHEDULES
+from sharpnb.many.augment import ShiftAndFlip
+from sharpnb.many.schedules import SCHEDULES
 
 Setting = dict[str, Any]
 
@@ -35,7 +35,7 @@ def _rules_with(argument: str) -> dict[str, Callable[..., Any]]:
 
 
 BASES, ASCENTS = _rules_with("g"), _rules_with("grad")
-RULES = (*BASES, *ASCENTS)
+RULES = BASES | ASCENTS
 PERTURBATIONS: dict[str, tuple[Callable[..., Any], str]] = {  # name -> function, the setting that is its eta
     "sam": (rules.ball, ""), "asam": (rules.asam_perturbation, "asam_eta"),
     "fisher": (rules.fisher_perturbation, "fisher_eta"),
@@ -173,24 +173,17 @@ def columns(configs: Sequence[Setting], device: torch.device, dtype: torch.dtype
     return hyper
 
 
-def bound(rule: str, hyper: dict[str, Any], scaled: Tensor) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """Return a rule and its hyperparameters, with functions in the place of names.
+def bound(rule: str, hyper: dict[str, Any], scaled: Tensor) -> dict[str, Any]:
+    """Return the hyperparameters of a rule with functions in the place of names.
 
     ``scaled`` marks the weights, (n,), that the adaptive ball of ASAM scales: those of tensors with two or more
     dimensions, as :class:`sharpnb.optim.ASAM` does.
     """
-    hyper = dict(hyper)
     if rule in BASES:
-        return partial(_plain, BASES[rule]), hyper
-    hyper["base"] = BASES[hyper.get("base", "sgd")]
-    if rule == "asam":
-        hyper["scaled"] = scaled
+        return hyper
+    hyper = hyper | {"base": BASES[hyper.get("base", "sgd")]} | ({"scaled": scaled} if rule == "asam" else {})
     if rule == "wsam":
         function, eta = PERTURBATIONS[hyper.pop("perturbation", "sam")]
         options = {"eta": hyper.pop(eta)} if eta in hyper else {}
         hyper["perturbation"] = partial(function, **options, **({"scaled": scaled} if eta == "asam_eta" else {}))
-    return ASCENTS[rule], hyper
-
-
-def _plain(base: Callable[..., Any], w: Tensor, grad: rules.Gradient, state: rules.State, **hyper: Any) -> Any:
-    return base(w, grad(w), state, **hyper)
+    return hyper

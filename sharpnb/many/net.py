@@ -14,7 +14,7 @@ by comparing with the model itself.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -24,19 +24,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sharpnb.lab.chain import Chain
+from sharpnb.many.mlp import MLP
 
 Statistics = list[tuple[Tensor, Tensor]]
-
-
-def batched_forward(model: nn.Module) -> BatchedNet:
-    """Return the forward pass of ``model``'s architecture as a function of rows of weights.
-
-    Raises:
-        ValueError: if the model has dropout, whose randomness a row does not carry, or norm layers in a forward pass
-            that only ``vmap`` can run.
-    """
-    return BatchedNet(model)
 
 
 class BatchedNet:
@@ -46,20 +36,30 @@ class BatchedNet:
     running averages: :meth:`statistics` measures on as many images as one has, which depends on the weights alone.
     What is random in training only (:mod:`studies.families`) is at rest in both, and draws from the global state.
 
+    Args:
+        model: whose architecture it is; the model itself is not touched.
+        shape: of one input, e.g. ``x.shape[1:]``: the twins are tried on inputs of this shape.
+
     Attributes:
         normalises: whether the model has norm layers.
+        shapes: of its parameters.
+
+    Raises:
+        ValueError: if the model has dropout, whose randomness a row does not carry, or norm layers in a forward pass
+            that only ``vmap`` can run.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, shape: Sequence[int]) -> None:
         if dropout := {type(m).__name__ for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)}:
             raise ValueError(f"{', '.join(sorted(dropout))} cannot be trained many at a time: a row of weights carries "
                              "no random numbers. Build it without, or use sharpnb.lab.train, one model at a time.")
         self.normalises = any(isinstance(m, _BatchNorm) for m in model.modules())
-        self._chain = Chain.of(model)
-        self._sizes = [p.numel() for p in model.parameters()]
+        self.shapes = [p.shape for p in model.parameters()]
+        self._sizes = [shape.numel() for shape in self.shapes]
+        self._mlp = MLP.of(model)
         self._model = nn.Sequential(copy.deepcopy(model).train())  # so that each layer has a place to be replaced in
         self._twins = _replace(self._model)
-        self._by_vmap = None if _covered(model) and self._is_right(model) else _vectorised(model)
+        self._by_vmap = None if _covered(model) and self._is_right(model, shape) else _vectorised(model)
         if self._by_vmap and self.normalises:
             raise ValueError("A model with BatchNorm can be trained many at a time only if all its weights are in "
                              "Linear, Conv2d and BatchNorm layers and its forward pass mixes no channels itself. Build "
@@ -72,24 +72,21 @@ class BatchedNet:
 
     def __call__(self, w: Tensor, x: Tensor, statistics: Statistics | None = None) -> Tensor:
         """Return the logits, (K, B, classes); norms use the batch's statistics, or (evaluation mode) the given ones."""
-        if whole := self._by_vmap or (None if self.normalises else self._chain):
+        if whole := self._by_vmap or (None if self.normalises else self._mlp):
             return whole(w, x)
         if self._model.training != (statistics is None):
             self._model.train(statistics is None)
         return self._run(w, x, statistics, momentum=0.0)
 
-    def gradient(self, w: Tensor, x: Tensor, y: Tensor, bf16: bool = False) -> Tensor:
-        """Return the gradient of each row's mean cross-entropy (:func:`losses`), (K, n); norms use the batch's.
-
-        With ``bf16`` the forward pass runs under bfloat16 autocast, but for the twins of linear layers.
-        """
-        return self.gradient_and_logits(w, x, y, bf16)[0]
-
     def gradient_and_logits(self, w: Tensor, x: Tensor, y: Tensor, bf16: bool = False) -> tuple[Tensor, Tensor]:
-        """Return :meth:`gradient` and the logits that it came by, (K, B, classes)."""
-        if self._chain:  # of linear layers
+        """Return the gradient of each row's mean cross-entropy (:func:`losses`), (K, n), and the logits.
+
+        Norms use the batch's statistics. With ``bf16`` the forward pass runs under bfloat16 autocast, but for the twins
+        of linear layers.
+        """
+        if self._mlp:
             with torch.no_grad():
-                return self._chain.gradient_and_logits(w, x, y)
+                return self._mlp.gradient_and_logits(w, x, y)
         with torch.enable_grad(), _autocast(x, bf16):
             w = w.detach().requires_grad_()
             logits = self(w, x)
@@ -97,7 +94,7 @@ class BatchedNet:
 
     @torch.no_grad()
     def losses(self, w: Tensor, x: Tensor, y: Tensor, bf16: bool = False) -> Tensor:
-        """Return each image's cross-entropy, (K, B), by the forward pass of :meth:`gradient`, in its precision."""
+        """Return each image's cross-entropy, (K, B), by the forward pass of the gradient, in its precision."""
         with _autocast(x, bf16):
             return cross_entropy(self(w, x), y)
 
@@ -124,7 +121,7 @@ class BatchedNet:
                 twin.running, twin.momentum = next(given, (None, None)), momentum
         return _features(self._model(x), len(w))
 
-    def _is_right(self, model: nn.Module) -> bool:
+    def _is_right(self, model: nn.Module, shape: Sequence[int]) -> bool:
         """Whether the twins compute what the model does, tried on two rows of noise in float64, nothing random."""
         generator = torch.Generator().manual_seed(0)
         original = copy.deepcopy(model).to("cpu", torch.float64).eval()
@@ -133,38 +130,24 @@ class BatchedNet:
         self._model.eval()
         n = sum(self._sizes)
         w = torch.randn(2, n, generator=generator, dtype=torch.float64) / n**0.25
-        for shape in _plausible_inputs(model):
-            x = torch.randn(2, 5, *shape, generator=generator, dtype=torch.float64)
-            try:
-                expected = torch.stack([_alone(original, row, batch) for row, batch in zip(w, x, strict=True)])
-            except (RuntimeError, ValueError):
-                continue  # not the size of image that this model takes
-            try:
-                with torch.no_grad():
-                    got = self._run(w, x, None, momentum=0.0)
-            except (RuntimeError, ValueError, IndexError, TypeError):
-                return False
-            return got.shape == expected.shape and bool(torch.allclose(got, expected, rtol=1e-9, atol=1e-9))
-        return False
+        x = torch.randn(2, 5, *shape, generator=generator, dtype=torch.float64)
+        expected = torch.stack([_alone(original, row, batch) for row, batch in zip(w, x, strict=True)])
+        try:
+            with torch.no_grad():
+                got = self._run(w, x, None, momentum=0.0)
+        except (RuntimeError, ValueError, IndexError, TypeError):
+            return False
+        return got.shape == expected.shape and bool(torch.allclose(got, expected, rtol=1e-9, atol=1e-9))
 
 
-@torch.no_grad()
 def _autocast(x: Tensor, bf16: bool) -> Any:
     return torch.autocast(x.device.type, torch.bfloat16) if bf16 else nullcontext()
 
 
+@torch.no_grad()
 def _alone(model: nn.Module, row: Tensor, x: Tensor) -> Tensor:
     nn.utils.vector_to_parameters(row, model.parameters())
     return model(x)
-
-
-def _plausible_inputs(model: nn.Module) -> list[tuple[int, ...]]:
-    first = next((m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))), None)
-    if isinstance(first, nn.Conv2d):
-        return [(first.in_channels, side, side) for side in (8, 16, 28, 32)]
-    if isinstance(first, nn.Linear):
-        return [(1, 1, first.in_features), (first.in_features,)]
-    return []
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +10,12 @@ from torch import nn
 
 from sharpnb import rules
 from sharpnb.averaging import update_bn
-from sharpnb.lab import load_data, many, models, train_many, with_label_noise
+from sharpnb.lab import load_data, models, train_many, with_label_noise
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.training import SCHEDULES, batches
+from sharpnb.many import settings
+from sharpnb.many.engine import Nets
+from sharpnb.many.train import MembersRule
 from sharpnb.optim import ASAM, ESAM, GSAM, SAM, SGDW, WSAM, AdamW, FisherSAM, LookSAM
 from sharpnb.optim.schedules import CosineRestarts
 
@@ -300,20 +304,32 @@ def test_bad_settings_are_told_before_anything_runs(configs, words):
     assert all(word in str(error.value) for word in words)
 
 
+def test_from_the_call_to_the_rule_are_four_frames_in_two_files(monkeypatch):
+    """What a reader steps through from train_many to the equation."""
+    def fails(*_, **__):
+        raise ArithmeticError("here")
+
+    monkeypatch.setitem(settings.RULES, "sam", fails)
+    with pytest.raises(ArithmeticError) as error:
+        _many([{"rule": "sam", "rho": 0.1, "lr": 0.1}], 2)
+    frames = [Path(entry.path).name for entry in error.traceback if Path(entry.path).name != Path(__file__).name]
+    assert frames == ["train.py", "train.py", "engine.py", "train.py"]
+
+
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
 def _with_room_for(members, monkeypatch):
     """Let a step of more members than that fail as it does on a full GPU; return the sizes that were tried."""
-    step, tried = many._Group.step, []
+    call, tried = MembersRule.__call__, []
 
-    def limited(group, number):
-        tried.append(len(group.members))
-        if len(group.members) > members:
+    def limited(rule, w, *rest, **of_step):
+        tried.append(len(w))
+        if len(w) > members:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
-        step(group, number)
+        return call(rule, w, *rest, **of_step)
 
-    monkeypatch.setattr(many._Group, "step", limited)
+    monkeypatch.setattr(MembersRule, "__call__", limited)
     return tried
 
 
@@ -341,14 +357,14 @@ def test_a_member_that_does_not_fit_alone_is_a_message(monkeypatch):
         _five()
 
 
+# -- the losses that ESAM ranks images by -----------------------------------------------------------------------------
+
 
 def test_the_losses_are_those_of_the_weights_asked_for_wherever_the_gradient_was_taken():
-    x, y = DATA.train_x[:8].double().view(2, 4, 1, 8, 8), DATA.train_y[:8].view(2, 4)
-    w = torch.stack([_flat(_mlp(seed)).double() for seed in (0, 1)])
-    net = many.batched_forward(_mlp(0).double())
-    fresh = many._Gradients(net, net.gradient_and_logits, x, y)
+    nets = Nets([0, 1], DATA, _mlp, batch_size=4)
+    batch, w = nets.draw(), nets.w
+    fresh, used = nets.gradient(batch), nets.gradient(batch)
     here, there = fresh.losses(w), fresh.losses(1.5 * w)
-    used = many._Gradients(net, net.gradient_and_logits, x, y)
     used(w)
     assert torch.equal(used.losses(w), here) and torch.equal(used.losses(1.5 * w), there)
     used(1.5 * w, torch.tensor([[0, 2], [1, 3]]))  # the gradient of some images leaves no losses of all
@@ -357,11 +373,10 @@ def test_the_losses_are_those_of_the_weights_asked_for_wherever_the_gradient_was
 
 def test_the_losses_have_the_gradients_precision_wherever_they_come_from():
     """ESAM ranks images by their difference, in which bfloat16 against float32 would be noise."""
-    x, y = DATA.train_x[:8].view(2, 4, 1, 8, 8), DATA.train_y[:8].view(2, 4)
-    w = torch.stack([_flat(models.cnn(2, seed=seed)) for seed in (0, 1)])
-    net = many.batched_forward(models.cnn(2, seed=0))
-    asked = many._Gradients(net, functools.partial(net.gradient_and_logits, bf16=True), x, y, bf16=True)
+    build = lambda seed: models.cnn(2, seed=seed)
+    blurred, exact = (Nets([0, 1], DATA, build, batch_size=4, dtype=torch.float32, bf16=bf16) for bf16 in (True, False))
+    batch, w = blurred.draw(), blurred.w
+    asked = blurred.gradient(batch)
     asked(w)
     by_the_gradient, anew = asked.losses(w), asked.losses(w.clone())
-    exact = many._Gradients(net, net.gradient_and_logits, x, y).losses(w)
-    assert torch.equal(by_the_gradient, anew) and not torch.equal(anew, exact)
+    assert torch.equal(by_the_gradient, anew) and not torch.equal(anew, exact.gradient(batch).losses(w))

@@ -1,4 +1,4 @@
-r"""The gradient of K chains of linear layers, BatchNorm and activations at once, written out.
+r"""The gradient of K multilayer perceptrons at once, written out.
 
 A gradient of such small nets is some twenty matrix products and element-wise passes, of some ten microseconds each;
 autograd's book-keeping costs as much again. Written out, with :math:`h_0` the images, :math:`z_i=h_{i-1}W_i^\top+b_i`,
@@ -33,7 +33,7 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Tensor], Tensor], Callable[[
 }
 
 
-class Chain:
+class MLP:
     """Linear layers with an activation, and BatchNorm or not, between two; flattened images go into the first.
 
     Args:
@@ -46,8 +46,8 @@ class Chain:
         self.sizes = [p.numel() for layer in layers for p in layer.parameters()]
 
     @classmethod
-    def of(cls, model: nn.Module) -> Chain | None:
-        """Return the chain that ``model`` is, or None."""
+    def of(cls, model: nn.Module) -> MLP | None:
+        """Return the perceptron that ``model`` is, or None."""
         layers = [layer for layer in model if type(layer) is not nn.Flatten] if type(model) is nn.Sequential else []
         known = re.fullmatch("(LN?A)*L", "".join(map(_letter, layers)))
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -79,18 +79,14 @@ class Chain:
                 kept.append(h)
         return h, kept
 
-    def gradient(self, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """Return the gradient of each row's mean cross-entropy, (K, n).
+    def gradient_and_logits(self, w: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradient of each row's mean cross-entropy, (K, n), and the logits, (K, B, classes).
 
         Args:
             w: weights, (K, n).
-            x: images, (K, B, …).
+            x: images, (K, B, ...).
             y: labels, (K, B), or class probabilities, (K, B, classes).
         """
-        return self.gradient_and_logits(w, x, y)[0]
-
-    def gradient_and_logits(self, w: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return :meth:`gradient` and the logits that it came by, (K, B, classes)."""
         logits, kept = self._pass(w, x)
         delta, found = _by_logits(logits, y), []
         for layer in reversed(self.layers):

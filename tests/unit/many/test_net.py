@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from sharpnb.lab import load_data, models
-from sharpnb.lab.batched import batched_forward, evaluate_many
 from sharpnb.lab.training import evaluate
+from sharpnb.many.net import BatchedNet, evaluate_many
 
 DATA = load_data("digits", train_size=200)
 
@@ -22,7 +22,7 @@ def test_the_batched_forward_is_the_models_own(model):
     model = model.double()
     rows = torch.stack([_flat(model), 2 * _flat(model)])
     x = DATA.train_x[:12].double().view(2, 6, 1, 8, 8)
-    out = batched_forward(model)(rows, x)
+    out = BatchedNet(model, (1, 8, 8))(rows, x)
     assert torch.allclose(out[0], model(x[0]), atol=1e-12)
     nn.utils.vector_to_parameters(rows[1], model.parameters())
     assert torch.allclose(out[1], model(x[1]), atol=1e-12)
@@ -32,7 +32,7 @@ def test_many_are_evaluated_as_each_alone_also_where_the_last_block_is_smaller()
     model = models.cnn(3).double()
     x, y = DATA.train_x.double(), DATA.train_y
     rows = torch.stack([_flat(model), 3 * _flat(model)])
-    found = evaluate_many(batched_forward(model), rows, (x, y), at_once=60)
+    found = evaluate_many(BatchedNet(model, (1, 8, 8)), rows, (x, y), at_once=60)
     for row, loss, error in zip(rows, *found, strict=True):
         nn.utils.vector_to_parameters(row, model.parameters())
         with torch.no_grad():
@@ -56,22 +56,22 @@ class _MixesChannels(nn.Module):
 def test_a_forward_pass_of_ones_own_is_never_silently_wrong():
     model = _MixesChannels(norm=False).double()
     rows, x = torch.stack([_flat(model), 2 * _flat(model)]), DATA.train_x[:12].double().view(2, 6, 1, 8, 8)
-    out = batched_forward(model)(rows, x)
+    out = BatchedNet(model, (1, 8, 8))(rows, x)
     assert torch.allclose(out[0], model(x[0]), atol=1e-12)
     with pytest.raises(ValueError, match=r"BatchNorm.*Conv2d"):
-        batched_forward(_MixesChannels(norm=True))
+        BatchedNet(_MixesChannels(norm=True), (1, 8, 8))
 
 
 def test_dropout_is_refused_with_the_way_out():
     with pytest.raises(ValueError, match=r"Dropout.*one model at a time"):
-        batched_forward(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(), nn.Linear(8, 10)))
+        BatchedNet(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(), nn.Linear(8, 10)), (1, 8, 8))
 
 
 def test_statistics_count_chunks_by_their_size_as_update_bn_does():
     model = models.cnn(2, norm=True).double()
     chunks = [x.double() for x in DATA.train_x.split(80)]
     torch.optim.swa_utils.update_bn(chunks, model)  # counts chunks alike, whatever their size
-    net, row = batched_forward(model), _flat(model)[None]
+    net, row = BatchedNet(model, (1, 8, 8)), _flat(model)[None]
     (mean, _), _ = net.statistics(row, [x[None] for x in chunks[:2]])
     first = nn.functional.conv2d(torch.cat(chunks[:2]), model[0].weight, padding=1)
     assert torch.allclose(mean, first.mean((0, 2, 3)), atol=1e-12)
@@ -87,7 +87,7 @@ def test_gradients_of_images_lie_in_memory_as_the_images_do(head):
     seen = []
     features = 3 if isinstance(head, nn.AdaptiveAvgPool2d) else 108
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), head, nn.Flatten(), nn.Linear(features, 10))
-    net = batched_forward(model)
+    net = BatchedNet(model, (1, 8, 8))
     net._model[0][1].register_full_backward_hook(lambda _, grad_in, grad_out: seen.append(grad_out[0]))
     rows = torch.stack([_flat(model)] * 2).requires_grad_()
     net(rows, DATA.train_x[:10].view(2, 5, 1, 8, 8)).sum().backward()
