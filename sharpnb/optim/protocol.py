@@ -67,9 +67,8 @@ class SharpnessAware(WrappingOptimizer):
         rho: radius of the perturbation, in the units of the weights (0 is the base optimizer).
         p: the norm of the ball, in [1, inf].
         options: the method's other hyperparameters with their defaults; they go into the groups.
-        model: names the model where hooks cannot see its layers (``torch.compile``), and under
-            ``DistributedDataParallel``, so that each rank perturbs on its own shard. It also spares small models the
-            hook's microseconds.
+        model: names the model under ``DistributedDataParallel``, so that each rank perturbs on its own shard, and where
+            it runs inside a compiled function. It also spares small models the hook's microseconds.
         common_perturbation: under ``DistributedDataParallel``, perturb every rank alike, on the averaged gradient.
         skip_nonfinite: when a gradient of either pass is not finite, leave weights and state exactly as they were (one
             host read a step). False never reads the device, for CUDA graphs; a ``GradScaler`` still skips.
@@ -107,8 +106,7 @@ class SharpnessAware(WrappingOptimizer):
         """Return the diagonal R for a bucket's tensors (``bucket.w`` and ``bucket.g`` are there), or None for R = I."""
         return None
 
-    _kind: Callable[[dict[str, Any], Tensor], Any] | None = None
-    """What puts a parameter of a group in a bucket of its own sort (``bucket.kind``), if anything does."""
+    _kind: Callable[[dict[str, Any], Tensor], Any] | None = None  # what sorts a group's parameters apart (bucket.kind)
 
     def _radius(self, group: dict[str, Any]) -> Any:
         """Return the radius that a group has in this step."""
@@ -259,6 +257,7 @@ class SharpnessAware(WrappingOptimizer):
                 p.grad = g / scale.to(g.device)
         self._finish_gradient(first)
         self._descend()
+        self._earlier.leave()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients."""
@@ -275,6 +274,7 @@ class SharpnessAware(WrappingOptimizer):
                 for bucket, weights in self._backup:
                     foreach.point(bucket, weights)
         forget_casts()
+        self._earlier.leave()
         self._backup, self._first = [], None
         if self.keeps_gradient:  # two copies are never there beside what u needs
             self._copies = foreach.Copies()
@@ -297,7 +297,7 @@ class SharpnessAware(WrappingOptimizer):
         if self._first is not None:
             raise RuntimeError(f"{call} in the middle of a step: first_step() was called and second_step() was not. "
                                "Call second_step(), or restore() to give that step up.")
-        if len(self.param_groups) != self._known:  # somebody gave the base a group
+        if self._known != self._mark():  # somebody gave the base a group, or a checkpoint
             self._regrouped()
         self._lengths: list[Tensor | float] = []  # not finite where an ascent gradient was not
         self._proxies: list[SameGroups] = []

@@ -102,7 +102,10 @@ class WrappingOptimizer(Optimizer):
                 group |= {name: self.options[name] for name in missing}
                 _filled.setdefault(self.base_optimizer, []).append((group, missing))
             self._check(group)
-        self._known = len(self.param_groups)
+        self._known = self._mark()
+
+    def _mark(self) -> tuple[int, int]:
+        return id(self.param_groups), len(self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to both; what it does not name gets the constructor's values."""

@@ -94,7 +94,40 @@ def _zeros(optimizer: Any, net: nn.Module, batch: Any) -> None:
     net.zero_grad(set_to_none=False)
 
 
-@pytest.mark.parametrize("way", [_popular, _without_clearing, _clearing_itself, _zeros])
+def _after_a_pass_that_failed(optimizer: Any, net: nn.Module, batch: Any) -> None:
+    passes: list[int] = []
+
+    def closure() -> Tensor:
+        passes.append(1)
+        loss = _back(net, batch)
+        if len(passes) == 2:
+            raise MemoryError
+        return loss
+
+    with pytest.raises(MemoryError):
+        optimizer.step(closure)
+    optimizer.step(lambda: _back(net, batch))
+
+
+def _after_half_a_step(optimizer: Any, net: nn.Module, batch: Any) -> None:
+    _back(net, (batch[0] + 1, batch[1]))
+    optimizer.first_step()
+    optimizer.restore()
+    optimizer.step(lambda: _back(net, batch))
+
+
+def _by_halves(optimizer: Any, net: nn.Module, batch: Any) -> None:
+    if len(optimizer.state) == 0:  # then the way changes, without clearing
+        optimizer.zero_grad()
+        _back(net, batch), optimizer.first_step(zero_grad=True), _back(net, batch), optimizer.second_step()
+    else:
+        optimizer.step(lambda: _back(net, batch))
+
+
+WAYS = [_popular, _without_clearing, _clearing_itself, _zeros, _after_a_pass_that_failed, _after_half_a_step, _by_halves]
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", [SAM, WSAM])
 def test_what_is_no_accumulation_goes_on_as_before(kind: Any, way: Any) -> None:
     ends = []

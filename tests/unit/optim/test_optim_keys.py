@@ -216,6 +216,10 @@ def test_a_base_that_is_wrapped_again_has_the_new_values(second: Any) -> None:
     base.add_param_group({"params": [p := _one()]})  # behind the wrapper's back
     optimizer.step(lambda: (loss := p.square().sum()).backward() or loss)
     assert [g["rho"] for g in optimizer.param_groups] == [0.7, 0.2, 0.2, 0.2]
+    fresh = torch.optim.SGD([{"params": g["params"]} for g in base.param_groups], lr=0.1)
+    base.load_state_dict(fresh.state_dict())  # likewise
+    optimizer.step(lambda: (loss := p.square().sum()).backward() or loss)
+    assert [g["rho"] for g in optimizer.param_groups] == [0.2] * 4
 
 
 @pytest.mark.parametrize(("method", "base", "key"), [
