@@ -12,6 +12,7 @@ import torch
 from sharpnb import cli, paths, usercode
 from sharpnb.curvature import HessianOperator
 from sharpnb.spectrum import load_batches, measure, seed_everything
+from sharpnb.spectrum.cost import duration
 from sharpnb.spectrum.preflight import examine
 
 MODULE = """
@@ -363,6 +364,21 @@ def test_a_users_matplotlibrc_changes_no_figure(call, folder, monkeypatch):
     assert call(out="p")[0] == 0
     assert (folder / "o/density.png").read_bytes() == (folder / "p/density.png").read_bytes()
     assert mpl.rcParams["axes.facecolor"] == "black"
+
+
+@pytest.mark.parametrize(("model", "top", "steps", "probes"), [("net", 5, 60, 8), ("Flat", 1, 10, 0), ("recurrent", 3, 20, 2)])
+def test_the_products_are_counted_beforehand(call, folder, model, top, steps, probes):
+    """Within a factor of two; the seconds are said too, and no test asserts those."""
+    status, out, _ = call(model, top=top, steps=steps, probes=probes, dtype="float64")
+    assert status == 0 and "It will take about " in out
+    found = result(folder)
+    said = found["cost"]["said"]["products"]
+    assert f"It will take about {said} products" in out and 0.5 < said / found["products"] < 2 and found["cost"]["said"]["seconds"] > 0
+
+
+def test_times_are_said_in_two_digits():
+    assert [duration(s) for s in (0.0123, 59, 89, 91, 5000, 6000, 90000)] == [
+        "0.012 seconds", "59 seconds", "89 seconds", "1.5 minutes", "83 minutes", "1.7 hours", "25 hours"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
