@@ -128,6 +128,8 @@ def digest(spec: str) -> str:
 
 def _file(place: str) -> Path | None:
     """Return the user's file of a place: a path, a module in the working folder, or the script that runs."""
+    if place.partition(".")[0] == __package__:
+        return None  # in a checkout, where it lies in the working folder
     if place == "__main__":
         paths = [Path(getattr(sys.modules["__main__"], "__file__", None) or "no file")]
     elif place.endswith(".py"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from sharpnb.curvature import (
     top_eigenvalues,
 )
 from sharpnb.curvature.lanczos import Ending
+from sharpnb.spectrum.cost import stated
 from sharpnb.spectrum.loader import fingerprint
 from sharpnb.spectrum.preflight import examine, is_constant, refuse_products
 from sharpnb.spectrum.results import Spectrum
@@ -78,7 +80,7 @@ def measure_spectrum(
         folder: where the state is kept.
         origin: names for the report.
         progress: show bars.
-        say: is told the memory before the first product, and what is worth a word.
+        say: is told the memory before the first product, the cost before the measurement, and what is worth a word.
         checkpoint_every: seconds between saves.
 
     Raises:
@@ -100,8 +102,12 @@ def measure_spectrum(
     say(f"{op.n:,} parameters, {samples:,} samples in {len(batches)} batches: {result.memory}.")
     for note in notes:
         say(note)
+    result.cost = stated(op, settings, plan.group)
+    say(f"It will take {result.cost}.")
+    begun = time.perf_counter()
     _measure(result, {"seed": settings.seed, "memory": settings.memory, "progress": progress,
                       "checkpoint_every": checkpoint_every})
+    result.seconds = time.perf_counter() - begun
     _refuse_nothing(result)
     return result
 

@@ -31,22 +31,23 @@ def examine(
         params: which parameters; see :func:`sharpnb.curvature.operators.select_parameters`.
 
     Raises:
-        ValueError: for weights, inputs, targets, outputs, losses or gradients that are not finite; empty batches;
-            inputs that the model or outputs that the loss does not take; labels that are no class; a loss that does not
-            depend on the parameters. The message says which batch and which parameter.
+        ValueError: for a loss or gradient that is not finite, naming the weights or data that bring it about; empty
+            batches; inputs that the model or outputs that the loss does not take; labels that are no class; a loss that
+            does not depend on the parameters. The message says which batch and which parameter.
     """
-    _check_weights(model)
+    not_on_meta(model)
     model = unwrapped(model)
     chosen = select_parameters(model, params)
     device = next(iter(chosen.values())).device
     notes: list[str] = []
-    with measuring(model, mode, chosen.values()), torch.enable_grad():
+    cudnn = not any(isinstance(module, nn.RNNBase) for module in model.modules())  # its RNNs have no gradient in eval()
+    with measuring(model, mode, chosen.values()), torch.enable_grad(), torch.backends.cudnn.flags(enabled=cudnn):
         for number, batch in enumerate(batches, 1):
             inputs, target = (moved(part, device) for part in batch)
-            _check_data(number, inputs, target)
-            value = _loss(number, model, loss, inputs, target)
+            look = _Look(number, model, inputs, target)
+            value = look.loss(loss)
             if number == 1:
-                notes = _check_gradient(value, chosen)
+                notes = look.gradient(value, chosen)
     return notes
 
 
@@ -86,63 +87,94 @@ def is_constant(op: ModelOperator) -> bool:
         for batch in op._batches:
             value = op.loss(forward(op.model, batch.inputs), batch.target)
             grads = torch.autograd.grad(value.sum(), op.params, allow_unused=True) if value.requires_grad else ()
-            if any(g is not None and bool(g.any()) for g in grads):
+            if any(g is not None and bool(_values(g).any()) for g in grads):
                 return False
     return True
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+class _Look:
+    """One batch, looked at.
 
+    Args:
+        number: of the batch, from 1.
+        model: the network.
+        inputs: of the batch.
+        target: likewise.
 
-def _check_weights(model: nn.Module) -> None:
-    not_on_meta(model)
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        if lost := _lost(tensor):
-            raise ValueError(f"The model's {name} holds {lost} of {tensor.numel():,} numbers that are NaN or infinite. "
-                             "Did the training diverge? Take an earlier checkpoint.")
+    Raises:
+        ValueError: if the batch is empty.
+    """
 
+    def __init__(self, number: int, model: nn.Module, inputs: Any, target: Any) -> None:
+        self.number, self.model, self.inputs, self.target = number, model, inputs, target
+        for what, tree in (("inputs", inputs), ("target", target)):
+            empty = next((tensor for tensor in tensors(tree) if not tensor.numel()), None)
+            if empty is not None:
+                raise ValueError(f"Batch {number} is empty: its {what} have the shape {tuple(empty.shape)}.")
 
-def _check_data(number: int, inputs: Any, target: Any) -> None:
-    for what, tree in (("inputs", inputs), ("target", target)):
-        for tensor in tensors(tree):
-            if not tensor.numel():
-                raise ValueError(f"Batch {number} is empty: its {what} have the shape {tuple(tensor.shape)}.")
+    def loss(self, loss: Callable[[Any, Any], Tensor]) -> Tensor:
+        """Return the loss, one finite number with a gradient."""
+        try:
+            output = forward(self.model, self.inputs)
+        except Exception as error:  # whatever a network raises
+            raise ValueError(
+                f"Batch {self.number}: the model does not take inputs of {_shown(self.inputs)}: {_first(error)}."
+                f"{_of_another_type(self.model, self.inputs)}") from error
+        if loss is nn.functional.cross_entropy:
+            _check_labels(self.number, output, self.target)
+        try:
+            value = loss(output, self.target)
+        except Exception as error:
+            raise ValueError(f"Batch {self.number}: the loss does not take an output of {_shown(output)} with a target "
+                             f"of {_shown(self.target)}: {_first(error)}. Does the model return what the loss needs?"
+                             ) from error
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+            raise ValueError(f"loss(output, target) must return one number, the batch's mean; it returned {got}.")
+        if _lost(value):
+            cause = self._cause() or ("Weights and data are finite, " + (
+                "the model's output is not." if any(map(_lost, tensors(output))) else "and so is the model's output."))
+            raise ValueError(f"Batch {self.number}: the loss is {float(value.detach())}. {cause}")
+        if not value.requires_grad:
+            cut = not any(part.requires_grad for part in tensors(output))
+            raise ValueError(
+                f"The loss has no gradient: {'the network cuts its output off' if cut else 'the loss cuts it off'}, by "
+                "detach(), torch.no_grad(), argmax, .item() or NumPy. Every eigenvalue would be 0.")
+        return value
+
+    def gradient(self, value: Tensor, chosen: dict[str, nn.Parameter]) -> list[str]:
+        """Look at the gradient, and return what is worth a word."""
+        try:
+            grads = torch.autograd.grad(value.sum(), list(chosen.values()), allow_unused=True)
+        except RuntimeError as error:
+            raise ValueError(f"Batch {self.number}: the loss has no gradient: {_first(error)}.") from error
+        none = [name for name, g in zip(chosen, grads, strict=True) if g is None]
+        if len(none) == len(grads):
+            raise ValueError(f"The loss does not depend on the parameters chosen ({_some(none)}): no gradient reaches "
+                             "them. Is the network used, or does it detach()? Every eigenvalue would be 0.")
+        bad = [name for name, g in zip(chosen, grads, strict=True) if g is not None and _lost(g)]
+        if bad:
+            cause = self._cause() or "A root, a norm or a division at 0? Add an epsilon there."
+            raise ValueError(f"The gradient of {_some(bad)} is not finite, though the loss is. {cause}")
+        return [f"No gradient reaches {_some(none)}: their rows are 0."] if none else []
+
+    def _cause(self) -> str:
+        """Name weights or data that are not finite; masks may rightly hold infinities where nothing goes wrong."""
+        for name, tensor in chain(self.model.named_parameters(), self.model.named_buffers()):
             if lost := _lost(tensor):
-                raise ValueError(f"Batch {number}: its {what} of shape {tuple(tensor.shape)} hold {lost} numbers that "
-                                 "are NaN or infinite. Clean the data, or leave those samples out.")
+                return (f"The model's {name} holds {lost} of {tensor.numel():,} numbers that are NaN or infinite. Did "
+                        "the training diverge? Take an earlier checkpoint.")
+        for what, tree in (("inputs", self.inputs), ("target", self.target)):
+            for tensor in tensors(tree):
+                if lost := _lost(tensor):
+                    return (f"Its {what} of shape {tuple(tensor.shape)} hold {lost} numbers that are NaN or infinite. "
+                            "Clean the data, or leave those samples out.")
+        return ""
 
 
-def _loss(number: int, model: nn.Module, loss: Callable[[Any, Any], Tensor], inputs: Any, target: Any) -> Tensor:
-    try:
-        output = forward(model, inputs)
-    except Exception as error:  # whatever a network raises
-        raise ValueError(f"Batch {number}: the model does not take inputs of {_shown(inputs)}: {_first(error)}."
-                         f"{_of_another_type(model, inputs)}") from error
-    _check_labels(number, loss, output, target)
-    try:
-        value = loss(output, target)
-    except Exception as error:
-        raise ValueError(f"Batch {number}: the loss does not take an output of {_shown(output)} with a target of "
-                         f"{_shown(target)}: {_first(error)}. Does the model return what the loss needs?") from error
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise ValueError(f"loss(output, target) must return one number, the batch's mean; it returned {got}.")
-    if not bool(value.detach().isfinite().all()):
-        whose = "the model's output is not" if any(map(_lost, tensors(output))) else "and so is the model's output"
-        raise ValueError(f"Batch {number}: the loss is {float(value.detach())}. Weights and data are finite, {whose}.")
-    if not value.requires_grad:
-        cut = not any(part.requires_grad for part in tensors(output))
-        raise ValueError(
-            f"The loss has no gradient: {'the network cuts its output off' if cut else 'the loss cuts it off'}, by "
-            "detach(), torch.no_grad(), argmax, .item() or NumPy. Every eigenvalue would be 0.")
-    return value
-
-
-def _check_labels(number: int, loss: Any, output: Any, target: Any) -> None:
+def _check_labels(number: int, output: Any, target: Any) -> None:
     """Name labels that are no class: on a GPU the loss would end the process."""
-    if loss is not nn.functional.cross_entropy or not isinstance(output, Tensor) or not isinstance(target, Tensor):
-        return
-    if target.is_floating_point() or output.dim() < 1:
+    if not (isinstance(output, Tensor) and isinstance(target, Tensor) and output.dim()) or target.is_floating_point():
         return
     classes = output.shape[1 if output.dim() > 1 else 0]
     wrong = target[(target != -100) & ((target < 0) | (target >= classes))]
@@ -150,19 +182,6 @@ def _check_labels(number: int, loss: Any, output: Any, target: Any) -> None:
         raise ValueError(f"Batch {number}: {wrong.numel()} labels are no class of the model, whose output is "
                          f"{_shown(output)}: they lie outside 0 … {classes - 1}, from {int(wrong.min())} to "
                          f"{int(wrong.max())}. Count labels from 0, and give the model as many outputs.")
-
-
-def _check_gradient(value: Tensor, chosen: dict[str, nn.Parameter]) -> list[str]:
-    grads = torch.autograd.grad(value.sum(), list(chosen.values()), allow_unused=True)
-    none = [name for name, g in zip(chosen, grads, strict=True) if g is None]
-    if len(none) == len(grads):
-        raise ValueError(f"The loss does not depend on the parameters chosen ({_some(none)}): no gradient reaches "
-                         "them. Is the network used, or does it detach()? Every eigenvalue would be 0.")
-    bad = [name for name, g in zip(chosen, grads, strict=True) if g is not None and _lost(g)]
-    if bad:
-        raise ValueError(f"The gradient of {_some(bad)} is not finite, though the loss is: a root, a norm or a "
-                         "division at 0. Add an epsilon there.")
-    return [f"No gradient reaches {_some(none)}: their rows are 0."] if none else []
 
 
 def _of_another_type(model: nn.Module, inputs: Any) -> str:
@@ -176,9 +195,12 @@ def _of_another_type(model: nn.Module, inputs: Any) -> str:
 
 def _lost(tensor: Tensor) -> int:
     """Return how many entries are not finite."""
-    if not (tensor.is_floating_point() or tensor.is_complex()):
-        return 0
-    return int(tensor.numel() - tensor.detach().isfinite().sum())
+    values = _values(tensor)
+    return int(values.numel() - values.isfinite().sum()) if values.is_floating_point() or values.is_complex() else 0
+
+
+def _values(tensor: Tensor) -> Tensor:
+    return tensor.detach().coalesce().values() if tensor.is_sparse else tensor.detach()
 
 
 def _shown(tree: Any) -> str:

@@ -21,6 +21,7 @@ import torch
 
 from sharpnb import __version__, paths
 from sharpnb.curvature import Eigenvalues, HessianOperator, ModelOperator, SpectralDensity
+from sharpnb.spectrum.cost import Cost, duration
 
 FILE = "spectrum.json"  # written last: where it is, the others are
 
@@ -36,6 +37,7 @@ class Spectrum:
         density: the whole spectrum, or ``None`` (not asked for, or interrupted before).
         origin: names of model, checkpoint, data and loss, and fingerprints of weights and data.
         memory: what was stated before the first product.
+        cost: what was stated before the measurement; ``seconds`` are what it took, since the last kill.
         started: ``time.time()`` then.
         mark: stands for names, settings, weights and data.
         states: the files from which a run that was killed goes on.
@@ -48,6 +50,8 @@ class Spectrum:
     density: SpectralDensity | None = None
     origin: dict[str, Any] = field(default_factory=dict)
     memory: str = ""
+    cost: Cost | None = None
+    seconds: float = 0.0
     started: float = field(default_factory=time.time)
     mark: str = ""
     states: list[Path] = field(default_factory=list)
@@ -94,14 +98,17 @@ class Spectrum:
                 ("density", density.ending.value)]
         if isinstance(op, HessianOperator) and op.error:
             rows.append(("products", f"finite differences, relative error about {op.error:.1e}"))
-        return [*rows, ("products", str(self.products)), ("memory", self.memory), *(("note", n) for n in self.notes)]
+        said = f", said: {self.cost}" if self.cost else ""
+        rows.append(("products", f"{self.products}, {duration(self.seconds)}{said}"))
+        return [*rows, ("memory", self.memory), *(("note", n) for n in self.notes)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain Python; what is not a finite number is ``None``."""
         s, top = self.settings, self.eigenvalues
         return _finite({
             "origin": self.origin, "n": self.op.n, "products": self.products, "complete": self.complete,
-            "memory": self.memory, "notes": self.notes, "mark": self.mark,
+            "memory": self.memory, "cost": {"seconds": self.seconds, "said": self.cost and self.cost._asdict()},
+            "notes": self.notes, "mark": self.mark,
             "largest": None if top is None else {
                 "values": top.values.tolist(), "residuals": top.residuals.tolist(), "verified": top.verified,
                 "products": top.products, "ending": top.ending.name.lower()},

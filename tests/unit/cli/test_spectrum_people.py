@@ -12,6 +12,8 @@ import torch
 from sharpnb import cli, paths, usercode
 from sharpnb.curvature import HessianOperator
 from sharpnb.spectrum import load_batches, measure, seed_everything
+from sharpnb.spectrum.cost import duration
+from sharpnb.spectrum.preflight import examine
 
 MODULE = """
 import torch
@@ -37,7 +39,7 @@ def nan_weight():
     return made
 def nan_buffer():
     made = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
-    made[1].running_var[0] = float("inf")
+    made[1].running_var[0] = float("nan")
     return made
 def on_meta():
     with torch.device("meta"):
@@ -70,6 +72,28 @@ def at_random():
     import os
     g = torch.Generator().manual_seed(int.from_bytes(os.urandom(4), "big"))
     return DataLoader(TensorDataset(*data()), batch_size=16, shuffle=True, generator=g)
+
+# infinities and whole numbers that are right
+class Masked(nn.Module):
+    def __init__(self, sparse=False):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(7, 4, sparse=sparse), nn.Linear(4, 3)
+        self.register_buffer("mask", torch.full((5, 5), float("-inf")).triu(1))
+    def forward(self, ids, more):
+        x = self.embed(ids)
+        return self.head((x @ x.mT + self.mask + more).softmax(-1) @ x)[:, -1]
+def ids():
+    more = torch.zeros(5)
+    more[0] = float("-inf")
+    more = more.repeat(12, 5, 1)
+    more[:, 0] = 0
+    return [((torch.arange(60).reshape(12, 5) % 7, more), torch.arange(12) % 3)]
+def recurrent(): return Recurrent()
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(4, 3), nn.Linear(3, 3)
+    def forward(self, x): return self.head(self.rnn(x[None])[0][0])
 
 # networks and losses without a gradient, or without an end
 class Detaches(nn.Module):
@@ -145,12 +169,12 @@ def result(folder, out="o"):
 
 
 @pytest.mark.parametrize(("model", "data", "loss", "words"), [
-    ("nan_weight", "data", None, ["2.weight holds 1 of 15 numbers that are NaN", "earlier checkpoint"]),
-    ("nan_buffer", "data", None, ["1.running_var holds 1 of 3"]),
+    ("nan_weight", "data", None, ["Batch 1: the loss is nan. The model's 2.weight holds 1 of 15 numbers that are NaN", "earlier checkpoint"]),
+    ("nan_buffer", "data", None, ["Batch 1: the loss is nan. The model's 1.running_var holds 1 of 3"]),
     ("on_meta", "data", None, ["4 weights of the model are on the meta device", "0.weight", "--checkpoint"]),
     ("lazy", "data", None, ["0.weight, 0.bias of the model have no shape yet"]),
-    ("net", "nan_input", None, ["Batch 1: its inputs of shape (16, 4) hold 1 numbers that are NaN"]),
-    ("net", "nan_target", "mse", ["Batch 1: its target of shape (16, 3) hold 48 numbers"]),
+    ("net", "nan_input", None, ["Batch 1: the loss is nan. Its inputs of shape (16, 4) hold 1 numbers that are NaN"]),
+    ("net", "nan_target", "mse", ["Batch 1: the loss is inf. Its target of shape (16, 3) hold 48 numbers"]),
     ("net", "wrong_label", None, ["Batch 1: 1 labels are no class of the model", "outside 0 … 2, from 3 to 3"]),
     ("net", "negative_label", None, ["from -1 to -1"]),
     ("net", "empty", None, ["Batch 1 is empty: its inputs have the shape (0, 4)"]),
@@ -172,7 +196,7 @@ def result(folder, out="o"):
     ("net", "data", "logarithm", ["Batch 1: the loss is nan. Weights and data are finite, and so is the model's output"]),
     ("net", "data", "root", ["The gradient of 0.weight, 0.bias, 2.weight, 2.bias is not finite, though the loss is"]),
     ("Flat", "data", "kink", ["The second derivative is not finite", "in the rows of layer.weight, layer.bias"]),
-    ("net", "data", "many", ["must return one number", "(3,)"]), ("net", "data", "number", ["returned a float"]),
+    ("net", "data", "many", ["must return one number", "(3,)"]), ("net", "data", "number", ["type float"]),
     ("net", "data", "crashes", ["the loss does not take an output of float32 (16, 3)", "TypeError: no"]),
 ])
 def test_what_is_wrong_is_named_before_anything_is_written(call, folder, model, data, loss, words):
@@ -195,6 +219,20 @@ def test_a_checkpoint_replaces_weights_on_the_meta_device(call, folder):
     _saved(folder)
     assert call("on_meta", checkpoint="run.pt")[0] == 0 and call("other", out="p")[0] == 0
     assert result(folder)["largest"]["values"] == result(folder, "p")["largest"]["values"]
+
+
+@pytest.mark.parametrize(("model", "data"), [("Masked", "ids"), ("recurrent", "data")])
+def test_masks_of_infinity_and_ids_are_right(call, folder, model, data):
+    status, _, err = call(model, data, probes=0, top=1)
+    assert status == 0 and result(folder)["largest"]["values"][0] > 0, err
+
+
+def test_sparse_gradients_are_looked_at(folder):
+    made, batches = usercode.find("theirs.py:Masked", "model")(sparse=True), load_batches("theirs.py:ids")
+    assert examine(made, torch.nn.functional.cross_entropy, batches, "eval") == []
+    made.embed.weight.data[3] = float("nan")
+    with pytest.raises(ValueError, match=r"embed\.weight holds 4 of 28"):
+        examine(made, torch.nn.functional.cross_entropy, batches, "eval")
 
 
 def test_a_loss_may_be_a_class_of_modules(call, folder):
@@ -326,6 +364,21 @@ def test_a_users_matplotlibrc_changes_no_figure(call, folder, monkeypatch):
     assert call(out="p")[0] == 0
     assert (folder / "o/density.png").read_bytes() == (folder / "p/density.png").read_bytes()
     assert mpl.rcParams["axes.facecolor"] == "black"
+
+
+@pytest.mark.parametrize(("model", "top", "steps", "probes"), [("net", 5, 60, 8), ("Flat", 1, 10, 0), ("recurrent", 3, 20, 2)])
+def test_the_products_are_counted_beforehand(call, folder, model, top, steps, probes):
+    """Within a factor of two; the seconds are said too, and no test asserts those."""
+    status, out, _ = call(model, top=top, steps=steps, probes=probes, dtype="float64")
+    assert status == 0 and "It will take about " in out
+    found = result(folder)
+    said = found["cost"]["said"]["products"]
+    assert f"It will take about {said} products" in out and 0.5 < said / found["products"] < 2 and found["cost"]["said"]["seconds"] > 0
+
+
+def test_times_are_said_in_two_digits():
+    assert [duration(s) for s in (0.0123, 59, 89, 91, 5000, 6000, 90000)] == [
+        "0.012 seconds", "59 seconds", "89 seconds", "1.5 minutes", "83 minutes", "1.7 hours", "25 hours"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
