@@ -66,8 +66,8 @@ def test_the_runner_plans_without_torch():
 def test_layers_import_only_what_stands_below_them():
     tools = {"paths", "memory", "resume", "rules", "trees", "counts", "batches", "fallbacks"}
     below = {
-        **{file: set() for file in ("paths.py", "rules.py", "memory.py", "processes.py", "trees.py", "fallbacks.py")},
-        "counts.py": {"trees"}, "batches.py": {"trees", "counts"},
+        **{file: set() for file in ("paths.py", "rules.py", "memory.py", "processes.py", "trees.py")},
+        "counts.py": {"trees"}, "batches.py": {"trees", "counts"}, "fallbacks.py": {"trees"},
         "datafiles.py": {"paths"}, "resume.py": {"paths"}, "optim": tools, "curvature": tools, "averaging": tools | {"processes"},
         "landscape": tools | {"averaging"},  # BatchNorm's statistics at a point are those of an average
         "lab": tools - {"resume"} | {"datafiles", "processes", "optim", "averaging", "curvature", "landscape"},
