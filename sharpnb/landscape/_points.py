@@ -255,4 +255,4 @@ def _split(batch: Batch, samples: int, count: Count | None) -> list[Batch]:
         here = min(samples, size - first)
         share = here * (batch.count / size) if count is None else counted(count, 0, (x, y))
         pieces.append(Batch(batch.index, x, y, here, share))
-    return pieces
+    return [piece for piece in pieces if piece.count]  # without a term a loss is not a number
