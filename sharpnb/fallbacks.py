@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from types import MethodType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from sharpnb.trees import mapped
 
 _REGISTRIES = frozenset(vars(nn.Module()))  # of every module: parameters, buffers, hooks, its mode
 
@@ -37,6 +44,26 @@ def without(*backends: Any) -> Iterator[None]:
             backend.enabled = enabled
 
 
+class WrittenOut(TorchFunctionMode):
+    """Put what has a second derivative in the place of what has none, or a wrong one, inside the context.
+
+    Weight normalisation: what double backward gives of PyTorch's own function is off by its own size (torch 2.14).
+    Embeddings: their sparse gradients have no second derivative, their dense ones have.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") == "_weight_norm":
+            return _weight_normalised(*args, **kwargs)
+        if func is nn.functional.embedding and kwargs.get("sparse"):
+            kwargs = {**kwargs, "sparse": False}
+        return func(*args, **kwargs)
+
+
+def _weight_normalised(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
 @contextmanager
 def kept_attributes(model: nn.Module) -> Iterator[None]:
     """Leave the plain attributes of all modules as they were found, and the entries of lists and dictionaries.
@@ -59,3 +86,163 @@ def kept_attributes(model: nn.Module) -> Iterator[None]:
             for name, value in entries.items():
                 own[name].clear()
                 own[name].extend(value) if isinstance(value, list) else own[name].update(value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Forward passes without gradients
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+# Networks that were seen to take gradients in the forward pass, and to refuse to be copied.
+_TAKES_GRADIENTS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_COPIES_NOT: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+class Quiet:
+    """Run a network without gradients; with them where it takes gradients in its forward pass, and say so once.
+
+    Args:
+        model: the network.
+        inference: begin with PyTorch's inference mode, which is the fastest.
+    """
+
+    def __init__(self, model: nn.Module, inference: bool = False) -> None:
+        self._model = model
+        self._stages: list[Any] = [torch.inference_mode] * inference + [torch.no_grad, torch.enable_grad]
+        if model in _TAKES_GRADIENTS:
+            self._stages = [torch.enable_grad]
+
+    def __call__(self, function: Callable[[], Any], undo: Callable[[], None] = lambda: None) -> Any:
+        """Return what ``function`` returns, detached; ``undo`` is called before it is tried again."""
+        while len(self._stages) > 1:
+            try:
+                return self._run(function)
+            except RuntimeError as error:
+                if not any(sign in str(error) for sign in ("require grad", "requires_grad", "nference")):
+                    raise
+                reason = str(error).splitlines()[0]
+            undo()
+            self._stages.pop(0)
+            if len(self._stages) == 1:
+                found = self._run(function)  # if it fails here too, the reason was another
+                _TAKES_GRADIENTS.add(self._model)
+                warnings.warn(f"The network takes gradients in its forward pass ({reason}): it is run with gradients "
+                              "switched on, which takes more memory.", stacklevel=4)
+                return found
+        return self._run(function)
+
+    def _run(self, function: Callable[[], Any]) -> Any:
+        stage = self._stages[0]
+        with ExitStack() as stack:
+            if stage is not torch.inference_mode:
+                stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(stage())
+            return mapped(lambda t: t.detach(), function())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Copies
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def copied(model: nn.Module) -> nn.Module | None:
+    """Return a deep copy, or ``None`` and once a warning where the model refuses one."""
+    if model in _COPIES_NOT:
+        return None
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever an attribute of a module says to being copied
+        _COPIES_NOT.add(model)
+        warnings.warn(f"The network cannot be copied ({str(error).splitlines()[0]}): it is used itself, and put back "
+                      "as it was.", stacklevel=4)
+        return None
+
+
+@contextmanager
+def kept(model: nn.Module) -> Iterator[None]:
+    """Leave weights, buffers, gradients, modes and attributes of a model as they were found, in their own memory."""
+    params = [(p, p.detach().clone(), p.grad, p.requires_grad) for p in model.parameters()]
+    buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
+    values = [(b, b.detach().clone()) for _, own in buffers for b in own.values() if b is not None]
+    modes = [(module, module.training) for module in model.modules()]
+    with kept_attributes(model):
+        try:
+            for p, _, _, _ in params:
+                p.grad = None
+            yield
+        finally:
+            with torch.no_grad():
+                for p, value, gradient, needed in params:
+                    p.copy_(value)
+                    p.grad = gradient
+                    p.requires_grad_(needed)
+                for b, value in values:
+                    b.copy_(value)
+            for module, own in buffers:
+                module._buffers.update(own)
+            for module, training in modes:
+                module.training = training
+
+
+@contextmanager
+def apart(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield a copy of a model to do with as one likes; or itself, if it cannot be copied, put back afterwards."""
+    twin = copied(model)
+    with nullcontext() if twin is not None else kept(model):
+        yield model if twin is None else twin
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Embeddings
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def steady_tables(model: nn.Module) -> Iterator[None]:
+    """Make embeddings functions of their tables: with ``max_norm`` a forward pass writes into them.
+
+    Inside, a table is what a forward pass would make of it, by an addition that stays the same when weights are moved;
+    and gradients are dense, for sparse ones have no second derivative.
+    """
+    before = []
+    for module in model.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and (module.sparse or module.max_norm is not None):
+            before.append((module, module.sparse, module.max_norm, vars(module).get("forward")))
+            module.sparse = False
+            if module.max_norm is not None:
+                shift = _renormalised(module) - module.weight.detach()
+                module.max_norm = None
+                if bool(shift.any()):
+                    module.forward = MethodType(_shifted(shift, module.forward), module)
+    try:
+        yield
+    finally:
+        for module, sparse, max_norm, forward in before:
+            module.sparse, module.max_norm = sparse, max_norm
+            vars(module).pop("forward", None)
+            if forward is not None:
+                module.forward = forward
+
+
+def has_sparse_gradients(model: nn.Module) -> bool:
+    """Return whether an embedding asks for sparse gradients."""
+    return any(isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse for module in model.modules())
+
+
+def _renormalised(module: Any) -> Tensor:
+    rows = module.weight.detach()
+    norms = torch.linalg.vector_norm(rows, module.norm_type, dim=1, keepdim=True)
+    return torch.where(norms > module.max_norm, rows * (module.max_norm / (norms + 1e-7)), rows)
+
+
+def _shifted(shift: Tensor, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def shifted(module: Any, *args: Any, **kwargs: Any) -> Any:
+        weight = module._parameters.pop("weight")
+        try:
+            module.weight = weight + shift.to(weight)
+            return forward(*args, **kwargs)
+        finally:
+            vars(module).pop("weight", None)
+            module._parameters["weight"] = weight
+
+    return shifted

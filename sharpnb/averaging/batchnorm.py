@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sharpnb.batches import each, forward, inputs_of
 from sharpnb.counts import Count, counted
-from sharpnb.fallbacks import eager
+from sharpnb.fallbacks import Quiet, eager, steady_tables
 from sharpnb.trees import moved
 
 Call = Callable[[nn.Module, Any], Any]
@@ -39,7 +39,8 @@ def update_bn(model: nn.Module, data: Any, call: Call | None = None, *, count: C
     last batch counts as much as a full one; (2) every module's mode and momentum are put back as they were, where that
     sets all of them to the mode of the outermost; (3) a BatchNorm layer that is in evaluation mode inside a model in
     training mode is frozen: it normalises as it did, and its statistics stay; (4) dropout and the like are in
-    evaluation mode, as they are when the statistics are used, and the random state is not touched.
+    evaluation mode, as they are when the statistics are used, and the random state is not touched; (5) networks that
+    take gradients in their forward pass are run with gradients, embeddings with ``max_norm`` keep their table.
 
     Args:
         model: with or without BatchNorm layers (without, nothing is done).
@@ -56,13 +57,14 @@ def update_bn(model: nn.Module, data: Any, call: Call | None = None, *, count: C
     if not layers:
         return
     where, batches = next(b.device for b in layers[0].buffers()), 0
-    with _statistics_mode(model, layers), eager(), _weighing(layers) as weigh:
-        for layer in layers:
-            layer.reset_running_stats()
+    quiet = Quiet(model)
+    with _statistics_mode(model, layers), steady_tables(model), eager(), _weighing(layers) as weigh:
+        weigh.begin()
         for index, raw in enumerate(each(data, pairs=False, count=count)):
             batch = moved(raw, where)
             weigh.by = None if count is None else counted(count, index, batch)
-            call(model, batch) if call else forward(model, inputs_of(batch))
+            quiet(lambda: call(model, batch) if call else forward(model, inputs_of(batch)),  # noqa: B023  called here
+                  undo=weigh.begin)
             batches += 1
         if not batches:
             raise ValueError(_NO_BATCH)
@@ -113,8 +115,15 @@ def _statistics_mode(model: nn.Module, layers: list[Any]) -> Iterator[None]:
 class _Weighing:
     """What each layer has averaged so far; ``by``, if it is a number, is what the batch counts instead."""
 
+    layers: list[Any]
     by: float | None = None
     seen: dict[Any, float] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """Forget what was averaged."""
+        self.seen.clear()
+        for layer in self.layers:
+            layer.reset_running_stats()
 
     def hook(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Set the momentum before a layer runs."""
@@ -126,7 +135,7 @@ class _Weighing:
 
 @contextmanager
 def _weighing(layers: list[Any]) -> Iterator[_Weighing]:
-    weigh = _Weighing()
+    weigh = _Weighing(layers)
     handles = [layer.register_forward_pre_hook(weigh.hook, with_kwargs=True) for layer in layers]
     try:
         yield weigh

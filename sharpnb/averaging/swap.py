@@ -2,7 +2,6 @@ r"""Stochastic weight averaging in parallel (Gupta, Serrano & DeCoste, ICLR 2020
 
 from __future__ import annotations
 
-import copy
 import io
 import pickle
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from sharpnb.averaging.batchnorm import Call, update_bn
+from sharpnb.fallbacks import apart
 
 LargeEpoch = Callable[[nn.Module, int], float]
 Small = Callable[[nn.Module, int], object]
@@ -94,7 +94,7 @@ def swap(
     elif processes > 1:
         ends = _over_processes(model, small, workers, seed, processes)
     else:
-        ends = [_flat(_worker(copy.deepcopy(model), small, w, seed)) for w in range(workers)]
+        ends = [_alone(model, small, w, seed) for w in range(workers)]
     stacked = torch.stack([end.to(start.device) for end in ends])
     _fill(model, stacked.mean(0, dtype=torch.float64))
     update_bn(model, data, call)
@@ -109,11 +109,16 @@ def _worker(model: nn.Module, small: Small, worker: int, seed: int) -> nn.Module
     return model
 
 
+def _alone(model: nn.Module, small: Small, worker: int, seed: int) -> Tensor:
+    with apart(model) as own:
+        return _flat(_worker(own, small, worker, seed))
+
+
 def _over_ranks(model: nn.Module, small: Small, workers: int, seed: int) -> list[Tensor]:
     rank, world = dist.get_rank(), dist.get_world_size()
     ends = _flat(model).new_zeros(workers, sum(p.numel() for p in model.parameters()))
     for w in range(rank, workers, world):
-        ends[w] = _flat(_worker(copy.deepcopy(model), small, w, seed))
+        ends[w] = _alone(model, small, w, seed)
     dist.all_reduce(ends)  # each row is one rank's and zero elsewhere: the sum is exact
     return list(ends)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sharpnb.batches import kept_random_state
-from sharpnb.fallbacks import kept_attributes
+from sharpnb.fallbacks import kept_attributes, steady_tables
 
 Mode = Literal["eval", "batch_stats", "as_is"]
 
@@ -60,7 +60,7 @@ def measuring(model: nn.Module, mode: Mode, params: Iterable[Tensor] = ()) -> It
     training = [module.training for module in modules]
     slots = [(module, dict(module._buffers)) for module in modules if module._buffers]
     tracking = [(module, module.track_running_stats) for module in modules if isinstance(module, _BatchNorm)]
-    with kept_random_state(), differentiable(params), kept_attributes(model):
+    with kept_random_state(), differentiable(params), kept_attributes(model), steady_tables(model):
         try:
             for module, buffers in slots:  # whatever is written is written to copies
                 module._buffers.update({name: None if b is None else b.detach().clone() for name, b in buffers.items()})

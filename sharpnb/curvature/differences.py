@@ -47,6 +47,7 @@ class Differences:
         self.op, self.error = op, 0.0
         self._made = 0
         self._is_wide: bool | None = None
+        self._sparse = False  # whether a function of the network gives sparse gradients
         self._reentrant: bool | None = None  # whether gradients take backward(), which autograd.grad does not do
 
     # ---- products ---------------------------------------------------------------------------------------------------
@@ -72,6 +73,11 @@ class Differences:
         batches = ((batch, self.op._batches.weight(batch)) for batch in self.op._batches)
         return self._gradients(batches, None, [0.0], wide=False)[0].to(self.op.dtype)
 
+    def gradient_at(self, parts: Any, v: Tensor) -> Tensor:
+        """Return the gradient ``(n,)`` at w + v of parts of the data: inputs, target and share of the loss."""
+        batches = ((Batch(0, inputs, target, 0, share), share) for inputs, target, share in parts)
+        return self._gradients(batches, v, [1.0], wide=False)[0].to(self.op.dtype)
+
     def _summed(self, v: Tensor, h: float) -> Tensor:
         batches = ((batch, self.op._batches.weight(batch)) for batch in self.op._batches)
         plus, minus = self._gradients(batches, v, [h, -h], bool(self._is_wide))
@@ -88,13 +94,13 @@ class Differences:
             for context in (measuring(op.model, op.mode), eager()):
                 stack.enter_context(context)
             leaves = stack.enter_context(replaced(op.model, op.params, wide))
-            start = [leaf.detach().clone() for leaf in leaves] if len(steps) > 1 else []
+            start = [leaf.detach().clone() for leaf in leaves] if v is not None else []
             for batch, weight in batches:
                 if wide:
                     batch = _widened(batch)
                 for row, h in zip(out, steps, strict=True):
                     if v is not None:
-                        _displace(leaves, start or leaves, op._pieces(v), h)
+                        _displace(leaves, start, op._pieces(v), h)
                     found = self._gradient(batch, leaves)
                     row.add_(torch.cat([g.reshape(-1).to(row) for g in found]), alpha=weight)
         return list(out)
@@ -114,6 +120,7 @@ class Differences:
             if "use_reentrant" not in str(error):
                 raise
             return True
+        self._sparse = any(g is not None and g.layout is not torch.strided for g in found)
         if all(g is not None for g in found):
             return False
         there = self._by_backward(batch, leaves)
@@ -132,6 +139,11 @@ class Differences:
         if value.requires_grad:
             value.backward()
         return [leaf.grad for leaf in leaves]
+
+    @property
+    def needs_leaves(self) -> bool:
+        """Whether gradients exist in copies of the parameters only: behind reentrant checkpoints, or sparse ones."""
+        return self.reentrant or self._sparse
 
     @property
     def reentrant(self) -> bool:
@@ -180,15 +192,14 @@ class Differences:
         found = compare([exact.double()], differ, self._steps(), self._right)
         return None if found is None else found[1]
 
-    @torch.no_grad()
     def _outputs(self, batch: Batch, v: Tensor, steps: Sequence[float]) -> list[Tensor]:
         op, wide = self.op, bool(self._is_wide)
         inputs = (_widened(batch) if wide else batch).inputs
         with measuring(op.model, op.mode), eager(), replaced(op.model, op.params, wide) as leaves:
-            start, found = [leaf.clone() for leaf in leaves], []
+            start, found = [leaf.detach().clone() for leaf in leaves], []
             for h in steps:
                 _displace(leaves, start, op._pieces(v), h)
-                found.append(forward(op.model, inputs))
+                found.append(op._quiet(lambda: forward(op.model, inputs)))
         return found
 
     def direction(self) -> Tensor:
@@ -209,8 +220,8 @@ class Differences:
         inputs, target = part(tree, 0, FEW, batch.size)
         few = batch._replace(inputs=inputs, target=target, size=FEW)
         try:
-            with measuring(self.op.model, self.op.mode), torch.no_grad():
-                fine = bool(self.op._loss_value(few).isfinite().all())
+            with measuring(self.op.model, self.op.mode):
+                fine = bool(self.op._quiet(lambda: self.op._loss_value(few)).isfinite().all())
         except Exception:  # whatever a network says to fewer samples than it was given
             return batch
         return few if fine else batch

@@ -122,7 +122,7 @@ class HessianOperator(ModelOperator):
         self.method = "finite_difference"
         out = self._difference_rows(rows)
         warnings.warn(f"No second derivative here ({reason}): products are central differences of the gradient, "
-                      f"with a relative error of about {self.error:.1e}.", stacklevel=4)
+                      f"with a relative error of about {self.error:.1e}.", stacklevel=3)
         return out
 
     def _exact_rows(self, rows: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class HessianOperator(ModelOperator):
 
     def gradient(self) -> Tensor:
         """Return the gradient ``(n,)`` of the loss over the whole data."""
-        if self._differences.reentrant:
+        if self._differences.needs_leaves:
             out = self._differences.gradient()
         else:
             out = torch.zeros(self.n, dtype=self.dtype, device=self.device)

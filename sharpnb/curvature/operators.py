@@ -12,6 +12,7 @@ inside, a block is K contiguous rows ``(K, n)``.
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from torch.nn.modules.conv import _ConvNd
 from sharpnb.batches import Batches, forward
 from sharpnb.counts import Batch, Count, Reduction, check_loss
 from sharpnb.curvature._state import Mode, differentiable, measuring, unwrapped
-from sharpnb.fallbacks import eager, without
+from sharpnb.fallbacks import Quiet, WrittenOut, eager, has_sparse_gradients, without
 from sharpnb.trees import tensors
 
 Loss = Callable[[Any, Any], Tensor]
@@ -63,15 +64,17 @@ class ModelOperator(ABC):
         self._graphs: dict[int, Any] = {}
         self._graphs_of: tuple[Any, ...] = ()
         self._group = _process_group(group)
+        self._quiet = Quiet(self.model)
         self._batches = Batches(data, self.device, reduction, count, hold, alone=self._group is None)
         if self._group is not None and reduction == "mean":
             total = torch.tensor(self._batches.total, dtype=torch.float64, device=self.device)
             dist.all_reduce(total, group=self._group)
             self._batches.total = float(total)
+        say_if_sparse(self.model)
         if check:
             self.check_deterministic()
-            with measuring(self.model, self.mode), torch.no_grad():
-                check_counts(self.model, loss, self._batches, mode)
+            with measuring(self.model, self.mode):
+                check_counts(self.model, loss, self._batches, mode, self._quiet)
 
     # ---- what a subclass says ---------------------------------------------------------------------------------------
 
@@ -204,7 +207,10 @@ class ModelOperator(ABC):
         vendors = [torch.backends.cudnn, torch.backends.mkldnn] if self._plain else []
         if not vendors and any(isinstance(module, nn.RNNBase) for module in self.model.modules()):
             vendors = [torch.backends.cudnn]
-        with measuring(self.model, self.mode, self.params), sdpa_kernel(SDPBackend.MATH), eager(), without(*vendors):
+        with (
+            measuring(self.model, self.mode, self.params), sdpa_kernel(SDPBackend.MATH), eager(), without(*vendors),
+            WrittenOut(),
+        ):
             yield
 
     def refresh(self) -> None:
@@ -220,8 +226,8 @@ class ModelOperator(ABC):
             ValueError: if they differ; the message names the layers that draw random numbers.
         """
         batch = next(iter(self._batches))
-        with measuring(self.model, self.mode), torch.no_grad():
-            once, twice = (self._loss_value(batch).double() for _ in range(2))
+        with measuring(self.model, self.mode):
+            once, twice = (self._quiet(lambda: self._loss_value(batch).double()) for _ in range(2))
             culprits = [name or type(module).__name__ for name, module in self.model.named_modules()
                         if "drop" in type(module).__name__.lower() and module.training]
         if torch.equal(once, twice) or not bool(once.isfinite() and twice.isfinite()):
@@ -273,7 +279,7 @@ class ModelOperator(ABC):
                 f"samples={self._batches.samples})")
 
 
-def check_counts(model: nn.Module, loss: Loss, batches: Batches, mode: Mode) -> None:
+def check_counts(model: nn.Module, loss: Loss, batches: Batches, mode: Mode, quiet: Quiet) -> None:
     """Compare the loss of some batches together with what their own give, if their counts were not said.
 
     Raises:
@@ -281,8 +287,19 @@ def check_counts(model: nn.Module, loss: Loss, batches: Batches, mode: Mode) -> 
     """
     some = batches.some()
     if len(some) > 1 and not batches.sure:
-        run = (lambda inputs: forward(model, inputs)) if mode == "eval" else None  # else a batch has its own statistics
-        check_loss(loss, [(batch, forward(model, batch.inputs)) for batch in some], batches.reduction, run)
+        def run(inputs: Any) -> Any:
+            return quiet(lambda: forward(model, inputs))
+
+        measured = [(batch, run(batch.inputs)) for batch in some]
+        with torch.no_grad():  # in another mode than "eval" a batch has statistics of its own
+            check_loss(loss, measured, batches.reduction, run if mode == "eval" else None)
+
+
+def say_if_sparse(model: nn.Module) -> None:
+    """Warn that gradients of embeddings are dense here, if the model asks for sparse ones."""
+    if has_sparse_gradients(model):
+        warnings.warn("An embedding has sparse=True, and sparse gradients have no second derivative: they are dense "
+                      "here, which takes the memory of the table.", stacklevel=4)
 
 
 def select_parameters(model: nn.Module, params: Any = None) -> dict[str, nn.Parameter]:

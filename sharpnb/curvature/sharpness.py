@@ -20,21 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
-from torch.nn.modules.conv import _ConvNd
 
-from sharpnb.batches import Batches, forward
-from sharpnb.counts import Count, Reduction, counted
-from sharpnb.curvature._state import Mode, measuring, unwrapped
-from sharpnb.curvature.operators import Loss, check_counts, select_parameters
+from sharpnb.counts import Count, Reduction
+from sharpnb.curvature._groups import Group, Network
+from sharpnb.curvature._state import Mode, measuring
+from sharpnb.curvature.operators import Loss
 from sharpnb.rules import sam_perturbation
-from sharpnb.trees import joined, lengths, mapped, part, tensors
 
 # Groups evaluated at once: many small ones are bound by dispatch (one vmapped call is then several times faster); large
 # groups and convolutions, whose weights differ by group, are faster one by one.
-SMALL_GROUP, GROUP_BYTES = 64, 2.5e8
-SAME_OUTPUT = 1e-3  # of the largest: a sample's output alone and among others (TF32 included); time steps are far off
-_WHOLE = "Put samples first, or use m=None (count= weighs batches; it cuts none)."
+SMALL_GROUP = 64
 
 
 @dataclass(frozen=True)
@@ -74,6 +69,7 @@ def sharpness(
         rho: radius. SAM trains with 0.05.
         m: samples that share a perturbation; default all of the data. Groups are consecutive samples, the last one may
             be smaller. They are cut along the first axis, which must be that of the samples (compared, in eval mode).
+            Many groups run at once by ``vmap``; where it refuses a network or a loss, one after the other.
         p: norm of the ball, in [1, ∞].
         adaptive: measure the ball relative to :math:`|w|`, which makes the result invariant to a rescaling of ReLU
             layers; a weight of zero is not moved.
@@ -97,13 +93,15 @@ def sharpness(
         raise ValueError(f"rho = {rho}: the radius must be positive and finite; SAM trains with 0.05.")
     if (m is not None and m < 1) or steps < 1:
         raise ValueError(f"m = {m}, steps = {steps}: both must be at least 1 (m=None is all of the data).")
-    network = _Network(model, loss, data, params, mode, reduction, count)
-    rises, weights = [], []
+    network = Network(model, loss, data, params, mode, reduction, count)
+
+    def rise(group: Group) -> np.ndarray:
+        return _Ascent(network, group, rho, p, adaptive, seed).rise(steps)
+
     with measuring(network.model, mode):
-        for group in network.groups(m):
-            rises.append(_Ascent(network, group, rho, p, adaptive, seed).rise(steps))
-            weights.extend(group.weights)
-    each, weight = np.concatenate(rises), np.array(weights, dtype=float)
+        rises, weights = zip(*network.over_groups(m, SMALL_GROUP, rise), strict=True)
+    each, weight = np.concatenate(rises), np.concatenate(weights)
+    each = np.where(weight > 0, each, 0.0)  # the loss of a group without terms is not a number
     return _summary(each, weight / weight.sum(), rho, p, adaptive, steps + 1)
 
 
@@ -138,11 +136,11 @@ def average_sharpness(
         raise ValueError(f"p = {p}: the average is over a Gaussian (p=2) or a cube (p=float('inf')).")
     if samples < 2 or samples % 2:
         raise ValueError(f"samples = {samples}: perturbations come in pairs; choose an even number, at least 2.")
-    network = _Network(model, loss, data, params, mode, reduction, count)
+    network = Network(model, loss, data, params, mode, reduction, count)
     generator = torch.Generator().manual_seed(seed)
     scale = rho * (network.w.abs() if adaptive else torch.ones_like(network.w))
     draw, pairs = torch.randn if p == 2 else torch.rand, []
-    with measuring(network.model, mode), torch.no_grad():
+    with measuring(network.model, mode):
         start = network.value(network.w)
         for _ in range(samples // 2):
             noise = draw(len(network.w), generator=generator)
@@ -158,145 +156,10 @@ def _summary(each: np.ndarray, weight: np.ndarray, rho: float, p: float, adaptiv
     return Sharpness(mean, stderr, each, rho, p, adaptive, passes)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The loss as a function of flat weights
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Groups that are evaluated together.
-
-    Attributes:
-        parts: inputs, target and share of the loss: of one group in any number of parts, or of several stacked in one.
-        weights: of the groups in the mean over groups.
-    """
-
-    parts: list[tuple[Any, Any, float]]
-    weights: list[float]
-
-    @property
-    def count(self) -> int:
-        """How many groups they are."""
-        return len(self.weights)
-
-
-class _Network:
-    """Losses and gradients at rows of weights ``(k, n)``, row i for group i."""
-
-    def __init__(
-        self, model: nn.Module, loss: Loss, data: Any, params: Any, mode: Mode, reduction: Reduction,
-        count: Count | None,
-    ) -> None:
-        self.model, self.loss, self.counts = unwrapped(model), loss, count
-        named = select_parameters(self.model, params)
-        self._names, self._shapes = list(named), [p.shape for p in named.values()]
-        self._sizes = [p.numel() for p in named.values()]
-        self.w = torch.cat([p.detach().reshape(-1) for p in named.values()])
-        self._batches = Batches(data, self.w.device, reduction, count)
-        self._mode = mode
-        self._convolves = any(isinstance(module, _ConvNd) for module in self.model.modules())
-        with measuring(self.model, mode), torch.no_grad():
-            check_counts(self.model, loss, self._batches, mode)
-
-    def groups(self, m: int | None) -> list[_Group]:
-        """Cut the data into groups, as many together as are worth a vectorised call."""
-        batches = list(self._batches)
-        if m is None:
-            return [_Group([(b.inputs, b.target, self._batches.weight(b)) for b in batches], [1.0])]
-        inputs, target, samples = self._joined([(b.inputs, b.target) for b in batches])
-        self._check_cut(inputs, samples, m)
-        together = 1
-        if m < SMALL_GROUP and not (self._convolves and m > 4):
-            together = max(1, int(GROUP_BYTES // (6 * len(self.w) * self.w.element_size())))
-        cut, first = [], 0
-        while first < samples:
-            count = max(1, min(together, (samples - first) // m))
-            size = min(m, samples - first)
-            last = first + size * count
-            each = [(part(inputs, i, i + size, samples), part(target, i, i + size, samples))
-                    for i in range(first, last, size)]
-            weights = [counted(self.counts if callable(self.counts) else size, 0, pair) for pair in each]
-            stacked = [mapped(lambda t, k=count: _stacked(t, k), part(tree, first, last, samples))
-                       for tree in (inputs, target)]
-            cut.append(_Group([(*stacked, 1.0)], weights))
-            first = last
-        return cut
-
-    def _joined(self, pairs: list[tuple[Any, Any]]) -> tuple[Any, Any, int]:
-        """Return all inputs, all targets and the number of samples."""
-        inputs, target = (joined(trees) for trees in zip(*pairs, strict=True))
-        found = {*lengths(inputs), *lengths(target)}
-        if len(found) != 1:
-            shapes = [tuple(t.shape) for t in tensors((inputs, target))]
-            raise ValueError(f"Groups of m samples are cut along the first axis, and on it tensors of shapes {shapes} "
-                             f"disagree. {_WHOLE}")
-        return inputs, target, found.pop()
-
-    @torch.no_grad()
-    def _check_cut(self, inputs: Any, samples: int, m: int) -> None:
-        """Refuse groups whose samples are not what they are among all others: time steps, say."""
-        if m >= samples or self._mode != "eval":
-            return
-        seen = min(2 * m, samples)
-        within, alone = (list(tensors(forward(self.model, part(inputs, samples - size, samples, samples))))
-                         for size in (seen, m))
-        for a, b in zip(within, alone, strict=False):
-            if not a.dim() or len(a) != seen or not a.is_floating_point():
-                continue
-            off = float((a[-m:] - b).abs().max()) if a[-m:].shape == b.shape else math.inf
-            if off > max(SAME_OUTPUT, 8 * torch.finfo(a.dtype).eps) * float(a.abs().max()):
-                raise ValueError(f"The last {m} along the first axis have other outputs alone than among {seen}: that "
-                                 f"axis is not the samples', or they see each other. {_WHOLE}")
-
-    def _loss(self, w: Tensor, inputs: Any, target: Any) -> Tensor:
-        pieces = [c.view(shape) for c, shape in zip(w.split(self._sizes), self._shapes, strict=True)]
-        weights = dict(zip(self._names, pieces, strict=True))
-        module = _Called(self.model, weights)
-        return self.loss(forward(module, inputs), target)  # type: ignore[arg-type]
-
-    def value(self, w: Tensor) -> float:
-        """Return the loss over all of the data."""
-        return sum(float(self._loss(w, b.inputs, b.target)) * self._batches.weight(b) for b in self._batches)
-
-    def at(self, group: _Group, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the losses ``(k,)``, float64, and gradients ``(k, n)`` of the groups at their rows of weights."""
-        if group.count > 1:
-            gradients, values = vmap(grad_and_value(self._loss))(rows, *group.parts[0][:2])
-            return values.detach().double(), gradients.detach()
-        value, gradient = torch.zeros(1, dtype=torch.float64, device=rows.device), torch.zeros_like(rows)
-        w = rows[0].detach().requires_grad_()
-        for inputs, target, share in group.parts:  # autograd itself: two thirds of the function transform's time
-            with torch.enable_grad():
-                loss = self._loss(w, inputs, target)
-            (own,) = torch.autograd.grad(loss, w)
-            value += loss.detach().double() * share
-            gradient[0].add_(own, alpha=share)
-        return value, gradient
-
-    @torch.no_grad()
-    def losses(self, group: _Group, rows: Tensor) -> Tensor:
-        """Return the losses ``(k,)`` alone, float64."""
-        if group.count > 1:
-            return vmap(self._loss)(rows, *group.parts[0][:2]).double()
-        parts = [self._loss(rows[0], x, y).double() * share for x, y, share in group.parts]
-        return torch.stack(parts).sum().reshape(1)
-
-
-class _Called:
-    """The model with other weights, callable."""
-
-    def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
-        self._model, self._weights = model, weights
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return functional_call(self._model, self._weights, args, kwargs)
-
-
 class _Ascent:
     r"""The maximisation over the ball, for several groups at once, in the coordinates :math:`u = \delta/c`."""
 
-    def __init__(self, network: _Network, group: _Group, rho: float, p: float, adaptive: bool, seed: int) -> None:
+    def __init__(self, network: Network, group: Group, rho: float, p: float, adaptive: bool, seed: int) -> None:
         self.network, self.group, self.rho, self.p = network, group, rho, p
         self.c = network.w.abs() if adaptive else None
         self.start = network.w.expand(group.count, -1)
@@ -340,10 +203,3 @@ class _Ascent:
         if math.isinf(self.p):
             return u.clamp(-self.rho, self.rho)
         return u * (self.rho / self._norm(u).clamp_min(self.rho))
-
-
-def _stacked(t: Tensor, count: int) -> Tensor:
-    """Return samples ``(count m, ...)`` as ``(count, m, ...)``, if there are several groups."""
-    if count == 1:
-        return t
-    return t.unflatten(0, (count, -1)) if t.dim() else t.expand(count)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from sharpnb.averaging.batchnorm import inputs, unfrozen, update_bn
 from sharpnb.batches import Batches, forward
 from sharpnb.counts import Batch, Count, check_loss, counted
+from sharpnb.fallbacks import Quiet, copied, kept
 from sharpnb.landscape._stacked import Moments, Stacked, chain
 from sharpnb.landscape.losses import Losses, stacked_losses
 from sharpnb.landscape.plane import Plane
@@ -30,7 +33,8 @@ _ROUNDING = 0.05  # of the largest output: of 23 nets, five times each, bfloat16
 class Points:
     """The means of the losses over each data set, at any points of a plane.
 
-    The caller's model is never touched: everything happens in a copy in evaluation mode.
+    The caller's model is not touched: everything happens in a copy in evaluation mode. A model that cannot be copied is
+    used itself, and put back after each call.
 
     Attributes:
         names: of the columns: ``"<set>_<loss>"``, or ``"<loss>"`` for data without a name.
@@ -58,19 +62,22 @@ class Points:
         self.vectors = torch.stack([plane.origin, plane.u, plane.v])  # float64 on the CPU
         self.bn_data = list(bn_data) if isinstance(bn_data, Iterator) else bn_data
         bare = all(isinstance(batch.inputs, Tensor) for batches in self.sets.values() for batch in batches)
-        layers = chain(model) if bare else None
-        self.stacked = self._stacked(model, layers, plane) if layers else None
+        twin = copied(model)
+        layers = chain(twin) if bare and twin is not None else None
+        self.stacked = self._stacked(twin, layers, plane) if twin is not None and layers else None
         self.at_once = self._points_a_call(self.stacked) if self.stacked else 1
         if not self.stacked:
-            self._private_copy(model)
+            self._any_net(model, twin)
         samples = batch_size or self._samples()
         self.sets = {name: self._cut(batches, samples) for name, batches in self.sets.items()}
 
-    @torch.inference_mode()
     def __call__(self, xy: Sequence[tuple[float, float]]) -> Tensor:
         """Return the losses at the points, (P, names) in float64 on the CPU."""
-        means = self._by_groups(self.stacked, xy) if self.stacked else torch.stack([self._one(point) for point in xy])
-        return means.double().cpu()
+        if self.stacked:
+            with torch.inference_mode():
+                return self._by_groups(self.stacked, xy).double().cpu()
+        with self._inside():
+            return torch.stack([self._quiet(lambda point=point: self._one(point)) for point in xy]).double().cpu()
 
     # -- chains -------------------------------------------------------------------------------------------------------
 
@@ -152,17 +159,30 @@ class Points:
 
     # -- any net ------------------------------------------------------------------------------------------------------
 
-    def _private_copy(self, model: nn.Module) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(False)
+    def _any_net(self, model: nn.Module, twin: nn.Module | None) -> None:
+        """Prepare a private copy, whose weights are views of one vector; or the model itself, if there can be none."""
+        self.model = model if twin is None else twin.requires_grad_(False)
+        self._inside = partial(kept, model) if twin is None else nullcontext
+        self._quiet = Quiet(self.model, inference=True)
         self.modes = [(m, m.training) for m in self.model.modules()]
         self.flat = self.vectors[0].to(self.device, self.dtype, copy=True)
-        start = 0
-        for p in self.model.parameters():
-            p.data = self.flat[start : start + p.numel()].view_as(p)
-            start += p.numel()
+        if twin is not None:
+            for p, own in zip(twin.parameters(), self._pieces(), strict=True):
+                p.data = own
+
+    def _pieces(self) -> list[Tensor]:
+        sizes = [p.numel() for p in self.model.parameters()]
+        return [own.view_as(p) for own, p in zip(self.flat.split(sizes), self.model.parameters(), strict=True)]
+
+    def _put(self, point: tuple[float, float]) -> None:
+        self.flat.copy_(self.vectors.new_tensor((1.0, *point)) @ self.vectors)
+        if self._inside is not nullcontext:
+            with torch.no_grad():
+                for p, own in zip(self.model.parameters(), self._pieces(), strict=True):
+                    p.copy_(own)
 
     def _one(self, point: tuple[float, float]) -> Tensor:
-        self.flat.copy_(self.vectors.new_tensor((1.0, *point)) @ self.vectors)
+        self._put(point)
         if self.bn_data is not None:
             for module, training in self.modes:
                 module.training = training
@@ -191,7 +211,6 @@ class Points:
         return [batch._replace(inputs=mapped(as_the_model, batch.inputs))
                 for batch in Batches(data, self.device, count=self.count)]
 
-    @torch.inference_mode()
     def _cut(self, batches: list[Batch], samples: int) -> list[Batch]:
         """Cut batches into pieces of so many samples, where the losses over the pieces add up to those of a batch.
 
@@ -215,7 +234,12 @@ class Points:
                 check_loss(loss, measured, "mean")
 
     def _output(self, x: Any) -> Any:
-        return self.stacked(self.stacked.prepare(x), [(0.0, 0.0)])[0] if self.stacked else forward(self.model, x)
+        if self.stacked:
+            with torch.inference_mode():
+                return self.stacked(self.stacked.prepare(x), [(0.0, 0.0)])[0]
+        with self._inside():
+            self.model.eval()
+            return self._quiet(lambda: forward(self.model, x))
 
 
 def _split(batch: Batch, samples: int, count: Count | None) -> list[Batch]:
@@ -229,4 +253,4 @@ def _split(batch: Batch, samples: int, count: Count | None) -> list[Batch]:
         here = min(samples, size - first)
         share = here * (batch.count / size) if count is None else counted(count, 0, (x, y))
         pieces.append(Batch(batch.index, x, y, here, share))
-    return pieces
+    return [piece for piece in pieces if piece.count]  # without a term a loss is not a number

@@ -92,7 +92,8 @@ def surface(
             "test": …}``: all are read once and held on the device. Inputs and targets are what
             :mod:`sharpnb.batches` says.
         losses: ``"loss"`` (mean cross-entropy, nats), ``"error"`` (percent), or name -> function of output and target
-            that returns the mean over the batch.
+            that returns the mean over the batch; it may instead take the outputs of P points, (P, B, …), and return
+            (P,).
         size: points along x and y (default 41; Li et al. 51, Garipov et al. 21).
         window: x from, x to, y from, y to; default the plane's.
         update_bn: training data for :func:`sharpnb.averaging.update_bn`, run anew at *each* point (Garipov et al.);

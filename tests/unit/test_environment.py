@@ -115,8 +115,8 @@ def test_the_runner_plans_without_torch():
 def test_layers_import_only_what_stands_below_them():
     tools = {"paths", "resume", "rules", "trees", "caches", "counts", "batches", "fallbacks"}
     below = {
-        **{file: set() for file in ("paths.py", "rules.py", "trees.py", "caches.py", "usercode.py", "fallbacks.py", "devices.py", "progress.py")},
-        "counts.py": {"trees"}, "batches.py": {"trees", "counts"},
+        **{file: set() for file in ("paths.py", "rules.py", "trees.py", "caches.py", "usercode.py", "devices.py", "progress.py")},
+        "counts.py": {"trees"}, "batches.py": {"trees", "counts"}, "fallbacks.py": {"trees"},
         "datafiles.py": {"paths"}, "sources.py": {"paths"}, "kept.py": {"paths", "sources"}, "resume.py": {"paths"}, "optim": tools, "curvature": tools, "averaging": tools,
         "checkpoints": set(),
         "landscape": tools | {"averaging"},  # BatchNorm's statistics at a point are those of an average

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from conftest import dense_hessian
-from sharpnb.curvature import FisherOperator, GGNOperator, HessianOperator, top_eigenvalues
+from sharpnb.curvature import FisherOperator, GGNOperator, HessianOperator, sharpness, top_eigenvalues
 from sharpnb.lab import models
 
 F = nn.functional
@@ -188,6 +188,18 @@ def test_checkpointed_networks_have_all_their_curvature(reentrant, params):
     gradient = HessianOperator(Checkpointed(None), F.cross_entropy, (X, Y), params).gradient()
     torch.testing.assert_close(op.gradient(), gradient, rtol=1e-5, atol=1e-7)
     assert not fired and torch.equal(net.last.bias.grad, torch.ones(3)) and net.first.weight.grad is None
+
+
+@pytest.mark.parametrize("params", [None, "block.*"])
+@pytest.mark.parametrize("m", [None, 7])
+def test_sharpness_of_reentrant_checkpoints(m, params):
+    net, twin = Checkpointed(True), Checkpointed(None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = sharpness(net, F.cross_entropy, [(X[:9], Y[:9]), (X[9:], Y[9:])], 0.1, m, steps=3, params=params)
+    truth = sharpness(twin, F.cross_entropy, (X, Y), 0.1, m, steps=3, params=params)
+    assert found.value == pytest.approx(truth.value, rel=1e-4) and truth.value > 1e-4
+    assert all(p.grad is None for p in net.parameters())
 
 
 # ---- exact ways -----------------------------------------------------------------------------------------------------

@@ -440,3 +440,12 @@ def test_statistics_of_images_of_several_sizes_are_weighed_by_their_places():
     assert Points(model, plane, (X, Y), ("loss",), bn).stacked is not None
     found = surface(model, plane, (X, Y), ("loss",), 2, update_bn=bn)
     np.testing.assert_allclose(found.values["loss"], one_by_one(model, plane, found.x, found.y, bn)["loss"], rtol=1e-11)
+
+
+def test_a_piece_without_terms_is_left_out():
+    torch.manual_seed(0)
+    model, x, y = Reads(), X[:40, 0], torch.randint(0, 3, (40, 8))
+    y[16:32] = -100  # the second piece: its mean is not a number
+    plane = Plane.random(model, seed=1)
+    found = surface(model, plane, (x, y), {"loss": _token_loss}, 1, window=(0, 0, 0, 0), batch_size=16, count=lambda x, y: (y != -100).sum())
+    assert found.values["loss"].item() == pytest.approx(_token_loss(model(x), y).item(), rel=1e-12)
