@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sharpnb.kept import plain
 from sharpnb.lab import settings
-from sharpnb.lab.shard import plain
 
 Grid = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 PER_CALL = ("steps", "batch_size")  # of train_many, not of a member; axes of a grid all the same

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sharpnb import paths
+from sharpnb import paths, sources
 from sharpnb.lab import claims as claims_module
 from sharpnb.lab import figures
 from sharpnb.lab.claims import Claim
 from sharpnb.lab.data import Data
 from sharpnb.lab.pieces import Kind, Work, described
-from sharpnb.lab.records import Record, checking, keeping, provenance
+from sharpnb.lab.records import Record, checking, forced, keeping, provenance
 from sharpnb.lab.training import pick_device
 
 # "toy" is the full profile's code at the size of a test; its results are kept apart and never committed.
@@ -42,6 +43,11 @@ class Notebook:
     def full(self) -> bool:
         """Whether the code of the full profile is asked for (at its own size, or as a toy)."""
         return self.profile != "quick"
+
+    @cached_property
+    def sources(self) -> str:
+        """The digest of the sources that the notebook reaches, see :func:`sharpnb.sources.of_notebook`."""
+        return sources.of_notebook(self.name)
 
     @property
     def bf16(self) -> bool:
@@ -82,7 +88,7 @@ class Notebook:
         """Make the values of a record, piece by piece, and save it; return them.
 
         The full profile returns a finished record of the same parameters and settings instead, so that a machine
-        without a GPU draws from it.
+        without a GPU draws from it; under ``sharpnb run --force`` it makes the record again.
 
         Args:
             name: of the record.
@@ -96,7 +102,7 @@ class Notebook:
             Paused: when the budget ends.
         """
         work = Work(self, name, described(of) if self.full else None, kinds)
-        found = Record.find(self.name, name, self.profile) if self.full else None
+        found = Record.find(self.name, name, self.profile) if self.full and not forced() else None
         if found and found.provenance.get("parameters") == self.parameters and _made_with(found, work.settings):
             self._say(f"Read back and not made: {self.origin_of_full(name)}")
             return found.values
