@@ -81,7 +81,8 @@ def run(
     parameter: Annotated[list[str] | None, typer.Option(
         "-p", "--parameter", metavar="NAME VALUE", show_default=False,
         help="A parameter in the place of the notebook's default, as in -p seed 3. Several times as needed.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Execute also what is up to date.")] = False,
+    force: Annotated[bool, typer.Option(
+        "--force", help="Execute also what is up to date; make finished records of the full profile again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be executed and why, and stop.")] = False,
     timeout: Annotated[float | None, typer.Option(
         min=0, help="Seconds for one notebook, 0 for no limit. Default: 600 in the quick profile, none in the full.",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.util
 import json
 import re
 from collections.abc import Iterator
@@ -105,6 +106,43 @@ def code_in(text: str) -> list[str]:
         return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     except (ValueError, KeyError, TypeError):
         return []
+
+
+def around(module: str) -> dict[str, str]:
+    """Return the digests of a module of one's own and of the files beside it that it imports, also through one another.
+
+    An installed package is followed within itself. A module that is no file, such as one that was typed, gives nothing.
+    """
+    try:
+        spec = importlib.util.find_spec(module)
+    except ImportError:  # its package is not there: whoever imports it will say so
+        return {}
+    if spec is None or not spec.origin or not Path(spec.origin).is_file():
+        return {}
+    first = Path(spec.origin)
+    root = first.parents[module.count(".") + (first.name == "__init__.py")]
+    inside = root / module.split(".")[0] if "site-packages" in root.parts else root
+    waiting, seen = [first], {}
+    while waiting:
+        file = waiting.pop()
+        seen[file.relative_to(root).as_posix()] = digest(file)
+        packages = [folder for folder in file.parents if folder.is_relative_to(root) and folder != root]
+        for stem in (*packages, *_stems(_tree(file.read_text(encoding="utf-8")), file, root)):
+            files = [each for each in (stem.with_name(f"{stem.name}.py"), stem / "__init__.py") if each.is_file()]
+            waiting += [each for each in files if each.is_relative_to(inside)
+                        and each.relative_to(root).as_posix() not in seen]
+    return dict(sorted(seen.items()))
+
+
+def _stems(tree: ast.Module, file: Path, root: Path) -> Iterator[Path]:
+    """Yield the places, without ending, of what a file below ``root`` imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (root.joinpath(*alias.name.split(".")) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = file.parents[node.level - 1] if node.level else root
+            base = base.joinpath(*(node.module or "").split("."))
+            yield from (base, *(base / alias.name for alias in node.names))
 
 
 def digest(file: Path) -> str:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sharpnb.lab.shard import plain
+from sharpnb.kept import plain
 from sharpnb.many import settings
 
 Grid = Mapping[str, Any] | Sequence[Mapping[str, Any]]

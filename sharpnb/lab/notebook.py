@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sharpnb import paths
+from sharpnb import paths, sources
 from sharpnb.lab import claims as claims_module
 from sharpnb.lab import figures, withdrawn
 from sharpnb.lab.claims import Claim
 from sharpnb.lab.data import Data
 from sharpnb.lab.pieces import Kind, Work, described
-from sharpnb.lab.records import Record, checking, keeping, provenance
+from sharpnb.lab.records import Record, checking, forced, keeping, provenance
 from sharpnb.lab.training import pick_device
 from sharpnb.lab.withdrawn import Withdrawal
 
@@ -43,6 +44,11 @@ class Notebook:
     def full(self) -> bool:
         """Whether the code of the full profile is asked for (at its own size, or as a toy)."""
         return self.profile != "quick"
+
+    @cached_property
+    def sources(self) -> str:
+        """The digest of the sources that the notebook reaches, see :func:`sharpnb.sources.of_notebook`."""
+        return sources.of_notebook(self.name)
 
     @property
     def bf16(self) -> bool:
@@ -83,7 +89,8 @@ class Notebook:
         """Make the values of a record, piece by piece, and save it; return them.
 
         The full profile returns a finished record of the same parameters and settings instead, so that a machine
-        without a GPU draws from it; one that is withdrawn, wholly or in part, it makes again.
+        without a GPU draws from it; one that is withdrawn, wholly or in part, it makes again, and under
+        ``sharpnb run --force`` any.
 
         Args:
             name: of the record.
@@ -97,7 +104,7 @@ class Notebook:
             Paused: when the budget ends.
         """
         work = Work(self, name, described(of) if self.full else None, kinds)
-        kept = self.full and not withdrawn.of(self.name, self.profile, name)
+        kept = self.full and not forced() and not withdrawn.of(self.name, self.profile, name)
         found = Record.find(self.name, name, self.profile) if kept else None
         if found and found.provenance.get("parameters") == self.parameters and _made_with(found, work.settings):
             self._say(f"Read back and not made: {self.origin_of_full(name)}")

@@ -1,33 +1,28 @@
 """A long study in pieces: each is kept when it is finished, read back after a kill, and not begun when time runs out.
 
 A piece is a training, a chunk of members, a seed: minutes of work whose result is numbers, texts and a few tensors. It
-is written whole under ``data/runs/<profile>/pieces``, under a name made of the settings that it was made with, so that
-other settings never find it. (Changed *sources* do: a bug that is mended in minute 20 does not cost the first 20. The
-commit of each piece is in its record's provenance. To make all anew delete the folder and the record. Pieces of a
-commit whose record is withdrawn are made anew by themselves, see ``lab/withdrawn.py``.)
+is kept under ``data/runs/<profile>/pieces`` by :mod:`sharpnb.kept`: other settings and other sources never find it.
+Nor is a piece found whose commit made a withdrawn record (``lab/withdrawn.py``).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
-import json
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sharpnb import paths
+from sharpnb import kept, paths
+from sharpnb.kept import plain
 from sharpnb.lab import withdrawn
-from sharpnb.lab.records import commit, device_name, plain
+from sharpnb.lab.records import commit, device_name
 
 if TYPE_CHECKING:
     from sharpnb.lab.budget import Cost
@@ -96,21 +91,25 @@ class Work:
             Paused: if the piece is not expected to end before the deadline.
             GpuLost: if the device fails.
             KeyError: for a kind that was not announced.
+            OSError: if the piece cannot be written, or read back.
         """
         if self.settings is None:
             return make()
         if kind not in self.kinds:
             raise KeyError(f"{kind!r} is no kind of piece of {self.record}: {', '.join(self.kinds)} are announced.")
-        identity = json.dumps([self.settings, kind, plain(which)], sort_keys=True)
         short = {key: value for key, value in which.items() if isinstance(value, (str, int, float))}
-        words = "-".join(re.findall(r"\w+", " ".join([kind, *map(str, short.values())])))[:60]
-        file = self.folder / f"{words}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
-        done = _read(file)
-        if done is None or done[0].get("commit") in withdrawn.void_commits(self.nb.name, self.nb.profile, self.record):
+        words = " ".join([kind, *map(str, short.values())])
+        file = kept.place(self.folder, words, self.settings, kind, which, self.nb.sources, torch.__version__)
+        found = kept.find(file)
+        void = withdrawn.void_commits(self.nb.name, self.nb.profile, self.record)
+        if found is None or found[0].get("commit") in void:
             self._in_time(kind)
             self._keep(file, {"kind": kind, **short}, make)
-        found, values = _read(file) or ({}, {})
-        self.log.append(found)
+            found = kept.find(file)
+        if found is None:
+            raise OSError(f"{file} was written and cannot be read back: look at the disk, and call again.")
+        values, about = found
+        self.log.append({key: value for key, value in about.items() if key != "settings"})
         return values
 
     def _in_time(self, kind: str) -> None:
@@ -133,15 +132,7 @@ class Work:
             raise self._explained(error) from error
         about = which | {"seconds": round(time.perf_counter() - begun, 3), "peak_bytes": peak_bytes(self.nb.device),
                          "device": device_name(self.nb.device), "commit": commit(self.nb.name)}
-        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-        if tensors:  # before the text, whose presence says that the piece is whole
-            buffer = io.BytesIO()
-            arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-            np.savez_compressed(buffer, **arrays)
-            paths.write_whole(file.with_suffix(".npz"), buffer.getvalue())
-        rest = plain({name: value for name, value in values.items() if name not in tensors})
-        content = {"about": about, "settings": self.settings, "values": rest, "tensors": sorted(tensors)}
-        paths.write_whole(file, json.dumps(content, ensure_ascii=False))
+        kept.store(file, values, about | {"settings": self.settings})
 
     def _explained(self, error: RuntimeError) -> RuntimeError:
         """Return the error in words that say what to do, where it is one of the device."""
@@ -153,19 +144,6 @@ class Work:
                            f"{self.folder}. This process cannot use the GPU any more: restart the kernel, and the same "
                            "command goes on. If it fails at once again, look at `nvidia-smi`.")
         return error
-
-
-def _read(file: Path) -> tuple[dict[str, Any], Values] | None:
-    """Return what is known about a finished piece and its values, or None where it is not there or damaged."""
-    try:
-        content = json.loads(file.read_text())
-        values = content["values"]
-        if content["tensors"]:
-            with np.load(file.with_suffix(".npz"), allow_pickle=False) as stored:
-                values |= {name: torch.from_numpy(stored[name]) for name in content["tensors"]}
-        return content["about"], values
-    except (OSError, ValueError, KeyError, EOFError):
-        return None
 
 
 def even(members: int, most: int) -> tuple[int, int]:

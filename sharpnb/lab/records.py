@@ -26,6 +26,11 @@ def checking() -> bool:
     return os.environ.get("SHARPNB_CHECK") == "1"
 
 
+def forced() -> bool:
+    """Return whether what is finished already is to be made again (``SHARPNB_FORCE=1``, of ``sharpnb run --force``)."""
+    return os.environ.get("SHARPNB_FORCE") == "1"
+
+
 def keeping(what: str) -> bool:
     """Return whether committed ``records`` or ``figures`` stay where a fresh result agrees within its tolerance.
 
@@ -70,13 +75,14 @@ class Record:
 
         A result that comes out the same keeps the file, and so its first provenance; one of the same parameters and
         settings also where it agrees within its tolerance, see :func:`keeping`. A withdrawn record is replaced.
-        Under ``--update`` a provenance whose sources are in no commit gives way to one whose sources are.
+        Two provenances give way: under ``--update`` one whose sources are in no commit to one whose sources are; and
+        that of a record that is read back (not one of the quick profile, made live) to one of other sources.
 
         Raises:
             RecordMismatch: in checking mode, when the result differs or nothing is committed.
             ValueError: if a value cannot be written as JSON.
         """
-        self.values = plain(self.values)
+        self.values = kept.plain(self.values)
         if checking():
             if not self.path.exists():
                 raise RecordMismatch(f"{self.path.name}: no committed record to compare with; run `sharpnb run "
@@ -110,6 +116,9 @@ class Record:
         if withdrawn.of(self.notebook, self.profile, self.name):
             return True
         same = {part: old.provenance.get(part) == self.provenance.get(part) for part in ("parameters", "settings")}
+        made_by = [origin.get("sources") for origin in (old.provenance, self.provenance)]
+        if self.profile != "quick" and made_by[0] != made_by[1]:
+            return True
         if not keeping("records") and _clean(self.provenance) and not _clean(old.provenance):
             return True
         rtol, atol = (self.rtol, self.atol) if keeping("records") and same["parameters"] else (0.0, 0.0)
@@ -153,19 +162,6 @@ def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def plain(value: Any) -> Any:
-    """Return nested values as JSON knows them; tensors and arrays become lists."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise ValueError(f"A record holds numbers, texts, lists and dictionaries; {type(value).__name__} is none of them.")
-
-
 def provenance(
     notebook: str, parameters: dict[str, Any], device: Any, data: dict[str, str], started: float
 ) -> dict[str, Any]:
@@ -174,7 +170,7 @@ def provenance(
 
     return {
         "sharpnb": __version__, "commit": commit(notebook), "sources": sources.of_notebook(notebook),
-        "parameters": plain(parameters), "data": data,
+        "parameters": kept.plain(parameters), "data": data,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "matplotlib")},
         "device": device_name(device),

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-import sharpnb
-from sharpnb import usercode
+from sharpnb import datafiles, sources, usercode
 from sharpnb.lab import models
 from sharpnb.lab.data import Data, load_data
 from sharpnb.many.train import train_many
@@ -40,11 +36,12 @@ class Shard:
     training: dict[str, Any]
 
     @property
-    def key(self) -> str:
-        """A name that changes with everything that the result depends on: settings, sources, PyTorch."""
-        own = [usercode.digest(part["name"]) for part in (self.data, self.model) if ":" in str(part.get("name"))]
-        text = json.dumps([asdict(self), _sources(), torch.__version__, *own], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+    def made_with(self) -> dict[str, Any]:
+        """All that the result depends on: settings, sources (also functions of one's own), data files, PyTorch."""
+        own = [usercode.digest(name) for name in (self.data["name"], self.model["name"]) if ":" in name]
+        files = datafiles.fingerprint(self.data["name"]) if self.data["name"] in datafiles.NAMES else ""
+        return {"shard": asdict(self), "code": sources.mark(["import sharpnb.lab.shard"]), "own": own, "files": files,
+                "torch": torch.__version__}
 
     def net(self, seed: int) -> nn.Module:
         """Build the net of a seed."""
@@ -94,30 +91,3 @@ def _builder(name: str) -> Callable[..., Any]:
         raise ValueError(f"name = {name!r}: {models.__name__} has no function {name!r}. Name one that it has, or "
                          "one of your own as 'module:function' or 'file.py:function'.")
     return found
-
-
-@functools.cache
-def _sources() -> str:
-    package = Path(sharpnb.__file__).parent
-    digest = hashlib.sha256()
-    for file in sorted([package / "rules.py", *(package / "lab").glob("*.py"), *(package / "many").glob("*.py")]):
-        digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()
-
-
-def plain(value: Any) -> Any:
-    """Return a value as JSON has it: NumPy's numbers as Python's, tuples and ranges as lists.
-
-    Raises:
-        ValueError: for a function or another value that cannot be sent to another machine as text.
-    """
-    if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple, range)):
-        return [plain(part) for part in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise ValueError(f"{value!r}: a sweep is described by numbers, texts, lists and mappings, so that it can be "
-                     "resumed and run elsewhere. Name functions: schedules by name, models as 'module:function'.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import threading
@@ -23,8 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sharpnb import kept, paths, usercode
+from sharpnb.devices import pick_device
+from sharpnb.kept import plain
 from sharpnb.lab.grid import PER_CALL, Grid, cells_of
-from sharpnb.lab.shard import METRICS, Shard, plain, run
+from sharpnb.lab.shard import METRICS, Shard, run
 from sharpnb.many import settings
 
 if TYPE_CHECKING:
@@ -42,9 +45,9 @@ def sweep(
     """Train every cell of a grid and return the table of results, one row a cell, in the grid's order.
 
     The grid is cut into shards of cells that form one batched program. A finished shard is kept in ``folder`` under a
-    name made of everything it depends on, so the same call after a kill trains only what is missing, and a call with
-    other settings or changed sources never finds it. Shards do not depend on who runs them: any number of processes or
-    machines of one kind gives the same table to the last bit.
+    name made of everything it depends on (settings, sources, also of functions of one's own, data files, PyTorch), so
+    the same call after a kill trains only what is missing, and another call never finds it. Shards do not depend on who
+    runs them: any number of processes or machines of one kind gives the same table to the last bit.
 
     A shard that fails (an error, a worker's death) is tried once more by itself. If it fails again its cells are rows
     with the ``reason`` and no numbers, a warning names their settings, and the next call tries them anew.
@@ -90,7 +93,7 @@ def sweep(
     if jobs < 1 or shard_size < 1:
         raise ValueError(f"jobs = {jobs}, shard_size = {shard_size}: one of each at least.")
     common = {"steps": steps, "batch_size": batch_size, "schedule": schedule, "evaluate_every": evaluate_every,
-              "dtype": dtype, "bf16": bf16, "device": device}
+              "dtype": dtype, "bf16": bf16, "device": str(pick_device(device)) if client is None else device}
     shards = _shards(cells, _portable(plain(data)), _portable(plain(model)), common, shard_size)
     _try_first(next(iter(shards.values()))[1])
     return _table(cells, _results(shards, client, jobs, Path(folder or paths.runs("sweeps")), progress))
@@ -105,7 +108,7 @@ def _portable(told: dict[str, Any]) -> dict[str, Any]:
 def _shards(
     cells: list[dict[str, Any]], data: dict[str, Any], model: dict[str, Any], common: dict[str, Any], size: int
 ) -> dict[str, tuple[list[int], Shard]]:
-    """Return key -> (places of its cells, shard)."""
+    """Return the name of its file -> (places of its cells, shard)."""
     budgets: dict[tuple[Any, ...], list[int]] = {}
     for k, cell in enumerate(cells):
         budgets.setdefault(tuple(cell.get(name, common[name]) for name in PER_CALL), []).append(k)
@@ -115,7 +118,8 @@ def _shards(
         training = common | dict(zip(PER_CALL, budget, strict=True))
         for group in settings.grouped([settings.validated(cell, k) for k, cell in enumerate(own)], size):
             shard = Shard([own[k] for k in group], data, model, training)
-            shards[shard.key] = ([members[k] for k in group], shard)
+            file = kept.place(Path(), f"{len(group)} cells", shard.made_with).name
+            shards[file] = ([members[k] for k in group], shard)
     return shards
 
 
@@ -144,13 +148,13 @@ def _results(
 
     missing = []
     for key in shards:
-        rows = _stored(folder / f"{key}.json")
-        missing.append(key) if rows is None else take(key, rows)
+        found = kept.find(folder / key)
+        missing.append(key) if found is None else take(key, found[0]["rows"])
     with _bar(sum(len(places) for places, _ in shards.values()), len(results), progress) as advance:
 
         def finished(key: str, rows: list[dict[str, Any]]) -> None:
-            kept.write(folder / f"{key}.json", {"shard": vars(shards[key][1]), "rows": rows})
-            take(key, kept.read(folder / f"{key}.json")["rows"])  # as a resumed sweep would read them
+            kept.store(folder / key, {"rows": rows}, vars(shards[key][1]))
+            take(key, json.loads(json.dumps(rows)))  # as a resumed sweep would read them
             advance(len(rows))
 
         work, window = {key: shards[key][1] for key in missing}, jobs if client is None else len(missing)
@@ -161,13 +165,6 @@ def _results(
         take(key, [{"reason": reason, "curve": []} for _ in shards[key][0]])
         warnings.warn(f"A shard {reason}. Its cells have no result: {work[key].cells}", stacklevel=3)
     return results
-
-
-def _stored(path: Path) -> list[dict[str, Any]] | None:
-    try:
-        return kept.read(path)["rows"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None  # not there, or damaged by something else than us: trained again
 
 
 def _attempt(

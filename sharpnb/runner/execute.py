@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ import sharpnb
 from sharpnb import paths, sources
 from sharpnb.runner import catalogue, keys, lock, stored
 from sharpnb.runner.errors import RunnerError
-from sharpnb.runner.plan import Step, plan, sidecar, step
+from sharpnb.runner.plan import FORCE, Step, plan, sidecar, step
 
 QUICK_TIMEOUT = 600.0  # ten times the longest that a quick notebook may take, for slow machines
 
@@ -272,7 +273,7 @@ def _environment(item: Step, deadline: float | None) -> dict[str, str]:
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if item.key["device"] == "cpu" else {}
     return {
         **threads, **hidden, **allocator, "PYTHONHASHSEED": "0", "TQDM_DISABLE": "1", "SHARPNB_CHECK": "",
-        "SHARPNB_KEEP": "0" if item.update else "1",
+        "SHARPNB_KEEP": "0" if item.update else "1", "SHARPNB_FORCE": "1" if item.forced else "",
         "SHARPNB_DEADLINE": "" if deadline is None else str(deadline),
         "SHARPNB_ROOT": str(paths.root()), "PYTHONPATH": _search_path(sources.package_folder().parent),
     }
@@ -283,9 +284,11 @@ def _search_path(folder: Path) -> str:
 
 
 def _prepare(item: Step) -> None:
-    """Mark the last result as void and sweep away what a killed run has left half-written."""
+    """Mark the last result as void; sweep away what a killed run has left half-written, and what --force makes anew."""
     now = datetime.now().isoformat(" ", "seconds")
-    paths.write_whole(sidecar(item.folder, item.name), json.dumps({"begun": now}))
+    paths.write_whole(sidecar(item.folder, item.name), json.dumps({"begun": now, "forced": item.forced}))
+    if FORCE in item.why:
+        shutil.rmtree(item.folder / "pieces" / item.name, ignore_errors=True)
     item.copy("partial").unlink(missing_ok=True)
     own = [paths.figures(item.name).rglob(".*.partial"), paths.records(item.name, item.profile).rglob(".*.partial")]
     own.append((item.folder / "pieces" / item.name).rglob(".*.partial"))
@@ -306,7 +309,7 @@ def _settle(item: Step, outcome: str, seconds: float, detail: str) -> Path | Non
         os.replace(item.copy("partial"), item.copy("failed"))
     item.copy("partial").unlink(missing_ok=True)  # papermill was cut short while it wrote
     if outcome == "paused":
-        paths.write_whole(sidecar(item.folder, item.name), json.dumps({"paused": detail}))
+        paths.write_whole(sidecar(item.folder, item.name), json.dumps({"paused": detail, "forced": item.forced}))
     if outcome != "done":
         return item.copy("failed") if item.copy("failed").exists() else None
     item.copy("failed").unlink(missing_ok=True)

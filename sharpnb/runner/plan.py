@@ -14,6 +14,7 @@ from sharpnb.runner.catalogue import Notebook, select
 from sharpnb.runner.errors import RunnerError, nearest
 
 PROFILES = ("quick", "full")
+FORCE = "--force"  # the reason to execute what is up to date
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Step:
         key: what the result depends on, see :func:`sharpnb.runner.keys.key`.
         why: the reasons to execute it; empty when the last run's result still holds.
         last: what the last successful run has left, or nothing.
+        forced: whether what is finished already is made again: under ``--force``, and when such a run is gone on with.
     """
 
     notebook: Notebook
@@ -39,6 +41,7 @@ class Step:
     key: Mapping[str, Any]
     why: tuple[str, ...]
     last: Mapping[str, Any]
+    forced: bool = False
 
     @property
     def name(self) -> str:
@@ -103,8 +106,9 @@ def step(notebook: Notebook, values: Mapping[str, Any], profile: str, force: boo
     injected = {name: value for name, value in values.items() if repr(value) != repr(defaults[name])}
     new = keys.key(notebook, values, profile)
     bare = Step(notebook, profile, values, injected, update, new, (), _last(notebook.name, profile, update))
-    why = [*_why(bare), *(["--force"] if force else [])]
-    return replace(bare, why=tuple(why))
+    why = [*_why(bare), *([FORCE] if force else [])]
+    begun = not bare.last and _read(sidecar(bare.folder, bare.name)).get("forced", False)
+    return replace(bare, why=tuple(why), forced=force or bool(begun))
 
 
 def _why(candidate: Step) -> list[str]:

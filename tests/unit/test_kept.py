@@ -2,6 +2,7 @@ import json
 import math
 
 import pytest
+import torch
 
 from sharpnb import kept
 
@@ -51,3 +52,50 @@ def test_an_older_file_without_a_digest_is_read_and_what_is_no_file_of_ours_is_r
     file.unlink()
     with pytest.raises(FileNotFoundError):
         kept.read(file)
+
+
+# -- finished work ----------------------------------------------------------------------------------------------------
+
+VALUES = {"rows": [{"x": 0.1, "nan": math.nan, "none": None}], "w": torch.tensor([[1.5, 2.5]]), "n": torch.arange(3)}
+
+
+@pytest.fixture
+def place(tmp_path):
+    return kept.place(tmp_path, "some words, 3", {"lr": 0.1, "steps": (1, 2)}, "code")
+
+
+def test_work_comes_back_as_it_was_with_its_tensors(place):
+    kept.store(place, VALUES, {"seconds": 1.5})
+    values, about = kept.find(place)
+    assert about == {"seconds": 1.5} and repr(values["rows"]) == repr(VALUES["rows"]) and set(values) == set(VALUES)
+    assert all(torch.equal(values[name], VALUES[name]) and values[name].dtype == VALUES[name].dtype for name in ("w", "n"))
+    assert place.name.startswith("some-words-3-") and len(list(place.parent.iterdir())) == 2
+
+
+@pytest.mark.parametrize("other", [({"lr": 0.2, "steps": (1, 2)}, "code"), ({"lr": 0.1, "steps": (1, 2)}, "other code"),
+                                   ({"lr": 0.1, "steps": (1, 3)}, "code"), ({"lr": 0.1}, "code")])
+def test_other_settings_and_other_code_never_find_it(tmp_path, place, other):
+    kept.store(place, VALUES)
+    assert kept.find(kept.place(tmp_path, "some words, 3", *other)) is None
+    assert kept.place(tmp_path, "some words, 3", {"steps": [1, 2], "lr": 0.1}, "code") == place, "in whatever order they are told"
+
+
+@pytest.mark.parametrize("suffix", [".json", ".npz"])
+def test_damaged_or_half_written_work_is_not_there(place, suffix):
+    kept.store(place, VALUES)
+    file = place.with_suffix(suffix)
+    good = file.read_bytes()
+    for start in range(0, len(good), 7):
+        file.write_bytes(good[:start] + bytes([good[start] ^ 1]) + good[start + 1 :])
+        found = kept.find(place)
+        assert found is None or all(torch.equal(found[0][name], VALUES[name]) for name in ("w", "n"))
+        assert found is None or repr(found[0]["rows"]) == repr(VALUES["rows"])
+        assert found is None or suffix == ".json", "of an archive every bit counts"
+    file.unlink()
+    assert kept.find(place) is None
+
+
+def test_what_a_file_cannot_hold_is_refused(place):
+    with pytest.raises(ValueError, match=r"function.*cannot be kept in a file.*module:function"):
+        kept.store(place, {"f": test_what_a_file_cannot_hold_is_refused})
+    assert not place.exists()

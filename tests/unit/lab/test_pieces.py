@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from toy import checkout, code, notebook
 
-from sharpnb import lab, paths
+from sharpnb import lab, paths, sources
 from sharpnb.lab import Record, models, pieces
 from sharpnb.lab.budget import Cost
 from sharpnb.lab.pieces import GpuLost, Kind, Paused, Work, described
@@ -61,6 +62,51 @@ def test_a_damaged_piece_is_made_again(nb):
     arrays.write_bytes(b"half")
     made = Work(nb, "r", 0, KINDS).do("a", lambda: {"w": torch.zeros(2)})
     assert torch.equal(made["w"], torch.zeros(2))
+
+
+def test_a_piece_in_which_one_digit_was_changed_is_made_again(nb):
+    Work(nb, "r", 0, KINDS).do("a", lambda: {"x": 1.25})
+    (file,) = nb_files("*.json")
+    file.write_text(file.read_text().replace("1.25", "1.75"))
+    assert Work(nb, "r", 0, KINDS).do("a", lambda: {"x": 2.5}) == {"x": 2.5}
+
+
+def test_a_piece_that_cannot_be_read_back_is_an_error_and_no_empty_result(nb, monkeypatch):
+    monkeypatch.setattr(pieces.kept, "store", lambda *of: None)
+    with pytest.raises(OSError, match="cannot be read back"):
+        Work(nb, "r", 0, KINDS).do("a", lambda: {"x": 1})
+
+
+def test_other_sources_find_no_piece(nb, tmp_path):
+    checkout(tmp_path, {nb.name: notebook(code("from sharpnb import rules", "a"))}, {"__init__.py": "", "rules.py": "a = 1"})
+    made = []
+
+    def once():
+        again = lab.start(nb.name, profile="toy", device="cpu")
+        Work(again, "r", 0, KINDS).do("a", lambda: made.append(1) or {})
+        return len(made)
+
+    assert (once(), once()) == (1, 1)
+    (tmp_path / "sharpnb" / "rules.py").write_text("a = 2")
+    assert (once(), once()) == (2, 2)
+    (tmp_path / "sharpnb" / "rules.py").write_text("a = 1")
+    assert once() == 2, "the sources of before find theirs again"
+
+
+def test_force_makes_a_finished_record_again_and_replaces_its_provenance(nb, tmp_path, monkeypatch):
+    made = []
+
+    def record():
+        again = lab.start(nb.name, profile="toy", device="cpu")
+        return again.recorded("r", lambda work: {"x": made.append(1) or 1.0}, of={"s": 1})
+
+    assert record() == record() == {"x": 1.0} and made == [1]
+    checkout(tmp_path, {}, {"__init__.py": "# changed"})
+    assert record() == {"x": 1.0} and made == [1], "a committed record is found by its settings alone"
+    before = Record.find(nb.name, "r", "toy").provenance["sources"]
+    monkeypatch.setenv("SHARPNB_FORCE", "1")
+    assert record() == {"x": 1.0} and made == [1, 1]
+    assert Record.find(nb.name, "r", "toy").provenance["sources"] == sources.of_notebook(nb.name) != before
 
 
 def test_a_kind_that_was_not_announced_is_refused(nb):

@@ -98,19 +98,63 @@ def test_a_call_again_trains_nothing_and_another_call_finds_nothing(whole, tmp_p
     assert len(trained) == 2 * shards + 1
 
 
-def test_sources_are_part_of_what_a_result_depends_on(monkeypatch):
-    shard = shard_module.Shard([{"rule": "sgd", "lr": 0.1}], DATA, {"name": "mlp"}, {"steps": 1})
-    before = shard.key
-    monkeypatch.setattr(shard_module, "_sources", lambda: "other")
-    assert shard.key != before
+def _trained(monkeypatch) -> list[int]:
+    """Return a list to which every trained shard is added."""
+    trained, run = [], sweeps.run
+    monkeypatch.setattr(sweeps, "run", lambda shard: trained.append(1) or run(shard))
+    return trained
+
+
+@pytest.mark.parametrize("what", ["package", "data", "torch"])
+def test_a_kept_shard_is_not_found_once_what_it_depends_on_has_changed(tmp_path, monkeypatch, what):
+    trained, grid = _trained(monkeypatch), {"rule": "sgd", "lr": 0.1}
+    for expected in (1, 1):
+        sweep(grid, DATA, MODEL, **OPTIONS, folder=tmp_path)
+        assert len(trained) == expected
+    reached = shard_module.sources.digests(["import sharpnb.lab.shard"])
+    assert {"sharpnb/rules.py", "sharpnb/optim/schedules.py", "sharpnb/lab/clocks.py"} <= reached.keys()
+    if what == "package":
+        changed = reached | {"sharpnb/optim/schedules.py": "another"}
+        monkeypatch.setattr(shard_module.sources, "digests", lambda code: changed)
+    elif what == "data":
+        monkeypatch.setattr(shard_module.datafiles, "fingerprint", lambda name: "another")
+    else:
+        monkeypatch.setattr(shard_module.torch, "__version__", "another")
+    sweep(grid, DATA, MODEL, **OPTIONS, folder=tmp_path)
+    assert len(trained) == 2
+
+
+@pytest.mark.parametrize("file", ["own_model.py", "own_parts/sizes.py"])
+def test_a_function_of_ones_own_is_trained_again_when_it_or_what_it_imports_changes(tmp_path, monkeypatch, file):
+    (tmp_path / "own_parts").mkdir()
+    (tmp_path / "own_parts" / "__init__.py").write_text("")
+    (tmp_path / "own_parts" / "sizes.py").write_text("HIDDEN = 6\n")
+    (tmp_path / "own_model.py").write_text("from own_parts.sizes import HIDDEN\nfrom sharpnb.lab import models\n"
+                                           "def build(seed):\n    return models.mlp((64, HIDDEN, 10), seed=seed)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("own_model", "own_parts", "own_parts.sizes"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    trained = _trained(monkeypatch)
+    for text, expected in (("", 1), ("", 1), ("# changed\n", 2)):
+        (tmp_path / file).write_text((tmp_path / file).read_text() + text)
+        sweep({"rule": "sgd", "lr": 0.1}, DATA, {"name": "own_model:build"}, **OPTIONS, folder=tmp_path / "kept")
+        assert len(trained) == expected
+
+
+def test_what_auto_comes_to_is_what_counts(tmp_path, monkeypatch):
+    trained = _trained(monkeypatch)
+    monkeypatch.setattr(sweeps, "pick_device", lambda name: {"auto": "cpu"}.get(name, name))
+    for device in ("cpu", "auto", "cpu"):
+        sweep({"rule": "sgd", "lr": 0.1}, DATA, MODEL, **OPTIONS | {"device": device}, folder=tmp_path)
+    assert len(trained) == 1
 
 
 def test_a_failing_shard_is_tried_once_more_and_then_told(whole, tmp_path, monkeypatch):
     original, tried = sweeps.run, []
 
     def fails(shard, always):
-        if shard.cells[0]["rule"] == "sgdw" and shard.cells[0]["lr"] == 0.05 and (always or shard.key not in tried):
-            tried.append(shard.key)
+        if shard.cells[0]["rule"] == "sgdw" and shard.cells[0]["lr"] == 0.05 and (always or shard.cells not in tried):
+            tried.append(shard.cells)
             raise RuntimeError("the disk is on fire")
         return original(shard)
 
@@ -196,7 +240,7 @@ def test_a_bad_file_is_told(text, words, tmp_path):
 def test_what_is_kept_is_whole_and_readable(tmp_path):
     sweep({"rule": "sgd", "lr": 0.1}, DATA, MODEL, **OPTIONS, folder=tmp_path)
     (file,) = tmp_path.iterdir()
-    assert json.loads(file.read_text())["shard"]["cells"] == [{"rule": "sgd", "lr": 0.1, "seed": 0}]
+    assert json.loads(file.read_text())["about"]["cells"] == [{"rule": "sgd", "lr": 0.1, "seed": 0}]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -254,13 +298,13 @@ BUILD = "\nfrom sharpnb.lab import models\ndef build(seed):\n    return models.m
     ("", "{'name': 'mlp', 'sizes': (64, 8, 10)}"), ("print('once')\n", "{'name': 'other:build'}"),
     ("print('once')\n", "{'name': 'other.py:build'}")])
 def test_a_script_without_a_main_guard_is_run_once_and_has_its_results(tmp_path, head, model):
-    done = script(tmp_path, f"{head}from sharpnb.lab.sweep import sweep\nMODEL = {model}{CALL}", other=BUILD)
+    done = script(tmp_path, f"{head}from sharpnb.lab.sweeps import sweep\nMODEL = {model}{CALL}", other=BUILD)
     assert (done.returncode, done.stdout) == (0, head.replace("print('", "").replace("')", "") + "REASONS [''] 2\n"), done.stderr
 
 
 @pytest.mark.parametrize("name", ["mine:build", "mine.py:build", "__main__:build"])
 def test_a_script_that_names_itself_needs_the_guard_and_is_told_so_once(tmp_path, name):
-    head = f"from sharpnb.lab.sweep import sweep\nMODEL = {{'name': {name!r}}}\n{BUILD}"
+    head = f"from sharpnb.lab.sweeps import sweep\nMODEL = {{'name': {name!r}}}\n{BUILD}"
     done = script(tmp_path, head + CALL)
     assert done.returncode == 1 and "REASONS" not in done.stdout and not (tmp_path / "shards").exists()
     assert 'mine.py, line' in done.stderr.splitlines()[-1] and 'if __name__ == "__main__":' in done.stderr.splitlines()[-1]
@@ -271,7 +315,7 @@ def test_a_script_that_names_itself_needs_the_guard_and_is_told_so_once(tmp_path
 
 def test_an_edited_neighbour_is_another_network(project):
     call = ("from sharpnb.lab import shard; print(shard.Shard([{'rule': 'sgd', 'lr': 0.1}], {'name': 'digits'}, "
-            "{'name': 'ownnet:build'}, {'steps': 1}).key)")
+            "{'name': 'ownnet:build'}, {'steps': 1}).made_with['own'])")
     keys = set()
     for text in (NETS, NETS + "# another\n"):
         (project / "nets.py").write_text(text)

@@ -108,6 +108,34 @@ def test_update_stores_the_outputs_in_the_committed_notebook_once(root):
     assert plan(["0"], update=True)[0].why == ("its stored outputs are not those of the last run",)
 
 
+FORCED = """
+import os
+from pathlib import Path
+pieces = Path.cwd() / "pieces" / "05_forced"
+print(os.environ["SHARPNB_FORCE"], sorted(file.name for file in pieces.glob("*")))
+pieces.mkdir(parents=True, exist_ok=True)
+(pieces / "new").touch()
+if Path(FAILS).exists():
+    raise RuntimeError("killed")
+"""
+
+
+def test_force_makes_pieces_again_once_and_an_interrupted_run_goes_on_with_its_own(root, tmp_path):
+    fails = tmp_path / "fails"
+    file = root / "notebooks" / "05_forced.ipynb"
+    file.write_text(json.dumps(plain("05", FORCED.replace("FAILS", repr(str(fails))))))
+    old = paths.runs("quick") / "pieces" / "05_forced" / "old"
+    paths.write_whole(old, "")
+    assert outputs(run(["5"])[0].kept) == " ['old']\n"
+    fails.touch()
+    (killed,) = run(["5"], force=True)
+    assert killed.outcome == "failed" and outputs(killed.kept) == "1 []\n"
+    fails.unlink()
+    assert outputs(run(["5"])[0].kept) == "1 ['new']\n", "goes on: finished records are not read back, its pieces are"
+    assert run(["5"])[0].outcome == "up to date"
+    assert outputs(run(["5"], force=True)[0].kept) == "1 []\n"
+
+
 EDIT = """
 import json
 from pathlib import Path
