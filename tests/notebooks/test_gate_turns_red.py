@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import toy
 
+from sharpnb import kept
 from sharpnb.runner import run
 
 HERE = Path(__file__).resolve().parents[2]
@@ -98,9 +99,9 @@ def test_each_mutant_is_red(green, tmp_path):
 
     copied(root, "02_lab", "07_record")
     record = root / "data" / "records" / "07_record" / "quick" / "claims.json"
-    content = json.loads(record.read_text())
+    content = kept.read(record)
     content["values"]["claims"][0]["measured"] *= 1 + 2 * content["rtol"]
-    record.write_text(json.dumps(content))
+    kept.write(record, content)
     table = root / "figures" / "02_lab" / "path.csv"
     table.write_text(table.read_text().replace("0.25", "0.2505"))
 

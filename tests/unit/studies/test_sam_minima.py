@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from sharpnb import lab, paths
+from sharpnb import kept, lab, paths
 from sharpnb.averaging import update_bn
 from sharpnb.lab.records import Record
 from sharpnb.many.engine import Nets
@@ -135,9 +135,9 @@ def test_a_surveyed_net_trained_again_is_the_one_of_the_record(nb, monkeypatch):
     again = full_study.again(entries[-1])
     assert again.pop("cpu_seconds") > 0 and all(entries[-1][key] == value for key, value in again.items())
     path = Record.find(nb.name, cells[0].name, "survey").path
-    content = json.loads(path.read_text())
+    content = kept.read(path)
     content["values"]["entries"].pop()
-    path.write_text(json.dumps(content))
+    kept.write(path, content)
     assert full_study.surveyed() == []  # half a cell is not shown
     full_study.run_survey(seconds=0)
     assert full_study.surveyed() == []
