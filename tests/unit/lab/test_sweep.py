@@ -112,7 +112,7 @@ def test_a_kept_shard_is_not_found_once_what_it_depends_on_has_changed(tmp_path,
         sweep(grid, DATA, MODEL, **OPTIONS, folder=tmp_path)
         assert len(trained) == expected
     reached = shard_module.sources.digests(["import sharpnb.lab.shard"])
-    assert {"sharpnb/rules.py", "sharpnb/optim/schedules.py", "sharpnb/lab/clocks.py"} <= reached.keys()
+    assert {"sharpnb/rules.py", "sharpnb/optim/schedules.py", "sharpnb/many/schedules.py"} <= reached.keys()
     if what == "package":
         changed = reached | {"sharpnb/optim/schedules.py": "another"}
         monkeypatch.setattr(shard_module.sources, "digests", lambda code: changed)
