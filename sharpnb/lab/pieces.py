@@ -158,7 +158,7 @@ class Work:
 def _read(file: Path) -> tuple[dict[str, Any], Values] | None:
     """Return what is known about a finished piece and its values, or None where it is not there or damaged."""
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         values = content["values"]
         if content["tensors"]:
             with np.load(file.with_suffix(".npz"), allow_pickle=False) as stored:
