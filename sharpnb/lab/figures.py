@@ -21,14 +21,15 @@ MARKERS = {"sgd": "o", "sam": "s", "wsam": "^", "adam": "v", "adamw": "D", "exac
 
 
 # Beside matplotlib's own defaults: white ground, readable at column width, no chart junk.
-_LOOK = {
+_LOOK: dict[Any, Any] = {
     "figure.dpi": 100, "savefig.dpi": 200, "figure.facecolor": "white", "savefig.facecolor": "white",
     "figure.constrained_layout.use": True, "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "axes.axisbelow": True, "legend.frameon": False, "lines.linewidth": 1.6, "svg.hashsalt": "sharpnb",
     "axes.formatter.min_exponent": 3,  # a log axis reads 2, 10, 50 and not powers
 }
-_ALSO_RESET = ("timezone", "date.epoch", "figure.max_open_warning")  # what a picture or a cell shows of the others
+# Of those that rcdefaults leaves alone, the ones that a picture or a cell shows.
+_ALSO_RESET: tuple[Any, ...] = ("timezone", "date.epoch", "figure.max_open_warning")
 
 
 def use_style() -> None:
@@ -40,7 +41,7 @@ def use_style() -> None:
 
     if "inline" in os.environ.get("MPLBACKEND", ""):
         importlib.import_module("matplotlib_inline.backend_inline")  # it brings an IPython profile's settings, once
-    mpl.rcdefaults()  # all but the backend's, the windows' and the few above
+    mpl.rcdefaults()
     mpl.rcParams.update({name: mpl.rcParamsDefault[name] for name in _ALSO_RESET} | _LOOK)
 
 
