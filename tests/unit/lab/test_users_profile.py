@@ -9,7 +9,9 @@ from pathlib import Path
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
+import torch
 
+from sharpnb import lab
 from sharpnb.lab import figures
 
 ALT = "A parabola through three points, with a legend and a title."
@@ -131,6 +133,38 @@ def test_a_matplotlibrc_in_the_working_folder_or_the_home_changes_no_file(place,
 def test_locale_and_time_zone_change_no_file(plain, tmp_path):
     without_utf8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TZ": "Asia/Kathmandu"}
     assert drawn_by_a_process(tmp_path, without_utf8) == plain
+
+
+PROFILE = {
+    "startup/00.py": "import matplotlib, pandas\nmatplotlib.rcParams['font.size'] = 30\npandas.set_option('display.precision', 1)",
+    "ipython_kernel_config.py": "get_config().InlineBackend.rc = {'figure.figsize': (2, 2), 'font.size': 5}",
+}
+
+
+@pytest.mark.parametrize("name", PROFILE)
+def test_a_readers_own_kernel_saves_the_same_files_whatever_the_ipython_profile_says(name, plain, tmp_path):
+    """Such a kernel is started by Jupyter and not by us; what it shows may look otherwise."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    file = tmp_path / "ipython" / "profile_default" / name
+    file.parent.mkdir(parents=True)
+    file.write_text(PROFILE[name], encoding="utf-8")
+    code = DRAW.replace("sys.argv[1]", repr(str(tmp_path / "out")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+        patch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+        NotebookClient(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), kernel_name="python3").execute()
+    assert files(tmp_path / "out") == plain
+
+
+def test_a_start_gives_pytorch_its_default_dtype_back():
+    try:
+        torch.set_default_dtype(torch.float64)
+        lab.start("01_any", device="cpu")
+        assert torch.get_default_dtype() == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def without_encoding(code: str) -> list[int]:

@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from toy import checkout, plain
+from toy import checkout, plain, profile
 
 from sharpnb.runner import run, surroundings
 
@@ -20,14 +20,6 @@ print("table", pd.get_option("display.precision"), shutil.get_terminal_size().co
 print("says", [name for name in ("LANGUAGE", "NO_COLOR", "PYTHONSTARTUP") if name in os.environ])
 assert sys.flags.optimize == 0 and not sys.warnoptions
 """
-STARTUP = """
-MINE = 1
-print("welcome")
-import matplotlib, numpy, pandas
-matplotlib.rcParams["font.size"] = 30
-numpy.set_printoptions(precision=1)
-pandas.set_option("display.precision", 1)
-"""
 
 
 @pytest.fixture
@@ -42,26 +34,6 @@ def seen(root) -> str:
     assert result.outcome == "done", result.detail
     cells = json.loads((root / "data" / "runs" / "quick" / "01_look.ipynb").read_text(encoding="utf-8"))["cells"]
     return "".join("".join(out.get("text", "")) for cell in cells for out in cell.get("outputs", []))
-
-
-def profile(folder) -> dict[str, str]:
-    """Write a user's profile; return the environment that names it."""
-    startup = folder / "ipython" / "profile_default" / "startup" / "00.py"
-    startup.parent.mkdir(parents=True)
-    startup.write_text(STARTUP, encoding="utf-8")
-    own = startup.parents[1] / "ipython_kernel_config.py"
-    own.write_text("get_config().InteractiveShellApp.exec_lines = ['MINE = 2', 'print(MINE)']", encoding="utf-8")
-    (folder / "matplotlibrc").write_text("font.size: 22\nbackend: svg\n", encoding="utf-8")
-    kernel = folder / "jupyter" / "kernels" / "python3" / "kernel.json"
-    kernel.parent.mkdir(parents=True)
-    kernel.write_text('{"argv": ["false"], "display_name": "mine", "language": "python"}', encoding="utf-8")
-    return {
-        "IPYTHONDIR": str(folder / "ipython"), "PYTHONSTARTUP": str(startup), "MPLBACKEND": "svg",
-        "MATPLOTLIBRC": str(folder / "matplotlibrc"), "MPLCONFIGDIR": str(folder), "TZ": "Asia/Kathmandu", "LC_ALL": "C",
-        "LANG": "C", "PYTHONUTF8": "0", "LANGUAGE": "de", "COLUMNS": "23", "FORCE_COLOR": "1", "NO_COLOR": "1",
-        "PYTHONWARNINGS": "error::DeprecationWarning", "PYTHONOPTIMIZE": "1",
-        "JUPYTER_PATH": str(folder / "jupyter"),
-    }
 
 
 def test_a_run_sees_nothing_of_a_users_profile(root, tmp_path, monkeypatch):
