@@ -12,6 +12,8 @@ PIP_OPTIONS ?=
 JOBS ?= 2
 # One intra-op thread a process: two were measured nine times slower on shared cores.
 export OMP_NUM_THREADS = 1
+# Files are read and written as UTF-8 whatever the locale says.
+export PYTHONUTF8 = 1
 # The C library keeps freed memory for the next step, as in the kernels of `sharpnb run`.
 export MALLOC_MMAP_THRESHOLD_ = 33554432
 export MALLOC_TRIM_THRESHOLD_ = 67108864

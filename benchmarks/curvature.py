@@ -404,9 +404,9 @@ def main() -> None:
     parser.add_argument("--store", type=Path, help="JSON file that gathers pieces")
     parser.add_argument("--page", action="store_true", help=f"write {PAGE.name} from what --store has, measure nothing")
     options = parser.parse_args()
-    kept = json.loads(options.store.read_text()) if options.store and options.store.exists() else []
+    kept = json.loads(options.store.read_text(encoding="utf-8")) if options.store and options.store.exists() else []
     if options.page:
-        PAGE.write_text(page(kept))
+        PAGE.write_text(page(kept), encoding="utf-8")
         return
     for net in [options.net] if options.net else STEPS:
         for data in [options.data] if options.data else DATA:
@@ -414,7 +414,7 @@ def main() -> None:
             before = next((p for p in kept if (p["net"], p["data"]) == (net, data)), {})
             kept = [p for p in kept if p is not before] + [{**before, **piece}]
             if options.store:
-                options.store.write_text(json.dumps(kept, indent=1))
+                options.store.write_text(json.dumps(kept, indent=1), encoding="utf-8")
             print(page([piece]), flush=True)
 
 

@@ -337,9 +337,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.worker:
         return _worker()
-    kept = json.loads(given.store.read_text()) if given.store.exists() else {}
+    kept = json.loads(given.store.read_text(encoding="utf-8")) if given.store.exists() else {}
     if given.page:
-        PAGE.write_text(page(kept))
+        PAGE.write_text(page(kept), encoding="utf-8")
         return None
     if len(given.only) > 1:
         for name in given.only:

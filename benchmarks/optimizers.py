@@ -300,9 +300,9 @@ def main() -> None:
     parser.add_argument("--store", type=Path, help="JSON file that gathers pieces")
     parser.add_argument("--page", action="store_true", help=f"write {PAGE.name} from what --store has, measure nothing")
     options = parser.parse_args()
-    kept = json.loads(options.store.read_text()) if options.store and options.store.exists() else {}
+    kept = json.loads(options.store.read_text(encoding="utf-8")) if options.store and options.store.exists() else {}
     if options.page:
-        PAGE.write_text(page(kept))
+        PAGE.write_text(page(kept), encoding="utf-8")
         return
     torch.set_num_threads(1)
     for name in [options.only] if options.only else PIECES:
@@ -319,7 +319,7 @@ def main() -> None:
             lines = optimizer_only(options.device, reps) if name == "parts" else calls(options.device)
         kept[name] = {"lines": lines, "machine": machine(options.device, reps)}
         if options.store:
-            options.store.write_text(json.dumps(kept, indent=1))
+            options.store.write_text(json.dumps(kept, indent=1), encoding="utf-8")
         print(page({name: kept[name]}), flush=True)
 
 

@@ -186,7 +186,7 @@ def main() -> None:
     lines += [landscape.machine()]
     print("\n".join(lines))
     if given.write:
-        PAGE.write_text("\n".join(lines) + "\n")
+        PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def jupyterlab(folder: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
                f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}",
                "--LabApp.expose_app_in_browser=True"]
-    log = (folder / "jupyterlab.log").open("w")
+    log = (folder / "jupyterlab.log").open("w", encoding="utf-8")
     server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log,
                               env={**os.environ, **own, "SHARPNB_ROOT": str(folder), "PYTHONPATH": str(ROOT)})
     try:

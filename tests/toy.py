@@ -102,3 +102,33 @@ def picture(root: Path, name: str = "01_toy") -> None:
     (folder / "path.png").write_bytes(png())
     (folder / "path.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>', encoding="utf-8")
     (folder / "path.csv").write_text("x,y\n0,1\n", encoding="utf-8")
+
+
+STARTUP = """
+MINE = 1
+print("welcome")
+import matplotlib, numpy, pandas
+matplotlib.rcParams["font.size"] = 30
+numpy.set_printoptions(precision=1)
+pandas.set_option("display.precision", 1)
+"""
+
+
+def profile(folder: Path) -> dict[str, str]:
+    """Write the profile of a user who has set up everything; return the environment that names it."""
+    startup = folder / "ipython" / "profile_default" / "startup" / "00.py"
+    startup.parent.mkdir(parents=True)
+    startup.write_text(STARTUP, encoding="utf-8")
+    own = startup.parents[1] / "ipython_kernel_config.py"
+    own.write_text("get_config().InteractiveShellApp.exec_lines = ['MINE = 2', 'print(MINE)']", encoding="utf-8")
+    (folder / "matplotlibrc").write_text("font.size: 22\nbackend: svg\nfigure.figsize: 9, 2\naxes.facecolor: black\ntext.usetex: True\n", encoding="utf-8")
+    kernel = folder / "jupyter" / "kernels" / "python3" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    kernel.write_text('{"argv": ["false"], "display_name": "mine", "language": "python"}', encoding="utf-8")
+    return {
+        "IPYTHONDIR": str(folder / "ipython"), "PYTHONSTARTUP": str(startup), "MPLBACKEND": "svg",
+        "MATPLOTLIBRC": str(folder / "matplotlibrc"), "MPLCONFIGDIR": str(folder), "TZ": "Asia/Kathmandu", "LC_ALL": "C",
+        "LANG": "C", "PYTHONUTF8": "0", "LANGUAGE": "de", "COLUMNS": "23", "FORCE_COLOR": "1", "NO_COLOR": "1",
+        "PYTHONWARNINGS": "error::DeprecationWarning", "PYTHONOPTIMIZE": "1",
+        "JUPYTER_PATH": str(folder / "jupyter"),
+    }

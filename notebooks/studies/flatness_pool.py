@@ -332,7 +332,7 @@ def swept(s: Settings, folder: Path | None = None, seconds: float = math.inf) ->
     """
     here, began, results, spent = folder or paths.runs("flatness"), time.monotonic(), [], 0.0
     for part in shards(s):
-        text = json.dumps([part, vars(s), torch.__version__, Path(__file__).read_text()], sort_keys=True)
+        text = json.dumps([part, vars(s), torch.__version__, Path(__file__).read_text("utf-8")], sort_keys=True)
         file = here / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
         if not file.exists():
             if time.monotonic() - began > seconds:
@@ -340,7 +340,7 @@ def swept(s: Settings, folder: Path | None = None, seconds: float = math.inf) ->
             start = time.process_time()
             rows = rows_of(part, s)
             paths.write_whole(file, json.dumps({"rows": rows, "cpu_seconds": time.process_time() - start}))
-        told = json.loads(file.read_text())
+        told = json.loads(file.read_text(encoding="utf-8"))
         results += told["rows"]
         spent += told["cpu_seconds"]
     place = {tuple(cell[a] for a in AXES): k for k, cell in enumerate(cells(s))}

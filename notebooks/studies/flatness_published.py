@@ -89,7 +89,7 @@ def published(profile: str = "full", whole: bool = False) -> pd.DataFrame:
     file = folder(profile) / "pool.csv"
     if not file.exists():
         raise FileNotFoundError(f"{file} is not there: `sharpnb run 18 --profile {profile}` makes it.")
-    text, record = file.read_text(), Record.load(file.with_name("pool.json"))
+    text, record = file.read_text(encoding="utf-8"), Record.load(file.with_name("pool.json"))
     if _digest(text) != record.values["sha256"]:
         raise ValueError(f"{file.name} is not the table that {record.path.name} was written with: restore both.")
     table = pd.read_csv(file)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,17 +20,29 @@ COLOURS = {
 MARKERS = {"sgd": "o", "sam": "s", "wsam": "^", "adam": "v", "adamw": "D", "exact": "x"}
 
 
+# Beside matplotlib's own defaults: white ground, readable at column width, no chart junk.
+_LOOK: dict[Any, Any] = {
+    "figure.dpi": 100, "savefig.dpi": 200, "figure.facecolor": "white", "savefig.facecolor": "white",
+    "figure.constrained_layout.use": True, "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+    "axes.axisbelow": True, "legend.frameon": False, "lines.linewidth": 1.6, "svg.hashsalt": "sharpnb",
+    "axes.formatter.min_exponent": 3,  # a log axis reads 2, 10, 50 and not powers
+}
+# Of those that rcdefaults leaves alone, the ones that a picture or a cell shows.
+_ALSO_RESET: tuple[Any, ...] = ("timezone", "date.epoch", "figure.max_open_warning")
+
+
 def use_style() -> None:
-    """Set matplotlib's defaults for this process: white ground, readable at column width, no chart junk."""
+    """Set matplotlib for this process: its own defaults and our look, whatever a user's matplotlibrc or profile says.
+
+    The backend and what belongs to a window stay as they are.
+    """
     import matplotlib as mpl
 
-    mpl.rcParams.update({
-        "figure.dpi": 100, "savefig.dpi": 200, "figure.facecolor": "white", "savefig.facecolor": "white",
-        "figure.constrained_layout.use": True, "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-        "axes.axisbelow": True, "legend.frameon": False, "lines.linewidth": 1.6, "svg.hashsalt": "sharpnb",
-        "axes.formatter.min_exponent": 3,  # a log axis reads 2, 10, 50 and not powers
-    })
+    if "inline" in os.environ.get("MPLBACKEND", ""):
+        importlib.import_module("matplotlib_inline.backend_inline")  # it brings an IPython profile's settings, once
+    mpl.rcdefaults()
+    mpl.rcParams.update({name: mpl.rcParamsDefault[name] for name in _ALSO_RESET} | _LOOK)
 
 
 def heatmap(
@@ -67,6 +81,7 @@ def save(
     Under ``SHARPNB_CHECK=1`` nothing is written: the numbers are compared with the committed CSV (rtol·|committed| +
     atol, texts exactly), and the picture, coarsely, with the committed PNG, which catches a blank or clipped one.
     Where :func:`sharpnb.lab.records.keeping` says so, a figure that agrees with the committed one in this way stays.
+    The settings of :func:`use_style` hold while it is saved, whatever has been set since.
 
     Args:
         figure: a matplotlib figure; it is closed.
@@ -84,6 +99,7 @@ def save(
         ValueError: if the alternative text or the data is missing.
         RecordMismatch: in checking mode, when numbers or picture differ, or nothing is committed.
     """
+    import matplotlib as mpl
     import matplotlib.pyplot as plt
     import pandas as pd
 
@@ -93,8 +109,16 @@ def save(
     frame = pd.DataFrame(data) if isinstance(data, Mapping) else data
     if frame.empty:
         raise ValueError(f"figure {name}: data is empty. Give the plotted numbers as a tidy table.")
-    png, csv = _render(figure, "png", alt), frame.to_csv(index=False, float_format="%.8g")
-    path = folder / f"{name}.png"
+    csv, path = frame.to_csv(index=False, float_format="%.8g"), folder / f"{name}.png"
+    with mpl.rc_context():
+        use_style()
+        _write_or_compare(figure, path, alt, csv, rtol, atol)
+    plt.close(figure)
+    return path
+
+
+def _write_or_compare(figure: Any, path: Path, alt: str, csv: str, rtol: float, atol: float) -> None:
+    png = _render(figure, "png", alt)
     if checking():
         _compare_table(path.with_suffix(".csv"), csv, rtol, atol)
         _compare_picture(path, png)
@@ -104,8 +128,6 @@ def save(
             file = path.with_suffix(ending)
             if not file.exists() or file.read_bytes() != content:
                 paths.write_whole(file, content)
-    plt.close(figure)
-    return path
 
 
 def _render(figure: Any, kind: str, alt: str) -> bytes:
@@ -130,7 +152,7 @@ def _as_it_was(path: Path, csv: str, png: bytes, rtol: float, atol: float) -> bo
         return False
     if not drawing.exists() or _text(path.read_bytes()) != _text(png):
         return False
-    same_numbers, committed = table.read_text() == csv, path.read_bytes()
+    same_numbers, committed = table.read_text(encoding="utf-8") == csv, path.read_bytes()
     return not same_numbers or committed == png or _largest_difference(committed, png) < 0.2  # measured: 0.08
 
 

@@ -203,6 +203,8 @@ def _made_with(record: Record, settings: Any) -> bool:
 def start(name: str, *, profile: str = "quick", device: str = "auto", seed: int = 0, **parameters: Any) -> Notebook:
     """Set a notebook up: check its parameters, seed PyTorch's generator, set the figures' look, find its studies.
 
+    PyTorch's default dtype is float32 again, and matplotlib's settings are its own, whatever a start-up file says.
+
     The notebook imports its study after this call, as ``from studies import hessian_spectra as study``; see
     :func:`sharpnb.paths.let_studies_be_imported`.
 
@@ -216,6 +218,7 @@ def start(name: str, *, profile: str = "quick", device: str = "auto", seed: int 
         raise ValueError(f"profile = {profile!r}: choose one of {', '.join(PROFILES)}.")
     notebook = Notebook(name, profile, device, {"profile": profile, "device": device, "seed": seed, **parameters})
     torch.manual_seed(seed)
+    torch.set_default_dtype(torch.float32)  # an IPython start-up file may have set another
     if notebook.full and notebook.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # the fastest convolutions, which may round otherwise in another run
     figures.use_style()

@@ -21,7 +21,7 @@ from typing import IO, Any, Protocol
 
 import sharpnb
 from sharpnb import paths, sources
-from sharpnb.runner import catalogue, keys, lock, stored
+from sharpnb.runner import catalogue, keys, lock, stored, surroundings
 from sharpnb.runner.errors import RunnerError
 from sharpnb.runner.plan import FORCE, Step, plan, sidecar, step
 
@@ -227,13 +227,14 @@ class _Crew:
             "working_folder": str(paths.notebooks() if item.update else item.folder),
             "parameters": dict(item.injected), "environment": _environment(item, self.deadline),
         }
+        around = surroundings.without_profile(os.environ, paths.root())
         with self.door:
             if self.stopped:
                 return None
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "sharpnb.runner.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=errors, encoding="utf-8", start_new_session=True, pass_fds=[self.descriptor],
-                env={**os.environ, "PYTHONPATH": _search_path(Path(sharpnb.__file__).parents[1])},
+                env={**around, "PYTHONPATH": _search_path(Path(sharpnb.__file__).parents[1])},
             )
             self.busy.add(process)
         assert process.stdin is not None  # it is a pipe; left open, for its end tells the worker that we are gone
@@ -272,7 +273,7 @@ def _environment(item: Step, deadline: float | None) -> dict[str, str]:
     allocator = {name: os.environ.get(name, value) for name, value in ALLOCATOR.items()}
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if item.key["device"] == "cpu" else {}
     return {
-        **threads, **hidden, **allocator, "PYTHONHASHSEED": "0", "TQDM_DISABLE": "1", "SHARPNB_CHECK": "",
+        **threads, **hidden, **allocator, "TQDM_DISABLE": "1", "SHARPNB_CHECK": "",
         "SHARPNB_KEEP": "0" if item.update else "1", "SHARPNB_FORCE": "1" if item.forced else "",
         "SHARPNB_DEADLINE": "" if deadline is None else str(deadline),
         "SHARPNB_ROOT": str(paths.root()), "PYTHONPATH": _search_path(sources.package_folder().parent),

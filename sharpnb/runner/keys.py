@@ -99,7 +99,7 @@ def _gpus() -> str:
         return ""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        answer = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return ""
     return ", ".join(sorted(set(answer.stdout.split("\n")) - {""}))

@@ -32,7 +32,7 @@ def only_one(file: Path, patience: float = 5.0) -> Iterator[int]:
                           "have. Use WSL there, or papermill on single notebooks.") from None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(file, "a+")  # noqa: SIM115, closed below
+        lock = open(file, "a+", encoding="utf-8")  # noqa: SIM115, closed below
     except OSError as error:
         raise RunnerError(f"Nothing can be written in {file.parent} ({error.strerror}), where a run keeps its copies. "
                           "Make it writable, or work in a copy of the checkout; `sharpnb list` and `sharpnb run "

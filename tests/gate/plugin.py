@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,13 @@ from nbval.plugin import IPyNbCell
 
 from gate import guards, tolerance
 from sharpnb.runner.execute import ALLOCATOR
+from sharpnb.runner.surroundings import without_profile
 
-# What a kernel finds under the gate, and nothing else of the process: one thread, no GPU, no bars on standard error,
-# and results compared with the committed ones instead of written.
+# What a kernel finds under the gate, beside what every kernel of ours finds: one thread, no GPU, no bars on standard
+# error, and results compared with the committed ones instead of written.
 KERNEL = {
     "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-    **ALLOCATOR, "TQDM_DISABLE": "1", "SHARPNB_CHECK": "1", "PYTHONHASHSEED": "0",
-    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    **ALLOCATOR, "TQDM_DISABLE": "1", "SHARPNB_CHECK": "1",
 }
 
 
@@ -51,6 +52,16 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.dist = "loadfile"
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Keep a user's profile out of the unit tests too, before one imports matplotlib, and of what they start."""
+    around = without_profile(os.environ, session.config.rootpath) | {"MPLBACKEND": "agg"}
+    for name in os.environ.keys() - around.keys():
+        del os.environ[name]
+    os.environ.update(around)
+    if hasattr(time, "tzset"):  # not on Windows
+        time.tzset()
+
+
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
     """Collect the guards of every notebook, beside nbval's own collection of its cells."""
     return GuardFile.from_parent(parent, path=file_path) if file_path.suffix == ".ipynb" else None
@@ -73,7 +84,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     place = {"SHARPNB_ROOT": str(root)}
     if (root / "sharpnb" / "__init__.py").exists():  # a copy of the checkout is judged by its own sources
         place["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    with mock.patch.dict(os.environ, {**KERNEL, **place}):
+    with mock.patch.dict(os.environ, without_profile(os.environ, root) | KERNEL | place, clear=True):
         return (yield)
 
 

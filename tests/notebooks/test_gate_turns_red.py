@@ -56,12 +56,12 @@ def green(tmp_path_factory):
     return root
 
 
-def check(root: Path, *what: str) -> tuple[int, dict[str, str]]:
-    """Run the gate; return its exit status and, for each notebook, what its one failure says."""
+def check(root: Path, *what: str, **own: str) -> tuple[int, dict[str, str]]:
+    """Run the gate under the variables ``own``; return its exit status and, for each notebook, what its one failure says."""
     report = root / "report.xml"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SHARPNB", "PYTEST"))}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *what]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=root, env=environment | own, capture_output=True, text=True, check=False)
     failed: dict[str, list[str]] = {}
     for case in ET.parse(report).iter("testcase"):
         name = re.search(r"\d\d_\w+", case.get("classname", "") + case.get("name", "")).group()
@@ -69,6 +69,13 @@ def check(root: Path, *what: str) -> tuple[int, dict[str, str]]:
     assert failed, done.stdout + done.stderr
     assert all(len(failures) <= 1 for failures in failed.values()), failed
     return done.returncode, {name: "".join(failures) for name, failures in failed.items()}
+
+
+def committed(root: Path) -> dict[str, bytes]:
+    """Return the content of the files that git would see."""
+    found = (file for file in root.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    inside = {file.relative_to(root).as_posix(): file.read_bytes() for file in found}
+    return {name: text for name, text in inside.items() if not name.startswith("data/runs") and name != "report.xml"}
 
 
 def copied(root: Path, old: str, new: str) -> None:
@@ -81,6 +88,15 @@ def copied(root: Path, old: str, new: str) -> None:
 
 def test_one_notebook_alone_is_green_as_it_is(green):
     assert check(green, "notebooks/01_toy.ipynb") == (0, {"01_toy": ""})
+
+
+def test_a_users_profile_neither_turns_the_gate_red_nor_changes_a_file(green, tmp_path):
+    root, own = tmp_path / "own", toy.profile(tmp_path / "user")
+    shutil.copytree(green, root)
+    shutil.copy(tmp_path / "user" / "matplotlibrc", root / "notebooks")
+    before = committed(root)
+    assert check(root, "notebooks", **own) == (0, {"01_toy": "", "02_lab": ""})
+    assert committed(root) == before
 
 
 def test_each_mutant_is_red(green, tmp_path):

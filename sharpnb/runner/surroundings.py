@@ -1,0 +1,35 @@
+"""What a kernel finds around it: the same on every machine, and nothing of its user's profile.
+
+`sharpnb run` and the gate both start their kernels with it. So a matplotlibrc, an IPython profile, a locale, a time
+zone or the settings of a terminal change no committed file and no comparison.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+FIXED = {
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline", "MATPLOTLIBRC": os.devnull, "TZ": "UTC",
+    "LC_ALL": "C.UTF-8", "PYTHONUTF8": "1", "PYTHONHASHSEED": "0",
+}
+# A start-up file; other words, colours and widths; warnings as errors; no asserts; another command as the kernel.
+REMOVED = (
+    "PYTHONSTARTUP", "LANGUAGE", "PYTHONIOENCODING", "COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "CLICOLOR",
+    "CLICOLOR_FORCE", "PY_COLORS", "PYTHON_COLORS", "PYTHONWARNINGS", "PYTHONOPTIMIZE", "JUPYTER_PATH",
+)
+
+
+def without_profile(environment: Mapping[str, str], root: Path) -> dict[str, str]:
+    """Return ``environment`` for a kernel: without what a user's profile sets, with :data:`FIXED` in its place.
+
+    IPython gets a folder of its own below ``data/runs`` of the checkout at ``root``; it is made here. A checkout that
+    cannot be written has none: IPython then takes a temporary one, and says so.
+    """
+    folder = root / "data" / "runs" / ".ipython"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    kept = {name: value for name, value in environment.items() if name not in REMOVED}
+    return kept | FIXED | {"IPYTHONDIR": str(folder)}
