@@ -15,8 +15,9 @@ from sharpnb.checkpoints.names import below, plain, plainly, prefixes, versions_
 from sharpnb.checkpoints.standins import matches
 from sharpnb.checkpoints.states import EXTRA, Ambiguous, equal
 
-# Entries that no network has for its own: AveragedModel's counter, the buffers of thop's profiler.
-COUNTERS = ("n_averaged", "total_ops", "total_params")
+# Entries that say nothing about a network's function: AveragedModel's counter, the buffers of thop's profiler, the
+# numbers 0, 1, 2, … that older versions of Hugging Face's models stored.
+COUNTERS = ("n_averaged", "total_ops", "total_params", "position_ids")
 USUAL = ("", "model.", "net.")  # what may stand before all names without a word: Lightning's modules hold a network so
 
 
@@ -175,30 +176,36 @@ def _shapes(model: nn.Module, given: Mapping[str, Any]) -> str:
     names = [name for name in own if isinstance(given.get(name), Tensor) and not _fits(own[name], given[name])]
     differ = [f"{name} is {tuple(given[name].shape)} in the file and {tuple(own[name].shape)} in the model"
               for name in names[:3]]
-    pattern = repr(_pattern(names)) if names else ""
-    return (f"{'; '.join(differ)}. Is the number of classes or the width another one? --allow-unexpected {pattern} "
-            f"--allow-missing {pattern} leaves them as the model was built.") if differ else ""
+    return (f"{'; '.join(differ)}. Is the number of classes or the width another one? "
+            f"{_option('--allow-unexpected', names)} {_option('--allow-missing', names)} leaves them as the model was "
+            "built.") if differ else ""
 
 
 def _unfit(path: str, missing: list[str], unexpected: list[str], others: list[str]) -> str:
     told, options = [], []
     if missing:
         told.append(_some(missing, "are missing in the file"))
-        options.append(f"--allow-missing {_pattern(missing)!r} leaves them as the model was built.")
+        options.append(f"{_option('--allow-missing', missing)} leaves them as the model was built.")
     if unexpected:
         told.append(_some(unexpected, "are not in the model"))
-        options.append(f"--allow-unexpected {_pattern(unexpected)!r} passes over them.")
+        options.append(f"{_option('--allow-unexpected', unexpected)} passes over them.")
     if others:
         options.append(f"The file has the network below {', '.join(map(repr, others))} too: see --key.")
     return f"{path} does not fit the model: {'; '.join(told)}. {' '.join(options)}"
 
 
-def _pattern(names: list[str]) -> str:
-    """Return one pattern for names: the name itself, or what they begin with."""
-    heads, tops = {name.rpartition(".")[0] for name in names}, {name.partition(".")[0] for name in names}
-    if len(names) == 1:
-        return names[0]
-    return f"{min(heads)}.*" if len(heads) == 1 and "" not in heads else f"{min(tops)}.*" if len(tops) == 1 else "*"
+def _option(option: str, names: list[str]) -> str:
+    """Return an option with patterns of names: a name itself, or what several begin with."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.partition(".")[0].partition("_")[0], []).append(name)
+    patterns = [group[0] if len(group) == 1 else f"{_beginning(group)}*" for group in groups.values()]
+    return " ".join(f"{option} {pattern!r}" for pattern in (patterns if len(patterns) <= 4 else ["*"]))
+
+
+def _beginning(names: list[str]) -> str:
+    first, last = min(names), max(names)  # what these two share, all share
+    return first[:next((k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
 
 
 def _some(names: list[str], what: str) -> str:

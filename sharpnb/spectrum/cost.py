@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 
 from sharpnb.curvature import ModelOperator
+from sharpnb.curvature.lanczos import norm, orthogonalize, work_dtype
 
 BRIEF = 0.1  # seconds of a product: below, a block of vectors is timed whole; above, two vectors say enough
-# Orthogonalising, and small eigenproblems: a share of a product and some time of their own (two cores, nets of 200 to
-# 1,000,000 parameters: with these the said time was 0.5 to 1.3 of the true one).
-SHARE, APIECE = 1.25, 5e-4
+APIECE = 5e-4  # seconds a product on top, for small eigenproblems: what was left over on nets of 200 parameters
+ROWS, NORMS = 4, 5  # rows of a basis against which a vector is orthogonalised to time it; norms in a step
 
 
 class Cost(NamedTuple):
@@ -47,7 +47,10 @@ def stated(op: ModelOperator, settings: Any, group: int) -> Cost:
         more = max(_seconds(op, 2) - one, one / 10)  # a second vector, of which the graph is there
         each = (one + (group - 1) * more) / group
     op.products = 0  # those were not for the measurement
-    return Cost(singles + probes, SHARE * (singles * one + probes * each) + APIECE * (singles + probes))
+    pairs = singles**2 // 2 + probes * min(settings.steps, op.n) // 2  # of vectors made orthogonal
+    pair, step = _seconds_of_vectors(op)
+    seconds = singles * one + probes * each + pairs * pair + (singles + probes) * (step + APIECE)
+    return Cost(singles + probes, seconds)
 
 
 def _seconds(op: ModelOperator, vectors: int, warm: bool = False) -> float:
@@ -59,6 +62,19 @@ def _seconds(op: ModelOperator, vectors: int, warm: bool = False) -> float:
     _ = op @ v
     _wait(op)
     return time.perf_counter() - start
+
+
+def _seconds_of_vectors(op: ModelOperator) -> tuple[float, float]:
+    """Return the seconds of orthogonalising against one row, and of the rest of a step."""
+    rows = torch.randn(ROWS, op.n, generator=torch.Generator().manual_seed(0)).to(op.device, work_dtype(op))
+    row = rows.sum(dim=0)
+    _wait(op)
+    start = time.perf_counter()
+    orthogonalize(row, [rows])
+    _wait(op)
+    middle = time.perf_counter()
+    norm(row)
+    return (middle - start) / ROWS, NORMS * (time.perf_counter() - middle)
 
 
 def _wait(op: ModelOperator) -> None:

@@ -158,8 +158,13 @@ def test_missing_and_unexpected_say_what_the_options_would_do():
     assert fit(mine, state, allow_missing=["head.bias"], allow_unexpected=["aux.*"]) == [
         "1 entries stay as the model was built: head.bias.", "2 entries in the file are passed over: aux.weight, aux.bias."]
     assert torch.equal(mine["head"].weight, theirs["head"].weight) and torch.equal(mine["head"].bias, bias)
+    state.update({"similarity_weight": torch.ones(1), "similarity_bias": torch.ones(1), "pooler.dense.weight": torch.ones(2)})
+    with pytest.raises(ValueError) as error:
+        fit(mine, state, "run.pt", allow_missing=["head.bias"])
+    assert str(error.value).endswith("--allow-unexpected 'aux.*' --allow-unexpected 'similarity_*' --allow-unexpected "
+                                     "'pooler.dense.weight' passes over them.")
     with pytest.raises(ValueError, match=r"head\.bias"):
-        fit(mine, state, allow_unexpected=["aux.*"])
+        fit(mine, state, allow_unexpected=["aux.*", "sim*", "pooler*"])
 
 
 def test_another_shape_is_named_and_can_be_left_out():
@@ -196,11 +201,11 @@ def test_extra_state_goes_where_there_is_a_place_for_it():
 
 def test_a_profilers_and_an_averages_counters_are_passed_over():
     theirs, mine = net(1), net(2)
-    state = {**theirs.state_dict(), "n_averaged": torch.tensor(3)}
+    state = {**theirs.state_dict(), "n_averaged": torch.tensor(3), "embed.position_ids": torch.arange(5)}
     for name in ("", "features.", "features.0.", "head."):
         state.update({f"{name}total_ops": torch.zeros(1), f"{name}total_params": torch.zeros(1)})
     (note,) = fit(mine, state)
-    assert "9 entries in the file are passed over: n_averaged" in note and same(mine, theirs)
+    assert "10 entries in the file are passed over: n_averaged" in note and same(mine, theirs)
 
 
 class Tied(nn.Module):
