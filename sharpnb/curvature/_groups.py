@@ -207,7 +207,7 @@ class _Called:
     """The model with other weights, callable."""
 
     def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
-        self._model, self._weights = model, weights
+        self._model, self._weights, self.forward = model, weights, model.forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return functional_call(self._model, self._weights, args, kwargs)
