@@ -1,7 +1,8 @@
 r"""What a batch, a data set and a number of samples are: asked here by curvature, landscapes and averages alike.
 
 **A batch** is a pair ``(inputs, target)``. Inputs are a tensor or ``PackedSequence`` (``model(x)``), a tuple or list
-(``model(*inputs)``) or a mapping (``model(**inputs)``); ids, texts and numbers may stand beside tensors everywhere.
+(``model(*inputs)``) or a mapping (``model(**inputs)``, or ``model(inputs)`` if the model has one argument of another
+name); ids, texts and numbers may stand beside tensors everywhere.
 
 **The loss over data** cut into batches B is what one large batch would give:
 
@@ -23,6 +24,7 @@ behind it from batch to batch, and batches are not all of one shape: a ``ValueEr
 
 from __future__ import annotations
 
+import inspect
 import random
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sized
@@ -41,10 +43,25 @@ from sharpnb.trees import moved, tensors
 
 
 def forward(model: Any, inputs: Any) -> Any:
-    """Call the model on one batch of inputs (tensor, ``PackedSequence``, tuple or mapping)."""
+    """Call the model on one batch of inputs (tensor, ``PackedSequence``, tuple or mapping).
+
+    A mapping is taken apart if the model takes its keys by name, else it is the model's argument.
+    """
     if isinstance(inputs, Mapping):
-        return model(**inputs)
+        return model(**inputs) if _takes_names(model, inputs) else model(inputs)
     return model(*inputs) if _is_several(inputs) else model(inputs)
+
+
+def _takes_names(model: Any, inputs: Mapping[str, Any]) -> bool:
+    try:
+        signature = inspect.signature(getattr(model, "forward", model))
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(**inputs)
+    except TypeError:
+        return len(signature.parameters) != 1  # else the error of the call says what is missing
+    return True
 
 
 def inputs_of(batch: Any) -> Any:
@@ -278,8 +295,8 @@ def _say_what_is_random(loader: DataLoader, hold: bool) -> None:
             raise ValueError(f"hold=False reads the data anew for every product, and {name} makes each one different; "
                              f"Lanczos needs one fixed operator. {remedy.capitalize()}, or hold=True.")
         if matters:
-            warnings.warn(f"The data is random through {name}. The batches of one pass are held, so all products "
-                          f"agree, but the next operator would see others: {remedy}.", stacklevel=5)
+            warnings.warn(f"The data is random through {name}. The batches of one pass are held, so all of this "
+                          f"measurement agrees, but the next would see others: {remedy}.", stacklevel=5)
 
 
 def _passes_differ(loader: DataLoader) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,12 +35,12 @@ class Group:
     Attributes:
         parts: inputs, target and share of the loss: of one group in any number of parts, or of several stacked in one.
         weights: of the groups in the mean over groups.
-        single: inputs and target of each, if there are several.
+        single: returns inputs and target of each, if there are several.
     """
 
     parts: list[tuple[Any, Any, float]]
     weights: list[float]
-    single: list[tuple[Any, Any]] = field(default_factory=list)
+    single: Callable[[], list[tuple[Any, Any]]] = list
 
     @property
     def count(self) -> int:
@@ -48,7 +49,7 @@ class Group:
 
     def one_by_one(self) -> list[Group]:
         """Return them apart."""
-        return [Group([(*pair, 1.0)], [weight]) for pair, weight in zip(self.single, self.weights, strict=True)]
+        return [Group([(*pair, 1.0)], [weight]) for pair, weight in zip(self.single(), self.weights, strict=True)]
 
 
 class Network:
@@ -67,7 +68,7 @@ class Network:
         self.n, self.dtype, self.device, self._group = len(self.w), self.w.dtype, self.w.device, None
         self._batches = Batches(data, self.device, reduction, count)
         self._quiet = Quiet(self.model)
-        self._by_vmap = True
+        self._by_vmap, self._leaves = True, False
         self._differences = Differences(self)
         self._convolves = any(isinstance(module, _ConvNd) for module in self.model.modules())
         say_if_sparse(self.model)
@@ -117,9 +118,10 @@ class Network:
             count = max(1, min(together, (samples - first) // m))
             size = min(m, samples - first)
             last = first + size * count
-            single = [(part(inputs, i, i + size, samples), part(target, i, i + size, samples))
-                      for i in range(first, last, size)]
-            weights = [counted(self.counts if callable(self.counts) else size, 0, pair) for pair in single]
+            single = partial(_cut, (inputs, target), range(first, last, size), samples)
+            weights = [float(size)] * count
+            if callable(self.counts):
+                weights = [counted(self.counts, 0, pair) for pair in single()]
             stacked = [mapped(lambda t, k=count: _stacked(t, k), part(tree, first, last, samples))
                        for tree in (inputs, target)]
             yield Group([(*stacked, 1.0)], weights, single)
@@ -172,8 +174,16 @@ class Network:
         if group.count > 1:
             gradients, values = vmap(grad_and_value(self._loss))(rows, *group.parts[0][:2])
             return values.detach().double(), gradients.detach()
-        if self._differences.needs_leaves:
-            return self.losses(group, rows), self._differences.gradient_at(group.parts, rows[0] - self.w)[None]
+        if not self._leaves and not self._differences.reentrant:
+            try:
+                return self._by_grad(group, rows)
+            except RuntimeError as error:
+                if "sparse" not in str(error):
+                    raise
+                self._leaves = True  # sparse gradients exist in whole parameters, not in pieces of one vector
+        return self.losses(group, rows), self._differences.gradient_at(group.parts, rows[0] - self.w)[None]
+
+    def _by_grad(self, group: Group, rows: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = torch.zeros(1, dtype=torch.float64, device=rows.device), torch.zeros_like(rows)
         w = rows[0].detach().requires_grad_()
         for inputs, target, share in group.parts:  # autograd itself: two thirds of the function transform's time
@@ -197,10 +207,14 @@ class _Called:
     """The model with other weights, callable."""
 
     def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
-        self._model, self._weights = model, weights
+        self._model, self._weights, self.forward = model, weights, model.forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return functional_call(self._model, self._weights, args, kwargs)
+
+
+def _cut(tree: Any, starts: range, samples: int) -> list[Any]:
+    return [part(tree, start, start + starts.step, samples) for start in starts]
 
 
 def _stacked(t: Tensor, count: int) -> Tensor:

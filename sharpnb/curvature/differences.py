@@ -10,7 +10,7 @@ the product is left). Networks with code of their own type only are stepped in t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import combinations
 from typing import Any
@@ -47,7 +47,6 @@ class Differences:
         self.op, self.error = op, 0.0
         self._made = 0
         self._is_wide: bool | None = None
-        self._sparse = False  # whether a function of the network gives sparse gradients
         self._reentrant: bool | None = None  # whether gradients take backward(), which autograd.grad does not do
 
     # ---- products ---------------------------------------------------------------------------------------------------
@@ -114,13 +113,16 @@ class Differences:
 
     def _is_reentrant(self, batch: Batch, leaves: Sequence[Tensor]) -> bool:
         """Whether parameters are behind a reentrant checkpoint: refused, or as if they were not used at all."""
+        with torch.enable_grad():
+            value = self.op._loss_value(batch).sum()
+        if not _has_own_function(value):
+            return False
         try:
-            found = self._by_grad(batch, leaves)
+            found = torch.autograd.grad(value, leaves, allow_unused=True)
         except RuntimeError as error:
             if "use_reentrant" not in str(error):
                 raise
             return True
-        self._sparse = any(g is not None and g.layout is not torch.strided for g in found)
         if all(g is not None for g in found):
             return False
         there = self._by_backward(batch, leaves)
@@ -141,16 +143,12 @@ class Differences:
         return [leaf.grad for leaf in leaves]
 
     @property
-    def needs_leaves(self) -> bool:
-        """Whether gradients exist in copies of the parameters only: behind reentrant checkpoints, or sparse ones."""
-        return self.reentrant or self._sparse
-
-    @property
     def reentrant(self) -> bool:
         """Whether ``torch.autograd.grad`` misses parameters, which are behind a reentrant checkpoint."""
         if self._reentrant is None:
-            self._gradients([(self.few(), 1.0)], None, [0.0], wide=False)
-        return bool(self._reentrant)
+            with measuring(self.op.model, self.op.mode), replaced(self.op.model, self.op.params, False) as leaves:
+                self._reentrant = self._is_reentrant(self.few(), leaves)
+        return self._reentrant
 
     # ---- checking ---------------------------------------------------------------------------------------------------
 
@@ -299,12 +297,21 @@ def refuse_cut_graphs(gradients: list[Tensor]) -> None:
     Autograd skips the parts of a graph that lead to no parameter, the error that marks a function as differentiable
     once among them, and would return a wrong product without a word.
     """
-    seen, stack = set(), [g.grad_fn for g in gradients]
+    ends = ("torch::autograd::Error", "torch::autograd::NotImplemented")
+    if any(node.name() in ends for node in _nodes(gradients)):
+        raise NotImplementedError("a function in the network cannot be differentiated twice")
+
+
+def _has_own_function(value: Tensor) -> bool:
+    """Whether a function written in Python takes part, as checkpoints are."""
+    return any(isinstance(node, torch.autograd.function.FunctionCtx) for node in _nodes([value]))
+
+
+def _nodes(outputs: Sequence[Tensor]) -> Iterator[Any]:
+    seen, stack = set(), [t.grad_fn for t in outputs]
     while stack:
         node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node.name() in ("torch::autograd::Error", "torch::autograd::NotImplemented"):
-            raise NotImplementedError("a function in the network cannot be differentiated twice")
-        stack.extend(parent for parent, _ in node.next_functions)
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            stack.extend(parent for parent, _ in node.next_functions)

@@ -163,13 +163,13 @@ class HessianOperator(ModelOperator):
 
     def gradient(self) -> Tensor:
         """Return the gradient ``(n,)`` of the loss over the whole data."""
-        if self._differences.needs_leaves:
+        if self._differences.reentrant:
             out = self._differences.gradient()
         else:
             out = torch.zeros(self.n, dtype=self.dtype, device=self.device)
             for batch in self._batches:
                 with measuring(self.model, self.mode, self.params):
-                    found = dict(self._gradient(batch))
+                    found = {i: g.to_dense() for i, g in self._gradient(batch)}
                     pieces = [found.get(i) for i in range(len(self.params))]
                 self._accumulate(out, pieces, self._batches.weight(batch))
         if self._group is not None:

@@ -346,9 +346,8 @@ def is_asymmetric(rounding: float, size: float, stacklevel: int = 3) -> bool:
         return False
     warnings.warn(f"The operator is not symmetric: u·Av and v·Au differ, a product is uncertain by {rounding:.2g}, and "
                   f"the largest eigenvalue in magnitude is about {size:.2g}. Does the network or the loss draw random "
-                  "numbers, has a kernel a wrong second derivative (HessianOperator(..., method='finite_difference') "
-                  "needs none), or is the type too small for a network that fits its data (model.double())?",
-                  stacklevel=stacklevel)
+                  "numbers, or jump (matching, sorting); has a kernel a wrong second derivative; or is the type too "
+                  "small for a network that fits its data (model.double())?", stacklevel=stacklevel)
     return True
 
 

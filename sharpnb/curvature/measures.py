@@ -11,7 +11,7 @@ the networks (Efron & Tibshirani, An Introduction to the Bootstrap, chapter 13).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,7 @@ def measure(
         (``sharpness``, ``sharpness_worst`` by 20 steps, ``sharpness_adaptive``, ``sharpness_average``), and the sizes
         ``gradient_norm`` and ``weight_norm``. NaN where a measure does not exist.
     """
+    data = list(data) if isinstance(data, Iterator) else data  # it is read several times
     options: dict[str, Any] = {"mode": mode, "reduction": reduction, "count": count}
     op = HessianOperator(model, loss, data, **options)
     spectrum = spectral_density(op, steps, probes, seed=seed)

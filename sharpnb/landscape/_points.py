@@ -62,12 +62,11 @@ class Points:
         self.vectors = torch.stack([plane.origin, plane.u, plane.v])  # float64 on the CPU
         self.bn_data = list(bn_data) if isinstance(bn_data, Iterator) else bn_data
         bare = all(isinstance(batch.inputs, Tensor) for batches in self.sets.values() for batch in batches)
-        twin = copied(model)
-        layers = chain(twin) if bare and twin is not None else None
-        self.stacked = self._stacked(twin, layers, plane) if twin is not None and layers else None
+        layers = chain(model) if bare else None
+        self.stacked = self._stacked(model, layers, plane) if layers else None
         self.at_once = self._points_a_call(self.stacked) if self.stacked else 1
         if not self.stacked:
-            self._any_net(model, twin)
+            self._any_net(model, copied(model))
         samples = batch_size or self._samples()
         self.sets = {name: self._cut(batches, samples) for name, batches in self.sets.items()}
 
@@ -85,7 +84,10 @@ class Points:
     def _stacked(self, model: nn.Module, layers: list[nn.Module], plane: Plane) -> Stacked | None:
         """Return the fast way if it finds what the model does, for two samples at one point of the plane."""
         of_its_own = [] if self.bn_data is None else [layers.index(layer) for layer in unfrozen(model)]
-        plain, x = copy.deepcopy(nn.Sequential(*layers)).eval(), self._first[:2]
+        try:
+            plain, x = copy.deepcopy(nn.Sequential(*layers)).eval(), self._first[:2]
+        except Exception:  # whatever an attribute of a layer says to being copied
+            return None
         vectors, point = self.vectors.to(self.device, self.dtype), (plane.window[1] / 2, plane.window[3] / 2)
         weights = vectors.new_tensor((1.0, *point)) @ vectors
         nn.utils.vector_to_parameters(weights, plain.parameters())

@@ -106,6 +106,10 @@ def test_inputs_reach_the_model_as_it_takes_them():
     (only,), _ = forward(model, PACKED)
     assert only is PACKED
     assert len(forward(model, (X, Y))[0]) == 2 and list(forward(model, UserDict(a=X))[1]) == ["a"]
+    one, open_ended, several = (lambda batch: batch), (lambda **names: names), (lambda x, y=None: (x, y))
+    assert forward(one, {"x": X})["x"] is X and forward(one, {"batch": X}) is X and list(forward(open_ended, {"x": X})) == ["x"]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'z'"):
+        forward(several, {"z": X})
     assert inputs_of((X, Y)) is X and inputs_of(PACKED) is PACKED and list(inputs_of({"x": X})) == ["x"]
 
 

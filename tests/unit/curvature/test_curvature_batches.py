@@ -154,7 +154,7 @@ def test_count_is_everywhere():
     loss, _, options = LOSSES["ignore_index"]
     torch.manual_seed(0)
     net, cut = nn.Linear(3, 2).double(), [(X[:7], IGNORED[:7]), (X[7:], IGNORED[7:])]
-    (one,), (cuts,) = ([measure(net, loss, data, steps=8, probes=1, **o)] for data, o in (((X, IGNORED), {}), (cut, options)))
+    one, cuts = (measure(net, loss, data, steps=8, probes=1, **o) for data, o in (((X, IGNORED), {}), (iter(cut), options)))
     assert cuts == pytest.approx(one, rel=1e-6, abs=1e-12, nan_ok=True)
     close(GGNOperator(net, loss, cut, **options).to_dense(), GGNOperator(net, loss, (X, IGNORED)).to_dense())
     groups = sharpness(net, loss, cut, 0.1, m=5, **options)
