@@ -3,11 +3,13 @@
 import os
 import random
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
 
 torch.set_num_threads(1)  # as everywhere here, also without make: two threads beside other work were nine times slower
+mpl.rcdefaults()  # whatever a matplotlibrc in the working folder says
 
 
 @pytest.fixture(autouse=True)
