@@ -1,6 +1,6 @@
 """What an experiment needs around the tools: data, models, training, records, claims, figures.
 
-What every notebook uses comes with the package. The trainer of many models, the sweeps and the models come when they
+What every notebook uses comes with the package. The trainers, the sweeps and the models come when they
 are first asked for, so that a notebook without them neither waits for them nor depends on their sources.
 """
 
@@ -18,19 +18,20 @@ from sharpnb.lab.notebook import Notebook as Notebook
 from sharpnb.lab.notebook import start as start
 from sharpnb.lab.records import Record as Record
 from sharpnb.lab.records import RecordMismatch as RecordMismatch
-from sharpnb.lab.training import History as History
-from sharpnb.lab.training import evaluate as evaluate
-from sharpnb.lab.training import train as train
 
 if TYPE_CHECKING:  # the runner reads here, too, where a name comes from
     from sharpnb.lab import models as models
     from sharpnb.lab.grid import log2_grid as log2_grid
     from sharpnb.lab.sweeps import sweep as sweep
+    from sharpnb.lab.training import History as History
+    from sharpnb.lab.training import evaluate as evaluate
+    from sharpnb.lab.training import train as train
     from sharpnb.many.train import Many as Many
     from sharpnb.many.train import train_many as train_many
 
+# Their modules below sharpnb: a full name would count as an import.
 _LATER = {"Many": "many.train", "log2_grid": "lab.grid", "models": "lab.models", "sweep": "lab.sweeps",
-          "train_many": "many.train"}  # below sharpnb: a full name would count as an import
+          "train_many": "many.train", **dict.fromkeys(("History", "evaluate", "train"), "lab.training")}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from sharpnb import paths, sources
+from sharpnb.devices import pick_device
 from sharpnb.lab import claims as claims_module
 from sharpnb.lab import figures, withdrawn
 from sharpnb.lab.claims import Claim
 from sharpnb.lab.data import Data
 from sharpnb.lab.pieces import Kind, Work, described
 from sharpnb.lab.records import Record, checking, forced, keeping, provenance
-from sharpnb.lab.training import pick_device
 from sharpnb.lab.withdrawn import Withdrawal
 
 # "toy" is the full profile's code at the size of a test; its results are kept apart and never committed.
