@@ -1,8 +1,7 @@
-"""The losses at points of a plane: the chain's fast way, and one forward pass a point for every other net."""
+"""The losses at points of a plane: many points in one call, or, where that cannot be had, one forward pass a point."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -15,18 +14,15 @@ from sharpnb.averaging.batchnorm import inputs, unfrozen, update_bn
 from sharpnb.batches import Batches, forward
 from sharpnb.counts import Batch, Count, check_loss, counted
 from sharpnb.fallbacks import Quiet, copied, kept
-from sharpnb.landscape._stacked import Moments, Stacked, chain
+from sharpnb.landscape._together import Together
 from sharpnb.landscape.losses import Losses, stacked_losses
 from sharpnb.landscape.plane import Plane
 from sharpnb.trees import lengths, mapped, part
 
-# Numbers that a group of points, or a layer's output, may hold at a time: about what a core's cache takes, and enough
-# to keep a GPU busy. Samples a forward pass at least and, for small nets, at most; of images a CPU takes fewer.
-_AT_ONCE = {"cpu": 2**19, "cuda": 2**26}
-_SAMPLES = {"cpu": (250, 1000), "cuda": (2048, 2048)}
-_IMAGES = 16
-_POINTS = 512  # a call at most
-_WINDOWED = 3 * 2**16  # numbers in the images that convolutions as matrix products read: more, and caches overflow
+# Samples in a forward pass of many points and of one. Bytes that a layer's output may take for all points of a call:
+# about what a core's cache holds, and enough to keep a GPU busy.
+_SAMPLES = {"cpu": (250, 128), "cuda": (2048, 2048)}
+_BYTES = {"cpu": 2**21, "cuda": 2**28}
 _ROUNDING = 0.05  # of the largest output: of 23 nets, five times each, bfloat16 left 0.02 at most
 
 
@@ -61,103 +57,77 @@ class Points:
         self.names = [f"{part}_{loss}".lstrip("_") for part in self.sets for loss in self.losses]
         self.vectors = torch.stack([plane.origin, plane.u, plane.v])  # float64 on the CPU
         self.bn_data = list(bn_data) if isinstance(bn_data, Iterator) else bn_data
-        bare = all(isinstance(batch.inputs, Tensor) for batches in self.sets.values() for batch in batches)
-        layers = chain(model) if bare else None
-        self.stacked = self._stacked(model, layers, plane) if layers else None
-        self.at_once = self._points_a_call(self.stacked) if self.stacked else 1
-        if not self.stacked:
-            self._any_net(model, copied(model))
-        samples = batch_size or self._samples()
+        many, one = _SAMPLES.get(self.device.type, _SAMPLES["cpu"])
+        self._any_net(model, twin := copied(model))
+        self.together = self._fast_way(plane) if twin is not None else None
+        self.at_once = self._points_a_call(batch_size or many) if self.together else 1
+        if self.at_once < 2:  # one after another, by the model itself
+            self.together, self.at_once = None, 1
+        samples = batch_size or (many if self.together else one)
         self.sets = {name: self._cut(batches, samples) for name, batches in self.sets.items()}
+        if self.together:
+            self.prepared = [[self.together.prepared(b.inputs) for b in batches] for batches in self.sets.values()]
 
     def __call__(self, xy: Sequence[tuple[float, float]]) -> Tensor:
         """Return the losses at the points, (P, names) in float64 on the CPU."""
-        if self.stacked:
+        if self.together:
+            calls = [xy[k : k + self.at_once] for k in range(0, len(xy), self.at_once)]
             with torch.inference_mode():
-                return self._by_groups(self.stacked, xy).double().cpu()
+                return torch.cat([self._many(self.together, call) for call in calls]).double().cpu()
         with self._inside():
             return torch.stack([self._quiet(lambda point=point: self._one(point)) for point in xy]).double().cpu()
 
-    # -- chains -------------------------------------------------------------------------------------------------------
+    # -- many points --------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _stacked(self, model: nn.Module, layers: list[nn.Module], plane: Plane) -> Stacked | None:
-        """Return the fast way if it finds what the model does, for two samples at one point of the plane."""
-        of_its_own = [] if self.bn_data is None else [layers.index(layer) for layer in unfrozen(model)]
+    def _fast_way(self, plane: Plane) -> Together | None:
+        """Return the net for many points, if there is one, and if it finds what the model does for two samples."""
+        renewed = [] if self.bn_data is None else unfrozen(self.model)
+        self.model.eval()
+        read = inputs(self.bn_data, self.device) if renewed else []
+        batches = [batch.inputs for own in self.sets.values() for batch in own]
+        if not all(isinstance(x, Tensor) for x in (*batches, *read)):
+            return None
+        x, point = batches[0][:2], (plane.window[1] / 2, plane.window[3] / 2)
+        self._move_to(point)
         try:
-            plain, x = copy.deepcopy(nn.Sequential(*layers)).eval(), self._first[:2]
-        except Exception:  # whatever an attribute of a layer says to being copied
-            return None
-        vectors, point = self.vectors.to(self.device, self.dtype), (plane.window[1] / 2, plane.window[3] / 2)
-        weights = vectors.new_tensor((1.0, *point)) @ vectors
-        nn.utils.vector_to_parameters(weights, plain.parameters())
-        truth = plain(x)
-        weights.zero_()  # the parameters' memory: the fast way must not read it
-        stacked = Stacked(list(plain), vectors, renewed := [plain[i] for i in of_its_own])
-        prepared = stacked.prepare(x)
-        if prepared.dim() != (5 if stacked.images else 3):
-            return None
-        found = stacked(prepared, [point], [(layer.running_mean[None], layer.running_var[None]) for layer in renewed])
+            truth = forward(self.model, x)
+            together = Together(self.model, self.vectors.to(self.device, self.dtype), x, renewed)
+            found = together(together.prepared(x), self._rows([point]), together.running)[0]
+        except (ValueError, RuntimeError, TypeError, AttributeError):
+            return None  # no program for many nets of this kind
+        finally:
+            self._move_to((0.0, 0.0))
         largest = truth.abs().max()
-        return stacked if (found[0] - truth).abs().max() <= _ROUNDING * largest or not largest.isfinite() else None
+        close = found.shape == truth.shape and (found - truth).abs().max() <= _ROUNDING * largest
+        return together if close or not largest.isfinite() else None
 
-    @torch.inference_mode()
-    def _first_outputs(self, stacked: Stacked) -> Tensor:
-        return stacked.prepare(self._first[:1])
+    def _points_a_call(self, samples: int) -> int:
+        """Return how many points go together, by the largest output of a layer, and by the weights."""
+        batches = [batch for own in self.sets.values() for batch in own]
+        sizes, samples = [self.vectors.shape[1]], min(samples, max(batch.size for batch in batches))
+        hooks = [m.register_forward_hook(lambda _, __, out: sizes.append(samples * out.numel()))
+                 for m in self.model.modules()]
+        with torch.inference_mode():
+            forward(self.model, batches[0].inputs[:1])
+        for hook in hooks:
+            hook.remove()
+        return _BYTES.get(self.device.type, _BYTES["cpu"]) // (max(sizes) * self.dtype.itemsize)
 
-    @property
-    def _first(self) -> Any:
-        """The inputs of the first batch."""
-        return next(iter(self.sets.values()))[0].inputs
+    def _rows(self, xy: Sequence[tuple[float, float]]) -> Tensor:
+        return self.vectors.new_tensor([(1.0, x, y) for x, y in xy]).to(self.device, self.dtype)
 
-    def _samples(self) -> int:
-        """Return how many samples a forward pass takes for speed."""
-        least, most = _SAMPLES.get(self.device.type, _SAMPLES["cpu"])
-        if self.stacked is None:
-            return least
-        numbers = self._first_outputs(self.stacked)[0].numel()
-        if self.stacked.images and self.device.type == "cpu":
-            least = _IMAGES
-        return max(least, min(most, (_WINDOWED if self.stacked.windowed else self._limit) // numbers))
-
-    def _points_a_call(self, stacked: Stacked) -> int:
-        """Return how many points share the first layer: many, but so few that one call takes no more than seconds."""
-        numbers = self._first_outputs(stacked)[0].numel() // stacked.group
-        samples = sum(len(batch.inputs) for batches in self.sets.values() for batch in batches)
-        return max(16, min(_POINTS, _POINTS * self._limit // (numbers * samples)))
-
-    @property
-    def _limit(self) -> int:
-        return _AT_ONCE.get(self.device.type, _AT_ONCE["cpu"])
-
-    def _by_groups(self, stacked: Stacked, xy: Sequence[tuple[float, float]]) -> Tensor:
+    def _many(self, together: Together, xy: Sequence[tuple[float, float]]) -> Tensor:
+        coordinates = self._rows(xy)
+        renewed_by = map(together.prepared, inputs(self.bn_data, self.device)) if together.renews else ()
+        statistics = together.statistics(renewed_by, coordinates)
         sums = torch.zeros(len(xy), len(self.names), dtype=torch.float64, device=self.device)
-        statistics = self._statistics(stacked, xy)
-        for first, batches, total in self._columns():
-            for batch in batches:
-                prepared = stacked.prepare(batch.inputs)
-                for group in self._groups(stacked, [prepared], len(xy)):
-                    outputs = stacked(prepared, xy[group], [(mean[group], var[group]) for mean, var in statistics])
-                    for column, loss in enumerate(self.losses.values(), first):
-                        sums[group, column] += loss(outputs, batch.target) * (batch.count / total)
+        for (first, batches, total), prepared in zip(self._columns(), self.prepared, strict=True):
+            for batch, x in zip(batches, prepared, strict=True):
+                outputs = together(x, coordinates, statistics)
+                for column, loss in enumerate(self.losses.values(), first):
+                    sums[:, column] += loss(outputs, batch.target) * (batch.count / total)
         return sums
-
-    def _statistics(self, stacked: Stacked, xy: Sequence[tuple[float, float]]) -> list[Moments]:
-        """Return the renewed BatchNorm layers' statistics at the points, (P, F) each."""
-        if not stacked.renewed:
-            return []
-        given = inputs(self.bn_data, self.device)
-        kept = [] if stacked.images else [stacked.prepare(x) for x in given]  # images are many numbers
-        parts = [stacked.statistics(kept or map(stacked.prepare, given), xy[group])
-                 for group in self._groups(stacked, kept or given, len(xy))]
-        return [(torch.cat(means), torch.cat(variances))
-                for means, variances in (zip(*layer, strict=True) for layer in zip(*parts, strict=True))]
-
-    def _groups(self, stacked: Stacked, prepared: Sequence[Tensor], points: int) -> list[slice]:
-        """Return which points go together, so that their features fit the cache and those side by side are there."""
-        group = max(1, self._limit // max(map(stacked.size_of_a_point, prepared)))
-        group += -group % stacked.group
-        return [slice(start, start + group) for start in range(0, points, group)]
 
     # -- any net ------------------------------------------------------------------------------------------------------
 
@@ -176,7 +146,7 @@ class Points:
         sizes = [p.numel() for p in self.model.parameters()]
         return [own.view_as(p) for own, p in zip(self.flat.split(sizes), self.model.parameters(), strict=True)]
 
-    def _put(self, point: tuple[float, float]) -> None:
+    def _move_to(self, point: tuple[float, float]) -> None:
         self.flat.copy_(self.vectors.new_tensor((1.0, *point)) @ self.vectors)
         if self._inside is not nullcontext:
             with torch.no_grad():
@@ -184,7 +154,7 @@ class Points:
                     p.copy_(own)
 
     def _one(self, point: tuple[float, float]) -> Tensor:
-        self._put(point)
+        self._move_to(point)
         if self.bn_data is not None:
             for module, training in self.modes:
                 module.training = training
@@ -236,9 +206,6 @@ class Points:
                 check_loss(loss, measured, "mean")
 
     def _output(self, x: Any) -> Any:
-        if self.stacked:
-            with torch.inference_mode():
-                return self.stacked(self.stacked.prepare(x), [(0.0, 0.0)])[0]
         with self._inside():
             self.model.eval()
             return self._quiet(lambda: forward(self.model, x))

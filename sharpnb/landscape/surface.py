@@ -80,10 +80,11 @@ def surface(
 ) -> Surface:
     """Measure losses on a grid over a plane, in evaluation mode; the model is not touched.
 
-    In chains of linear layers, convolutions, pools, BatchNorm and activations the first layer runs once for many points
-    (its output is affine in the coordinates) and the others for several points in one call; other nets run one forward
-    pass a point, with the weights written into a private copy. Everything is computed in the model's type, sums over
-    batches, weighted by their size, in float64.
+    Nets whose weights are in linear layers, convolutions and BatchNorm alone go through :mod:`sharpnb.many.net`, many
+    points in one call; where a linear layer comes first, its output is affine in the coordinates and serves all points.
+    Other nets, and those of which two points are more than a cache holds, run one forward pass a point, with the
+    weights written into a private copy. Everything is computed in the model's type, sums over batches, weighted by
+    their size, in float64.
 
     Args:
         model: the architecture, type and device; its own weights do not matter.
@@ -100,8 +101,8 @@ def surface(
             where many points go in one call, they see the same pass over it.
             Without it a net with BatchNorm keeps the model's own statistics, and the surface is not that of the nets
             one would deploy at these points.
-        batch_size: samples a forward pass (default on the CPU what its cache takes of a chain's first outputs, at most
-            1,000, and 250 for other nets; 2,048 on the GPU).
+        batch_size: samples a forward pass (default on the CPU 250 for many points in one call and 128 for one; 2,048 on
+            the GPU).
         count: number of terms that the losses average over in a batch, where these are not its samples or not to be
             seen: a function of a batch, a list of numbers, or one; see :mod:`sharpnb.batches`. Batches are cut into
             pieces of ``batch_size`` where this does not change the losses.

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from sharpnb.many.mlp import MLP
 
@@ -41,25 +42,30 @@ class BatchedNet:
         shape: of one input, e.g. ``x.shape[1:]``: the twins are tried on inputs of this shape.
 
     Attributes:
-        normalises: whether the model has norm layers.
         shapes: of its parameters.
+        norms: the model's norm layers, in the order of :meth:`statistics`.
+        by_twins: whether it runs by twins, else through ``vmap``.
 
     Raises:
-        ValueError: if the model has dropout, whose randomness a row does not carry, or norm layers in a forward pass
-            that only ``vmap`` can run.
+        ValueError: if the model has dropout, whose randomness a row does not carry, and is not in evaluation mode,
+            where dropout rests; or if it has norm layers in a forward pass that only ``vmap`` can run.
     """
 
     def __init__(self, model: nn.Module, shape: Sequence[int]) -> None:
-        if dropout := {type(m).__name__ for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)}:
+        if model.training and (dropout := {type(m).__name__ for m in model.modules() if isinstance(m, _DropoutNd)}):
             raise ValueError(f"{', '.join(sorted(dropout))} cannot be trained many at a time: a row of weights carries "
                              "no random numbers. Build it without, or use sharpnb.lab.train, one model at a time.")
-        self.normalises = any(isinstance(m, _BatchNorm) for m in model.modules())
         self.shapes = [p.shape for p in model.parameters()]
         self._sizes = [shape.numel() for shape in self.shapes]
         self._mlp = MLP.of(model)
-        self._model = nn.Sequential(copy.deepcopy(model).train())  # so that each layer has a place to be replaced in
+        own = copy.deepcopy(model).train()
+        given = dict(zip(own.modules(), model.modules(), strict=True))
+        self._model = nn.Sequential(own)  # so that each layer has a place to be replaced in
         self._twins = _replace(self._model)
-        self._by_vmap = None if _covered(model) and self._is_right(model, shape) else _vectorised(model)
+        self.norms = [given[twin.layer[0]] for twin in self._twins if isinstance(twin, _Norm)]
+        self.normalises = any(isinstance(m, _BatchNorm) for m in model.modules())
+        self.by_twins = _covered(model) and self._is_right(model, shape)
+        self._by_vmap = None if self.by_twins else _vectorised(model)
         if self._by_vmap and self.normalises:
             raise ValueError("A model with BatchNorm can be trained many at a time only if all its weights are in "
                              "Linear, Conv2d and BatchNorm layers and its forward pass mixes no channels itself. Build "
@@ -76,7 +82,7 @@ class BatchedNet:
             return whole(w, x)
         if self._model.training != (statistics is None):
             self._model.train(statistics is None)
-        return self._run(w, x, statistics, momentum=0.0)
+        return self._run(w, x, statistics)
 
     def gradient_and_logits(self, w: Tensor, x: Tensor, y: Tensor, bf16: bool = False) -> tuple[Tensor, Tensor]:
         """Return the gradient of each row's mean cross-entropy (:func:`losses`), (K, n), and the logits.
@@ -99,26 +105,40 @@ class BatchedNet:
             return cross_entropy(self(w, x), y)
 
     @torch.no_grad()
-    def statistics(self, w: Tensor, chunks: Iterable[Tensor]) -> Statistics:
+    def statistics(
+        self, w: Tensor, chunks: Iterable[Tensor], fixed: Sequence[tuple[Tensor, Tensor] | None] | None = None
+    ) -> Statistics:
         """Return mean and variance (unbiased) of each norm layer over images that come in chunks, (1 or K, B, ...).
 
-        Chunks after the first count by their size and are normalised by themselves, as in ``swa_utils.update_bn``.
+        Chunks are normalised by themselves and count by the numbers that a layer averages in them, as in
+        :func:`sharpnb.averaging.update_bn`.
+
+        Args:
+            w: weights, (K, n).
+            chunks: of images.
+            fixed: for each norm layer None, or mean and variance, (K C,) each, that it has and keeps.
         """
         norms = [twin for twin in self._twins if isinstance(twin, _Norm)]
-        found = [(w.new_zeros(len(w) * twin.channels), w.new_ones(len(w) * twin.channels)) for twin in norms]
-        seen = 0
+        fixed = fixed or [None] * len(norms)
+        found = [given or (w.new_zeros(len(w) * twin.channels), w.new_ones(len(w) * twin.channels))
+                 for twin, given in zip(norms, fixed, strict=True)]
         self._model.eval()
-        for x in chunks if norms else ():
-            seen += x.shape[1]
-            self._run(w, x.expand(len(w), *x.shape[1:]), found, momentum=x.shape[1] / seen)
+        for twin, given in zip(norms, fixed, strict=True):
+            twin.seen = None if given else 0
+        try:
+            for x in chunks if norms else ():
+                self._run(w, x.expand(len(w), *x.shape[1:]), found)
+        finally:
+            for twin in norms:
+                twin.seen = None
         return found
 
-    def _run(self, w: Tensor, x: Tensor, statistics: Statistics | None, momentum: float) -> Tensor:
+    def _run(self, w: Tensor, x: Tensor, statistics: Statistics | None) -> Tensor:
         pieces, given = w.split(self._sizes, dim=1), iter(statistics or ())
         for twin in self._twins:
             twin.load(pieces)
             if isinstance(twin, _Norm):
-                twin.running, twin.momentum = next(given, (None, None)), momentum
+                twin.running = next(given, (None, None))
         return _features(self._model(x), len(w))
 
     def _is_right(self, model: nn.Module, shape: Sequence[int]) -> bool:
@@ -134,7 +154,7 @@ class BatchedNet:
         expected = torch.stack([_alone(original, row, batch) for row, batch in zip(w, x, strict=True)])
         try:
             with torch.no_grad():
-                got = self._run(w, x, None, momentum=0.0)
+                got = self._run(w, x, None)
         except (RuntimeError, ValueError, IndexError, TypeError):
             return False
         return got.shape == expected.shape and bool(torch.allclose(got, expected, rtol=1e-9, atol=1e-9))
@@ -261,7 +281,7 @@ class _Conv(_Twin):
 
 class _Norm(_Twin):
     running: tuple[Tensor | None, Tensor | None] = (None, None)
-    momentum = 0.0
+    seen: int | None = None  # where statistics are measured: the numbers that each channel has averaged so far
 
     @property
     def channels(self) -> int:
@@ -271,8 +291,13 @@ class _Norm(_Twin):
         flat = x.ndim == 3
         y = x.transpose(0, 1).flatten(1) if flat else x
         mean, variance = self.running
-        by_batch = mean is None or self.momentum > 0
-        y = F.batch_norm(y, mean, variance, self.weight.flatten(), self.bias.flatten(), by_batch, self.momentum,
+        momentum, by_batch = 0.0, mean is None or self.seen is not None
+        if by_batch and y.numel() <= y.shape[1]:
+            raise ValueError("BatchNorm has no variance on a batch of one sample. Use batches of two or more.")
+        if self.seen is not None:
+            self.seen += y.numel() // y.shape[1]
+            momentum = y.numel() // y.shape[1] / self.seen
+        y = F.batch_norm(y, mean, variance, self.weight.flatten(), self.bias.flatten(), by_batch, momentum,
                          self.layer[0].eps)
         return _features(y, self.k) if flat else y
 
@@ -330,6 +355,8 @@ def _replace(model: nn.Module) -> list[_Twin]:
                 own = {key: slots[id(p)] for key, p in layer.named_parameters(recurse=False)}
                 twins.setdefault(id(layer), kind(layer, own))
                 setattr(parent, name, twins[id(layer)])
+            elif isinstance(layer, _DropoutNd):
+                setattr(parent, name, nn.Identity())
     return list(twins.values())
 
 

@@ -120,7 +120,7 @@ def test_layers_import_only_what_stands_below_them():
         "counts.py": {"trees"}, "batches.py": {"trees", "counts"}, "fallbacks.py": {"trees"},
         "datafiles.py": {"paths"}, "sources.py": {"paths"}, "kept.py": {"paths", "sources"}, "resume.py": {"paths"}, "optim": tools, "curvature": tools, "averaging": tools,
         "checkpoints": set(),
-        "landscape": tools | {"averaging"},  # BatchNorm's statistics at a point are those of an average
+        "landscape": tools | {"averaging", "many"},  # BatchNorm's statistics at a point are those of an average
         "many": tools - {"caches", "counts", "resume"} | {"optim", "devices", "progress"},
         "lab": tools - {"resume"} | {"datafiles", "sources", "kept", "optim", "averaging", "curvature", "landscape", "checkpoints", "usercode", "many", "devices", "progress"},
         "spectrum": {"paths", "datafiles", "trees", "usercode", "checkpoints", "curvature", "lab"},  # lab: for data sets by name
@@ -132,3 +132,12 @@ def test_layers_import_only_what_stands_below_them():
             used = set(re.findall(r"from sharpnb\.(\w+)", file.read_text())) | set(
                 re.findall(r"^\s*from sharpnb import (\w+)", file.read_text(), re.M))
             assert used <= allowed | {part.removesuffix(".py"), "__version__"}, f"{file.name} imports {used - allowed}"
+
+
+def test_of_many_the_net_stands_below_landscape_and_the_training_above():
+    allowed = {"landscape": {"net"}, "many/net.py": {"mlp"}, "many/mlp.py": set()}
+    for part, below in allowed.items():
+        base = ROOT / "sharpnb" / part
+        for file in [base] if base.is_file() else base.rglob("*.py"):
+            used = set(re.findall(r"from sharpnb\.many(?:\.(\w+)| import)", file.read_text()))
+            assert used <= below, f"{file.name} imports {used - below} of many"

@@ -14,8 +14,9 @@ from torch import nn
 
 from sharpnb.averaging import update_bn
 from sharpnb.lab import models
-from sharpnb.landscape import Plane, _stacked, _widened, line, surface
+from sharpnb.landscape import Plane, _points, line, surface
 from sharpnb.landscape._points import Points
+from sharpnb.many.net import BatchedNet
 
 G = torch.Generator().manual_seed(0)
 X, Y = torch.randn(70, 1, 8, 8, dtype=torch.float64, generator=G), torch.randint(0, 10, (70,), generator=G)
@@ -37,11 +38,34 @@ CHAINS = {
         nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1), nn.BatchNorm2d(12), nn.Sigmoid(), nn.MaxPool2d(2), nn.Conv2d(12, 4, 3),
         nn.BatchNorm2d(4), nn.Conv2d(4, 12, 3, padding=1, bias=False), nn.Flatten(), nn.BatchNorm1d(48), nn.Linear(48, 12), nn.Linear(12, 10)),
 }
-OTHERS = {
-    "residual": lambda: models.resnet(8, width=4, channels=1, norm=False),
-    "linear on images": lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Flatten(), nn.Linear(90, 10)),
+TOGETHER = CHAINS | {
+    "residual": lambda: models.resnet(8, width=4, channels=1, norm=False), "wide residual": lambda: models.wide_resnet(10, 1, channels=1),
     "grouped": lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(64, 10)),
+    "a class of one's own": lambda: OnesOwn(), "a bias less": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 9, bias=False), nn.GELU(), nn.Linear(9, 10)),
+    "no flattening": lambda: nn.Sequential(nn.Identity(), nn.Flatten(2), nn.Flatten(), nn.Linear(64, 9), nn.Dropout(0.9), nn.SiLU(), nn.Linear(9, 10)),
 }
+ONE_BY_ONE = {
+    "linear on images": lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Flatten(), nn.Linear(90, 10)),
+    "layer norm": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.LayerNorm(9), nn.Linear(9, 10)),
+    "a layer twice": lambda: (lambda first: nn.Sequential(nn.Flatten(), first, nn.ReLU(), first, nn.Linear(64, 10)))(nn.Linear(64, 64)),
+    "hooked": lambda: _hooked(models.mlp((64, 9, 10))),
+}
+
+
+class OnesOwn(nn.Module):
+    """Two ways through the net, joined."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.norm, self.other, self.out = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(1, 4, 1), nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.out(F.relu(self.norm(self.one(x)) + self.other(x)).amax((2, 3)))
+
+
+def _hooked(model):
+    model[1].register_forward_hook(lambda _, __, out: 2 * out)
+    return model
 
 
 def one_by_one(model: nn.Module, plane: Plane, x: np.ndarray, y: np.ndarray, bn: object = None) -> dict[str, np.ndarray]:
@@ -62,103 +86,61 @@ def one_by_one(model: nn.Module, plane: Plane, x: np.ndarray, y: np.ndarray, bn:
     return found
 
 
-@pytest.fixture(params=["AVX2", "AVX512"])
-def processor(request, monkeypatch):
-    """Both ways of convolutions, whatever runs the tests."""
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
-    return request.param
-
-
-@pytest.mark.parametrize("name", [*CHAINS, *OTHERS])
-def test_it_is_one_forward_pass_a_point(name, processor):
-    model = {**CHAINS, **OTHERS}[name]().double()
+@pytest.mark.parametrize("name", [*TOGETHER, *ONE_BY_ONE])
+def test_it_is_one_forward_pass_a_point(name):
+    torch.manual_seed(0)
+    model = (TOGETHER | ONE_BY_ONE)[name]().double()
     plane = Plane.random(model, seed=1)
     found = surface(model, plane, (X, Y), size=(5, 4), batch_size=32)  # 32 + 32 + 6: the last batch counts as 6
     truth = one_by_one(model, plane, found.x, found.y)
-    assert (Points(model, plane, (X, Y), ("loss",)).stacked is not None) == (name in CHAINS)
+    if name != "a layer twice":  # which may run either way
+        assert (Points(model, plane, (X, Y), ("loss",)).together is not None) == (name in TOGETHER)
     for key in truth:
         np.testing.assert_allclose(found.values[key], truth[key], rtol=1e-11, atol=1e-11)
     assert truth["loss"].std() > 1e-3
 
 
-@pytest.mark.parametrize("name, windowed, group", [
-    ("cnn", True, 4), ("windows", True, 5), ("flattened", False, 1), ("cnn with BatchNorm", False, 4), ("pools", False, 3), ("mlp", False, 1), ("twelve channels", False, 4),
-])
-def test_narrow_convolutions_are_products_or_lie_side_by_side(name, windowed, group, processor):
-    model = CHAINS[name]().double()
-    stacked = Points(model, Plane.random(model), (X, Y), ("loss",)).stacked
-    assert stacked is not None and stacked.windowed == (windowed and processor == "AVX2")
-    assert stacked.group == (1 if stacked.windowed else group)
-
-
-def test_twelve_channels_are_sixteen_where_that_is_faster_and_are_not_outputs(processor):
-    layers = list(CHAINS["twelve channels"]())
-    for model, shapes in (
-        (nn.Sequential(*layers), [(16, 8, 3, 3), (4, 16, 3, 3), (16, 4, 3, 3)]), (nn.Sequential(*layers[:3]), [(12, 8, 3, 3)]),
-        (nn.Sequential(nn.Conv2d(1, 6, 3), nn.Conv2d(6, 12, 3), nn.Conv2d(12, 12, 3), nn.Flatten()), [(12, 6, 3, 3), (12, 12, 3, 3)]),
-    ):
-        stacked = Points(model, Plane.random(model), (X.float(), Y), ("loss",)).stacked
-        plain = [tuple(layer.weight.shape) for layer in list(model)[1:] if isinstance(layer, nn.Conv2d)]
-        assert [tuple(layer.weight.shape) for layer in stacked.after if isinstance(layer, nn.Conv2d)] == (shapes if processor == "AVX512" else plain)
-    assert layers[2].weight.shape == (12, 8, 3, 3)  # the caller's own
-
-
-def test_the_fast_way_is_left_where_it_does_not_find_what_the_model_does(monkeypatch, processor):
-    monkeypatch.setattr(_stacked, "_flattens_first", lambda layers: True)  # then a linear layer reads images
-    monkeypatch.setattr(_widened, "_longer", lambda t, axis: torch.cat([t, t.narrow(axis, 0, t.shape[axis] // 3)], axis))
-    for name in ("linear on images", "twelve channels"):
-        model = {**CHAINS, **OTHERS}[name]()
-        plane = Plane.random(model)
-        data = (X.float(), Y)
-        assert (Points(model, plane, data, ("loss",)).stacked is None) == (name not in CHAINS or processor == "AVX512")
+def test_the_fast_way_is_left_where_it_does_not_find_what_the_model_does(monkeypatch):
+    monkeypatch.setattr(BatchedNet, "_is_right", lambda *_: True)  # so that twins read the last axis of images
+    for name in ("linear on images", "cnn"):
+        model = (TOGETHER | ONE_BY_ONE)[name]()
+        plane, data = Plane.random(model), (X.float(), Y)
+        assert (Points(model, plane, data, ("loss",)).together is None) == (name in ONE_BY_ONE)
         found = surface(model, plane, data, ("loss",), size=3)
         np.testing.assert_allclose(found.values["loss"], one_by_one(model, plane, found.x, found.y)["loss"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("norm", [False, True])
-def test_the_tangent_is_exact_where_a_norm_would_magnify_its_error(norm):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), *[nn.BatchNorm1d(12, eps=1e-12)] * norm, nn.Linear(12, 10))
-    with torch.no_grad():
-        model[1].weight.mul_(1e-4 if norm else 1)  # what the norm then divides by
-        model[1].bias.zero_()
-    plane, bn = Plane.random(model, seed=1), [X.float()] if norm else None
-    found = surface(model, plane, (X.float(), Y), ("loss",), size=3, window=(0, 0.1, 0, 0.1), update_bn=bn)
-    truth = one_by_one(copy.deepcopy(model).double(), plane, found.x, found.y, [X] if norm else None)
-    assert np.abs(found.values["loss"] / truth["loss"] - 1).max() < 1e-6
-
-
-@pytest.mark.parametrize("dtype, exact", [(torch.float64, False), (torch.float32, False), (torch.bfloat16, True)])
-def test_the_tangent_of_half_precision_is_pytorchs(dtype, exact):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_near_the_same_in_double(dtype):
     model = CHAINS["tanh"]().to(dtype)
-    after = Points(model, Plane.random(model), (X.to(dtype), Y), ("loss",)).stacked.after
-    assert any(isinstance(layer, nn.Tanh) for layer in after) == exact
+    plane = Plane.random(model, seed=1)
+    assert Points(model, plane, (X.to(dtype), Y), ("loss",)).together is not None
+    found = surface(model, plane, (X.to(dtype), Y), ("loss",), size=3)
+    np.testing.assert_allclose(found.values["loss"], one_by_one(copy.deepcopy(model).double(), plane, found.x, found.y)["loss"], rtol=0.03)
 
 
-def test_a_call_takes_many_points_but_fewer_of_much_data():
-    small, large = models.cnn(4), (torch.zeros(1000, 1, 48, 48), torch.zeros(1000).long())
+def test_points_go_together_as_long_as_the_largest_output_is_small_and_then_one_by_one():
+    """2 MiB on a CPU, which 250 samples of the widest layer share."""
+    small, wide = models.cnn(4), models.cnn(128)
     plane = Plane.random(small)
-    assert Points(small, plane, (X.float(), Y), ("loss",)).at_once == 512
-    assert Points(small, plane, large, ("loss",)).at_once == 2**28 // (1000 * 4 * 48 * 48)
-    assert Points(small, plane, {"a": large, "b": large}, ("loss",)).at_once == 16
+    assert Points(small, plane, (X.float(), Y), ("loss",)).at_once == 2**21 // (70 * 4 * 8 * 8 * 4)
+    many = torch.zeros(1000, 1, 8, 8), torch.zeros(1000).long()
+    found = Points(small, plane, many, ("loss",))
+    assert found.at_once == 2**21 // (250 * 4 * 8 * 8 * 4) and [len(b.inputs) for b in found.sets[""]] == [250] * 4
+    alone = Points(wide, Plane.random(wide), many, ("loss",))
+    assert alone.at_once == 1 and alone.together is None and [len(b.inputs) for b in alone.sets[""]] == [128] * 7 + [104]
 
 
-def test_wide_convolutions_are_pytorchs_own(processor):
-    model = models.cnn(16)
-    stacked = Points(model, Plane.random(model), (X.float(), Y), ("loss",)).stacked
-    assert stacked is not None and not stacked.windowed and stacked.group == 1
-
-
-@pytest.mark.parametrize("name", ["mlp", "cnn"])
-def test_in_float32_the_error_is_below_1e_6(name, processor):
-    model = CHAINS[name]()
+@pytest.mark.parametrize("name", ["mlp", "cnn", "cnn with BatchNorm", "residual"])
+def test_in_float32_the_error_is_below_1e_6(name):
+    model = TOGETHER[name]()
     plane = Plane.random(model, seed=2)
     found = surface(model, plane, (X.float(), Y), ("loss",), size=7)
     truth = one_by_one(copy.deepcopy(model).double(), plane, found.x, found.y)
     assert np.abs(found.values["loss"] / truth["loss"] - 1).max() < 1e-6
 
 
-def test_outputs_that_are_images_go_to_the_loss_as_images(processor):
+def test_outputs_that_are_images_go_to_the_loss_as_images():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3)).double()
     plane, seen = Plane.random(model), []
     found = surface(model, plane, (X, X[:, :, 2:6, 2:6]), {"mse": lambda out, y: seen.append(out.shape) or F.mse_loss(out, y.expand_as(out))}, size=(3, 1))
@@ -209,23 +191,24 @@ def test_a_quadratic_and_its_curvature():
 
 def _seeded(name, seed=0):
     torch.manual_seed(seed)
-    return CHAINS[name]()
+    return (TOGETHER | {"group norm beside it": lambda: nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.GroupNorm(2, 6), nn.Flatten(), nn.BatchNorm1d(96), nn.Linear(96, 10))})[name]()
 
 
 NORMALISED = {
     "cnn": lambda seed=0: models.cnn(4, norm=True, seed=seed), "mlp": lambda seed=0: models.mlp((64, 12, 12, 10), norm=True, seed=seed),
     "pools": partial(_seeded, "pools"), "twelve channels": partial(_seeded, "twelve channels"), "residual": lambda seed=0: models.resnet(8, width=4, channels=1, seed=seed),
+    "a class of one's own": partial(_seeded, "a class of one's own"), "group norm beside it": partial(_seeded, "group norm beside it"),
 }
-CHAINED = ("cnn", "mlp", "pools", "twelve channels")
 
 
 @pytest.mark.parametrize("name", NORMALISED)
-def test_batchnorm_is_recomputed_at_every_point(name, processor):
+def test_batchnorm_is_recomputed_at_every_point(name):
     model, three = NORMALISED[name]().double(), [NORMALISED[name](s).double() for s in range(3)]
     plane, bn = Plane.through(*three), [(X[:50], None), (X[50:], None)]  # 50 + 20: each normalised by itself
     before = copy.deepcopy(model.state_dict())
     found = surface(model, plane, {"train": (X, Y)}, size=(3, 2), update_bn=iter(bn))
-    assert (Points(model, plane, (X, Y), ("loss",), bn).stacked is not None) == (name in CHAINED)
+    assert (Points(model, plane, (X, Y), ("loss",), bn).together is not None) == (name != "group norm beside it")
     truth = one_by_one(model, plane, found.x, found.y, bn)
     np.testing.assert_allclose(found.values["train_loss"], truth["loss"], rtol=1e-11)
     stale = surface(model, plane, (X, Y), size=(3, 2))
@@ -233,13 +216,13 @@ def test_batchnorm_is_recomputed_at_every_point(name, processor):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", CHAINED)
+@pytest.mark.parametrize("name", [name for name in NORMALISED if name != "a class of one's own"])
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_a_frozen_batchnorm_layer_keeps_its_statistics_at_every_point(name, frozen):
     model = NORMALISED[name]().double()
     model.train()
     model(3 * X + 1)  # statistics worth keeping
-    [m for m in model if isinstance(m, nn.modules.batchnorm._BatchNorm)][frozen].eval()
+    [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)][frozen].eval()
     reference = copy.deepcopy(model)
     plane = Plane.random(model)
     found = surface(model, plane, (X, Y), size=1, window=(0, 0, 0, 0), update_bn=[X])
@@ -315,22 +298,23 @@ def test_an_interrupted_surface_continues(tmp_path, monkeypatch):
     model = models.resnet(8, width=2, channels=1, norm=False).double()
     plane, file = Plane.random(model), tmp_path / "surface.npz"
     whole = surface(model, plane, (X, Y), size=5)
-    calls, one = [], Points._one
+    monkeypatch.setitem(_points._BYTES, "cpu", 70 * 2 * 8 * 8 * 8)  # so that points go one by one
+    calls, call = [], Points.__call__
 
-    def killed(self, row):
-        calls.append(row)
+    def killed(self, xy):
+        calls.append(xy)
         if len(calls) == 8:
             raise KeyboardInterrupt
-        return one(self, row)
+        return call(self, xy)
 
-    monkeypatch.setattr(Points, "_one", killed)
+    monkeypatch.setattr(Points, "__call__", killed)
     with pytest.raises(KeyboardInterrupt):
         surface(model, plane, (X, Y), size=5, checkpoint=file)
     saved = np.load(file)
     assert saved["done"].sum() == 7 and saved["done"][::4, ::4].all()  # coarse to fine: the corners first
     again = surface(model, plane, (X, Y), size=5, checkpoint=file)
     assert len(calls) == 8 + 25 - 7
-    np.testing.assert_array_equal(again.values["loss"], whole.values["loss"])
+    np.testing.assert_allclose(again.values["loss"], whole.values["loss"], rtol=1e-12)
     with pytest.raises(ValueError, match="another run"):
         surface(model, plane, (X + 1, Y), size=5, checkpoint=file)
 
@@ -437,7 +421,7 @@ def test_statistics_of_images_of_several_sizes_are_weighed_by_their_places():
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 10)).double()
     plane, bn = Plane.random(model), [(X[:50], None), (X[50:, :, :5, :5], None)]
-    assert Points(model, plane, (X, Y), ("loss",), bn).stacked is not None
+    assert Points(model, plane, (X, Y), ("loss",), bn).together is not None
     found = surface(model, plane, (X, Y), ("loss",), 2, update_bn=bn)
     np.testing.assert_allclose(found.values["loss"], one_by_one(model, plane, found.x, found.y, bn)["loss"], rtol=1e-11)
 

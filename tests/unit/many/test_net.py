@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from sharpnb.averaging import update_bn
 from sharpnb.lab import load_data, models
 from sharpnb.lab.training import evaluate
 from sharpnb.many.net import BatchedNet, evaluate_many
@@ -65,6 +66,37 @@ def test_a_forward_pass_of_ones_own_is_never_silently_wrong():
 def test_dropout_is_refused_with_the_way_out():
     with pytest.raises(ValueError, match=r"Dropout.*one model at a time"):
         BatchedNet(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(), nn.Linear(8, 10)), (1, 8, 8))
+
+
+def test_dropout_rests_in_evaluation():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(0.9), nn.Linear(8, 10)).double().eval()
+    rows, x = torch.stack([_flat(model), 2 * _flat(model)]), DATA.train_x[:6].double()
+    out = BatchedNet(model, (1, 8, 8))(rows, x.expand(2, *x.shape), [])
+    assert torch.allclose(out[0], model(x), atol=1e-12) and isinstance(model[2], nn.Dropout)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_fixed_statistics_are_kept_and_used_while_the_others_are_measured(which):
+    model = models.cnn(2, norm=True).double()
+    norms, x = [m for m in model if isinstance(m, nn.BatchNorm2d)], DATA.train_x[:50].double()
+    kept = [(torch.full((m.num_features,), 0.3, dtype=torch.float64), torch.full((m.num_features,), 2.0, dtype=torch.float64)) for m in norms]
+    net = BatchedNet(model, (1, 8, 8))
+    assert net.norms == norms
+    rows = torch.stack([_flat(model), 2 * _flat(model)])
+    fixed = [tuple(t.repeat(2) for t in pair) if k == which else None for k, pair in enumerate(kept)]
+    found = net.statistics(rows, [x[:30][None], x[30:][None]], fixed)
+    for k, row in enumerate(rows):
+        nn.utils.vector_to_parameters(row, model.parameters())
+        norms[which].running_mean, norms[which].running_var = (t.clone() for t in kept[which])
+        model.train()
+        norms[which].eval()
+        update_bn(model, [(x[:30], None), (x[30:], None)])
+        for (mean, variance), norm in zip(found, norms, strict=True):
+            assert torch.allclose(mean.view(2, -1)[k], norm.running_mean, atol=1e-12)
+            assert torch.allclose(variance.view(2, -1)[k], norm.running_var, atol=1e-12)
+    assert not torch.allclose(found[1][0], net.statistics(rows, [x[:30][None], x[30:][None]])[1][0], atol=1e-3)
+    with pytest.raises(ValueError, match="one sample"):
+        BatchedNet(models.mlp((64, 4, 10), norm=True), (64,)).statistics(torch.zeros(1, 64 * 4 + 4 + 8 + 50), [torch.zeros(1, 1, 64)])
 
 
 def test_statistics_count_chunks_by_their_size_as_update_bn_does():
