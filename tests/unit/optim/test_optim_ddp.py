@@ -133,3 +133,39 @@ def test_a_bad_gradient_on_one_rank_skips_the_step_on_all(ranks: list[dict[str, 
     for name in ("SAM", "WSAM"):
         assert torch.equal(ranks[0][f"{name} nan"], ranks[1][f"{name} nan"])
         assert torch.equal(ranks[0][f"{name} nan"], _vector(Net()))
+
+
+def _by_hand(name: str) -> Tensor:
+    """Each rank's loop written out: its own two gradients, their mean over the ranks, one SGD step for all."""
+    model, momenta = Net(), {}
+    params = [p for part, p in model.named_parameters() if part.startswith(("first", "last"))]  # what the loss reaches
+
+    def gradient(rank: int) -> list[Tensor]:
+        x, y = _shard(rank)
+        return list(torch.autograd.grad(F.cross_entropy(model(x, False), y), params))
+
+    for _ in range(STEPS):
+        outcomes = []
+        for rank in range(2):
+            g, before = gradient(rank), [p.detach().clone() for p in params]
+            length = torch.sqrt(sum((t**2).sum() for t in g))
+            with torch.no_grad():
+                for p, t in zip(params, g, strict=True):
+                    p += 0.3 * t / length
+            moved = gradient(rank)
+            with torch.no_grad():
+                for p, w in zip(params, before, strict=True):
+                    p.copy_(w)
+            a = {"SAM": 1.0, "WSAM coupled": 0.7 / 0.3}[name]
+            outcomes.append([(1 - a) * t + a * h for t, h in zip(g, moved, strict=True)])
+        with torch.no_grad():
+            for i, p in enumerate(params):
+                u = (outcomes[0][i] + outcomes[1][i]) / 2 + 0.01 * p
+                momenta[i] = u if i not in momenta else 0.9 * momenta[i] + u
+                p -= 0.1 * momenta[i]
+    return _vector(model)
+
+
+@pytest.mark.parametrize("name", ["SAM", "WSAM coupled"])
+def test_two_processes_equal_a_loop_written_by_hand(ranks: list[dict[str, Tensor]], name: str) -> None:
+    assert torch.allclose(ranks[0][f"{name} False"], _by_hand(name), rtol=0, atol=1e-12)
