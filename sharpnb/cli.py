@@ -5,10 +5,14 @@ Nothing heavy is imported before a command needs it: ``--help``, ``sharpnb list`
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
+
+if __name__ == "__main__" and not sys.flags.safe_path and not os.path.isdir("sharpnb"):
+    sys.path.append(sys.path.pop(0))  # `python -m` puts the working folder first, with a user's random.py in it
 
 try:
     import typer

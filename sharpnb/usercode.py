@@ -97,17 +97,21 @@ def absolute(spec: str) -> str:
 
 
 @contextmanager
-def without_main() -> Iterator[None]:
-    """Start worker processes that do not run the caller's script again, which Python does to find its functions.
+def starting_workers() -> Iterator[None]:
+    """Start worker processes that run neither the caller's script again nor its ``random.py`` in place of Python's.
 
-    A script without ``if __name__ == "__main__":`` would start its work once more in each of them.
+    Python runs the script to find its functions: one without ``if __name__ == "__main__":`` would start its work once
+    more in each of them. And it looks for its own modules in the working folder first (``PYTHONSAFEPATH`` forbids it).
     """
-    main = sys.modules["__main__"]
+    main, safe = sys.modules["__main__"], os.environ.get("PYTHONSAFEPATH")
     sys.modules["__main__"] = ModuleType("__main__")
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
         yield
     finally:
         sys.modules["__main__"] = main
+        os.environ.pop("PYTHONSAFEPATH")
+        os.environ.update({} if safe is None else {"PYTHONSAFEPATH": safe})
 
 
 @cache

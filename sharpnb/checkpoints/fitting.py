@@ -101,7 +101,7 @@ class _Match:
         given = OrderedDict((mine, state[theirs]) for theirs, mine in self.names.items())
         if versions := {plain(name): version for name, version in versions_of(state).items()}:
             theirs = {name: f"{self.prefix}{plain(name)[len(self.lead):]}".rstrip(".")
-                      for name, _ in model.named_modules()}
+                      for name, _ in model.named_modules() if f"{plain(name)}.".startswith(self.lead)}
             vars(given)["_metadata"] = OrderedDict(
                 (mine, versions[name]) for mine, name in theirs.items() if name in versions)
         return given
@@ -112,7 +112,8 @@ def _matched(model: nn.Module, state: Mapping[str, Any], path: str) -> _Match:
     lead, best, most = prefixes(own, held)
     prefix = "" if len(best) > 1 or not best else best[0]
     if len(best) > 1 and "" not in best and 2 * most > len(own):
-        prefix = _only(model, {name[len(lead):]: mine for name, mine in own.items()}, held, state, best, path)
+        short = {name[len(lead):]: mine for name, mine in own.items() if name.startswith(lead)}
+        prefix = _only(model, short, held, state, best, path)
     others = [other for other in best if other != prefix] if 2 * most > len(own) else []
     names = {}
     for name, original in held.items():

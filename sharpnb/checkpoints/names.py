@@ -57,16 +57,19 @@ def prefixes(own: Iterable[str], held: Iterable[str]) -> tuple[str, list[str], i
     """Return what stands before the names of a model and of a file where the two are the same but for that.
 
     Returns:
-        What stands before each name of the model (such as ``model.``; usually nothing), what can stand before those in
-        the file so that most of them meet, and how many do.
+        What stands before most names of the model (such as ``model.``; usually nothing), what can stand before those
+        in the file so that most of them meet, and how many do.
     """
-    own, held = list(own), list(held)
-    heads = [""]
-    for part in own[0].split(".")[:-1] if own else ():
-        if part.isdigit() or not all(name.startswith(f"{heads[-1]}{part}.") for name in own):
+    own, held, heads = list(own), list(held), [""]
+    while True:
+        last = heads[-1]
+        deeper = [name[len(last):].partition(".") for name in own if name.startswith(last)]
+        parts = Counter(part for part, dot, _ in deeper if dot)
+        part, count = parts.most_common(1)[0] if parts else ("", 0)
+        if part.isdigit() or 2 * count <= len(own):
             break
-        heads.append(f"{heads[-1]}{part}.")
-    found = [(head, *_before({name[len(head):] for name in own}, held)) for head in heads]
+        heads.append(f"{last}{part}.")
+    found = [(head, *_before({name[len(head):] for name in own if name.startswith(head)}, held)) for head in heads]
     return max(found, key=lambda entry: entry[2])  # the first of the best: the shortest
 
 

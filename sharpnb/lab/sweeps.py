@@ -180,7 +180,7 @@ def _attempt(
             while running or (waiting and not broken):
                 while waiting and len(running) < window and not broken:
                     try:
-                        with usercode.without_main():
+                        with usercode.starting_workers():
                             running[executor.submit(run, work[waiting[0]])] = waiting[0]
                         waiting.popleft()
                     except BrokenExecutor:

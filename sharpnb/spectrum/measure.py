@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,9 +85,10 @@ def measure_spectrum(
         checkpoint_every: seconds between saves.
 
     Raises:
-        ValueError: as of ``examine``, the operators and estimators; and if a product is not finite, or the loss does
-            not depend on the parameters.
+        ValueError: if nothing can be written there; as of ``examine``, the operators and estimators; if a product is
+            not finite, or the loss does not depend on the parameters.
     """
+    _check_place(folder)
     chosen = list(settings.params) or None
     notes = examine(model, loss, batches, settings.mode, chosen)
     op = OPERATORS[settings.operator](model, loss, list(batches), chosen, settings.mode)
@@ -110,6 +112,17 @@ def measure_spectrum(
     result.seconds = time.perf_counter() - begun
     _refuse_nothing(result)
     return result
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse a folder that cannot be written to before hours are spent."""
+    place = Path(os.path.abspath(folder))
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise ValueError(f"--out {folder}: {place} is a file and no folder. Choose another.")
+    if not os.access(place, os.W_OK):
+        raise ValueError(f"--out {folder}: {place} cannot be written to by you. Choose another.")
 
 
 def _measure(result: Spectrum, common: dict[str, Any]) -> None:

@@ -107,6 +107,14 @@ def test_of_two_towers_none_is_chosen_and_each_can_be_named(one, two, tmp_path):
         assert same(mine, tower)
 
 
+def test_a_wrapper_of_the_model_may_have_entries_of_its_own():
+    theirs, mine = net(1), nn.ModuleDict({"model": net(2), "scale": nn.PReLU()})
+    with pytest.raises(ValueError, match=r"1 entries are missing in the file: scale\.weight\. --allow-missing 'scale\.weight'"):
+        fit(mine, theirs.state_dict())
+    fit(mine, {f"net.{name}": t for name, t in theirs.state_dict().items()}, allow_missing=["scale.*"])
+    assert same(mine["model"], theirs)
+
+
 def test_towers_that_are_the_same_or_of_another_shape_leave_no_choice():
     theirs, mine = nn.Linear(4, 3), nn.Linear(4, 3)
     state = theirs.state_dict()

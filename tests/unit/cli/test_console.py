@@ -60,6 +60,16 @@ def toy_environment():
     return {name: value for name, value in os.environ.items() if name not in ("LANG", "LC_ALL", "PYTHONIOENCODING")}
 
 
+def test_modules_of_the_working_folder_shadow_nothing_of_ours(tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for name in ("random", "json", "logging", "typer", "rich", "torch", "numpy"):
+        (theirs / f"{name}.py").write_text("1 / 0\n")
+    done = subprocess.run([sys.executable, "-m", "sharpnb.cli", "--help"], capture_output=True, text=True, cwd=theirs,
+                          env=toy_environment() | {"PYTHONPATH": str(Path(cli.__file__).parents[1])})
+    assert done.returncode == 0 and "spectrum" in done.stdout, done.stderr
+
+
 def test_a_reader_that_has_gone_ends_nothing(root):
     more = "import sys; sys.argv = ['sharpnb', 'list']; from sharpnb import cli, paths\n"
     after = "for _ in range(9):\n    cli._console.say('x' * 99999)\nprint('more' * 99999, flush=True)\n(paths.root() / 'went on').touch()"

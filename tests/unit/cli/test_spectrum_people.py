@@ -306,6 +306,16 @@ def test_the_state_stays_until_the_result_is_written(call, folder, monkeypatch):
     assert len(used) < result(folder)["products"] / 3, "what was saved is not multiplied again"
 
 
+def test_a_folder_that_cannot_be_written_to_is_named_at_once(call, folder, monkeypatch):
+    (folder / "file").touch()
+    for out in ("file", "file/deeper"):
+        status, _, err = call(out=out)
+        assert status == 2 and f"--out {out}" in err and "is a file and no folder" in err
+    monkeypatch.setattr(os, "access", lambda place, how: False)
+    status, _, err = call(out="new/deeper")
+    assert status == 2 and "cannot be written to by you" in err and not (folder / "new").exists()
+
+
 class Stopped(HessianOperator):
     at = 12
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from functools import partial
@@ -321,3 +322,11 @@ def test_an_edited_neighbour_is_another_network(project):
         (project / "nets.py").write_text(text)
         keys.add(subprocess.run([sys.executable, "-P", "-c", call], capture_output=True, text=True, check=True).stdout)
     assert len(keys) == 2
+
+
+def test_a_neighbour_called_random_stops_no_worker(project):
+    (project / "heatmap.toml").write_text(FILE.replace('{name = "mlp", sizes = [64, 6, 10]}', '{name = "ownnet.py:build"}'))
+    call = [sys.executable, "-m", "sharpnb.cli", "sweep", "heatmap.toml", "--jobs", "2"]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=300, env={**os.environ, "SHARPNB_ROOT": str(project)})
+    assert done.returncode == 0 and "16 cells, 0 of them" in done.stdout, done.stderr
+    assert pd.read_csv(project / "heatmap.csv")["test_loss"].notna().all()
