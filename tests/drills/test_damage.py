@@ -16,7 +16,7 @@ from harm import damaged
 from matplotlib import pyplot as plt
 from toy import checkout, plain
 
-from sharpnb import lab, paths, resume
+from sharpnb import kept, lab, paths, resume
 from sharpnb.lab import figures
 from sharpnb.lab.checkpoint import read_state
 from sharpnb.lab.data import DataError, load_data, status
@@ -176,6 +176,8 @@ def test_a_shard(drill, project):
         assert {file: file.read_bytes() for file in (project / "kept").iterdir()} == good
         drill.whole()
     wrong = json.loads(good[path])
-    wrong["rows"][0]["test_error"] += 1.0
+    wrong["values"]["rows"][0]["test_error"] += 1.0
     path.write_text(json.dumps(wrong))
     assert table().equals(whole)
+    kept.write(path, {name: value for name, value in wrong.items() if name != "digest"})
+    assert not table().equals(whole)  # negative control: what somebody seals again is believed

@@ -8,8 +8,10 @@ from html.parser import HTMLParser
 import pytest
 from markdown_it import MarkdownIt
 
+import report
 from sharpnb import paths
-from sharpnb.lab import Claim, report, scoreboard
+from sharpnb.lab import Claim
+from studies import scoreboard
 
 OWN = 'document.title="owned"'
 HOSTILE = [

@@ -16,7 +16,7 @@ LINES = {"sharpnb": 19_200, "notebooks/studies": 8_100, "": 53_900}
 WIDE = {"tests": 550, "notebooks/*.ipynb": 730}  # lines over WIDEST that are still there; nowhere else is one
 LONG = {  # files over LONGEST that are still there
     "benchmarks/curvature.py": 422,
-    "tests/unit/cli/test_spectrum_people.py": 415,
+    "tests/unit/cli/test_spectrum_people.py": 425,
     "tests/unit/curvature/test_curvature_operators.py": 432,
     "tests/unit/lab/test_records.py": 455,
     "tests/unit/landscape/test_landscape_surfaces.py": 451,

@@ -9,6 +9,7 @@ import json
 import pathlib
 import pickle
 import random
+import sys
 import types
 import uuid
 
@@ -280,11 +281,11 @@ def test_without_the_package_its_extra_is_named(net, tmp_path, monkeypatch):
         read_state(tmp_path / "net.safetensors")
 
 
-def test_a_lightning_checkpoint(tmp_path):
+def test_a_lightning_checkpoint(tmp_path, monkeypatch):
     """As its Trainer writes it: prefixes, the loss beside the network, callbacks, hyperparameters in a class of its own."""
     net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
     state = {f"model.{name}": value for name, value in net.state_dict().items()} | {"loss.weight": torch.ones(3)}
-    hyper = lightning_attributes()(root=pathlib.Path("/data"), lr=0.1)
+    hyper = lightning_attributes(monkeypatch)(root=pathlib.Path("/data"), lr=0.1)
     torch.save({"epoch": 3, "global_step": 9, "pytorch-lightning_version": "2.5.0", "state_dict": state, "loops": {"fit_loop": {"state_dict": {}}},
                 "callbacks": {"EMA": {"ema_state": {f"model.{n}": v + 1 for n, v in net.state_dict().items()}}},
                 "optimizer_states": [torch.optim.SGD(net.parameters()).state_dict()], "lr_schedulers": [],
@@ -294,15 +295,15 @@ def test_a_lightning_checkpoint(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(mine.state_dict().values(), net.state_dict().values(), strict=True))
 
 
-def lightning_attributes():
+def lightning_attributes(monkeypatch):
     """Return a class that is pickled under the name of Lightning's own."""
     name = "lightning.fabric.utilities.data"
     made = type("AttributeDict", (dict,), {"__module__": name})
     module = types.ModuleType(name)
     module.AttributeDict = made
     for part in ("lightning", "lightning.fabric", "lightning.fabric.utilities"):
-        __import__("sys").modules.setdefault(part, types.ModuleType(part))
-    __import__("sys").modules[name] = module
+        monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
+    monkeypatch.setitem(sys.modules, name, module)
     return made
 
 
