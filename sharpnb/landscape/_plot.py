@@ -53,7 +53,7 @@ def contours(
     finite = values[np.isfinite(values)]
     if not finite.size:
         raise ValueError(f"{name} has no finite value on this grid: take a smaller window.")
-    # Errors come in steps. Without their last digits equal ones are equal, and no line lies exactly on one: else the
+    # Errors come in steps. Without their last digits equal ones are equal, and there is no line at the lowest: else the
     # rounding of the sums would draw lines between them.
     digits = 9 - int(np.ceil(np.log10(max(float(np.abs(finite).max()), 1e-300))))
     values, finite = np.round(values, digits), np.round(finite, digits)
@@ -61,7 +61,6 @@ def contours(
     high = high if high > low else low + 1e-9 + abs(low) * 1e-9
     lowest = min(max(0.02, finest / (high - low)), 0.5)
     steps = low + (high - low) * np.concatenate([[0], np.geomspace(lowest, 1, levels)])
-    steps[1:] -= 5 * 10.0**-digits
     shown = np.where(np.isfinite(values), values, 2 * high - low)  # what is not finite has the last colour too
     colours = BoundaryNorm(steps, plt.get_cmap(cmap).N, extend="max")  # each band its own, however thin in height
     filled = ax.contourf(surface.x, surface.y, shown, levels=steps, cmap=cmap, norm=colours, extend="max")
