@@ -38,7 +38,7 @@ NETS: dict[str, Callable[[int], nn.Module]] = {
     "MLP 64-64-10": lambda seed: models.mlp((64, 64, 10), seed=seed),
     "CNN, width 8": lambda seed: models.cnn(8, seed=seed),
     "CNN, width 8, BatchNorm": lambda seed: models.cnn(8, norm=True, seed=seed),
-    **{net: lambda seed, net=net: _seeded(landscape.CASES[net][0], seed) for net in (
+    **{net: lambda seed, net=net: _seeded(landscape.CASES[net].build, seed) for net in (
         "CNN 8-12-16, pools", "CNN 8-16, a pool after each", "CNN 8-16, two pools at the end")},
 }
 GOALS = {net: "3.5" if net.startswith("MLP") else "3.0" for net in NETS}  # over a loop of torch.optim runs

@@ -53,6 +53,10 @@ def contours(
     finite = values[np.isfinite(values)]
     if not finite.size:
         raise ValueError(f"{name} has no finite value on this grid: take a smaller window.")
+    # Errors come in steps. Without their last digits equal ones are equal, and there is no line at the lowest: else the
+    # rounding of the sums would draw lines between them.
+    digits = 9 - int(np.ceil(np.log10(max(float(np.abs(finite).max()), 1e-300))))
+    values, finite = np.round(values, digits), np.round(finite, digits)
     low, high = float(finite.min()), float(np.quantile(finite, 0.75)) if cap is None else cap
     high = high if high > low else low + 1e-9 + abs(low) * 1e-9
     lowest = min(max(0.02, finest / (high - low)), 0.5)
@@ -61,7 +65,7 @@ def contours(
     colours = BoundaryNorm(steps, plt.get_cmap(cmap).N, extend="max")  # each band its own, however thin in height
     filled = ax.contourf(surface.x, surface.y, shown, levels=steps, cmap=cmap, norm=colours, extend="max")
     filled.set_rasterized(True)
-    ax.contour(surface.x, surface.y, shown, levels=steps, colors="white", linewidths=0.4)
+    ax.contour(surface.x, surface.y, shown, levels=steps[1:], colors="white", linewidths=0.4)
     if colour_bar:
         bar = ax.figure.colorbar(filled, ax=ax, label=label or name.replace("_", " "), ticks=steps[::2])
         bar.ax.set_yticklabels([f"{step:.3g}" for step in steps[::2]])

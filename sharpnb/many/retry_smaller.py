@@ -14,8 +14,8 @@ import torch
 def in_parts_that_fit(groups: Iterable[Sequence[int]], what: str) -> Iterator[tuple[Sequence[int], Attempt]]:
     """Yield groups with an attempt at each; a group that the memory does not suffice for comes again in halves.
 
-    It is the first step or the first evaluation that does not fit, so little is lost. An attempt that fails must leave
-    nothing behind. Example::
+    So do those that wait, as far as they are larger. It is the first step or the first evaluation that does not fit, so
+    little is lost. An attempt that fails must leave nothing behind. Example::
 
         for members, attempt in in_parts_that_fit([range(8), range(8, 12)], "nets"):
             with attempt:
@@ -36,7 +36,7 @@ def in_parts_that_fit(groups: Iterable[Sequence[int]], what: str) -> Iterator[tu
             half = len(group) // 2
             warnings.warn(f"{len(group)} {what} at once do not fit into the GPU's memory; going on with {half}.",
                           stacklevel=3)
-            waiting.extendleft(reversed([group[k : k + half] for k in range(0, len(group), half)]))
+            waiting = deque(one[k : k + half] for one in (group, *waiting) for k in range(0, len(one), half))
 
 
 class Attempt:

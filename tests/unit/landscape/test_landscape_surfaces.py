@@ -342,6 +342,27 @@ def test_pictures_have_the_numbers():
     plt.close("all")
 
 
+@pytest.mark.parametrize("noise", [1e-14, -1e-14, 3e-13])
+def test_the_last_bits_of_equal_errors_draw_no_lines(noise):
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    model = models.mlp((64, 8, 10)).double()
+    found = surface(model, Plane.random(model), (X, Y), ("error",), size=7)
+    steps = np.add.outer(np.arange(7) // 3, np.arange(7) // 3) * (100 / 70)
+    pictures = []
+    for moved in (0.0, noise):
+        found.values["error"] = 20 + steps + moved * np.random.default_rng(0).standard_normal((7, 7)).round()
+        figure, ax = plt.subplots(figsize=(2, 2))
+        found.plot("error", ax, cap=30.0, finest=100 / 70, colour_bar=False)
+        figure.canvas.draw()
+        pictures.append(np.asarray(figure.canvas.buffer_rgba()))
+        plt.close(figure)
+    assert np.array_equal(*pictures)
+
+
 @pytest.mark.parametrize("change, said", [
     ({"losses": ("accuracy",)}, "'accuracy'"), ({"losses": "loss"}, "losses = 'loss'"), ({"losses": ()}, "losses = "), ({"data": []}, "no sample"),
     ({"model": models.mlp((64, 9, 10)).double()}, "weights of 1 types"),

@@ -351,6 +351,14 @@ def test_what_does_not_fit_into_memory_is_done_in_halves_with_the_same_result(mo
     assert [row["test_error"] for row in halved.rows] == [row["test_error"] for row in whole.rows]
 
 
+def test_what_did_not_fit_once_is_not_tried_again(monkeypatch):
+    configs = [*FIVE, *({"rule": "sgd", "lr": 0.1, "seed": seed} for seed in range(4))]
+    tried, options = _with_room_for(2, monkeypatch), {"steps": 3, "batch_size": 20, "device": "cpu", "progress": False}
+    with pytest.warns(UserWarning, match="going on with 2") as said:
+        train_many(configs, DATA, _mlp, **options)
+    assert len(said) == 1 and tried[0] == 5 and set(tried[1:]) == {1, 2}
+
+
 def test_a_member_that_does_not_fit_alone_is_a_message(monkeypatch):
     _with_room_for(0, monkeypatch)
     with pytest.warns(UserWarning), pytest.raises(torch.OutOfMemoryError, match=r"even one .*\n.*batch_size"):
