@@ -1,6 +1,7 @@
 """Every command on terminals as they are: ASCII, Latin-1, a reader that has gone, a disk that is full."""
 
 import io
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -73,7 +74,7 @@ def test_modules_of_the_working_folder_shadow_nothing_of_ours(tmp_path):
 def test_a_reader_that_has_gone_ends_nothing(root):
     more = "import sys; sys.argv = ['sharpnb', 'list']; from sharpnb import cli, paths\n"
     after = "for _ in range(9):\n    cli._console.say('x' * 99999)\nprint('more' * 99999, flush=True)\n(paths.root() / 'went on').touch()"
-    line = f"{sys.executable} -c \"{more}{after}\" | head -c 1"
+    line = f"{shlex.quote(sys.executable)} -c \"{more}{after}\" | head -c 1"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
     assert done.stderr == "" and (root / "went on").exists()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -257,7 +258,7 @@ def test_a_device_that_is_not_there(call):
     ("", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
 ], ids=str)
 def test_the_result_is_written_whatever_the_terminal_does(folder, end, variables):
-    call = " ".join([sys.executable, "-m", "sharpnb.cli", "spectrum", *arguments(top=1)])
+    call = shlex.join([sys.executable, "-m", "sharpnb.cli", "spectrum", *arguments(top=1)])
     environment = {name: value for name, value in os.environ.items() if name not in ("LANG", "LC_ALL", "PYTHONIOENCODING")}
     done = subprocess.run(["bash", "-c", f"{call} {end}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, errors="replace",
                           env=environment | variables)
