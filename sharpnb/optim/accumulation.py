@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -24,27 +25,31 @@ class EarlierGradients:
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         self.groups = groups
-        self._left: dict[Tensor, tuple[Tensor, int]] = {}  # what the last step left, and how often it was written to
+        self._left: list[Tensor] = []  # what the last step left in .grad
+        self._written: list[int] = []  # and how often each was written to
         self._found: dict[Tensor, Tensor] = {}
         self._blank: dict[Tensor, Tensor] = {}
 
     def leave(self) -> None:
         """Remember the gradients that a step leaves in ``.grad``."""
-        self._left = {p: (g, g._version) for p, g in foreach.gradients(self.groups).items()}
+        self._left = self._now()
+        self._written = [g._version for g in self._left]
+
+    def _now(self) -> list[Tensor]:
+        return [g for group in self.groups for p in group["params"] if (g := p.grad) is not None]
 
     def forget(self) -> None:
         """Let go of them: they were cleared."""
-        self._left = {}
+        self._left = []
 
     def look(self) -> None:
         """Before the first pass: take away what is new, and put zeros in its place."""
-        self._found = {}
-        for p, g in foreach.gradients(self.groups).items():
-            left, version = self._left.get(p, (None, 0))
-            if g is not left or g._version != version:
-                self._found[p] = g
-        self._left = {}
-        if self._found and any(bool(_dense(g).any()) for g in self._found.values()):
+        now, left, self._found, self._left = self._now(), self._left, {}, []
+        if len(now) == len(left) and all(map(operator.is_, now, left)) and [g._version for g in now] == self._written:
+            return
+        own = dict(zip(map(id, left), self._written, strict=False))
+        self._found = {p: g for p, g in foreach.gradients(self.groups).items() if own.get(id(g)) != g._version}
+        if any(bool(_dense(g).any()) for g in self._found.values()):
             self._blank = {p: torch.zeros_like(g) for p, g in self._found.items()}
         else:
             self._found = {}

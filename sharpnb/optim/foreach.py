@@ -12,6 +12,7 @@ a maximum over all weights takes ``ranks`` (:mod:`sharpnb.optim.sharded`), and i
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,16 +78,15 @@ def buckets(
     """Sort the parameters that have a gradient in ``g`` (None: in ``.grad``) or in ``g_adv``; a missing one is zero."""
     found: dict[Any, Bucket] = {}
     for number, group in enumerate(groups):
+        last, bucket = None, Bucket(group)  # where the parameter before this one belongs: most are alike
         for p in group["params"]:
             one = p.grad if g is None else g.get(p)
             two = None if g_adv is None else g_adv.get(p)
             if one is None and two is None:
                 continue
-            sort = None if kind is None else kind(group, p)
-            key = (number, p.device, p.dtype, type(p), sort)
-            bucket = found.get(key)
-            if bucket is None:
-                bucket = found[key] = Bucket(group, kind=sort)
+            here = (p.dtype, p.device, type(p), kind(group, p) if kind else None)
+            if here != last:
+                bucket, last = found.setdefault((number, *here), Bucket(group, kind=here[-1])), here
             bucket.params.append(p)
             bucket.g.append(dense(p, one))
             if g_adv is not None:
@@ -108,7 +108,7 @@ def dense(p: Tensor, g: Tensor | None) -> Tensor:
         g = g.to_dense()
     if g.dtype is not p.dtype:
         g = g.to(p.dtype)
-    return real(g) if g.dtype.is_complex else g
+    return real(g) if g.is_complex() else g
 
 
 def real(t: Tensor) -> Tensor:
@@ -212,25 +212,28 @@ def length(lists: Sequence[Tensors], ranks: Ranks | None = None) -> Tensor | flo
     return torch.linalg.vector_norm(torch.stack(parts))
 
 
-def nonfinite(tensors: Sequence[Tensor]) -> Tensor | float:
+def nonfinite(tensors: Iterable[Tensor]) -> Tensor | float:
     """Return 0 if every number in every tensor is finite, else 1: a Python number on the CPU, else a 0-dim tensor.
 
-    On the CPU the 2-norm is asked first: it takes a fortieth of the time of the largest magnitude, and where it is
-    finite everything is. Where it is not, it may be the norm alone that overflows.
+    On the CPU the sum is asked first, at a twentieth of the time of asking each number. Where it is finite everything
+    is. Where it is not, it may be the sum alone that overflows.
 
     Args:
         tensors: of any kinds and layouts.
     """
+    found = [t if type(t) in _PLAIN else local(t, t) for t in tensors]
+    if all(map(on_host, found)):
+        return 0.0 if all(cmath.isfinite(t.sum().item()) or _numbers(t).isfinite().all() for t in found) else 1.0
     kinds: dict[Any, list[Tensor]] = {}
-    for t in tensors:
-        t = real(t.coalesce().values() if t.layout is not torch.strided else t)
+    for t in map(_numbers, found):
         if t.numel():
             kinds.setdefault((t.device, t.dtype), []).append(t)
-    lists = list(kinds.values())
-    if all(on_host(alike[0]) for alike in lists):
-        fine = not lists or math.isfinite(float(length(lists))) or all(t.isfinite().all() for one in lists for t in one)
-        return 0.0 if fine else 1.0
-    return (~torch.stack(_parts(lists, math.inf)).isfinite()).any().float()
+    return (~torch.stack(_parts(list(kinds.values()), math.inf)).isfinite()).any().float()
+
+
+def _numbers(t: Tensor) -> Tensor:
+    """Return what a tensor of any layout holds, as a dense real tensor."""
+    return real(t.coalesce().values() if t.layout is not torch.strided else t)
 
 
 def lengths(*families: Sequence[Tensors], ranks: Ranks | None = None) -> Tensor:

@@ -100,8 +100,6 @@ class SharpnessAware(WrappingOptimizer):
         self.skip_nonfinite, self.same_dropout, self.in_place = skip_nonfinite, same_dropout, in_place
         super().__init__(optimizer, base_optimizer, {"rho": rho, **(options or {})}, base_kwargs)
 
-    # -- what a relative supplies -------------------------------------------------------------------------------------
-
     def _shape(self, bucket: Bucket) -> list[Tensor] | None:
         """Return the diagonal R for a bucket's tensors (``bucket.w`` and ``bucket.g`` are there), or None for R = I."""
         return None
@@ -145,8 +143,6 @@ class SharpnessAware(WrappingOptimizer):
         if self._ranks and not self.in_place:
             raise ValueError(f"{name}(in_place=False) over DTensors (fully_shard): no pointers to exchange. Use True.")
 
-    # -- a whole step -------------------------------------------------------------------------------------------------
-
     def step(self, closure: Closure | Sequence[Closure] | None = None, *, scaler: Any = None) -> Any:
         """Make one step and return the loss of the unperturbed pass.
 
@@ -171,7 +167,6 @@ class SharpnessAware(WrappingOptimizer):
                 self._earlier.look()
             loss = self._two_passes(closure, scaler) if callable(closure) else self._shards(list(closure), scaler)
             self._descend()
-            self._earlier.leave()
             return loss
 
     def _shards(self, closures: list[Closure], scaler: Any) -> Any:
@@ -199,8 +194,11 @@ class SharpnessAware(WrappingOptimizer):
                 self._statistics.start()
                 with self._replicas.no_sync() if self.keeps_gradient else nullcontext():
                     self._at_perturbed(run, scaler, first)
+            except BaseException:
+                self._earlier.leave()
+                raise
             finally:
-                self.restore()
+                self._return()
         self._finish_gradient(first)
         return loss
 
@@ -211,8 +209,6 @@ class SharpnessAware(WrappingOptimizer):
             loss = run()
         self._unscale(scaler)
         return loss
-
-    # -- two halves of a step -----------------------------------------------------------------------------------------
 
     def first_step(self, zero_grad: bool = False, *, scaler: Any = None) -> None:
         """Perturb the weights on the gradients that are there: the first half of a step.
@@ -250,14 +246,13 @@ class SharpnessAware(WrappingOptimizer):
             raise RuntimeError("step() without a closure: no first_step() came before it. Call step(closure), or "
                                "first_step() and second_step() around a second backward pass.")
         first = self._first
-        self.restore()
+        self._return()
         scale = getattr(self, "grad_scale", None)  # set by GradScaler.step, unless the gradients are unscaled already
         if scale is not None:
             for p, g in foreach.gradients(self.param_groups).items():
                 p.grad = g / scale.to(g.device)
         self._finish_gradient(first)
         self._descend()
-        self._earlier.leave()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients."""
@@ -266,20 +261,22 @@ class SharpnessAware(WrappingOptimizer):
 
     def restore(self) -> None:
         """Put weights and norm statistics back as they were before the perturbation; harmless when they are."""
-        self._statistics.stop()
+        if self._first is not None:
+            self._earlier.leave()
         with torch.no_grad():
-            if self.in_place:
-                self._copy_back()
-            else:
-                for bucket, weights in self._backup:
-                    foreach.point(bucket, weights)
+            self._return()
+
+    def _return(self) -> None:
+        self._statistics.stop()
+        if self.in_place:
+            self._copy_back()
+        else:
+            for bucket, weights in self._backup:
+                foreach.point(bucket, weights)
         forget_casts()
-        self._earlier.leave()
         self._backup, self._first = [], None
         if self.keeps_gradient:  # two copies are never there beside what u needs
             self._copies = foreach.Copies()
-
-    # -- the parts ----------------------------------------------------------------------------------------------------
 
     def _rest(self) -> None:
         self._statistics = FrozenStatistics(self.model, self.param_groups)
@@ -323,21 +320,21 @@ class SharpnessAware(WrappingOptimizer):
         """Perturb the weights on their gradients; return these if the method keeps them, else nothing."""
         first = foreach.gradients(self.param_groups) if self.keeps_gradient else {}
         buckets = foreach.buckets(self.param_groups, kind=self._kind) if self._ascends() else []
-        if buckets:
-            directions, length = self._direction(buckets)
-            strides: dict[Any, Any] = {}
-            for number, (bucket, d) in enumerate(zip(buckets, directions, strict=True)):
-                radius, w = self._radius(bucket.group), bucket.w
-                key = (radius, w[0].device, w[0].dtype)
-                if key not in strides:
-                    strides[key] = foreach.stride(radius, length, w)
-                copies = self._copies.take(number, w)
-                if not self.in_place:
-                    copies = foreach.point(bucket, copies)
-                self._backup.append((bucket, copies))
-                foreach.ascend(bucket.w, d, strides[key])
-                bucket.g = []  # the first gradient is freed before the second pass, unless the method keeps it
-            forget_casts()
+        if not buckets:
+            return first
+        directions, length = self._direction(buckets)
+        strides: dict[Any, Any] = {}
+        for number, (bucket, d) in enumerate(zip(buckets, directions, strict=True)):
+            w, key = bucket.w, (radius := self._radius(bucket.group), bucket.w[0].device, bucket.w[0].dtype)
+            if key not in strides:
+                strides[key] = foreach.stride(radius, length, w)
+            copies = self._copies.take(number, w)
+            if not self.in_place:
+                copies = foreach.point(bucket, copies)
+            self._backup.append((bucket, copies))
+            foreach.ascend(bucket.w, d, strides[key])
+            bucket.g = []  # the first gradient is freed before the second pass, unless the method keeps it
+        forget_casts()
         return first
 
     def _direction(self, buckets: list[Bucket]) -> tuple[Sequence[foreach.Tensors], Tensor | float]:
@@ -377,18 +374,21 @@ class SharpnessAware(WrappingOptimizer):
 
     def _descend(self) -> None:
         """Let the base make its step, unless something was not finite."""
-        if self.keeps_gradient and self._replicas:
-            grads = foreach.gradients(self.param_groups)
-            self._replicas.average(self.param_groups, [grads, self._after])
-            for p, g in grads.items():
-                p.grad = g
-        scaled = self._proxies or hasattr(self, "found_inf")  # a GradScaler skips a bad step anyway
-        if (self.skip_nonfinite or scaled) and not self._all_finite():
-            return
-        self.base_optimizer.step()
-        self._past_base(self._after)
-        self._after = {}
-        forget_casts()
+        try:
+            if self.keeps_gradient and self._replicas:
+                grads = foreach.gradients(self.param_groups)
+                self._replicas.average(self.param_groups, [grads, self._after])
+                for p, g in grads.items():
+                    p.grad = g
+            scaled = self._proxies or hasattr(self, "found_inf")  # a GradScaler skips a bad step anyway
+            if (self.skip_nonfinite or scaled) and not self._all_finite():
+                return
+            self.base_optimizer.step()
+            self._past_base(self._after)
+            forget_casts()
+        finally:
+            self._after = {}
+            self._earlier.leave()
 
     def _all_finite(self) -> bool:
         tensors = [g for group in self.param_groups for p in group["params"] if (g := p.grad) is not None]
