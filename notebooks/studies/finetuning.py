@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.data import Data, load_data
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.records import Record
+from sharpnb.lab.pieces import Work
 from sharpnb.many.train import train_many
 from studies.finetuning_tables import best
 
@@ -243,26 +244,26 @@ def toy_images(root: Path, a_class: int = 6, side: int = 32) -> Path:
     return root
 
 
-def full_rows(nb: Notebook, images: str, network: str, runs: Path) -> list[dict[str, Any]]:
+def full_rows(nb: Notebook, images: str, network: str) -> list[dict[str, Any]]:
     """Fine-tune ``network`` on a folder of images: SGD, SGD twice as long, SAM with rho = 0.05, three seeds each.
 
     The protocol is ``imagenet.PROTOCOLS["table3"]``, with batches of 1,024 images or all there are. Without a folder
-    there is nothing to run and the answer is empty. A stopped call goes on where it was; checkpoints lie in ``runs``.
+    there is nothing to run and the answer is empty. A stopped call goes on where it was: a run goes on from its checkpoint.
     """
     if nb.profile == "toy":
         return _toy_rows(network)
     if not images:
         return []
-    found = Record.find(nb.name, "finetuning", nb.profile)
-    if found and found.provenance.get("parameters") == nb.parameters:
-        return found.values["rows"]
     count = len(imagefolder.folders(Path(images))[0])
     p = replace(imagenet.PROTOCOLS["table3"], model=network, batch_size=min(1024, count))
     every = max(1, p.steps // (count // p.batch_size) // 50)
-    rows = _runs(p, Path(images), runs, seeds=3, device=str(nb.device), every=every, bf16=nb.device.type == "cuda",
-                 workers=8)
-    nb.record("finetuning", {"rows": rows, "images": count, "network": network}, rtol=5e-2)
-    return rows
+
+    def make(work: Work) -> dict[str, Any]:
+        rows = _runs(p, Path(images), work.folder, seeds=3, work=work, device=str(nb.device), every=every,
+                     bf16=nb.device.type == "cuda", workers=8)
+        return {"rows": rows, "images": count, "network": network}
+
+    return nb.recorded("finetuning", make, of={"protocol": p, "images": images}, rtol=5e-2)["rows"]
 
 
 def _toy_rows(network: str) -> list[dict[str, Any]]:
@@ -273,12 +274,15 @@ def _toy_rows(network: str) -> list[dict[str, Any]]:
         return _runs(p, images, Path(folder, "runs"), seeds=1, device="cpu", every=1)
 
 
-def _runs(p: imagenet.Protocol, images: Path, runs: Path, seeds: int, **options: Any) -> list[dict[str, Any]]:
+def _runs(
+    p: imagenet.Protocol, images: Path, runs: Path, seeds: int, work: Work | None = None, **options: Any
+) -> list[dict[str, Any]]:
     arms = {"SGD": replace(p, rho=0.0), "SGD, twice": replace(p, rho=0.0, steps=2 * p.steps), "SAM": p}
     rows = []
     for seed in range(seeds):
         for name, arm in arms.items():
             out = runs / f"{p.model}-{name.replace(', ', '-')}-{seed}"
-            history = imagenet.fit(images, arm, out, seed=seed, **options)
+            fit = partial(imagenet.fit, images, arm, out, seed=seed, **options)
+            history = fit() if work is None else work.do(name, lambda fit=fit: {"rows": fit()}, seed=seed)["rows"]
             rows += [{"method": name, "seed": seed, **row} for row in history]
     return rows

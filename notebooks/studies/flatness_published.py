@@ -14,6 +14,7 @@ import pandas as pd
 from sharpnb import paths
 from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.notebook import Notebook
+from sharpnb.lab.pieces import Work, described
 from sharpnb.lab.records import Record
 from studies import flatness_pool
 from studies.flatness import AXIS_NAMES, MEASURES, TARGETS, TASK
@@ -151,9 +152,7 @@ differ more on other processors.
 def recorded(s: Settings, nb: Notebook) -> pd.DataFrame:
     """Return the pool of a notebook's profile: swept (full, toy; shard by shard, resumable) or trained here (quick)."""
     if nb.full:
-        swept = flatness_pool.swept(s)
-        assert swept is not None  # no limit of time was given
-        return publish(*swept, s, nb)
+        return publish(*flatness_pool.swept(s, Work(nb, "pool", described(s))), s, nb)
     rows = [row for part in flatness_pool.shards(s) for row in flatness_pool.rows_of(part, s)]
     for seed in range(s.seeds):
         nb.uses(flatness_pool.split(s.train_size, seed, 0.0))

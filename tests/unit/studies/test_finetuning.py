@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import imagenet
-from sharpnb import lab
+from sharpnb import lab, paths
 from sharpnb.lab import models
 from studies import finetuning as study
 from studies import finetuning_tables as tables
@@ -74,9 +74,9 @@ def test_efficientnet_takes_the_same_road(tmp_path):
     assert all(0 <= row["top1"] <= 100 and row["top5"] == 0 for row in rows)  # of three classes all are among the first five
 
 
-def test_the_full_profile_without_images_runs_nothing(tmp_path):
+def test_the_full_profile_without_images_runs_nothing():
     nb = lab.start("06_finetuning", profile="full", device="cpu")
-    assert study.full_rows(nb, "", "efficientnet_b0", tmp_path) == []
+    assert study.full_rows(nb, "", "efficientnet_b0") == []
 
 
 def test_the_full_profile_takes_the_paper_s_protocol_once(images, tmp_path, monkeypatch):
@@ -91,8 +91,12 @@ def test_the_full_profile_takes_the_paper_s_protocol_once(images, tmp_path, monk
 
     monkeypatch.setattr(imagenet, "fit", fit)
     nb = lab.start("06_finetuning", profile="full", device="cpu", images=str(images))
-    rows = study.full_rows(nb, str(images), "efficientnet_b0", tmp_path / "runs")
+    rows = study.full_rows(nb, str(images), "efficientnet_b0")
     assert len(rows) == 9 and len({out for _, out, _ in asked}) == 9
     assert {(p.rho, p.steps, p.weights, p.lr, p.batch_size) for p, _, _ in asked} == {
         (0.0, 5000, "DEFAULT", 0.016, 18), (0.0, 10_000, "DEFAULT", 0.016, 18), (0.05, 5000, "DEFAULT", 0.016, 18)}
-    assert study.full_rows(nb, str(images), "efficientnet_b0", tmp_path / "runs") == rows and len(asked) == 9
+    assert study.full_rows(nb, str(images), "efficientnet_b0") == rows and len(asked) == 9
+    next(paths.records(nb.name, "full").iterdir()).unlink()
+    pieces = sorted((paths.runs("full") / "pieces" / nb.name).rglob("*.json"))
+    pieces[4].unlink()  # killed while it was at this one
+    assert study.full_rows(nb, str(images), "efficientnet_b0") == rows and len(pieces) == 9 and len(asked) == 10

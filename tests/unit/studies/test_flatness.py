@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from sharpnb import curvature, lab
 from sharpnb.lab import models
+from sharpnb.lab.pieces import Work, described
 from studies import flatness, flatness_pool, flatness_published, flatness_statements, m_sharpness
 from studies.flatness_pool import AXES, Settings
 
@@ -230,12 +231,13 @@ def test_a_sweep_resumes(tmp_path, monkeypatch, toy):
     calls, s = [], replace(flatness.TOY, methods=("SGD", "Filter grafting"), seeds=1, noises=(0.0,))
     original = flatness_pool.rows_of
     monkeypatch.setattr(flatness_pool, "rows_of", lambda part, s: calls.append(len(part)) or original(part, s))
-    assert flatness_pool.swept(s, tmp_path, seconds=-1.0) is None and not calls
-    rows, spent = flatness_pool.swept(s, tmp_path)
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    nb = lab.start("18_flatness", profile="toy", device="cpu")
+    rows, spent = flatness_pool.swept(s, Work(nb, "pool", described(s)))
     done = len(calls)
     assert done == len(flatness_pool.shards(s)) == 4 and spent > 0
-    next(tmp_path.iterdir()).unlink()  # killed while it was at this one
-    again, _ = flatness_pool.swept(s, tmp_path)
+    next(tmp_path.rglob("*.json")).unlink()  # killed while it was at this one
+    again, _ = flatness_pool.swept(s, Work(nb, "pool", described(s)))
     assert len(calls) == done + 1 and [{a: row[a] for a in AXES} for row in rows] == flatness_pool.cells(s)
     pd.testing.assert_frame_equal(pd.DataFrame(again), pd.DataFrame(rows))
     both = toy.merge(pd.DataFrame(rows), on=list(AXES), suffixes=("", "_alone"))

@@ -139,6 +139,7 @@ def test_a_surveyed_net_trained_again_is_the_one_of_the_record(nb, monkeypatch):
     content["values"]["entries"].pop()
     kept.write(path, content)
     assert full_study.surveyed() == []  # half a cell is not shown
+    path.unlink()
     full_study.run_survey(seconds=0)
     assert full_study.surveyed() == []
     full_study.run_survey()
