@@ -248,7 +248,7 @@ def full_rows(nb: Notebook, images: str, network: str) -> list[dict[str, Any]]:
     """Fine-tune ``network`` on a folder of images: SGD, SGD twice as long, SAM with rho = 0.05, three seeds each.
 
     The protocol is ``imagenet.PROTOCOLS["table3"]``, with batches of 1,024 images or all there are. Without a folder
-    there is nothing to run and the answer is empty. A stopped call goes on where it was: a run goes on from its checkpoint.
+    there is nothing to run and the answer is empty. A stopped run goes on from its checkpoint.
     """
     if nb.profile == "toy":
         return _toy_rows(network)
