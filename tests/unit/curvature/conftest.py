@@ -12,6 +12,11 @@ from torch.func import functional_call, hessian
 torch.set_num_threads(1)
 
 
+def close(a: Tensor, b: Tensor, tol: float = 1e-12) -> None:
+    """Assert that no entry of ``a`` is further from that of ``b`` than ``tol`` of the largest of ``b``."""
+    torch.testing.assert_close(a, b, rtol=tol, atol=tol * float(b.abs().max()))
+
+
 class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """The loss over data is what one large batch would give, however it is cut and laid out, or the count is asked for."""
 
 from collections import UserDict
+from functools import partial
 
 import pytest
 import torch
@@ -8,15 +9,13 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+import conftest
 from conftest import dense_hessian
 from sharpnb.curvature import FisherOperator, GGNOperator, HessianOperator, average_sharpness, measure, sharpness
 
 F = nn.functional
 G = torch.Generator().manual_seed(0)
-
-
-def close(a, b, tol=1e-10):
-    torch.testing.assert_close(a, b, rtol=tol, atol=tol * float(b.abs().max()))
+close = partial(conftest.close, tol=1e-10)
 
 
 class TimeFirst(nn.Module):

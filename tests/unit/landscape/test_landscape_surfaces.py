@@ -242,6 +242,16 @@ def test_statistics_of_nothing_are_an_error(name, bn, said):
         surface(model, Plane.random(model), (X, Y), size=2, update_bn=bn)
 
 
+def test_statistics_of_images_of_several_sizes_are_weighed_by_their_places():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 10)).double()
+    plane, bn = Plane.random(model), [(X[:50], None), (X[50:, :, :5, :5], None)]
+    assert Points(model, plane, (X, Y), ("loss",), bn).together is not None
+    found = surface(model, plane, (X, Y), ("loss",), 2, update_bn=bn)
+    np.testing.assert_allclose(found.values["loss"], one_by_one(model, plane, found.x, found.y, bn)["loss"], rtol=1e-11)
+
+
 def test_several_sets_and_losses_at_once():
     model = models.mlp((64, 8, 10)).double()
     plane = Plane.random(model)
@@ -319,50 +329,6 @@ def test_an_interrupted_surface_continues(tmp_path, monkeypatch):
         surface(model, plane, (X + 1, Y), size=5, checkpoint=file)
 
 
-def test_pictures_have_the_numbers():
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    model = models.mlp((64, 8, 10)).double()
-    plane = Plane.random(model)
-    found = surface(model, plane, (X, Y), size=9)
-    found.values["loss"][0, 0] = math.nan
-    path = torch.stack([plane.at(0.1 * t, 0.05 * t * t) for t in range(4)])
-    ax = found.plot("loss", marks={"model": model, "corner": (1.0, 1.0)}, trajectory=path)
-    assert ax.get_aspect() == 1.0 and "filter norms" in ax.get_xlabel()
-    drawn = {artist.get_label(): artist.get_xydata() for artist in ax.lines}
-    np.testing.assert_allclose(drawn["model"], [[0, 0]], atol=1e-12)
-    np.testing.assert_allclose(ax.lines[0].get_xydata(), [[0.1 * t, 0.05 * t * t] for t in range(4)], atol=1e-12)
-    assert found.plot3d("error").name == "3d"
-    found.values["loss"][:] = math.nan
-    with pytest.raises(ValueError, match="no finite value"):
-        found.plot("loss")
-    plt.close("all")
-
-
-@pytest.mark.parametrize("noise", [1e-14, -1e-14, 3e-13])
-def test_the_last_bits_of_equal_errors_draw_no_lines(noise):
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    model = models.mlp((64, 8, 10)).double()
-    found = surface(model, Plane.random(model), (X, Y), ("error",), size=7)
-    steps = np.add.outer(np.arange(7) // 3, np.arange(7) // 3) * (100 / 70)
-    pictures = []
-    for moved in (0.0, noise):
-        found.values["error"] = 20 + steps + moved * np.random.default_rng(0).standard_normal((7, 7)).round()
-        figure, ax = plt.subplots(figsize=(2, 2))
-        found.plot("error", ax, cap=30.0, finest=100 / 70, colour_bar=False)
-        figure.canvas.draw()
-        pictures.append(np.asarray(figure.canvas.buffer_rgba()))
-        plt.close(figure)
-    assert np.array_equal(*pictures)
-
-
 @pytest.mark.parametrize("change, said", [
     ({"losses": ("accuracy",)}, "'accuracy'"), ({"losses": "loss"}, "losses = 'loss'"), ({"losses": ()}, "losses = "), ({"data": []}, "no sample"),
     ({"model": models.mlp((64, 9, 10)).double()}, "weights of 1 types"),
@@ -372,85 +338,3 @@ def test_misuse_is_named(change, said):
     arguments = {"model": model, "plane": Plane.random(model), "data": (X, Y), "size": 2, **change}
     with pytest.raises(ValueError, match=said):
         surface(**arguments)
-
-
-# ---- batches of every kind ------------------------------------------------------------------------------------------
-
-
-class Reads(nn.Module):
-    """Tokens (B, T, 8) or a dictionary of them, classes of each."""
-
-    def __init__(self):
-        super().__init__()
-        self.rnn, self.out = nn.GRU(8, 4, batch_first=True), nn.Linear(4, 3)
-        self.double()
-
-    def forward(self, x, names=None):
-        return self.out(self.rnn(x)[0])
-
-
-def _token_loss(out, y):
-    return F.cross_entropy(out.flatten(0, 1), y.flatten(), ignore_index=-100)
-
-
-@pytest.mark.parametrize("cut, options", [
-    (False, {}), (False, {"count": lambda x, y: (y != -100).sum()}), (True, {"count": lambda x, y: (y != -100).sum()}), (True, {"count": [85.0, 51.0]}),
-])
-def test_a_loss_over_pieces_is_that_of_the_whole(cut, options):
-    torch.manual_seed(0)
-    model, x = Reads(), X[:40, 0]
-    y = torch.randint(0, 3, (40, 8)).masked_fill(torch.arange(8) > torch.arange(40)[:, None] % 7, -100)
-    counts = [(y[s] != -100).sum().item() for s in (slice(25), slice(25, None))]
-    options = {k: counts if isinstance(v, list) else v for k, v in options.items()}
-    data = [(x[:25], y[:25]), ({"x": x[25:], "names": ["n"] * 15}, y[25:])] if cut else (x, y)
-    plane = Plane.random(model, seed=1)
-    found = surface(model, plane, data, {"loss": _token_loss}, 2, batch_size=16, **options)
-    for i, b in enumerate(found.y):
-        for j, a in enumerate(found.x):
-            nn.utils.vector_to_parameters(plane.at(float(a), float(b)), model.parameters())
-            assert found.values["loss"][i, j] == pytest.approx(_token_loss(model(x), y).item(), rel=1e-12)
-    if cut:
-        with pytest.raises(ValueError, match="count="):
-            surface(model, plane, data, {"loss": _token_loss}, 2)
-
-
-def test_time_first_and_several_outputs_on_a_surface():
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.rnn, self.out = nn.GRU(8, 4), nn.Linear(4, 3)
-            self.double()
-
-        def forward(self, x):
-            h = self.rnn(x)[0][-1]
-            return {"logits": self.out(h), "h": h}
-
-    torch.manual_seed(0)
-    model, x, y = Two(), X[:40, 0].transpose(0, 1), Y[:40] % 3
-    loss = lambda out, t: F.cross_entropy(out["logits"], t) + out["h"].square().mean()
-    plane, cut = Plane.random(model), [(x[:, :25], y[:25]), (x[:, 25:], y[25:])]
-    whole = surface(model, plane, (x, y), {"mine": loss}, 2).values["mine"]
-    np.testing.assert_allclose(surface(model, plane, cut, {"mine": loss}, 2, count=lambda x, y: len(y)).values["mine"], whole, rtol=1e-12)
-    with pytest.raises(ValueError, match="count="):
-        surface(model, plane, cut, {"mine": loss}, 2)
-    with pytest.raises(ValueError, match="one tensor of logits, and the model returns a dict"):
-        surface(model, plane, (x, y), ("loss",), 2)
-
-
-def test_statistics_of_images_of_several_sizes_are_weighed_by_their_places():
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 10)).double()
-    plane, bn = Plane.random(model), [(X[:50], None), (X[50:, :, :5, :5], None)]
-    assert Points(model, plane, (X, Y), ("loss",), bn).together is not None
-    found = surface(model, plane, (X, Y), ("loss",), 2, update_bn=bn)
-    np.testing.assert_allclose(found.values["loss"], one_by_one(model, plane, found.x, found.y, bn)["loss"], rtol=1e-11)
-
-
-def test_a_piece_without_terms_is_left_out():
-    torch.manual_seed(0)
-    model, x, y = Reads(), X[:40, 0], torch.randint(0, 3, (40, 8))
-    y[16:32] = -100  # the second piece: its mean is not a number
-    plane = Plane.random(model, seed=1)
-    found = surface(model, plane, (x, y), {"loss": _token_loss}, 1, window=(0, 0, 0, 0), batch_size=16, count=lambda x, y: (y != -100).sum())
-    assert found.values["loss"].item() == pytest.approx(_token_loss(model(x), y).item(), rel=1e-12)
