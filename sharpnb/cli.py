@@ -24,7 +24,7 @@ except ModuleNotFoundError as error:  # the optimizers and the Hessian tool come
     raise SystemExit(f"The sharpnb command needs {error.name}: pip install 'sharpnb[notebooks]'") from None
 
 from sharpnb import __version__, paths
-from sharpnb.runner.errors import RunnerError
+from sharpnb.runner.catalogue import RunnerError
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",

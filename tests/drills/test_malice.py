@@ -22,8 +22,7 @@ import sharpnb
 from sharpnb import resume
 from sharpnb.lab.checkpoint import read_state
 from sharpnb.lab.records import Record
-from sharpnb.runner import plan, run
-from sharpnb.runner.errors import RunnerError
+from sharpnb.runner import RunnerError, plan, run
 
 
 def as_pickle(canary) -> bytes:

@@ -23,7 +23,7 @@ print(seed, here.value, os.environ["OMP_NUM_THREADS"], Path.cwd().name, environm
 """
 
 
-class Log(execute.Silence):
+class Log(execute.Watcher):
     """A watcher that remembers."""
 
     def __init__(self):
@@ -178,7 +178,7 @@ def test_a_line_of_another_hand_on_a_workers_output_is_passed_over(root, tmp_pat
 
 
 def test_no_worker_starts_once_the_run_is_stopped(root, monkeypatch):
-    crew = execute._Crew(0, 60.0, execute.Silence())
+    crew = execute._Crew(0, 60.0, execute.Watcher())
 
     def interrupted(*of):
         crew.stopped = True  # as Ctrl-C does in another thread

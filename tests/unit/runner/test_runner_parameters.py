@@ -1,7 +1,9 @@
-import pytest
+from pathlib import Path
 
-from sharpnb.runner import parameters
-from sharpnb.runner.errors import RunnerError
+import pytest
+from toy import code, notebook
+
+from sharpnb.runner.catalogue import Notebook, Parameter, RunnerError, parameters_in
 
 CELL = '''"""What a reader may set."""
 profile: str = "quick"  # quick | full
@@ -11,17 +13,18 @@ rho: float = 1  # the radius | not a choice
 nesterov: bool = False
 gammas = [0.5, 0.9]
 '''
-KNOWN = parameters.read(CELL, "07_toy")
+TOY = Notebook(Path("07_toy.ipynb"), notebook(code(CELL, "p", ("parameters",))))
+KNOWN = TOY.parameters
 
 
 def values(**given):
-    return parameters.effective(KNOWN, given, "quick", "07_toy")
+    return TOY.values(given, "quick")
 
 
 def test_every_line_is_read_with_type_default_and_choices():
     assert list(KNOWN) == ["profile", "device", "seed", "rho", "nesterov", "gammas"]
     assert KNOWN["device"].choices == ("auto", "cpu", "cuda")
-    assert KNOWN["rho"] == parameters.Parameter("rho", 1, float)
+    assert KNOWN["rho"] == Parameter("rho", 1, float)
     assert KNOWN["gammas"].type is list
 
 
@@ -65,9 +68,9 @@ def test_two_different_profiles_are_refused():
 @pytest.mark.parametrize("line", ["rho = 0.05 * 2", "import os", "a = b = 1", "a, b = 1, 2", "seed: int"])
 def test_anything_but_a_literal_in_the_cell_is_refused(line):
     with pytest.raises(RunnerError, match="plain literals only, not: "):
-        parameters.read(f"seed: int = 0\n{line}", "07_toy")
+        parameters_in(f"seed: int = 0\n{line}", "07_toy")
 
 
 def test_a_cell_that_is_no_python_is_refused_with_its_line():
     with pytest.raises(RunnerError, match="line 2"):
-        parameters.read("seed: int = 0\nrho: = 1", "07_toy")
+        parameters_in("seed: int = 0\nrho: = 1", "07_toy")

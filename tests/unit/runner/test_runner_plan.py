@@ -4,9 +4,8 @@ import pytest
 from toy import checkout, code, markdown, notebook, plain
 
 from sharpnb import datafiles, paths, sources
-from sharpnb.runner import keys, plan
-from sharpnb.runner.errors import RunnerError
-from sharpnb.runner.plan import sidecar, state
+from sharpnb.runner import RunnerError, execute, plan
+from sharpnb.runner.plan import state, written
 
 BODY = "from sharpnb import rules\nprint(rules.x)"
 
@@ -22,9 +21,9 @@ def root(tmp_path, monkeypatch):
 def finish(step) -> None:
     """Leave what a successful run leaves."""
     paths.write_whole(step.copy(), "{}")
-    done = {"key": step.key, "wrote": keys.written(step.name, step.profile), "finished": "now", "seconds": 1.0,
+    done = {"key": step.key, "wrote": written(step.name, step.profile), "finished": "now", "seconds": 1.0,
             "copy": sources.digest(step.copy())}
-    paths.write_whole(sidecar(step.folder, step.name), json.dumps(done))
+    paths.write_whole(step.sidecar, json.dumps(done))
 
 
 def why(name="01", **options) -> tuple[str, ...]:
@@ -67,7 +66,7 @@ def test_text_and_outputs_of_a_notebook_do_not_matter_but_code_does(done):
 def test_a_changed_source_is_named(done):
     (done / "sharpnb" / "rules.py").write_text("from sharpnb import more\nx = 1\n")
     (done / "sharpnb" / "more.py").write_text("")
-    assert why() == ("sharpnb/more.py is imported now", "sharpnb/rules.py changed")
+    assert why() == ("sharpnb/more.py is new", "sharpnb/rules.py changed")
 
 
 def test_the_index_runs_when_any_other_does(done):
@@ -95,12 +94,16 @@ def test_parameters_profile_and_force_are_named(done):
     assert step.injected == {"seed": 1}
 
 
+def data(step):
+    return {name: mark for name, mark in step.key.items() if name.startswith("data set")}
+
+
 def test_a_data_set_counts_when_the_code_or_a_parameter_names_it(done, monkeypatch):
     monkeypatch.setattr(datafiles, "fingerprint", lambda name: f"of {name}")
     file = done / "notebooks" / "01_a.ipynb"
     file.write_text(json.dumps(plain("01", 'load("digits")')))
     step = plan(["1"])[0]
-    assert step.key["data"] == {"digits": "of digits"}
+    assert data(step) == {"data set digits": "#of digits"}
     finish(step)
     monkeypatch.setattr(datafiles, "fingerprint", lambda name: "another")
     assert why() == ("data set digits changed",)
@@ -111,21 +114,18 @@ def test_a_data_set_counts_when_the_notebooks_study_names_it(root, monkeypatch):
     for name, text in {"__init__.py": "", "a.py": 'X = "svhn"'}.items():
         paths.write_whole(root / "notebooks" / "studies" / name, text)
     (root / "notebooks" / "01_a.ipynb").write_text(json.dumps(plain("01", "from studies import a")))
-    assert plan(["1"])[0].key["data"] == {"svhn": "of svhn"}
+    assert data(plan(["1"])[0]) == {"data set svhn": "#of svhn"}
 
 
-def test_versions_and_device_are_named():
-    new = {"code": "a", "parameters": {}, "sources": {}, "data": {}, "records": {}, "versions": {"torch": "2.15"},
-           "python": "3.11", "device": "NVIDIA H200"}
-    old = {**new, "versions": {"torch": "2.11"}, "device": "cpu", "python": "3.12"}
-    assert keys.differences(old, new) == [
-        "torch: 2.11 → 2.15", "Python changed: 3.12 → 3.11", "the device changed: cpu → NVIDIA H200"]
-
-
-def test_versions_are_those_that_the_project_asks_for(root):
+def test_versions_and_device_are_named_and_one_that_is_no_longer_asked_for(done):
     import numpy
 
-    assert plan(["1"])[0].key["versions"] == {"numpy": numpy.__version__}
+    (step,) = plan(["1"])
+    assert step.key["numpy"] == numpy.__version__ and step.key["device"] == "cpu"
+    old = {name: value for name, value in step.key.items() if name != "sharpnb/rules.py"}
+    old |= {"numpy": "1.0", "device": "cuda", "scipy": "1.0"}
+    step.sidecar.write_text(json.dumps({**json.loads(step.sidecar.read_text()), "key": old}))
+    assert why() == ("sharpnb/rules.py is new", f"numpy: 1.0 → {numpy.__version__}", "device: cuda → cpu", "scipy is gone")
 
 
 def test_what_a_run_wrote_must_still_be_there_unchanged(root):
@@ -147,7 +147,7 @@ def test_what_a_run_wrote_must_still_be_there_unchanged(root):
 
 @pytest.mark.parametrize("left", ['{"begun": "now"}', "{", "[]"])
 def test_a_run_that_did_not_finish_is_done_again(done, left):
-    sidecar(paths.runs("quick"), "01_a").write_text(left)
+    paths.runs("quick").joinpath("01_a.json").write_text(left)
     assert why() == ("its last run failed or was interrupted",)
 
 
@@ -212,9 +212,10 @@ def test_what_a_notebook_re_makes_is_read_from_its_opening(root, text, expected)
 
 @pytest.mark.parametrize(
     ("profile", "device", "expected"),
-    [("quick", "auto", "cpu"), ("quick", "cuda", "H200"), ("full", "auto", "H200"), ("full", "cpu", "cpu"),
+    [("quick", "auto", "cpu"), ("quick", "cuda", "cuda"), ("full", "auto", "auto"), ("full", "cpu", "cpu"),
      ("full", "cuda:1", "cuda:1")],
 )
-def test_the_quick_profile_stays_on_the_cpu_unless_told(monkeypatch, profile, device, expected):
-    monkeypatch.setattr(keys, "_gpus", lambda: "H200")
-    assert keys.device_class(profile, device) == expected
+def test_the_quick_profile_stays_on_the_cpu_unless_told(root, profile, device, expected):
+    (step,) = plan(["1"], profile, {"device": device})
+    assert step.device == step.key["device"] == expected
+    assert (execute._environment(step).get("CUDA_VISIBLE_DEVICES") == "") == (expected == "cpu")
