@@ -26,7 +26,7 @@ from sharpnb.runner.plan import FORCE, Step, plan, step, written
 QUICK_TIMEOUT = 600.0  # ten times the longest that a quick notebook may take, for slow machines
 _REMEDIES = {
     "kernel died": "The kernel died without a word in {place}. Most often the system ended it for want of memory: "
-    "close other programs, run with --jobs 1, or ask for less (see the parameters). `sharpnb doctor` says what is free.",
+    "close other programs, run with --jobs 1, or ask for less (see the parameters). `sharpnb doctor` says what is free",
     "timed out": "After {timeout:.0f} s it was still at work, in {place}. Give more time with --timeout SECONDS (0: no "
     "limit).",
     "worker died": "The process that ran the kernel ended unexpectedly (exit status {status}), in {place}; -9 is most "
