@@ -20,7 +20,7 @@ import imagefolder
 import imagenet
 import sharpnb
 from sharpnb import resume
-from sharpnb.lab.checkpoint import read_state
+from sharpnb.checkpoints import read_state
 from sharpnb.lab.records import Record
 from sharpnb.runner import RunnerError, plan, run
 
