@@ -21,6 +21,10 @@ def _claim(kind="order", **fields):
     return Claim("id", "P", "Fig. 1", "states", kind, **fields)
 
 
+TWO = {"kind": "value", "paper_value": 2.0}
+MANY = {"kind": "value", "paper_value": 95.27, "stderr": None, "n": 1, "tolerance": 0.5}
+
+
 @pytest.mark.parametrize(("fields", "verdict"), [
     ({"measured": None}, "not run"),
     ({"measured": 1.0, "stderr": 0.1, "n": 10, "comparable": False}, "not comparable"),
@@ -33,16 +37,16 @@ def _claim(kind="order", **fields):
     ({"measured": 1.0, "stderr": 0.0}, "reproduced"),
     ({"measured": math.nan, "stderr": 0.1, "n": 10}, "inconclusive"),
     ({"kind": "ratio", "measured": 1.5, "stderr": 0.1, "n": 10, "tolerance": 1.0}, "reproduced"),
-    ({"kind": "value", "paper_value": 2.0, "measured": 2.04, "stderr": 0.0, "tolerance": 0.05}, "reproduced"),
-    ({"kind": "value", "paper_value": 2.0, "measured": 2.07, "stderr": 0.02, "n": 10, "tolerance": 0.05}, "consistent within uncertainty"),
-    ({"kind": "value", "paper_value": 2.0, "measured": 2.2, "stderr": 0.0, "tolerance": 0.05}, "contradicted"),
-    # Imprecise: an interval wider than the tolerance meets many numbers, also where its middle happens to be the paper's.
-    ({"kind": "value", "paper_value": 24.2, "measured": 73.0, "stderr": 6.38, "n": 2, "tolerance": 4.84}, "inconclusive"),
-    ({"kind": "value", "paper_value": 2.0, "measured": 2.2, "stderr": 0.1, "n": 10, "tolerance": 0.05}, "inconclusive"),
-    ({"kind": "value", "paper_value": 2.0, "measured": 2.0, "stderr": 0.1, "n": 10, "tolerance": 0.05}, "inconclusive"),
-    ({"kind": "value", "paper_value": 2.0, "measured": 3.0, "stderr": 0.1, "n": 10, "tolerance": 0.05}, "contradicted"),
-    ({"kind": "value", "paper_value": 95.27, "measured": 10.0, "stderr": None, "n": 1, "tolerance": 0.5}, "inconclusive"),
-    ({"kind": "value", "paper_value": 95.27, "measured": 95.3, "stderr": None, "n": 1, "tolerance": 0.5}, "inconclusive"),
+    ({**TWO, "measured": 2.04, "stderr": 0.0, "tolerance": 0.05}, "reproduced"),
+    ({**TWO, "measured": 2.07, "stderr": 0.02, "n": 10, "tolerance": 0.05}, "consistent within uncertainty"),
+    ({**TWO, "measured": 2.2, "stderr": 0.0, "tolerance": 0.05}, "contradicted"),
+    # Imprecise: an interval wider than the tolerance meets many numbers, also where its middle is the paper's.
+    ({**TWO, "paper_value": 24.2, "measured": 73.0, "stderr": 6.38, "n": 2, "tolerance": 4.84}, "inconclusive"),
+    ({**TWO, "measured": 2.2, "stderr": 0.1, "n": 10, "tolerance": 0.05}, "inconclusive"),
+    ({**TWO, "measured": 2.0, "stderr": 0.1, "n": 10, "tolerance": 0.05}, "inconclusive"),
+    ({**TWO, "measured": 3.0, "stderr": 0.1, "n": 10, "tolerance": 0.05}, "contradicted"),
+    ({**MANY, "measured": 10.0}, "inconclusive"),
+    ({**MANY, "measured": 95.3}, "inconclusive"),
 ])
 def test_the_verdict_follows_from_the_numbers(fields, verdict):
     assert _claim(**{"kind": "order", **fields}).verdict == verdict
@@ -50,7 +54,8 @@ def test_the_verdict_follows_from_the_numbers(fields, verdict):
 
 def test_the_interval_is_students():
     claim = Claim.from_samples([1.0, 2.0, 3.0], id="i", paper="P", item="F", statement="s", kind="order")
-    assert claim.measured == 2 and claim.stderr == pytest.approx(1 / math.sqrt(3)) and claim.half_width == pytest.approx(4.302653 / math.sqrt(3))
+    assert claim.measured == 2 and claim.stderr == pytest.approx(1 / math.sqrt(3))
+    assert claim.half_width == pytest.approx(4.302653 / math.sqrt(3))
     assert claims.mean_stderr([1.0, 2.0, 3.0]) == pytest.approx((2.0, 1 / math.sqrt(3)))
     assert Claim.from_samples(None, id="i", paper="P", item="F", statement="s", kind="order").verdict == "not run"
 
@@ -86,7 +91,7 @@ def test_the_full_profile_shows_its_claims_and_publishes_none(monkeypatch):
 
 
 @pytest.mark.parametrize(("committed", "fresh", "verdict"), [
-    ((18.3, 2.84), (17.2, 4.0), "reproduced"),                     # 17.2 - 17.2 is on the edge; the committed verdict stands
+    ((18.3, 2.84), (17.2, 4.0), "reproduced"),                     # 17.2 - 17.2: the committed verdict stands
     ((18.3, 2.84), (14.9, 4.0), "consistent within uncertainty"),  # outside of the tolerance: its own
     ((0.1, 1.0), (-0.1, 1.0), "consistent within uncertainty"), ((-0.1, 1.0), (0.1, 1.0), "inconclusive"),
     ((1.0, 0.1), (-0.5, 0.1), "contradicted"),                     # within the tolerance, and no neighbour
@@ -102,7 +107,7 @@ def test_a_verdict_on_its_edge_is_the_committed_one(committed, fresh, verdict):
     ((2.0, 0.02), (2.13, 0.02), "contradicted"),  # within the numbers' tolerance; the interval stays clear of the band
 ])
 def test_the_edge_of_a_value_claim_is_the_width_of_its_interval_too(committed, fresh, verdict):
-    value = {"kind": "value", "paper_value": 2.0, "tolerance": 0.05, "n": 10}
+    value = {**TWO, "tolerance": 0.05, "n": 10}
     old = _claim(measured=committed[0], stderr=committed[1], **value).as_dict()
     assert claims.settled(_claim(measured=fresh[0], stderr=fresh[1], **value), old, rtol=0.1, atol=0.0) == verdict
 

@@ -33,7 +33,7 @@ def test_a_figure_is_a_picture_a_drawing_and_its_numbers(project):
     figure, data = _picture()
     figures.save(figure, paths.figures("m"), "f", alt=ALT, data=data)
     again = paths.figures("m") / "f.png"
-    assert again.read_bytes() == png and again.with_suffix(".svg").read_bytes() == svg  # the same picture is the same bytes
+    assert (again.read_bytes(), again.with_suffix(".svg").read_bytes()) == (png, svg), "the same picture, the same bytes"
 
 
 def test_checking_a_figure_sees_moved_numbers_and_a_blank_picture(monkeypatch):
@@ -75,7 +75,8 @@ def test_a_run_replaces_a_figure_with_other_numbers_another_look_or_another_text
     assert not _kept(**changed)
 
 
-@pytest.mark.parametrize(("alt", "rows", "words"), [("", 2, "too short"), ("A plot.", 2, "too short"), (ALT, 0, "empty")])
+@pytest.mark.parametrize(("alt", "rows", "words"), [
+    ("", 2, "too short"), ("A plot.", 2, "too short"), (ALT, 0, "empty")])
 def test_a_figure_without_alternative_text_or_numbers_is_refused(alt, rows, words):
     figure, data = _picture()
     with pytest.raises(ValueError, match=words):

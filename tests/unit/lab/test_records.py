@@ -31,7 +31,8 @@ def test_a_record_comes_back_as_it_was_and_knows_where_it_is_from():
     back = Record.load(path)
     assert path == paths.records("07_x", "quick") / "r.json"
     assert back.values["t"] == [1, 2] and math.isnan(back.values["a"][1]) and back.values["none"] is None
-    assert back.provenance["parameters"]["seed"] == 3 and back.provenance["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert back.provenance["parameters"]["seed"] == 3
+    assert back.provenance["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
 def test_a_copy_without_history_is_told_its_commit(monkeypatch):
@@ -92,7 +93,7 @@ def test_a_commit_is_marked_where_code_differs_from_it(history, where):
 @pytest.mark.parametrize(("before", "keep", "renewed"), [
     ({"commit": "abc+"}, "0", True), ({"commit": None}, "0", True), ({"sources": ""}, "0", True),
     ({"commit": "abc"}, "0", False), ({"commit": "abc+"}, "1", False), ({"commit": "abc+"}, "", False)])
-def test_update_renews_a_provenance_whose_sources_are_unknown_or_in_no_commit(history, monkeypatch, before, keep, renewed):
+def test_update_renews_a_provenance_without_its_sources_or_commit(history, monkeypatch, before, keep, renewed):
     path = lab.start("n").record("r", {"a": 1.0})
     content = json.loads(path.read_text())
     assert content["provenance"]["sources"] == sources.of_notebook("n")
@@ -161,7 +162,8 @@ def test_checking_compares_within_the_tolerance_and_writes_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize(("old", "new", "where"), [
-    ({"a": 1}, {"a": 2}, "a is 2, committed is 1"), ([1, [2, 3]], [1, [2, 4]], "[1][1]"), ({"a": 1}, {"a": "1"}, "a is '1'"),
+    ({"a": 1}, {"a": 2}, "a is 2, committed is 1"), ([1, [2, 3]], [1, [2, 4]], "[1][1]"),
+    ({"a": 1}, {"a": "1"}, "a is '1'"),
     ({"a": 1}, {"b": 1}, "other entries"), ({"a": True}, {"a": 1}, "a is 1"), ({"a": None}, {"a": 0.0}, "a is 0.0"),
 ])
 def test_the_first_difference_is_named(old, new, where):
@@ -178,7 +180,8 @@ def test_a_damaged_record_says_what_to_do_and_is_replaced_by_the_next_run():
     assert Record.load(path).values == {"a": 1.0}
 
 
-@pytest.mark.parametrize("change", [("1.25", "1.75"), ("1.25", "-1.25"), ('"yes"', '"Yes"'), ('"seed": 0', '"seed": 8')])
+@pytest.mark.parametrize("change", [
+    ("1.25", "1.75"), ("1.25", "-1.25"), ('"yes"', '"Yes"'), ('"seed": 0', '"seed": 8')])
 def test_a_record_in_which_one_digit_was_changed_is_damaged(monkeypatch, change):
     path = lab.start("n").record("r", {"a": 1.25, "verdict": "yes"})
     path.write_text(path.read_text().replace(*change))
@@ -190,13 +193,13 @@ def test_a_record_in_which_one_digit_was_changed_is_damaged(monkeypatch, change)
         lab.start("n").record("r", {"a": 1.25, "verdict": "yes"})
 
 
-ROOT = Path(__file__).resolve().parents[3]
+RECORDS = sorted((Path(__file__).resolve().parents[3] / "data" / "records").glob("*/*/*.json"))
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "data" / "records").glob("*/*/*.json")), ids=lambda file: "-".join(file.parts[-3:]))
+@pytest.mark.parametrize("file", RECORDS, ids=lambda file: "-".join(file.parts[-3:]))
 def test_every_committed_record_is_whole(file):
     assert Record.load(file).values
-    if file.parent.name != "quick":  # read back by the notebooks; those of the quick profile get theirs when they are renewed
+    if file.parent.name != "quick":  # those of the quick profile get theirs when they are renewed
         assert json.loads(file.read_text())["digest"]
 
 
@@ -214,7 +217,8 @@ def test_a_check_passes_below_its_bound_and_fails_above_it_or_on_nan(capsys):
             nb.check("it fails", residual, 1e-12)
 
 
-@pytest.mark.parametrize(("parameters", "words"), [({"profile": "fast"}, "quick, full"), ({"device": "tpu9"}, "device")])
+@pytest.mark.parametrize(("parameters", "words"), [
+    ({"profile": "fast"}, "quick, full"), ({"device": "tpu9"}, "device")])
 def test_bad_parameters_are_told_what_is_allowed(parameters, words):
     with pytest.raises(ValueError, match=words):
         lab.start("n", **parameters)

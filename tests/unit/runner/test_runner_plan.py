@@ -109,7 +109,8 @@ def test_versions_and_device_are_named_and_one_that_is_no_longer_asked_for(done)
     old = {name: value for name, value in step.key.items() if name != "sharpnb/rules.py"}
     old |= {"numpy": "1.0", "device": "cuda", "scipy": "1.0"}
     step.sidecar.write_text(json.dumps({**json.loads(step.sidecar.read_text()), "key": old}))
-    assert why() == ("sharpnb/rules.py is new", f"numpy: 1.0 → {numpy.__version__}", "device: cuda → cpu", "scipy is gone")
+    assert why() == ("sharpnb/rules.py is new", f"numpy: 1.0 → {numpy.__version__}", "device: cuda → cpu",
+                     "scipy is gone")
 
 
 def test_what_a_run_wrote_must_still_be_there_unchanged(root):
