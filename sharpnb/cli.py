@@ -18,13 +18,14 @@ try:
     import typer
     from rich.table import Table
     from rich.text import Text
+    from typer import Option
 
     from sharpnb import console
 except ModuleNotFoundError as error:  # the optimizers and the Hessian tool come without the command's libraries
     raise SystemExit(f"The sharpnb command needs {error.name}: pip install 'sharpnb[notebooks]'") from None
 
 from sharpnb import __version__, paths
-from sharpnb.runner.errors import RunnerError
+from sharpnb.runner.catalogue import RunnerError
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -35,8 +36,7 @@ app = typer.Typer(
 _console = console.Terminal()
 _Names = Annotated[
     list[str] | None,
-    typer.Argument(metavar="NAMES", show_default=False,
-                   help="Notebooks, as number (03), name (03_hessian_spectra) or path. All without."),
+    typer.Argument(metavar="NAMES", help="Notebooks, as number (03), name (03_hessian_spectra) or path. All without."),
 ]
 
 
@@ -48,7 +48,7 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option(
+    version: Annotated[bool, Option(
         "--version", help="Say which version this is.", callback=_show_version, is_eager=True)] = False,
 ) -> None:
     """Take what stands before a command."""
@@ -78,20 +78,20 @@ def _name_passed_over() -> None:
 @app.command()
 def run(
     names: _Names = None,
-    profile: Annotated[str, typer.Option(
+    profile: Annotated[str, Option(
         help="quick: on a CPU, seconds each. full: CIFAR-10 on a GPU, half an hour in all.")] = "quick",
-    jobs: Annotated[int | None, typer.Option(
-        min=1, help="Notebooks at once. Default: 2 in the quick profile, 1 in the full.", show_default=False)] = None,
-    parameter: Annotated[list[str] | None, typer.Option(
-        "-p", "--parameter", metavar="NAME VALUE", show_default=False,
+    jobs: Annotated[int | None, Option(
+        min=1, help="Notebooks at once. Default: 2 in the quick profile, 1 in the full.")] = None,
+    parameter: Annotated[list[str] | None, Option(
+        "-p", "--parameter", metavar="NAME VALUE",
         help="A parameter in the place of the notebook's default, as in -p seed 3. Several times as needed.")] = None,
-    force: Annotated[bool, typer.Option(
+    force: Annotated[bool, Option(
         "--force", help="Execute also what is up to date; make finished records of the full profile again.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be executed and why, and stop.")] = False,
-    timeout: Annotated[float | None, typer.Option(
-        min=0, help="Seconds for one notebook, 0 for no limit. Default: 600 in the quick profile, none in the full.",
-        show_default=False)] = None,
-    update: Annotated[bool, typer.Option(
+    dry_run: Annotated[bool, Option("--dry-run", help="Say what would be executed and why, and stop.")] = False,
+    timeout: Annotated[float | None, Option(
+        min=0,
+        help="Seconds for one notebook, 0 for no limit. Default: 600 in the quick profile, none in the full.")] = None,
+    update: Annotated[bool, Option(
         "--update", help="For maintainers: store the new outputs in notebooks/, as they are committed.")] = False,
 ) -> None:
     """Execute notebooks whose code, parameters, package sources, data or versions changed since their last run.
@@ -108,7 +108,7 @@ def run(
         _name_passed_over()
     if dry_run:
         for step in runner.plan(names, profile, given, force=force, update=update):
-            _console.print(Text(f"{'run ' if step.why else 'skip'} {step.name}: {step.reason}"), soft_wrap=True)
+            _console.say(f"{'run ' if step.why else 'skip'} {step.name}: {step.reason}")
         return
     for name in ("papermill", "ipykernel"):  # here, for the processes that need them have no one to tell
         if not find_spec(name):
@@ -143,8 +143,7 @@ def report() -> None:
         counted = scoreboard.counts([row for row in rows if row.paper == paper])
         table.add_row(Text(paper), *(str(counted[verdict] or "") for verdict in verdicts))
     _console.print(table)
-    file = paths.root() / "REPORT.md"
-    _console.print(Text(f"All {len(rows)} claims with their numbers: {file}, REPORT.html"), soft_wrap=True)
+    _console.say(f"All {len(rows)} claims with their numbers: {paths.root() / 'REPORT.md'}, REPORT.html")
 
 
 def _pages() -> tuple[Any, Any]:
@@ -175,13 +174,12 @@ def data_sets() -> None:
         table.add_row(name, Text(state, "green" if state == "ready" else "red" if "damaged" in state else ""))
     _console.print(table)
     if any(state != "ready" for state in states.values()):
-        _console.print(Text(
+        _console.say(
             f"A missing data set is downloaded when a notebook first uses it and a network is there. Without one, copy "
             f"its files from a machine where this page calls them ready, names and folders as they are, under "
             f"{paths.datasets()}, or set SHARPNB_DATA to the folder that has them; call `sharpnb data` there, which "
             f"compares every file with the MD5 that torchvision publishes. Delete a damaged file: it is then fetched "
-            f"like a missing one. The quick profile needs digits only."),
-            soft_wrap=True)
+            f"like a missing one. The quick profile needs digits only.")
 
 
 @app.command("doctor")
@@ -203,9 +201,8 @@ def doctor_command() -> None:
 @app.command("sweep")
 def sweep_command(
     file: Annotated[Path, typer.Argument(help="TOML with [data], [model], [train] and one or several [[grid]].")],
-    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler.", show_default=False)] = None,
-    jobs: Annotated[int | None, typer.Option(
-        min=1, help="Processes here. Default: one for each processor.", show_default=False)] = None,
+    scheduler: Annotated[str | None, Option(help="Address of a Dask scheduler.")] = None,
+    jobs: Annotated[int | None, Option(min=1, help="Processes here. Default: one for each processor.")] = None,
 ) -> None:
     """Train every cell of a grid, here or on a Dask cluster, and write FILE.csv; after a kill the same call goes on."""
     from sharpnb.lab.sweeps import sweep_file
@@ -215,56 +212,47 @@ def sweep_command(
     except ValueError as error:
         raise RunnerError(str(error)) from None
     bad = sum(reason != "" for reason in table["reason"])
-    _console.print(Text(f"{len(table)} cells, {bad} of them with a reason and no result: {file.with_suffix('.csv')}"),
-                   soft_wrap=True)
+    _console.say(f"{len(table)} cells, {bad} of them with a reason and no result: {file.with_suffix('.csv')}")
 
 
 @app.command("spectrum")
 def spectrum_command(
-    model: Annotated[str, typer.Option(
-        help="module:function (or file.py:function) that returns your network, or a torchvision model's name.",
-        show_default=False)],
-    data: Annotated[str, typer.Option(
+    model: Annotated[str, Option(
+        help="module:function (or file.py:function) that returns your network, or a torchvision model's name.")],
+    data: Annotated[str, Option(
         help="module:function that returns (x, y), batches, a Dataset or a DataLoader; or digits, cifar10, …; or "
-        "noise:3x224x224, one synthetic batch.", show_default=False)],
-    checkpoint: Annotated[Path | None, typer.Option(
-        help="The weights: a torch or safetensors file, an index of several, a run's or Lightning's checkpoint.",
-        show_default=False)] = None,
-    key: Annotated[str | None, typer.Option(
-        help="Which weights of several in the file, as in state_dict.teacher.", show_default=False)] = None,
-    allow_class: Annotated[list[str] | None, typer.Option(
-        metavar="GLOB", help="Pass over objects of these classes in the file; no code of theirs is run.",
-        show_default=False)] = None,
-    allow_missing: Annotated[list[str] | None, typer.Option(
-        metavar="GLOB", help="Weights that may be missing in the file: they stay as the model was built.",
-        show_default=False)] = None,
-    allow_unexpected: Annotated[list[str] | None, typer.Option(
-        metavar="GLOB", help="Weights in the file that the model has not got: they are passed over.",
-        show_default=False)] = None,
-    weights: Annotated[str | None, typer.Option(
-        help="Torchvision's pretrained weights, such as DEFAULT.", show_default=False)] = None,
-    classes: Annotated[int | None, typer.Option(
-        min=1, help="Outputs of a torchvision model, where not ImageNet's.", show_default=False)] = None,
-    loss: Annotated[str, typer.Option(
+        "noise:3x224x224, one synthetic batch.")],
+    checkpoint: Annotated[Path | None, Option(
+        help="The weights: a torch or safetensors file, an index of several, a run's or Lightning's checkpoint."
+    )] = None,
+    key: Annotated[str | None, Option(help="Which weights of several in the file, as in state_dict.teacher.")] = None,
+    allow_class: Annotated[list[str] | None, Option(
+        metavar="GLOB", help="Pass over objects of these classes in the file; no code of theirs is run.")] = None,
+    allow_missing: Annotated[list[str] | None, Option(
+        metavar="GLOB", help="Weights that may be missing in the file: they stay as the model was built.")] = None,
+    allow_unexpected: Annotated[list[str] | None, Option(
+        metavar="GLOB", help="Weights in the file that the model has not got: they are passed over.")] = None,
+    weights: Annotated[str | None, Option(help="Torchvision's pretrained weights, such as DEFAULT.")] = None,
+    classes: Annotated[int | None, Option(min=1, help="Outputs of a torchvision model, where not ImageNet's.")] = None,
+    loss: Annotated[str, Option(
         help="cross_entropy, mse, binary_cross_entropy, or module:function.")] = "cross_entropy",
-    operator: Annotated[str, typer.Option(help="hessian, ggn (Gauss-Newton) or fisher (empirical).")] = "hessian",
-    mode: Annotated[str, typer.Option(help="eval, batch_stats (BatchNorm by each batch) or as_is.")] = "eval",
-    params: Annotated[list[str] | None, typer.Option(
-        help="Only these parameters or layers: a name or pattern; repeat as needed.", show_default=False)] = None,
-    split: Annotated[str, typer.Option(help="train or test, of a data set named.")] = "train",
-    batch_size: Annotated[int, typer.Option(min=1, help="How data sets are cut.")] = 256,
-    batches: Annotated[int | None, typer.Option(
-        min=1, help="Take so many batches. Default: all.", show_default=False)] = None,
-    top: Annotated[int, typer.Option(min=0, help="Largest eigenvalues to find and verify; 0 for none.")] = 5,
-    steps: Annotated[int, typer.Option(min=1, help="Lanczos steps a probe.")] = 60,
-    probes: Annotated[int, typer.Option(min=0, help="Random probes of the density; 0 for no density.")] = 8,
-    seed: Annotated[int, typer.Option(
+    operator: Annotated[str, Option(help="hessian, ggn (Gauss-Newton) or fisher (empirical).")] = "hessian",
+    mode: Annotated[str, Option(help="eval, batch_stats (BatchNorm by each batch) or as_is.")] = "eval",
+    params: Annotated[list[str] | None, Option(
+        help="Only these parameters or layers: a name or pattern; repeat as needed.")] = None,
+    split: Annotated[str, Option(help="train or test, of a data set named.")] = "train",
+    batch_size: Annotated[int, Option(min=1, help="How data sets are cut.")] = 256,
+    batches: Annotated[int | None, Option(min=1, help="Take so many batches. Default: all.")] = None,
+    top: Annotated[int, Option(min=0, help="Largest eigenvalues to find and verify; 0 for none.")] = 5,
+    steps: Annotated[int, Option(min=1, help="Lanczos steps a probe.")] = 60,
+    probes: Annotated[int, Option(min=0, help="Random probes of the density; 0 for no density.")] = 8,
+    seed: Annotated[int, Option(
         min=0, help="Of the probes, and of what your functions draw: a loader's order, weights without a file.")] = 0,
-    memory: Annotated[float | None, typer.Option(
-        min=0, help="Gigabytes for the bases. Default: what a probe needs, and up to 2.", show_default=False)] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    out: Annotated[Path, typer.Option(help="Folder for numbers and figure.")] = Path("spectrum"),
+    memory: Annotated[float | None, Option(
+        min=0, help="Gigabytes for the bases. Default: what a probe needs, and up to 2.")] = None,
+    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    dtype: Annotated[str, Option(help="float32 or float64.")] = "float32",
+    out: Annotated[Path, Option(help="Folder for numbers and figure.")] = Path("spectrum"),
 ) -> None:
     """Measure the Hessian's spectrum of your own network: eigenvalues, density, trace, with their errors.
 

@@ -1,35 +1,124 @@
-"""The notebooks of the checkout: their names, what they say of themselves, their parameters.
+"""The notebooks of the checkout: their names, what they say of themselves, and what may be set in each.
 
-Read as plain JSON: importing nbformat takes longer than reading all of them.
+Read as plain JSON and by syntax trees: importing nbformat or papermill takes longer than reading all of them. papermill
+only warns about an unknown parameter and then runs with the defaults (nteract/papermill#245, #818), so names and types
+are checked here before anything runs.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sharpnb import paths
-from sharpnb.runner import parameters
-from sharpnb.runner.errors import RunnerError, nearest
 
 _FIGURES = re.compile(
     r"\b(?:Supp)?(?:Figs?\.?|Figures?|Tables?|Propositions?)\s+\d+(?:(?:\s*[,–-]\s*|\s+(?:and|to)\s+)\d+)*"
     r"(?:\s+(?:left|middle|right))?"
 )
+_CHOICES = re.compile(r"#\s*(\w[\w.-]*(?:\s*\|\s*\w[\w.-]*)+)\s*(?:[;,.:(].*)?$")
+_TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list, "tuple": tuple, "dict": dict}
+_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+class RunnerError(RuntimeError):
+    """Something that can be foreseen; the message says what was wrong, what is allowed and what to do."""
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """Return ``" Did you mean 'seed'?"`` for a near miss, else nothing."""
+    match = get_close_matches(word, list(allowed), n=1, cutoff=0.5)
+    return f" Did you mean {match[0]!r}?" if match else ""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a parameter cell, such as ``profile: str = "quick"  # quick | full``.
+
+    Attributes:
+        name: the variable.
+        default: the literal on the right.
+        type: of the annotation, or of the literal where there is none.
+        choices: the words of a ``# this | that`` comment, else empty.
+    """
+
+    name: str
+    default: Any
+    type: type
+    choices: tuple[str, ...] = ()
+
+    def read(self, given: Any) -> Any:
+        """Return a value, or the text of one, as this parameter's type (an int will do for a float).
+
+        Raises:
+            RunnerError: if it is of another type or not among the choices.
+        """
+        value, is_text = given, isinstance(given, str) and self.type is not str
+        try:
+            if is_text:
+                value = _WORDS[given.lower()] if self.type is bool else ast.literal_eval(given)
+        except (KeyError, ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: nested too deep
+            raise RunnerError(self._wrong(given)) from None
+        if self.type is float and type(value) is int:
+            value = float(value)
+        # "cuda" stands for "cuda:1" as well: the device is the one choice that can carry a number.
+        word = value.split(":")[0] if self.name == "device" and isinstance(value, str) else value
+        if type(value) is not self.type or (self.choices and word not in self.choices):
+            raise RunnerError(self._wrong(value))
+        return value
+
+    def _wrong(self, value: Any) -> str:
+        allowed = "one of " + ", ".join(self.choices) if self.choices else f"of type {self.type.__name__}"
+        hint = nearest(str(value), self.choices)
+        return f"{self.name} = {value!r}: this parameter is {allowed} (default {self.default!r}).{hint}"
+
+
+def parameters_in(source: str, where: str) -> dict[str, Parameter]:
+    """Return the parameters of a cell by name, in order.
+
+    Raises:
+        RunnerError: if a statement is anything but ``name = literal`` or ``name: type = literal``.
+    """
+    try:
+        statements, lines = ast.parse(source).body, source.splitlines()
+    except SyntaxError as error:
+        raise RunnerError(f"{where}: the parameter cell is not Python; line {error.lineno}: {error.msg}.") from None
+    found: dict[str, Parameter] = {}
+    for statement in statements:
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+            continue  # a docstring
+        try:
+            name, default, annotation = _binding(statement)
+        except ValueError:
+            line = lines[statement.lineno - 1].strip()
+            raise RunnerError(f"{where}: the parameter cell may hold plain literals only, not: {line}") from None
+        kind = _TYPES.get(annotation, type(default))
+        comment = _CHOICES.search(lines[(statement.end_lineno or statement.lineno) - 1])
+        choices = tuple(re.split(r"\s*\|\s*", comment[1])) if comment and kind is str else ()
+        found[name] = Parameter(name, default, kind, choices)
+    return found
+
+
+def _binding(statement: ast.stmt) -> tuple[str, Any, str]:
+    """Return name, literal and annotation of one assignment; ValueError for anything else."""
+    match statement:
+        case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=ast.expr() as value):
+            return name, ast.literal_eval(value), ast.unparse(annotation)
+        case ast.Assign(targets=[ast.Name(id=name)], value=value):
+            return name, ast.literal_eval(value), ""
+    raise ValueError(ast.unparse(statement))
 
 
 @dataclass(frozen=True)
 class Notebook:
-    """One numbered notebook.
-
-    Attributes:
-        path: of the ``.ipynb`` file.
-        content: the file's JSON.
-    """
+    """One numbered notebook: the ``path`` of its file and the file's JSON, ``content``."""
 
     path: Path
     content: dict[str, Any]
@@ -62,19 +151,35 @@ class Notebook:
         return ", ".join(dict.fromkeys(next(filter(None, lines), [])))
 
     @cached_property
-    def parameters(self) -> dict[str, parameters.Parameter]:
-        """What the cell tagged ``parameters`` holds.
-
-        Raises:
-            RunnerError: unless exactly one such cell is there, with plain literals.
-        """
+    def parameters(self) -> dict[str, Parameter]:
+        """What the cell tagged ``parameters`` holds; a RunnerError unless there is exactly one, of plain literals."""
         tagged = [cell for cell in self.content["cells"] if "parameters" in cell.get("metadata", {}).get("tags", [])]
         if len(tagged) != 1:
             raise RunnerError(
                 f"{self.path.name} has {len(tagged)} cells tagged 'parameters', and papermill needs exactly one. In "
                 f"JupyterLab: select the cell, open the property inspector (gear, top right), edit its tags."
             )
-        return parameters.read(_text(tagged[0]), self.name)
+        return parameters_in(_text(tagged[0]), self.name)
+
+    def values(self, given: Mapping[str, Any], profile: str) -> dict[str, Any]:
+        """Return every parameter's value: the default, the profile, or what was given (a value, or its text).
+
+        Raises:
+            RunnerError: for a name that the notebook does not have, or a value that the parameter does not take.
+        """
+        known = self.parameters
+        for name in given:
+            if name not in known:
+                raise RunnerError(
+                    f"{self.name} has no parameter {name!r}.{nearest(name, known)} It has: {', '.join(known)}. Name "
+                    f"the notebooks that the parameter is meant for, for example: sharpnb run {self.name[:2]} -p "
+                    f"{name} VALUE")
+        asked = {"profile": profile} if "profile" in known else {}
+        defaults = {name: parameter.default for name, parameter in known.items()}
+        values = defaults | {name: known[name].read(value) for name, value in {**asked, **given}.items()}
+        if values.get("profile", profile) != profile:
+            raise RunnerError(f"profile = {values['profile']!r} contradicts --profile {profile}. Give --profile alone.")
+        return values
 
     @property
     def _opening(self) -> list[str]:
@@ -115,14 +220,9 @@ def _found() -> tuple[list[Notebook], dict[str, str]]:
 
 
 def load(path: Path) -> Notebook:
-    """Read one notebook.
-
-    Raises:
-        RunnerError: if it is no notebook of format 4.
-    """
+    """Read one notebook; a RunnerError if it is none of format 4."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = Notebook(path, content)
+        found = Notebook(path, json.loads(path.read_text(encoding="utf-8")))
         _ = found.code, found.title, found.reproduces, found.after_all  # format 4 has cells of these kinds
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunnerError(
@@ -141,29 +241,24 @@ def select(names: list[str] | None) -> list[Notebook]:
     if not names:
         return find_all()
     known, others = _found()
-    chosen = {_match(name, known, others).name for name in names}
+    chosen = {_match(name, known, others) for name in names}
     return [notebook for notebook in known if notebook.name in chosen]
 
 
-def _match(name: str, known: list[Notebook], others: dict[str, str]) -> Notebook:
-    stem = Path(name).name.removesuffix(".ipynb")
+def _match(name: str, known: list[Notebook], others: dict[str, str]) -> str:
+    stem, stems = Path(name).name.removesuffix(".ipynb"), [notebook.name for notebook in known]
+    number = f"{stem.zfill(2)}_" if stem.isdigit() else "\0"
     if stem in others:
         raise RunnerError(others[stem])
-    exact = [notebook for notebook in known if notebook.name == stem]
-    number = stem.zfill(2) if stem.isdigit() else None
-    found = exact or [notebook for notebook in known if notebook.name.split("_")[0] == number]
+    found = [stem] if stem in stems else [each for each in stems if each.startswith(number)]
     if len(found) == 1:
         return found[0]
-    stems = [notebook.name for notebook in found or known]
     if found:
-        raise RunnerError(f"{name!r} means more than one notebook: {', '.join(stems)}. Give the whole name.")
-    meant = [reason for other, reason in others.items() if number and other.split("_")[0] == number]
-    if meant:
-        raise RunnerError("\n".join(meant))
-    hint = nearest(stem, stems)
-    raise RunnerError(f"There is no notebook {name!r}.{hint} These are there: {', '.join(stems)}.")
+        raise RunnerError(f"{name!r} means more than one notebook: {', '.join(found)}. Give the whole name.")
+    meant = [reason for other, reason in others.items() if other.startswith(number)]
+    raise RunnerError("\n".join(meant) or f"There is no notebook {name!r}.{nearest(stem, stems)} These are there: "
+                      f"{', '.join(stems)}.")
 
 
 def _text(cell: dict[str, Any]) -> str:
-    source = cell.get("source", "")
-    return source if isinstance(source, str) else "".join(source)
+    return "".join(cell.get("source", ""))

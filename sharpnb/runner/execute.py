@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import shutil
@@ -12,39 +11,26 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import sharpnb
 from sharpnb import paths, sources
-from sharpnb.runner import catalogue, keys, lock, stored, surroundings
-from sharpnb.runner.errors import RunnerError
-from sharpnb.runner.plan import FORCE, Step, plan, sidecar, step
+from sharpnb.runner import catalogue, lock, stored, surroundings
+from sharpnb.runner.plan import FORCE, Step, plan, step, written
 
 QUICK_TIMEOUT = 600.0  # ten times the longest that a quick notebook may take, for slow machines
-
-# glibc's own adaptation ends at these two limits. As it starts, it gives freed megabytes back to the system and takes
-# them again page by page, a third of the time of a batched CNN. Other C libraries do not look at them.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**26)}
-_THREADS = tuple(f"{library}_NUM_THREADS" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR"))
 _REMEDIES = {
-    "kernel died": (
-        "The kernel died without a word in {place}. Most often the system ended it for want of memory: "
-        "close other programs, run with --jobs 1, or ask for less (see the parameters). `sharpnb doctor` shows what is "
-        "free."
-    ),
-    "timed out": (
-        "After {timeout:.0f} s it was still at work, in {place}. Give more time with --timeout SECONDS "
-        "(0: no limit)."
-    ),
-    "worker died": (
-        "The process that ran the kernel ended unexpectedly (exit status {status}), in {place}; -9 is most "
-        "often the system, for want of memory. Its last words:\n{stderr}"
-    ),
+    "kernel died": "The kernel died without a word in {place}. Most often the system ended it for want of memory: "
+    "close other programs, run with --jobs 1, or ask for less (see the parameters). `sharpnb doctor` says what is free",
+    "timed out": "After {timeout:.0f} s it was still at work, in {place}. Give more time with --timeout SECONDS (0: no "
+    "limit).",
+    "worker died": "The process that ran the kernel ended unexpectedly (exit status {status}), in {place}; -9 is most "
+    "often the system, for want of memory. Its last words:\n{words}",
 }
 
 
@@ -55,7 +41,7 @@ class Result:
     Attributes:
         name: the notebook's.
         why: why it was executed, or why not.
-        outcome: ``done``, ``up to date``, ``failed``, ``kernel died``, ``worker died``, ``timed out``.
+        outcome: ``done``, ``up to date``, ``failed``, ``kernel died``, ``worker died``, ``timed out``, ``not run``.
         seconds: wall time; 0 when nothing was executed.
         detail: the failing cell's traceback, or what went wrong and what to do.
         kept: the executed copy, up to the failure if there was one.
@@ -76,8 +62,8 @@ class Result:
         return self.outcome in ("done", "up to date")
 
 
-class Watcher(Protocol):
-    """Who is told what happens, from several threads."""
+class Watcher:
+    """Who is told what happens, from several threads; this one says nothing."""
 
     def started(self, step: Step) -> None:
         """A notebook begins."""
@@ -87,19 +73,6 @@ class Watcher(Protocol):
 
     def ended(self, result: Result) -> None:
         """It has ended, or was up to date."""
-
-
-class Silence:
-    """The watcher that says nothing."""
-
-    def started(self, step: Step) -> None:
-        """Say nothing."""
-
-    def cell(self, name: str, number: int, total: int) -> None:
-        """Say nothing."""
-
-    def ended(self, result: Result) -> None:
-        """Say nothing."""
 
 
 def run(
@@ -124,17 +97,17 @@ def run(
         RunnerError: before anything is executed, for what :func:`sharpnb.runner.plan` refuses, or while another run
             holds the checkout.
     """
-    plan(names, profile, parameters, force=force, update=update)  # refuse before waiting for the lock
+    asked: dict[str, Any] = {"profile": profile, "force": force, "update": update, "given": parameters or {}}
+    plan(names, **asked)  # refuse before waiting for the lock
     if jobs is None:
         jobs = min(2, os.cpu_count() or 1) if profile == "quick" else 1
     if timeout is None:
         timeout = QUICK_TIMEOUT if profile == "quick" else 0.0
     with lock.only_one(paths.root() / "data" / "runs" / ".lock") as descriptor:
-        steps = plan(names, profile, parameters, force=force, update=update)
-        crew = _Crew(descriptor, timeout, watcher or Silence())
+        steps, crew = plan(names, **asked), _Crew(descriptor, timeout, watcher or Watcher())
         results = crew.work([item for item in steps if not item.notebook.after_all], jobs)
         for item in (item for item in steps if item.notebook.after_all):
-            results += crew.work([step(item.notebook, item.values, profile, force, update)], 1)
+            results += crew.work([step(item.notebook, **asked)], 1)
     return results
 
 
@@ -159,25 +132,25 @@ class _Crew:
                 raise
 
     def _one(self, item: Step) -> Result:
-        begun, outcome, detail = time.monotonic(), "up to date", ""
-        before = keys.written(item.name, item.profile) if item.why else {}
         if item.why:
-            self.watcher.started(item)
-            try:
-                _prepare(item)
-                outcome, detail = self._attempt(item)
-                seconds = time.monotonic() - begun
-                kept = _settle(item, outcome, seconds)
-            except (OSError, ValueError, RunnerError) as error:
-                notes = getattr(error, "__notes__", [])
-                outcome, detail = "failed", "\n".join([f"{type(error).__name__}: {error}", *notes])
-                seconds, kept = time.monotonic() - begun, None
-            renewed = sorted(dict(keys.written(item.name, item.profile).items() - before.items()))
-            result = Result(item.name, item.reason, outcome, seconds, detail, kept, tuple(renewed))
+            result = self._executed(item)
         else:
-            result = Result(item.name, item.reason, outcome, 0.0, detail, item.copy())
+            result = Result(item.name, item.reason, "up to date", kept=item.copy())
         self.watcher.ended(result)
         return result
+
+    def _executed(self, item: Step) -> Result:
+        begun, before, kept = time.monotonic(), written(item.name, item.profile), None
+        self.watcher.started(item)
+        try:
+            _prepare(item)
+            outcome, detail = self._attempt(item)
+            kept = _settle(item, outcome, time.monotonic() - begun)
+        except (OSError, ValueError, catalogue.RunnerError) as error:
+            notes = getattr(error, "__notes__", [])
+            outcome, detail = "failed", "\n".join([f"{type(error).__name__}: {error}", *notes])
+        renewed = sorted(dict(written(item.name, item.profile).items() - before.items()))
+        return Result(item.name, item.reason, outcome, time.monotonic() - begun, detail, kept, tuple(renewed))
 
     def _attempt(self, item: Step) -> tuple[str, str]:
         """Execute one notebook in a process of its own; return how it ended and the detail."""
@@ -190,7 +163,11 @@ class _Crew:
             try:
                 if self.timeout:
                     timer.start()
-                for event in _events(process.stdout):
+                for line in process.stdout or ():
+                    try:
+                        event = dict(json.loads(line))
+                    except (ValueError, TypeError):
+                        continue  # of another hand
                     if "cell" in event:
                         place = f"cell {event['cell']} of {event['of']}"
                         self.watcher.cell(item.name, event["cell"], event["of"])
@@ -202,10 +179,10 @@ class _Crew:
                 _end(process)
                 self.busy.discard(process)
             errors.seek(0)
-            last_words = errors.read()[-2000:].strip() or "(none)"
+            words = errors.read()[-2000:].strip() or "(none)"
         outcome = "timed out" if late.is_set() else ended.get("end", "worker died")
-        facts = {"place": place, "timeout": self.timeout, "stderr": last_words, "status": process.returncode}
-        remedy = _REMEDIES.get(outcome, "").format(**facts)
+        remedy = _REMEDIES.get(outcome, "").format(
+            place=place, timeout=self.timeout, words=words, status=process.returncode)
         return outcome, remedy or ended.get("detail", "")
 
     def _start(self, item: Step, errors: IO[str]) -> subprocess.Popen[str] | None:
@@ -232,15 +209,6 @@ class _Crew:
         return process
 
 
-def _events(lines: IO[str] | None) -> Iterator[dict[str, Any]]:
-    """Yield what a worker tells; a line of another hand on its standard output is passed over."""
-    for line in lines or ():
-        with contextlib.suppress(ValueError):
-            event = json.loads(line)
-            if isinstance(event, dict):
-                yield event
-
-
 def _end(process: subprocess.Popen[str]) -> None:
     """End a worker by its own way: at the end of its input it takes the kernel and everything below down with it."""
     if process.stdin:
@@ -249,19 +217,16 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _environment(item: Step) -> dict[str, str]:
-    """Return what a kernel is to find in its environment: one thread, no bar, our own package.
-
-    An allocator that keeps what is freed, unless the user has set one up.
+    """Return what a kernel is to find in its environment: one thread, no bar, our own package, no GPU on the CPU.
 
     Two OpenMP threads on shared cores were measured nine times slower than one; the quick profile fixes the number for
-    reproducibility too, the full one leaves a number that the user has set.
+    reproducibility too, the full one leaves a number that the user has set. So is the allocator's setting left.
     """
-    fixed = item.profile == "quick"
-    threads = {name: "1" if fixed else os.environ.get(name, "1") for name in _THREADS}
-    allocator = {name: os.environ.get(name, value) for name, value in ALLOCATOR.items()}
-    hidden = {"CUDA_VISIBLE_DEVICES": ""} if item.key["device"] == "cpu" else {}
+    threads = dict.fromkeys(surroundings.THREADS, "1")
+    own = {name: os.environ.get(name, value) for name, value in {**threads, **surroundings.ALLOCATOR}.items()}
     return {
-        **threads, **hidden, **allocator, "TQDM_DISABLE": "1", "SHARPNB_CHECK": "",
+        **own, **(threads if item.profile == "quick" else {}),
+        **({"CUDA_VISIBLE_DEVICES": ""} if item.device == "cpu" else {}), "TQDM_DISABLE": "1", "SHARPNB_CHECK": "",
         "SHARPNB_KEEP": "0" if item.update else "1", "SHARPNB_FORCE": "1" if item.forced else "",
         "SHARPNB_ROOT": str(paths.root()), "PYTHONPATH": _search_path(sources.package_folder().parent),
     }
@@ -271,43 +236,39 @@ def _search_path(folder: Path) -> str:
     return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
 
 
+def _now() -> str:
+    return datetime.now().isoformat(" ", "seconds")
+
+
 def _prepare(item: Step) -> None:
     """Mark the last result as void; sweep away what a killed run has left half-written, and what --force makes anew."""
-    now = datetime.now().isoformat(" ", "seconds")
-    paths.write_whole(sidecar(item.folder, item.name), json.dumps({"begun": now, "forced": item.forced}))
+    paths.write_whole(item.sidecar, json.dumps({"begun": _now(), "forced": item.forced}))
+    pieces = item.folder / "pieces" / item.name
     if FORCE in item.why:
-        shutil.rmtree(item.folder / "pieces" / item.name, ignore_errors=True)
+        shutil.rmtree(pieces, ignore_errors=True)
     item.copy("partial").unlink(missing_ok=True)
-    own = [paths.figures(item.name).rglob(".*.partial"), paths.records(item.name, item.profile).rglob(".*.partial")]
-    own.append((item.folder / "pieces" / item.name).rglob(".*.partial"))
-    for leftover in (*itertools.chain(*own), *item.folder.glob(f".{item.name}.*.partial")):
+    for folder in (paths.figures(item.name), paths.records(item.name, item.profile), pieces):
+        for leftover in folder.rglob(".*.partial"):
+            leftover.unlink(missing_ok=True)
+    for leftover in item.folder.glob(f".{item.name}.*.partial"):
         leftover.unlink(missing_ok=True)
-
-
-def _whole(file: Path) -> bool:
-    try:
-        return bool(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return False
 
 
 def _settle(item: Step, outcome: str, seconds: float) -> Path | None:
     """Keep what a notebook has left; return the copy that was kept."""
-    if _whole(item.copy("partial")):
+    with contextlib.suppress(OSError, ValueError):  # papermill was cut short while it wrote
+        json.loads(item.copy("partial").read_text(encoding="utf-8"))
         os.replace(item.copy("partial"), item.copy("failed"))
-    item.copy("partial").unlink(missing_ok=True)  # papermill was cut short while it wrote
+    item.copy("partial").unlink(missing_ok=True)
     if outcome != "done":
         return item.copy("failed") if item.copy("failed").exists() else None
     item.copy("failed").unlink(missing_ok=True)
+    done: dict[str, Any] = {"key": item.key, "copy": sources.digest(item.copy()), "seconds": round(seconds, 1),
+                            "wrote": written(item.name, item.profile), "finished": _now()}
     if item.update:
         executed = json.loads(item.copy().read_text(encoding="utf-8"))
         now = catalogue.load(item.notebook.path).content  # as somebody may have edited it while it ran
         paths.write_whole(item.notebook.path, stored.text(stored.with_outputs(now, executed)))
-    done = {
-        "key": item.key, "copy": sources.digest(item.copy()), "wrote": keys.written(item.name, item.profile),
-        "seconds": round(seconds, 1), "finished": datetime.now().isoformat(" ", "seconds"),
-    }
-    if item.update:
         done["stored"] = stored.digest(catalogue.load(item.notebook.path).content)
-    paths.write_whole(sidecar(item.folder, item.name), json.dumps(done, indent=1))
+    paths.write_whole(item.sidecar, json.dumps(done, indent=1))
     return item.notebook.path if item.update else item.copy()

@@ -11,16 +11,15 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from sharpnb.runner.errors import RunnerError
+from sharpnb.runner.catalogue import RunnerError
 
 
 @contextmanager
 def only_one(file: Path, patience: float = 5.0) -> Iterator[int]:
     """Hold the lock ``file`` and yield its descriptor, for the workers to inherit.
 
-    The lock is the operating system's: it is free again when the last process that holds the descriptor is gone, killed
-    or not, so that a new run never meets the last moments of an old one's workers. Where the driver that the file names
-    is gone already, its workers are given ``patience`` seconds to follow.
+    The lock is the operating system's: it is free again when the last process that holds the descriptor is gone. Where
+    the driver that the file names is gone already, its workers are given ``patience`` seconds to follow.
 
     Raises:
         RunnerError: if another run holds it, whose process the message names, or the folder cannot be written.
@@ -44,13 +43,7 @@ def only_one(file: Path, patience: float = 5.0) -> Iterator[int]:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                owner = _owner(file)
-                if time.monotonic() > deadline or _alive(owner.get("pid")):
-                    raise RunnerError(
-                        f"Another run is at work in this checkout: process {owner.get('pid', '?')}, started "
-                        f"{owner.get('started', '?')}: {owner.get('command', '?')}. Wait for it, or stop it with "
-                        f"`kill {owner.get('pid', 'PID')}`; what it has finished is kept."
-                    ) from None
+                _refuse_if_alive(file, time.monotonic() > deadline)
                 time.sleep(0.05)
         handle.seek(0)
         handle.truncate()
@@ -60,17 +53,15 @@ def only_one(file: Path, patience: float = 5.0) -> Iterator[int]:
         yield handle.fileno()
 
 
-def _owner(file: Path) -> dict[str, object]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return {}
-
-
-def _alive(pid: object) -> bool:
+def _refuse_if_alive(file: Path, at_any_rate: bool) -> None:
     import psutil
 
     try:
-        return psutil.Process(int(str(pid))).status() != psutil.STATUS_ZOMBIE
-    except (psutil.Error, ValueError):
-        return False
+        owner = json.loads(file.read_text(encoding="utf-8"))
+        alive = psutil.Process(int(owner["pid"])).status() != psutil.STATUS_ZOMBIE
+    except (ValueError, KeyError, psutil.Error):
+        owner, alive = {}, False
+    if alive or at_any_rate:
+        pid, started, command = (owner.get(name, "?") for name in ("pid", "started", "command"))
+        raise RunnerError(f"Another run is at work in this checkout: process {pid}, started {started}: {command}. Wait "
+                          f"for it, or stop it with `kill {pid}`; what it has finished is kept.") from None

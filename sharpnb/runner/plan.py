@@ -1,17 +1,28 @@
-"""What a run would do, and why: one step a notebook."""
+"""What a result depends on, what a run would do, and why: one step a notebook.
+
+The *stamp* of a notebook is a flat table: its code cells (not the text, not the outputs), its parameters, each file of
+the package and of the studies that it reaches, the data sets that it names, the installed versions. A notebook is
+executed again when its stamp differs from that of its last successful run, or when something that this run wrote is
+gone or was changed by another hand.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+import sys
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sharpnb import paths, sources
-from sharpnb.runner import keys, parameters, stored
-from sharpnb.runner.catalogue import Notebook, select
-from sharpnb.runner.errors import RunnerError, nearest
+from sharpnb import datafiles, paths, sources
+from sharpnb.runner import stored
+from sharpnb.runner.catalogue import Notebook, RunnerError, find_all, nearest, select
 
 PROFILES = ("quick", "full")
 FORCE = "--force"  # the reason to execute what is up to date
@@ -22,12 +33,11 @@ class Step:
     """One notebook of a run.
 
     Attributes:
-        notebook: what would be executed.
-        profile: ``quick`` or ``full``.
-        values: every parameter's value.
-        injected: those that differ from the notebook's own defaults, which papermill is given.
+        notebook, profile: what would be executed.
+        injected: the parameters that differ from the notebook's own defaults, which papermill is given.
+        device: what the parameter of this name comes to: the CPU for ``auto`` in the quick profile.
         update: whether the outputs go back into the committed notebook.
-        key: what the result depends on, see :func:`sharpnb.runner.keys.key`.
+        key: the stamp of today.
         why: the reasons to execute it; empty when the last run's result still holds.
         last: what the last successful run has left, or nothing.
         forced: whether what is finished already is made again: under ``--force``, and when such a run is gone on with.
@@ -35,12 +45,12 @@ class Step:
 
     notebook: Notebook
     profile: str
-    values: Mapping[str, Any]
     injected: Mapping[str, Any]
+    device: str
     update: bool
-    key: Mapping[str, Any]
-    why: tuple[str, ...]
+    key: Mapping[str, str]
     last: Mapping[str, Any]
+    why: tuple[str, ...] = ()
     forced: bool = False
 
     @property
@@ -50,8 +60,13 @@ class Step:
 
     @property
     def folder(self) -> Path:
-        """Where the executed copy and its key are kept."""
+        """Where the executed copy and its stamp are kept."""
         return paths.runs("committed" if self.update else self.profile)
+
+    @property
+    def sidecar(self) -> Path:
+        """The file in which the stamp is kept."""
+        return self.folder / f"{self.name}.json"
 
     def copy(self, state: str = "") -> Path:
         """Return the path of the executed copy; ``state`` is ``partial`` while it runs, ``failed`` after a failure."""
@@ -88,58 +103,113 @@ def plan(
     if update and (given or profile != "quick"):
         raise RunnerError("--update stores what the defaults give in the quick profile: leave out -p and --profile.")
     chosen = sorted(select(names), key=lambda notebook: (notebook.after_all, notebook.name))
-    values = [parameters.effective(notebook.parameters, given or {}, profile, notebook.name) for notebook in chosen]
-    steps = [step(*pair, profile, force, update) for pair in zip(chosen, values, strict=True)]
-    changes = any(item.why for item in steps if not item.notebook.after_all)
-    follows = [changes and item.notebook.after_all and not item.why for item in steps]
-    return [replace(item, why=("it reads what the others write",)) if follow else item
-            for item, follow in zip(steps, follows, strict=True)]
+    steps = [step(notebook, given or {}, profile, force, update) for notebook in chosen]
+    if any(item.why for item in steps if not item.notebook.after_all):
+        follows = ("it reads what the others write",)
+        steps = [replace(item, why=item.why or follows) if item.notebook.after_all else item for item in steps]
+    return steps
 
 
-def step(notebook: Notebook, values: Mapping[str, Any], profile: str, force: bool, update: bool) -> Step:
+def step(notebook: Notebook, given: Mapping[str, Any], profile: str, force: bool, update: bool) -> Step:
     """Compare one notebook with its last run."""
-    defaults = {name: parameter.default for name, parameter in notebook.parameters.items()}
-    injected = {name: value for name, value in values.items() if repr(value) != repr(defaults[name])}
-    new = keys.key(notebook, values, profile)
-    bare = Step(notebook, profile, values, injected, update, new, (), _last(notebook.name, profile, update))
-    why = [*_why(bare), *([FORCE] if force else [])]
-    begun = not bare.last and _read(sidecar(bare.folder, bare.name)).get("forced", False)
-    return replace(bare, why=tuple(why), forced=force or bool(begun))
+    values = notebook.values(given, profile)
+    injected = {name: value for name, value in values.items() if repr(value) != repr(notebook.parameters[name].default)}
+    device = str(values.get("device", "auto"))
+    device = "cpu" if device == "auto" and profile == "quick" else device
+    item = Step(notebook, profile, injected, device, update, stamp(notebook, values, device), {})
+    left = _read(item.sidecar)
+    if {"key", "wrote", "finished", "seconds"} <= left.keys():
+        item = replace(item, last=left)
+        why = _changes(item)
+    else:
+        why = ["its last run failed or was interrupted" if left else "not run yet on this machine"]
+    begun = not item.last and bool(left.get("forced"))
+    return replace(item, why=(*why, *([FORCE] if force else [])), forced=force or begun)
 
 
-def _why(candidate: Step) -> list[str]:
-    if not candidate.last:
-        begun = _read(sidecar(candidate.folder, candidate.name))
-        return ["its last run failed or was interrupted" if begun else "not run yet on this machine"]
-    why = keys.differences(candidate.last["key"], candidate.key)
-    if candidate.update and stored.digest(candidate.notebook.content) != candidate.last.get("stored"):
+def _changes(item: Step) -> list[str]:
+    """Say what differs from the last successful run, one short phrase each; empty when nothing does."""
+    why, old = [], item.last["key"]
+    for name in {**item.key, **old}:
+        before, after = old.get(name), item.key.get(name)
+        if before is None or after is None:
+            why.append(f"{name} is {'new' if before is None else 'gone'}")
+        elif before != after:
+            why.append(f"{name} changed" if "#" in before else f"{name}: {before} → {after}")
+    if item.update and stored.digest(item.notebook.content) != item.last.get("stored"):
         why.append("its stored outputs are not those of the last run")
-    copy, name = candidate.copy(), candidate.copy().relative_to(paths.root()).as_posix()
-    if not candidate.update and not copy.exists():
-        why.append(f"{name} is missing")
-    elif not candidate.update and sources.digest(copy) != candidate.last.get("copy"):
-        why.append(f"{name} was changed since")
-    return [*why, *keys.missing(candidate.last["wrote"])]
+    marks = dict(item.last["wrote"])
+    if not item.update:
+        marks[item.copy().relative_to(paths.root()).as_posix()] = item.last.get("copy")
+    for name, mark in marks.items():
+        file = paths.root() / name
+        if not file.exists() or sources.digest(file) != mark:
+            why.append(f"{name} {'was changed since' if file.exists() else 'is missing'}")
+    return why
 
 
 def state(notebook: Notebook) -> str:
     """Return how the last quick run stands."""
-    last = _last(notebook.name, "quick", update=False)
-    if not last:
-        return "not run yet"
-    values = parameters.effective(notebook.parameters, {}, "quick", notebook.name)
-    current = step(notebook, values, "quick", False, False)
-    return "changed since" if current.why else "up to date"
+    item = step(notebook, {}, "quick", False, False)
+    return "up to date" if not item.why else "changed since" if item.last else "not run yet"
 
 
-def sidecar(folder: Path, name: str) -> Path:
-    """Return the file in which a run's key is kept."""
-    return folder / f"{name}.json"
+def stamp(notebook: Notebook, values: Mapping[str, Any], device: str) -> dict[str, str]:
+    """Return what a run depends on, named as a reader is told; a digest has a ``#``, other values can be read."""
+    reached = sources.digests(notebook.code)
+    studies = [(paths.root() / name).read_text(encoding="utf-8") for name in reached
+               if name.startswith("notebooks/studies/") and name.endswith(".py")]
+    named = {*re.findall(r"""["'](\w+)["']""", "\n".join([*notebook.code, *studies])), *map(str, values.values())}
+    return {
+        "the notebook's code": "#" + hashlib.sha256(json.dumps(notebook.code).encode()).hexdigest()[:16],
+        **{f"parameter {name}": repr(value) for name, value in values.items()},
+        **{name: f"#{mark}" for name, mark in reached.items()},
+        **{f"data set {name}": f"#{datafiles.fingerprint(name)}" for name in datafiles.NAMES if name in named},
+        **(_others(notebook.name) if notebook.after_all else {}),
+        **_versions(paths.root()), "Python": f"{sys.version_info.major}.{sys.version_info.minor}", "device": device,
+    }
 
 
-def _last(name: str, profile: str, update: bool) -> dict[str, Any]:
-    last = _read(sidecar(paths.runs("committed" if update else profile), name))
-    return last if {"key", "wrote", "finished", "seconds"} <= last.keys() else {}
+def written(notebook: str, profile: str) -> dict[str, str]:
+    """Return what a run has written, its records and figures, with their digests.
+
+    The figures of the full profile lie in a folder ``full`` beside those of the quick one.
+    """
+    figures, full = paths.figures(notebook), paths.figures(notebook) / "full"
+    drawn = [file for file in _files(figures) if file.is_relative_to(full) == (profile == "full")]
+    return {_name(file): sources.digest(file) for file in (*_files(paths.records(notebook, profile)), *drawn)}
+
+
+@cache
+def _versions(root: Path) -> Mapping[str, str]:
+    """Return the installed versions of what pyproject.toml asks for: the core and the ``notebooks`` extra."""
+    file = root / "pyproject.toml"
+    project = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {}) if file.exists() else {}
+    asked = [*project.get("dependencies", []), *project.get("optional-dependencies", {}).get("notebooks", [])]
+    found = {}
+    for name in (re.split(r"[^\w.-]", requirement.strip(), maxsplit=1)[0] for requirement in asked):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _others(notebook: str) -> dict[str, str]:
+    """Return the marks of what a page about all others reads: their records, their headings."""
+    folder = paths.root() / "data" / "records"
+    records = {_name(file): f"#{sources.digest(file)}" for file in _files(folder)
+               if not file.is_relative_to(folder / notebook)}
+    return records | {f"notebooks/{other.name}.ipynb": f"#{other.title}" for other in find_all()
+                      if other.name != notebook}
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+
+
+def _name(file: Path) -> str:
+    return file.relative_to(paths.root()).as_posix()
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -11,7 +11,9 @@ import hashlib
 import json
 from typing import Any
 
-_KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+_METADATA = {"kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+             "language_info": {"name": "python"}}
+_OF_PAPERMILL = {"injected-parameters", "papermill-error-cell-tag"}
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -23,21 +25,17 @@ def normalised(notebook: dict[str, Any]) -> dict[str, Any]:
     stays). Set: the kernel ``python3``, execution counts 1 to n over the executed cells, stream outputs in one piece.
     """
     result = copy.deepcopy(notebook)
-    metadata = result["metadata"]
-    for name in ("papermill", "widgets"):
-        metadata.pop(name, None)
-    metadata["kernelspec"] = dict(_KERNELSPEC)
-    metadata["language_info"] = {"name": "python"}
-    result["cells"] = [cell for cell in result["cells"] if not _of_papermill(cell)]
+    kept = {name: value for name, value in result["metadata"].items() if name not in ("papermill", "widgets")}
+    result["metadata"] = kept | copy.deepcopy(_METADATA)
+    result["cells"] = [cell for cell in result["cells"] if not _OF_PAPERMILL & {*cell["metadata"].get("tags", [])}]
     executed = 0
     for cell in result["cells"]:
         for name in ("papermill", "execution", "ExecuteTime"):
             cell["metadata"].pop(name, None)
-        if cell["cell_type"] != "code":
-            continue
-        executed += cell["execution_count"] is not None
-        cell["execution_count"] = cell["execution_count"] and executed
-        cell["outputs"] = _outputs(cell["outputs"], cell["execution_count"])
+        if cell["cell_type"] == "code":
+            executed += cell["execution_count"] is not None
+            cell["execution_count"] = cell["execution_count"] and executed
+            cell["outputs"] = _outputs(cell["outputs"], cell["execution_count"])
     return result
 
 
@@ -49,18 +47,17 @@ def with_outputs(source: dict[str, Any], executed: dict[str, Any]) -> dict[str, 
     Raises:
         ValueError: if its code is not that of ``executed``, which then has no outputs for it.
     """
-    by_id = {cell["id"]: cell for cell in executed["cells"] if cell["cell_type"] == "code" and not _of_papermill(cell)}
     result = copy.deepcopy(source)
-    code = [cell for cell in result["cells"] if cell["cell_type"] == "code"]
-    ran, now = ({cell["id"]: _joined(cell["source"]) for cell in cells} for cells in (by_id.values(), code))
-    if list(ran.items()) != list(now.items()):
-        other = [ident for ident in {**ran, **now} if ran.get(ident) != now.get(ident)]
+    ran, now = ({cell["id"]: cell for cell in cells if cell["cell_type"] == "code"}
+                for cells in (normalised(executed)["cells"], result["cells"]))
+    before, after = ([(ident, "".join(cell["source"])) for ident, cell in cells.items()] for cells in (ran, now))
+    if before != after:
+        other = [ident for ident in {**ran, **now} if dict(before).get(ident) != dict(after).get(ident)]
         which = f"cells {', '.join(other)}" if other else "the order of the cells"
         raise ValueError(f"The notebook's code was edited while it ran ({which}). The edit is kept, and no outputs are "
                          "stored, for they belong to the code before it. Run it again.")
-    for cell in code:
-        cell["outputs"] = by_id[cell["id"]]["outputs"]
-        cell["execution_count"] = by_id[cell["id"]]["execution_count"]
+    for ident, cell in now.items():
+        cell |= {name: ran[ident][name] for name in ("outputs", "execution_count")}
     return normalised(result)
 
 
@@ -72,11 +69,7 @@ def digest(notebook: dict[str, Any]) -> str:
 
 
 def text(notebook: dict[str, Any]) -> str:
-    """Return the file content, in the layout that nbformat and JupyterLab write.
-
-    Raises:
-        ValueError: if it is not a valid notebook.
-    """
+    """Return the file content, in the layout that nbformat and JupyterLab write; ValueError if it is no notebook."""
     import nbformat
 
     node = nbformat.from_dict(notebook)
@@ -87,10 +80,6 @@ def text(notebook: dict[str, Any]) -> str:
     return nbformat.writes(node) + "\n"
 
 
-def _of_papermill(cell: dict[str, Any]) -> bool:
-    return bool({"injected-parameters", "papermill-error-cell-tag"} & set(cell["metadata"].get("tags", [])))
-
-
 def _outputs(outputs: list[dict[str, Any]], count: int | None) -> list[dict[str, Any]]:
     kept: list[dict[str, Any]] = []
     for output in outputs:
@@ -99,14 +88,9 @@ def _outputs(outputs: list[dict[str, Any]], count: int | None) -> list[dict[str,
         if output["output_type"] == "execute_result":
             output["execution_count"] = count
         if output["output_type"] == "stream":
-            output["text"] = _joined(output["text"])
+            output["text"] = "".join(output["text"])
             if kept and kept[-1].get("name") == output["name"]:
                 kept[-1]["text"] += output["text"]
                 continue
         kept.append(output)
     return kept
-
-
-def _joined(text: str | list[str]) -> str:
-    """Return a text that a notebook may keep as its lines."""
-    return "".join(text)

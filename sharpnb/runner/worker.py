@@ -1,9 +1,8 @@
-"""The process that executes one notebook: papermill in its own process, told by a pipe, dead when the pipe closes.
+"""The process that executes one notebook by papermill: told by a pipe, dead when the pipe closes.
 
-Started by :mod:`sharpnb.runner.execute` as ``python -m sharpnb.runner.worker``. Standard input brings one line of JSON
-(the job) and then stays open: its end means that the driver is gone, however it went, and the worker takes the kernel
-and itself down. That is the same on every system, and at once, where a poll for the parent would take a second.
-Standard output carries one JSON line per event; whatever else prints goes to standard error.
+Standard input brings one line of JSON (the job) and then stays open: its end means that the driver is gone, however it
+went, and the worker takes the kernel and itself down. Standard output carries one JSON line per event; whatever else
+prints goes to standard error.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from sharpnb.paths import write_whole
 
@@ -28,14 +28,18 @@ def main() -> None:
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_die_with_the_driver, daemon=True).start()
     os.environ.update(job["environment"])
-    _tell(events, **_execute(job, events))
+
+    def tell(**event: Any) -> None:
+        print(json.dumps(event), file=events, flush=True)
+
+    tell(**_execute(Path(job["folder"]), job, tell))
 
 
-def _execute(job: dict[str, Any], events: TextIO) -> dict[str, Any]:
+def _execute(folder: Path, job: dict[str, Any], tell: Callable[..., None]) -> dict[str, str]:
     """Execute ``job["source"]`` and return how it ended; what a failure leaves stays in the partial file.
 
-    Paths are relative to that folder: papermill formats them as templates, so a brace in the checkout's own path
-    would be taken for a parameter.
+    Paths are relative to ``folder``: papermill formats them as templates, so a brace in the checkout's own path would
+    be taken for a parameter.
     """
     # A grammar of addresses that jsonschema compiles for 1.6 s when it is imported; no notebook's schema asks for it.
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
@@ -43,23 +47,21 @@ def _execute(job: dict[str, Any], events: TextIO) -> dict[str, Any]:
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    folder, name = Path(job["folder"]), job["name"]
     os.chdir(folder)
-    partial = folder / f"{name}.partial.ipynb"
-    source = os.path.relpath(job["source"])
+    partial, source = folder / f"{job['name']}.partial.ipynb", os.path.relpath(job["source"])
     cells = sum(cell.cell_type == "code" for cell in nbformat.read(source, 4).cells) + bool(job["parameters"])
     started = itertools.count(1)
 
     def on_cell_start(cell: Any, cell_index: int) -> None:
         if cell.cell_type == "code":
-            _tell(events, cell=next(started), of=cells)
+            tell(cell=next(started), of=cells)
 
     try:
         notebook = papermill.execute_notebook(
             source, partial.name, job["parameters"], progress_bar=False, cwd=job["working_folder"],
             on_cell_start=on_cell_start, autosave_cell_every=0,
         )
-        write_whole(folder / f"{name}.ipynb", nbformat.writes(notebook))
+        write_whole(folder / f"{job['name']}.ipynb", nbformat.writes(notebook))
         partial.unlink()
         return {"end": "done"}
     except papermill.PapermillExecutionError as error:
@@ -73,10 +75,6 @@ def _execute(job: dict[str, Any], events: TextIO) -> dict[str, Any]:
         return {"end": "failed", "detail": "\n".join([str(error), *notes])}
     except Exception:
         return {"end": "failed", "detail": traceback.format_exc()}
-
-
-def _tell(events: TextIO, **event: Any) -> None:
-    print(json.dumps(event), file=events, flush=True)
 
 
 def _die_with_the_driver() -> None:

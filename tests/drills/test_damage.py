@@ -17,12 +17,11 @@ from matplotlib import pyplot as plt
 from toy import checkout, plain
 
 from sharpnb import kept, lab, paths, resume
+from sharpnb.checkpoints import read_state
 from sharpnb.lab import figures
-from sharpnb.lab.checkpoint import read_state
 from sharpnb.lab.data import DataError, load_data, status
 from sharpnb.lab.records import Record, RecordMismatch
-from sharpnb.runner import plan
-from sharpnb.runner.errors import RunnerError
+from sharpnb.runner import RunnerError, plan
 from studies import scoreboard
 
 HARM = "cut short, or a stretch of it overwritten, at a random place"

@@ -20,10 +20,9 @@ import imagefolder
 import imagenet
 import sharpnb
 from sharpnb import resume
-from sharpnb.lab.checkpoint import read_state
+from sharpnb.checkpoints import read_state
 from sharpnb.lab.records import Record
-from sharpnb.runner import plan, run
-from sharpnb.runner.errors import RunnerError
+from sharpnb.runner import RunnerError, plan, run
 
 
 def as_pickle(canary) -> bytes:

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import nbformat
 
 from gate import tolerance
-from sharpnb.runner import RunnerError, catalogue, parameters, stored
+from sharpnb.runner import RunnerError, catalogue, stored
 
 LARGEST = 200_000  # bytes; a page that opens at once, and a diff that can be read
 LONGEST_FUNCTION = 10  # lines; what is longer belongs into notebooks/studies, where it is tested
@@ -150,7 +150,7 @@ def one_parameter_cell(subject: Subject) -> Iterator[str]:
     for name in ours.keys() - theirs.keys():
         yield f"papermill does not see the parameter {name!r}: write `name: type = literal  # comment`, no other ="
     for name, found in theirs.items():
-        known = ours.get(name, parameters.Parameter(name, None, type(None)))
+        known = ours.get(name, catalogue.Parameter(name, None, type(None)))
         if repr(ast.literal_eval(found["default"])) != repr(known.default):
             yield f"papermill reads {found['default']} for the parameter {name!r}, Python {known.default!r}"
 

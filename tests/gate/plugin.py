@@ -13,8 +13,7 @@ import pytest
 from nbval.plugin import IPyNbCell
 
 from gate import guards, tolerance
-from sharpnb.runner.execute import ALLOCATOR
-from sharpnb.runner.surroundings import without_profile
+from sharpnb.runner.surroundings import ALLOCATOR, without_profile
 
 # What a kernel finds under the gate, beside what every kernel of ours finds: one thread, no GPU, no bars on standard
 # error, and results compared with the committed ones instead of written.

@@ -74,7 +74,8 @@ def test_a_piece_that_cannot_be_read_back_is_an_error_and_no_empty_result(nb, mo
 
 
 def test_other_sources_find_no_piece(nb, tmp_path):
-    checkout(tmp_path, {nb.name: notebook(code("from sharpnb import rules", "a"))}, {"__init__.py": "", "rules.py": "a = 1"})
+    own = {nb.name: notebook(code("from sharpnb import rules", "a"))}
+    checkout(tmp_path, own, {"__init__.py": "", "rules.py": "a = 1"})
     made = []
 
     def once():
@@ -225,7 +226,7 @@ def test_a_record_of_other_settings_is_not_read(nb, monkeypatch):
 
 
 def execute(root: Path, **environment: str) -> str:
-    """Execute the cells of notebook 14 at toy size in a process and checkout of its own; return what it complains of."""
+    """Execute notebook 14 at toy size in a process and checkout of its own; return what it complains of."""
     root.mkdir(exist_ok=True)
     complaint, end = FORK.Pipe(duplex=False)
     own = {"SHARPNB_ROOT": str(root), "TQDM_DISABLE": "1", "MPLBACKEND": "agg"}

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 from toy import checkout, plain
@@ -23,7 +21,7 @@ print(seed, here.value, os.environ["OMP_NUM_THREADS"], Path.cwd().name, environm
 """
 
 
-class Log(execute.Silence):
+class Log(execute.Watcher):
     """A watcher that remembers."""
 
     def __init__(self):
@@ -56,7 +54,10 @@ def root(tmp_path, monkeypatch):
     return checkout(root, notebooks, {"__init__.py": "", "here.py": "value = 'own source'\n"})
 
 
-def test_a_run_from_end_to_end(root):
+def test_a_run_from_end_to_end(root, tmp_path, monkeypatch):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "sitecustomize.py").write_text("print('welcome')\nprint('[1]')")  # no event of a worker's
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "own"))
     log = Log()
     ended = run(["0", "1", "2", "3"], jobs=4, parameters={"seed": 5}, watcher=log)
     results = {result.name: result for result in ended}
@@ -79,12 +80,7 @@ def test_a_run_from_end_to_end(root):
     assert steps["02_bad"].why == ("its last run failed or was interrupted",)
     assert not list(root.rglob("*partial*"))
 
-
-def test_a_run_says_which_results_are_not_as_they_were_and_update_keeps_none(root, monkeypatch):
-    run(["1"])
-    figure = root / "figures" / "01_a" / "path.png"
-    assert run(["1"], force=True)[0].renewed == ()
-    figure.write_text("another")
+    (root / "figures" / "01_a" / "path.png").write_text("another")
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "7")  # the user's own choice stays
     (again,) = run(["1"], update=True)
     assert again.renewed == ("figures/01_a/path.png",) and outputs(again.kept).endswith(" notebooks ['', '0', '7']\n")
@@ -169,16 +165,8 @@ def test_a_notebook_that_is_gone_or_broken_at_the_end_of_its_run_is_a_failure_of
     assert results["01_a"].outcome == "done" and file.read_text() == "{"
 
 
-def test_a_line_of_another_hand_on_a_workers_output_is_passed_over(root, tmp_path, monkeypatch):
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "sitecustomize.py").write_text("print('welcome')\nprint('[1]')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "own"))
-    (result,) = run(["1"])
-    assert result.outcome == "done"
-
-
 def test_no_worker_starts_once_the_run_is_stopped(root, monkeypatch):
-    crew = execute._Crew(0, 60.0, execute.Silence())
+    crew = execute._Crew(0, 60.0, execute.Watcher())
 
     def interrupted(*of):
         crew.stopped = True  # as Ctrl-C does in another thread
@@ -219,27 +207,6 @@ def test_a_second_run_is_refused_and_names_the_first(root):
     with lock.only_one(file), pytest.raises(RunnerError, match=f"process {os.getpid()}, started"):
         run(["1"])
     assert not (paths.runs("quick") / "01_a.json").exists()
-
-
-def test_a_lock_whose_holder_is_gone_is_free(tmp_path):
-    file = tmp_path / ".lock"
-    hold = "import sys, pathlib; from sharpnb.runner import lock\nwith lock.only_one(pathlib.Path(sys.argv[1])): pass"
-    subprocess.run([sys.executable, "-c", hold, str(file)], check=True)
-    with lock.only_one(file):
-        assert json.loads(file.read_text())["pid"] == os.getpid()
-
-
-def test_a_full_disk_is_a_message_and_the_old_key_stays(root, monkeypatch):
-    def full(path, content):
-        raise OSError(28, "No space left on device")
-
-    old = paths.runs("quick") / "01_a.json"
-    paths.write_whole(old, "{}")
-    monkeypatch.setattr(paths, "write_whole", full)
-    (result,) = run(["1"])
-    assert (result.outcome, result.ok) == ("failed", False)
-    assert "No space left on device" in result.detail
-    assert old.read_text() == "{}"
 
 
 def test_leftovers_of_a_killed_write_are_swept(root):

@@ -41,12 +41,14 @@ def test_a_terminal_gets_a_bar():
     said = told(True)
     assert "cell 5/5" in said and "━" in said
     new = tuple(f"figures/01_a/{name}.png" for name in "abcdef")
-    assert "01_a: done in 12 s, new: a.png, b.png, c.png, d.png and 2 more" in told(True, Result("01_a", "", "done", 12.4, renewed=new))
+    said = told(True, Result("01_a", "", "done", 12.4, renewed=new))
+    assert "01_a: done in 12 s, new: a.png, b.png, c.png, d.png and 2 more" in said
     assert "01_a: done in 12 s, new: a.png\n" in told(True, Result("01_a", "", "done", 12.4, renewed=new[:1]))
 
 
 def test_a_failure_shows_the_traceback_in_full_and_where_the_notebook_is(root):
-    trace = "\n".join([f"line {number} " + "x" * 200 for number in range(60)] + ["\x1b[31mValueError\x1b[0m: [no] markup"])
+    lines = [f"line {number} " + "x" * 200 for number in range(60)]
+    trace = "\n".join([*lines, "\x1b[31mValueError\x1b[0m: [no] markup"])
     kept = root / "data" / "runs" / "quick" / "01_a.failed.ipynb"
     said = told(False, Result("01_a", "", "failed", 1.0, trace, kept)).splitlines()
     assert said[-2:] == ["ValueError: [no] markup",

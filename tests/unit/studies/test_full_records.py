@@ -1,4 +1,4 @@
-"""Every committed record of the full profile is found by the settings of its study, so that the notebooks can draw it."""
+"""Every committed record of the full profile is found by the settings of its study, and so drawn by the notebooks."""
 
 from functools import partial
 
@@ -36,7 +36,8 @@ SETTINGS = {
     "11_alpha_lambda_heatmaps/cells": {
         "regime": alpha_lambda.FULL, "rules": list(alpha_lambda.TITLES), "schedules": ("cosine",)},
     "11_alpha_lambda_heatmaps/schedules": {
-        "regime": alpha_lambda.thinned(alpha_lambda.FULL), "rules": ["adam", "adamw"], "schedules": alpha_lambda.FIG1[:2]},
+        "regime": alpha_lambda.thinned(alpha_lambda.FULL), "rules": ["adam", "adamw"],
+        "schedules": alpha_lambda.FIG1[:2]},
     "12_adamw_generalization/CIFAR-10": adamw_generalization.REGIMES["full"]["CIFAR-10"],
     "13_warm_restarts/anytime": warm_restarts.ANYTIME["full"],
     "14_swa_landscapes/cifar": swa.FULL,
