@@ -12,7 +12,6 @@ from studies import (
     filter_grafting,
     lookahead,
     m_sharpness,
-    sam,
     sam_family,
     swa,
     swap,
@@ -21,7 +20,6 @@ from studies import (
 )
 
 STUDIES = {
-    "01_sam": lambda nb: [sam.recorded(name, getattr(sam, name), sam.TOY, nb) for name in ("orders", "kinds", "inner")],
     "04_m_sharpness": lambda nb: [m_sharpness.recorded(name, getattr(m_sharpness, name), m_sharpness.TOY, nb)
                                   for name in ("trained", "family")],
     "08_wsam_gamma": lambda nb: wsam_gamma.table_of(wsam_gamma.TOY, nb).fillna(0).to_dict("list"),
