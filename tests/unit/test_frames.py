@@ -10,7 +10,9 @@ from sharpnb import rules
 
 FRAMES, FILES = 6, 3  # at most, the cell itself not counted
 TRAINING = {  # the cell of the settings, and the cell that trains
+    "01_sam": ["settings", "orders"],
     "02_sam_minima": ["cd527807", "train-live"],
+    "03_hessian_spectra": ["settings", "train"],
     "05_label_noise": ["settings", "train"],
 }
 
