@@ -11,7 +11,6 @@ from studies import (
     alpha_lambda,
     filter_grafting,
     lookahead,
-    m_sharpness,
     sam_family,
     swa,
     swap,
@@ -20,8 +19,6 @@ from studies import (
 )
 
 STUDIES = {
-    "04_m_sharpness": lambda nb: [m_sharpness.recorded(name, getattr(m_sharpness, name), m_sharpness.TOY, nb)
-                                  for name in ("trained", "family")],
     "08_wsam_gamma": lambda nb: wsam_gamma.table_of(wsam_gamma.TOY, nb).fillna(0).to_dict("list"),
     "09_sam_family": lambda nb: sam_family.trained_on(sam_family.TOY, nb).fillna(0).to_dict("list"),
     "11_alpha_lambda_heatmaps": lambda nb: alpha_lambda.run(alpha_lambda.TOY, ["sgd"], nb, "cells").to_dict("list"),

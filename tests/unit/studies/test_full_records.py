@@ -1,7 +1,5 @@
 """Every committed record of the full profile is found by the settings of its study, so that the notebooks can draw it."""
 
-from functools import partial
-
 import pytest
 
 from sharpnb import lab, paths
@@ -23,13 +21,12 @@ from studies import (
     wsam_gamma,
 )
 
-M_SHARPNESS = {**vars(m_sharpness.FULL), "net of": partial(m_sharpness.FULL.model, m_sharpness.FULL.width)}
 SETTINGS = {
     "01_sam/kinds": sam.FULL,
     "03_hessian_spectra/clean": {**vars(hessian_spectra.FULL), "noise": 0.0},
     "03_hessian_spectra/noisy": {**vars(hessian_spectra.FULL), "noise": 0.2},
-    "04_m_sharpness/family": M_SHARPNESS,
-    "04_m_sharpness/trained": M_SHARPNESS,
+    "04_m_sharpness/family": m_sharpness.told(m_sharpness.FULL),
+    "04_m_sharpness/trained": m_sharpness.told(m_sharpness.FULL),
     "05_label_noise/table": label_noise.FULL,
     "08_wsam_gamma/gamma": wsam_gamma.FULL,
     "09_sam_family/family": sam_family.FULL,
