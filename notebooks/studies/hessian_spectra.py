@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,70 +15,51 @@ from torch import Tensor, nn
 
 from sharpnb.curvature import HessianOperator, SpectralDensity, spectral_density, top_eigenvalues
 from sharpnb.lab import models
-from sharpnb.lab.claims import t95
 from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.figures import COLOURS, MARKERS
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from sharpnb.lab.training import shift_and_flip, train
-from sharpnb.many.train import train_many
 from sharpnb.optim import SAM
+from studies.common import Training, spread
 
 TIMES = ("epoch 1", "middle", "end")  # the paper's panels: epochs 1, 50 and 300 of 300
 RULES = ("sgd", "sam")
 TOP = 5  # the paper's ratio is that of the largest to the fifth eigenvalue
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(Training):
     """One experiment: what is trained, how long, how often, and on how many images its Hessian is measured.
 
+    The nets are without BatchNorm as in the paper (section 4.2). The middle is at a sixth of the updates, as epoch 50
+    of 300.
+
     Attributes:
-        label: net and data in a few words, for the claims.
-        data: name of the data set.
-        train_size: training images.
-        model: seed -> net, without BatchNorm as in the paper (section 4.2).
-        steps: updates; the middle is at a sixth of them, as epoch 50 of 300.
-        batch_size, lr, momentum, weight_decay: of SGD, and of SAM's base.
         rho: SAM's radius.
-        seeds: number of seeds.
         many: train all members as one batched program (small nets) or one after another (large ones).
-        dtype: of weights and images.
+        weight_decay: of SGD, and of SAM's base.
         hessian_images: training images of the Hessian's loss.
     """
 
-    label: str
-    data: str
-    train_size: int | None
-    model: Callable[[int], nn.Module]
-    steps: int
-    batch_size: int
-    lr: float
     rho: float
-    seeds: int
-    many: bool
-    momentum: float = 0.9
+    many: bool = False
     weight_decay: float = 0.0
-    dtype: torch.dtype = torch.float32
     hessian_images: int = 10_000
 
 
 # lr = 0.1 and rho = 0.2 are taken over from a survey made before this notebook (a wider MLP, 300 digits, rho from 0.1
 # to 0.5: test error below SGD's at each of them, collapse from rho = 1 on); nothing was tuned here.
-QUICK = Settings("MLP, digits", "digits", 500, lambda seed: models.mlp((64, 24, 10), seed=seed), steps=600,
-                 batch_size=64, lr=0.1, rho=0.2, seeds=8, many=True, dtype=torch.float64)
+QUICK = Settings(label="MLP, digits", data="digits", train_size=500, steps=600, rho=0.2, seeds=8, many=True,
+                 model=lambda seed: models.mlp((64, 24, 10), seed=seed), dtype=torch.float64)
 # The paper's net is WRN-40-10, 300 epochs of batch 256, rho = 0.05: `replace(FULL, steps=300 * 195)` is that schedule.
-FULL = Settings("WRN-16-2, CIFAR-10, 10 epochs", "cifar10", None,
-                lambda seed: models.wide_resnet(16, 2, norm=False, seed=seed), steps=10 * 195, batch_size=256, lr=0.1,
-                rho=0.05, seeds=2, many=False, weight_decay=5e-4, hessian_images=1000)
-TOY = Settings("WRN-10-1, digits", "digits", 200,
-               lambda seed: models.wide_resnet(10, 1, channels=1, norm=False, seed=seed), steps=12, batch_size=64,
-               lr=0.02, rho=0.05, seeds=2, many=False, weight_decay=5e-4, hessian_images=64)
-
-
-def settings(profile: str) -> Settings:
-    """Return the settings of a profile."""
-    return {"quick": QUICK, "full": FULL, "toy": TOY}[profile]
+FULL = Settings(label="WRN-16-2, CIFAR-10, 10 epochs", data="cifar10", train_size=None, steps=10 * 195, batch_size=256,
+                model=lambda seed: models.wide_resnet(16, 2, norm=False, seed=seed), rho=0.05, seeds=2,
+                weight_decay=5e-4, hessian_images=1000)
+TOY = Settings(label="WRN-10-1, digits", data="digits", train_size=200, steps=12, lr=0.02, rho=0.05, seeds=2,
+               model=lambda seed: models.wide_resnet(10, 1, channels=1, norm=False, seed=seed), weight_decay=5e-4,
+               hessian_images=64)
+SETTINGS = {"quick": QUICK, "full": FULL, "toy": TOY}
 
 
 def times(s: Settings) -> dict[int, str]:
@@ -108,57 +89,41 @@ def operator(
 def run(
     s: Settings, nb: Notebook, noise: float = 0.0, work: Work | None = None
 ) -> tuple[list[dict[str, Any]], dict[tuple[str, int], Tensor]]:
-    """Train SGD and SAM for every seed and measure λ1 … λ5 at the three times.
+    """Train SGD and SAM for every seed, one net after another, and measure λ1 … λ5 at the three times.
+
+    Returns:
+        What :func:`joined` says.
+    """
+    data, work = nb.uses(data_of(s, noise)), work or Work(nb)
+    return joined([work.do(rule, partial(_alone, s, data, nb, rule, seed), seed=seed)
+                   for seed in range(s.seeds) for rule in RULES])
+
+
+def joined(made: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[tuple[str, int], Tensor]]:
+    """Join what :func:`measured` gave of each net.
 
     Returns:
         One row a rule, seed and time: the eigenvalues, their ratio, and loss and error of the finished net; and the
         weights of seed 0 at each (rule, step).
     """
-    data, rows, kept = nb.uses(data_of(s, noise)), [], {}
-    work = work or Work(nb)
-    if s.many:
-        made = [_measured(s, nb, data, *one) for one in _together(s, data, nb)]
-    else:
-        made = [work.do(rule, partial(_alone, s, data, nb, rule, seed), seed=seed)
-                for seed in range(s.seeds) for rule in RULES]
-    for piece in made:
-        rows += piece["rows"]
-        first = piece["rows"][0]
-        if first["seed"] == 0:
-            kept |= {(first["rule"], row["step"]): w for row, w in zip(piece["rows"], piece["weights"], strict=True)}
-    return rows, kept
-
-
-def _base(s: Settings) -> dict[str, float]:
-    return {"lr": s.lr, "momentum": s.momentum, "weight_decay": s.weight_decay}
-
-
-def _together(
-    s: Settings, data: Data, nb: Notebook
-) -> Iterator[tuple[str, int, dict[int, Tensor], dict[str, float]]]:
-    """Yield rule, seed, weights at the three times and the last row of the learning curve, trained as one program."""
-    keep = tuple(times(s))
-    configs = [{"rule": "sgd", "seed": seed, **_base(s)} for seed in range(s.seeds)]
-    configs += [{"rule": "sam", "seed": seed, "rho": s.rho, **_base(s)} for seed in range(s.seeds)]
-    many = train_many(configs, data, s.model, steps=s.steps, batch_size=s.batch_size, keep=keep, dtype=s.dtype,
-                      device=str(nb.device))
-    for k, (config, final) in enumerate(zip(configs, many.final(), strict=True)):
-        yield config["rule"], config["seed"], {step: many.kept[step][k] for step in keep}, final
+    kept = {(row["rule"], row["step"]): w for net in made if net["rows"][0]["seed"] == 0
+            for row, w in zip(net["rows"], net["weights"], strict=True)}
+    return [row for net in made for row in net["rows"]], kept
 
 
 def _alone(s: Settings, data: Data, nb: Notebook, rule: str, seed: int) -> dict[str, Any]:
     """Train one net by itself and measure it: a piece of the full profile."""
     augment = shift_and_flip(4 if s.data == "cifar10" else 1, flip=s.data == "cifar10")
     model = s.model(seed).to(nb.device, s.dtype)
-    optimizer, on_gpu = torch.optim.SGD(model.parameters(), **_base(s)), nb.device.type == "cuda"
+    optimizer, on_gpu = torch.optim.SGD(model.parameters(), **s.base), nb.device.type == "cuda"
     if rule == "sam":
         optimizer = SAM(optimizer, rho=s.rho, model=model, skip_nonfinite=not on_gpu)  # does not wait for the host
     history = train(model, data, optimizer, steps=s.steps, batch_size=s.batch_size, seed=seed, augment=augment,
                     device=nb.device, keep=tuple(times(s)), bf16=nb.bf16, graphs=True)
-    return _measured(s, nb, data, rule, seed, history.weights, history.rows[-1])
+    return measured(s, nb, data, rule, seed, history.weights, history.rows[-1])
 
 
-def _measured(
+def measured(
     s: Settings, nb: Notebook, data: Data, rule: str, seed: int, weights: dict[int, Tensor], final: dict[str, float]
 ) -> dict[str, Any]:
     """Return the ``rows`` of one net, and its ``weights`` at the three times, (3, n)."""
@@ -197,16 +162,50 @@ def change(rows: list[dict[str, Any]], rule: str, column: str, first: str, last:
     return [float(np.log10(at[last, seed] / at[first, seed])) for seed in sorted({seed for _, seed in at})]
 
 
-def draw_over_training(ax: Any, table: pd.DataFrame, column: str) -> None:
-    """Draw a column at the three times for both rules: mean, each seed as a dot, and from three on a 95 % interval."""
-    for offset, rule in ((-0.08, "sgd"), (0.08, "sam")):
-        own = table[table["rule"] == rule]
-        part = own.groupby("time", sort=False)[column].agg(["mean", "sem", "count"]).loc[list(TIMES)]
-        half = (t95(part["count"]) * part["sem"]).where(part["count"] > 2)
-        ax.errorbar(np.arange(3) + offset, part["mean"], half, fmt=MARKERS[rule] + "-", color=COLOURS[rule], capsize=3,
-                    ms=6, label=rule.upper())
-        ax.plot(own["time"].map(TIMES.index) + 2.2 * offset, own[column], ".", color=COLOURS[rule], ms=3, alpha=0.6)
+def draw_over_training(ax: Any, table: pd.DataFrame, column: str, of: str = "rule") -> None:
+    """Draw a column at the three times for each rule: mean, each seed as a dot, and from three on a 95 % interval.
+
+    With ``of`` = ``"net"`` for the nets with and without BatchNorm.
+    """
+    looks = {"sgd": (MARKERS["sgd"] + "-", COLOURS["sgd"]), "sam": (MARKERS["sam"] + "-", COLOURS["sam"])}
+    shift, wide, size = 0.08, 2.2, 3
+    if of == "net":
+        looks = {"no BatchNorm": ("o-", COLOURS["adam"]), "BatchNorm": ("s--", COLOURS["wsam"])}
+        shift, wide, size = 0.06, 2.5, 4
+    for side, (name, (style, colour)) in zip((-1, 1), looks.items(), strict=True):
+        own = table[table[of] == name]
+        part = spread(own.groupby("time", sort=False)[column]).loc[list(TIMES)]
+        ax.errorbar(np.arange(3) + side * shift, part["mean"], part["half"], fmt=style, color=colour, capsize=3, ms=6,
+                    label=name.upper() if of == "rule" else name)
+        ax.plot(own["time"].map(TIMES.index) + side * wide * shift, own[column], ".", color=colour, ms=size, alpha=0.6)
     ax.set_xticks(range(3), TIMES)
+
+
+def draw_spectra(axes: Any, nets: dict[tuple[str, str], Both]) -> pd.DataFrame:
+    """Draw Fig. 3 left, a row for each time: eigenvalues counted, and the quadrature's density; return the numbers."""
+    drawn = []
+    for (rule, name), both in nets.items():
+        ax, n = axes[TIMES.index(name), RULES.index(rule)], len(both.exact)
+        low = min(other.exact[0] for (_, time), other in nets.items() if time == name)
+        high = max(other.exact[-1] for (_, time), other in nets.items() if time == name)
+        edges = np.linspace(low - 0.03 * (high - low), high * 1.05, 61)
+        step = edges[1] - edges[0]
+        counts, _ = np.histogram(both.exact, edges)
+        ax.bar(edges[:-1], counts, step, align="edge", color="0.8", label="exact, counted")
+        grid = np.linspace(edges[0], edges[-1], 600)
+        bulk = both.estimated.density_band(grid)
+        above = np.maximum(bulk.value + 2 * bulk.stderr, 1e-9) * n * step
+        below = np.maximum(bulk.value - 2 * bulk.stderr, 1e-9) * n * step
+        ax.plot(grid, np.maximum(bulk.value, 1e-9) * n * step, color=COLOURS[rule], lw=1.3, label="quadrature ± 2 s.e.")
+        ax.fill_between(grid, below, above, color=COLOURS[rule], alpha=0.25, lw=0)
+        atoms = both.estimated.atoms
+        ax.plot(atoms, np.ones(len(atoms)), "|", color="black", ms=9, label="locked outliers")
+        ax.set(yscale="log", ylim=(0.3, 3000), xlim=(edges[0], edges[-1]))
+        ax.set_title(f"{rule.upper()}, {name}: $\\lambda_{{max}}$ = {both.exact[-1]:.2f}, "
+                     f"$\\lambda_{{max}}/\\lambda_5$ = {both.exact[-1] / both.exact[-5]:.1f}")
+        found = both.estimated.density_band(edges[:-1] + step / 2)
+        drawn += [(rule, name, *row) for row in zip(edges[:-1], counts, *found, strict=True)]
+    return pd.DataFrame(drawn, columns=["rule", "time", "bin", "exact count", "density", "standard error"])
 
 
 @dataclass(frozen=True)

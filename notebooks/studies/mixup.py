@@ -3,14 +3,12 @@ r"""Two methods that the SAM paper sets beside SAM where labels are wrong: Mixup
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sharpnb.lab.data import Data
 from sharpnb.many.engine import Batch, Nets
 
 
@@ -54,14 +52,13 @@ def _between(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
     return share * a + (1 - share) * b
 
 
-def bootstrapped(rows: Nets, w: Tensor) -> list[Data]:
-    """Return each row's data with the training labels replaced by what the weights ``w``, (K, n), predict for them.
+def bootstrapped(nets: Nets, w: Tensor) -> Tensor:
+    """Return the labels that the weights ``w``, (K, n), predict for the training images of each net, (K, N).
 
     The SAM paper's bootstrap (section 3.3) trains, predicts the labels of the training images, and trains again from
     scratch on the predictions; this is the step between.
     """
-    out: list[Data] = list(rows.sets)
-    for found, logits, _ in rows.logits(w, "train"):
-        for k, labels in zip(found.tolist(), logits.argmax(2), strict=True):
-            out[k] = replace(out[k], train_y=labels.to(out[k].train_y))
-    return out
+    labels = torch.stack([data.train[1] for data in nets.sets])
+    for found, logits, _ in nets.logits(w, "train"):
+        labels[found.cpu()] = logits.argmax(2).to(labels)
+    return labels

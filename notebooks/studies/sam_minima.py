@@ -1,8 +1,8 @@
-"""Notebook 02: what SAM finds. Small members of Table 1's families, its augmentations, and the surfaces of Fig. 1."""
+"""Notebook 02: what SAM finds. Table 1's augmentations, the live table's nets, how its cells are read, Fig. 1."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sharpnb import rules
 from sharpnb.averaging import update_bn
 from sharpnb.curvature import HessianOperator, top_eigenvalues
 from sharpnb.lab import models
@@ -21,14 +20,11 @@ from sharpnb.lab.augment import Augment, AutoAugment, Cutout, composed, shift_an
 from sharpnb.lab.claims import t95
 from sharpnb.lab.data import _TORCHVISION, Data, load_data
 from sharpnb.lab.figures import COLOURS
-from sharpnb.lab.notebook import Notebook
 from sharpnb.landscape import Plane, surface
-from sharpnb.many.engine import Batch, Nets, Rule
-from studies import families
-from studies import sam_minima_published as published
+from sharpnb.many.engine import Batch, Nets
 
 Entry = dict[str, Any]
-Build = Callable[[int], nn.Module]
+Place = tuple[str, str, str]  # data, model, augmentation: a cell of a table
 _ON_DIGITS = AutoAugment("svhn", side=32)
 NONE, SMOOTHED, SMOOTHING = "None", "Basic + smoothing", 0.1  # the paper smooths labels by 0.1 on ImageNet
 
@@ -49,8 +45,7 @@ def augmentation(data: str, name: str, size: int) -> Augment:
         return cut
     if data == "digits":
         return composed(_ON_DIGITS, cut)
-    policy = "svhn" if data == "svhn" else "cifar10"
-    return composed(AutoAugment(policy, *_TORCHVISION[data][1:]), cut)
+    return composed(AutoAugment("svhn" if data == "svhn" else "cifar10", *_TORCHVISION[data][1:]), cut)
 
 
 def pooled(data: Data, name: str, copies: int = 8, seed: int = 0) -> Data:
@@ -84,131 +79,73 @@ def readable(seed: int = 0) -> dict[str, float]:
     return out
 
 
-# -- a live table -----------------------------------------------------------------------------------------------------
+# -- the live table ---------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Live:
-    """A small net and how it is trained in the quick profile (SGD of momentum 0.9, weight decay 5e-4, cosine to 0).
+    """How the MLP is trained live, in float64.
 
     Attributes:
-        build: seed -> net.
         train, batch_size, steps: images to train on, images an update, updates of the budget E.
-        radii: of SAM; where there are several, 200 held-out images choose, as in the paper.
-        seeds: number of seeds, trained side by side.
-        dtype: of weights and images.
+        augmentations: of Table 1, a cell each.
+        radii: of SAM; 200 held-out images choose, as in the paper.
+        seeds: trained side by side.
+        lr, momentum, weight_decay: of SGD, and of SAM's base; cosine to 0.
     """
 
-    build: Build
     train: int
     batch_size: int
     steps: int
-    radii: tuple[float, ...]
-    seeds: int
-    dtype: torch.dtype = torch.float32
+    augmentations: tuple[str, ...]
+    radii: tuple[float, ...] = (0.05, 0.2)
+    seeds: int = 6
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
 
 
-LR, VALIDATION, TEST = 0.1, 200, 1000
-MLP, MLP300 = "MLP 64-64-10", "MLP 64-64-10, 300 images"
+MLP, MLP300, VALIDATION, TEST = "MLP 64-64-10", "MLP 64-64-10, 300 images", 200, 1000
+# The first is the setting of a survey made before this notebook (learning rate, steps, larger radius). In two first
+# looks at the second with more images (300 augmented, 600 steps, also radii 0.1 and 0.4) doubling SGD's steps lowered
+# every error by far more than SAM did. With fewer images the same minute trains longer.
+LIVE = {MLP300: Live(300, 50, 600, (NONE,)), MLP: Live(100, 25, 400, ("Basic", "Cutout", "AA", SMOOTHED))}
 
 
-def _conv(build: Build) -> Live:
-    # What a minute on one core allows is far from where these nets stop improving: the notebook reads the record of a
-    # survey instead (sam_minima_full.survey), and `run` trains them so for whoever asks.
-    return Live(build, 50, 10, 100, (0.05,), 3)
-
-
-def _mlp(seed: int) -> nn.Module:
+def mlp(seed: int) -> nn.Module:
+    """Return the net of the live table."""
     return models.mlp((64, 64, 10), seed=seed)
 
 
-# The first is the setting of a survey made before this notebook (learning rate, steps, larger radius). In two first
-# looks at the second with more images (300 augmented, 600 steps, also radii 0.1 and 0.4) doubling SGD's steps lowered
-# every error by far more than SAM did. Fewer images make the same minute a longer training.
-NETS: dict[str, Live] = {
-    MLP300: Live(_mlp, 300, 50, 600, (0.05, 0.2), 6, torch.float64),
-    MLP: Live(_mlp, 100, 25, 400, (0.05, 0.2), 6, torch.float64),
-    "WRN-10-1": _conv(lambda seed: models.wide_resnet(10, 1, stem=8, channels=1, seed=seed)),
-    "Shake-Shake 8 2x8d": _conv(lambda seed: families.shake_shake(8, 8, stem=8, channels=1, seed=seed)),
-    "PyramidNet-8": _conv(lambda seed: families.pyramid_net(8, 24, stem=8, channels=1, seed=seed)),
-    "PyramidNet-8 + ShakeDrop": _conv(
-        lambda seed: families.pyramid_net(8, 24, last_keep=0.5, stem=8, channels=1, seed=seed)),
-}
-SMALL = tuple(NETS)[2:]  # the families of Table 1
-CELLS = [(MLP300, NONE), *((MLP, name) for name in (*published.AUGMENTATIONS, SMOOTHED))]
-
-
 @cache
-def split(live: Live, seed: int, name: str = "") -> Data:
-    """Return the digits of a seed, augmented by ``name`` if given; 200 images that choose and 1,000 others to test."""
-    data = load_data("digits", train_size=live.train, seed=seed, dtype=live.dtype)
+def split(live: Live, seed: int, name: str = NONE) -> Data:
+    """Return the digits of a seed, augmented by ``name``; 200 images that choose and 1,000 others to test."""
+    data = load_data("digits", train_size=live.train, seed=seed, dtype=torch.float64)
     data = replace(data, test_x=data.test_x[: VALIDATION + TEST], test_y=data.test_y[: VALIDATION + TEST])
-    return pooled(data, name, seed=seed) if name not in ("", NONE) else data
+    return data if name == NONE else pooled(data, name, seed=seed)
 
 
-def shaken_rule(rows: Nets, rho: float | Tensor, **hyper: Any) -> Rule:
-    """SGD (ρ = 0) or SAM on SGD (a radius, or one a row).
-
-    In the ascent pass the shakes use their forward numbers backward too, as in the authors' code.
-    """
-    def rule(w: Tensor, grad: rules.Gradient, state: rules.State = None, *, eta: float) -> tuple[Tensor, rules.State]:
-        ascends = isinstance(rho, Tensor) or rho > 0
-        families.set_true_gradient(rows.forward.layers, ascends)
-        g = grad(w)
-        families.set_true_gradient(rows.forward.layers, False)
-        if ascends:
-            g = grad(w + rules.sam_perturbation(g, rho))
-        return rules.sgd(w, g, state, eta=eta, **hyper)
-
-    return rule
-
-
-def _smooth(batch: Batch) -> Batch:
+def smooth(batch: Batch) -> Batch:
+    """Return a batch with its labels smoothed."""
     x, y = batch
     return x, (1 - SMOOTHING) * F.one_hot(y, 10).to(x.dtype) + SMOOTHING / 10
 
 
-def trained(live: Live, name: str, method: str) -> tuple[list[Entry], Tensor]:
-    """Train the seeds (and SAM's radii) of a cell side by side; one entry each, and the weights, (K, n)."""
-    radii, times = (live.radii, 1) if method == "SAM" else ((0.0,), 2 if method == "SGD, 2E" else 1)
-    members = [(rho, seed) for rho in radii for seed in range(live.seeds)]
-    rows = Nets([seed for _, seed in members], [split(live, seed, name) for _, seed in members], live.build,
-                batch_size=live.batch_size, dtype=live.dtype)
-    column = torch.tensor([[rho] for rho, _ in members], dtype=live.dtype)
-    rule = shaken_rule(rows, column if method == "SAM" else 0.0, lr=LR, momentum=0.9, weight_decay=5e-4)
-    with torch.random.fork_rng(devices=[]):  # the shakes draw from the global state
-        torch.manual_seed(0)
-        w = rows.fit(rule, times * live.steps, mix=_smooth if name == SMOOTHED else None)
-    train_error, entries = rows.errors(w, "train").tolist(), []
+def finished(nets: Nets, w: Tensor, members: Sequence[tuple[float, int]], minima: bool, **cell: Any) -> list[Entry]:
+    """Return an entry of ``cell`` for each member (radius and seed): its errors and, if asked, its ``minima``."""
+    train_error, entries = nets.errors(w, "train").tolist(), []
     wrong = torch.empty(len(w), VALIDATION + TEST, dtype=torch.float64)
-    for here, z, y in rows.logits(w, "test"):
+    for here, z, y in nets.logits(w, "test"):
         wrong[here] = 100.0 * (z.argmax(2) != y).double()
     for k, (rho, seed) in enumerate(members):
-        entries.append({"augmentation": name, "method": method, "rho": rho, "seed": seed,
-                        "validation_error": wrong[k, :VALIDATION].mean().item(),
-                        "test_error": wrong[k, VALIDATION:].mean().item(), "train_error": train_error[k]})
-    return entries, w
-
-
-def run(nb: Notebook, nets: dict[str, Live] = NETS, cells: Sequence[tuple[str, str]] = tuple(CELLS)) -> list[Entry]:
-    """Train the live table; of the nets of its first cell the minima are measured too (:func:`flatness`)."""
-    nb.uses(split(nets[cells[0][0]], 0))
-    entries: list[Entry] = []
-    for net, name in cells:
-        for method in ("SAM", "SGD, E", "SGD, 2E"):
-            found, w = trained(nets[net], name, method)
-            for entry, row in zip(found, w, strict=True):
-                entry |= {"data": "digits", "model": net}
-                if (net, name) == tuple(cells[0]):
-                    entry |= _at(nets[net], row, entry["seed"])
-            entries += found
+        entry = cell | {"rho": rho, "seed": seed, "validation_error": wrong[k, :VALIDATION].mean().item(),
+                        "test_error": wrong[k, VALIDATION:].mean().item(), "train_error": train_error[k]}
+        if minima:
+            net, part = mlp(0).double(), nets.sets[k].train
+            nn.utils.vector_to_parameters(w[k], net.parameters())
+            update_bn(net, part)
+            entry |= flatness(net.eval(), part, size=25, seed=seed)
+        entries.append(entry)
     return entries
-
-
-def _at(live: Live, w: Tensor, seed: int) -> dict[str, Any]:
-    model, part = live.build(0).to(live.dtype), split(live, seed).train
-    nn.utils.vector_to_parameters(w, model.parameters())
-    update_bn(model, part)
-    return flatness(model.eval(), part, size=25, seed=seed)
 
 
 def flatness(model: nn.Module, part: tuple[Tensor, Tensor], *, size: int, seed: int = 0) -> dict[str, Any]:
@@ -232,80 +169,88 @@ def flatness(model: nn.Module, part: tuple[Tensor, Tensor], *, size: int, seed: 
 # -- reading the entries ----------------------------------------------------------------------------------------------
 
 
-def radius(entries: Sequence[Entry], model: str, name: str) -> float:
+def cells(entries: Sequence[Entry]) -> dict[Place, pd.DataFrame]:
+    """Return the entries of each cell, in the order in which they were made."""
+    parts: Any = pd.DataFrame(entries).groupby(["data", "model", "augmentation"], sort=False) if entries else ()
+    return dict(iter(parts))
+
+
+def radius(cell: pd.DataFrame) -> float:
     """Return SAM's radius of least mean error on the held-out images (the tuned one of the full profile)."""
-    found: dict[float, float] = {}
-    for e in entries:
-        if (e["model"], e["augmentation"], e["method"]) == (model, name, "SAM"):
-            found[e["rho"]] = found.get(e["rho"], 0.0) + e.get("validation_error", 0.0)
-    return min(found, key=found.__getitem__)
+    sam = cell[cell["method"] == "SAM"]
+    if "validation_error" not in sam or sam["validation_error"].isna().any():
+        return float(sam["rho"].iloc[0])
+    return float(sam.groupby("rho", sort=False)["validation_error"].sum().idxmin())
 
 
-def at(entries: Sequence[Entry], model: str, name: str, method: str, rho: float | None = None) -> list[Entry]:
-    """Return the entries of a cell, a seed each. SAM is at its chosen radius unless ``rho`` names one.
+def at(cell: pd.DataFrame, method: str, rho: float | None = None) -> pd.DataFrame:
+    """Return a method's entries, a seed each. SAM is at its chosen radius unless ``rho`` names one.
 
     Method "SGD" is the budget (E or 2E) of the lower mean test error, as the paper reports it.
     """
     if method == "SGD":
-        method = min(("SGD, E", "SGD, 2E"), key=lambda m: errors(entries, model, name, m).mean())
+        method = min(("SGD, E", "SGD, 2E"), key=lambda budget: errors(cell, budget).mean())
     if rho is None:
-        rho = radius(entries, model, name) if method == "SAM" else 0.0
-    found = [e for e in entries if (e["model"], e["augmentation"]) == (model, name) and e["rho"] == rho]
-    return sorted((e for e in found if e["method"].startswith(method)), key=lambda e: e["seed"])
+        rho = radius(cell) if method == "SAM" else 0.0
+    return cell[(cell["rho"] == rho) & cell["method"].str.startswith(method)].sort_values("seed")
 
 
-def errors(entries: Sequence[Entry], model: str, name: str, method: str, rho: float | None = None) -> np.ndarray:
-    """Return the test errors of a cell, a seed each; see :func:`at`."""
-    return np.array([e["test_error"] for e in at(entries, model, name, method, rho)])
+def errors(cell: pd.DataFrame, method: str, rho: float | None = None) -> np.ndarray:
+    """Return a method's test errors, a seed each; see :func:`at`."""
+    return at(cell, method, rho)["test_error"].to_numpy()
 
 
-def gains(
-    entries: Sequence[Entry], model: str, name: str, rho: float | None = None, against: str = "SGD"
-) -> np.ndarray:
-    """Return SGD's error less SAM's, seed by seed."""
-    return errors(entries, model, name, against) - errors(entries, model, name, "SAM", rho)
+def gains(cell: pd.DataFrame, rho: float | None = None, against: str = "SGD") -> np.ndarray:
+    """Return SGD's error minus SAM's, seed by seed."""
+    return errors(cell, against) - errors(cell, "SAM", rho)
 
 
 def half_width(values: np.ndarray) -> float:
     """Return the half-width of the two-sided 95 % Student interval of the mean, as the paper's tables give it."""
-    return float(t95(len(values)) * values.std(ddof=1) / len(values) ** 0.5)
+    return float(t95(len(values)) * np.std(values, ddof=1) / len(values) ** 0.5)
 
 
-def summary(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+def summary(entries: Sequence[Entry]) -> pd.DataFrame:
     """Return one row a cell: errors of SAM and of SGD at both budgets, and the error reduction, each with half-width.
 
     The reduction of a seed is its gain over the mean error of SGD, so that the mean of the seeds is the cell's.
     """
     rows = []
-    for data, model, name in dict.fromkeys((e["data"], e["model"], e["augmentation"]) for e in entries):
-        mine = [e for e in entries if e["data"] == data]
-        row: dict[str, Any] = {"data": data, "model": model, "augmentation": name, "rho": radius(mine, model, name)}
-        for method in ("SAM", "SGD, E", "SGD, 2E"):
-            found = errors(mine, model, name, method)
-            row |= {method: found.mean(), f"{method} ±": half_width(found)}
-        reduction = 100 * gains(mine, model, name) / errors(mine, model, name, "SGD").mean()
-        rows.append(row | {"reduction": reduction.mean(), "reduction ±": half_width(reduction)})
-    return rows
+    for place, cell in cells(entries).items():
+        found = {method: errors(cell, method) for method in ("SAM", "SGD, E", "SGD, 2E")}
+        found["reduction"] = 100 * gains(cell) / errors(cell, "SGD").mean()
+        row: dict[str, Any] = dict(zip(("data", "model", "augmentation"), place, strict=True), rho=radius(cell))
+        rows.append(row | {name: values.mean() for name, values in found.items()}
+                    | {f"{name} ±": half_width(values) for name, values in found.items()})
+    return pd.DataFrame(rows)
 
 
-def draw_minima(figure: Any, minima: dict[str, list[Entry]]) -> pd.DataFrame:
+def shown(rows: pd.DataFrame, *about: str) -> pd.DataFrame:
+    """Return a summary to print: the columns ``about`` as they are, the others with their intervals."""
+    columns = {name: [f"{mean:.1f} ± {half:.1f}" for mean, half in zip(rows[name], rows[f"{name} ±"], strict=True)]
+               for name in ("SAM", "SGD, E", "SGD, 2E", "reduction")}
+    return rows[list(about)].assign(**columns)
+
+
+def draw_minima(figure: Any, minima: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Draw Fig. 1, middle and right, and each seed's rise beside it; return the numbers.
 
     ``minima`` are the entries of each method, a seed each, with surfaces; two seeds have no interval.
     """
     grid = figure.add_gridspec(1, 3, width_ratios=(1, 1, 0.75))
-    cap = max(float(np.max(found[0]["values"])) for found in minima.values())
+    first = {method: found.iloc[0] for method, found in minima.items()}
+    cap = max(float(np.max(entry["values"])) for entry in first.values())
     drawn: list[tuple[Any, ...]] = []
-    for k, (method, found) in enumerate(minima.items()):
+    for k, (method, entry) in enumerate(first.items()):
         ax = figure.add_subplot(grid[k], projection="3d")
-        x, values = np.asarray(found[0]["x"]), np.asarray(found[0]["values"])
+        x, values = np.asarray(entry["x"]), np.asarray(entry["values"])
         ax.plot_surface(*np.meshgrid(x, x), values, cmap="viridis", vmin=0, vmax=cap, linewidth=0, rcount=60, ccount=60)
-        ax.set(title=f"{method}: training loss (nats)\nrise {found[0]['rise']:.2f}", zlim=(0, cap),
+        ax.set(title=f"{method}: training loss (nats)\nrise {entry['rise']:.2f}", zlim=(0, cap),
                xlabel="x (filter norms)", ylabel="y (filter norms)")
         ax.view_init(28, -60)
         drawn += [(method, 0, a, b, values[j, i]) for j, b in enumerate(x) for i, a in enumerate(x)]
     ax = figure.add_subplot(grid[2])
-    pairs = np.array([[entry["rise"] for entry in found] for found in minima.values()])
+    pairs = np.array([found["rise"] for found in minima.values()])
     ax.plot([0, 1], pairs, "o-", color="0.6", lw=0.9, ms=4)
     n = pairs.shape[1]
     half, said = ([half_width(row) for row in pairs], f"mean, 95 % interval, n = {n}") if n > 2 else (None, "mean")

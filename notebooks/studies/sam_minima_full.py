@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,20 @@ from sharpnb.lab.training import evaluate, train
 from sharpnb.optim import SAM
 from studies import families
 from studies import sam_minima_published as published
-from studies.sam_minima import NETS, SMALL, Build, Entry, augmentation, flatness, gains, pooled
+from studies.sam_minima import Entry, Place, augmentation, cells, flatness, gains, pooled
+
+Build = Callable[[int], nn.Module]
+SMALL: dict[str, Build] = {  # members of the families of Table 1, of three residual blocks
+    "WRN-10-1": lambda seed: models.wide_resnet(10, 1, stem=8, channels=1, seed=seed),
+    "Shake-Shake 8 2x8d": lambda seed: families.shake_shake(8, 8, stem=8, channels=1, seed=seed),
+    "PyramidNet-8": lambda seed: families.pyramid_net(8, 24, stem=8, channels=1, seed=seed),
+    "PyramidNet-8 + ShakeDrop": lambda seed: families.pyramid_net(8, 24, last_keep=0.5, stem=8, channels=1, seed=seed),
+}
+
+
+def slug(*words: str) -> str:
+    """Return words as they stand in the name of a record or the id of a claim."""
+    return "-".join("".join(c if c.isalnum() else " " for c in " ".join(words).lower()).split())
 
 
 @dataclass(frozen=True)
@@ -54,8 +69,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Name of its record."""
-        plain = "".join(c if c.isalnum() else "-" for c in f"{self.data} {self.model} {self.augmentation}".lower())
-        return "-".join(part for part in plain.split("-") if part)
+        return slug(self.data, self.model, self.augmentation)
 
     @property
     def methods(self) -> dict[str, tuple[float, int]]:
@@ -140,7 +154,7 @@ def paper() -> Full:
 def toy() -> Full:
     """The full profile's code on digits: all families, all augmentations, both radii."""
     kinds = zip(SMALL, ("Basic", "Cutout", "AA", "Basic"), (0.05, 0.02, 0.05, 0.05), strict=True)
-    cells = (Cell("digits", net, name, 1, 0.05, 5e-4, rho, NETS[net].build, net == SMALL[0], 8)
+    cells = (Cell("digits", net, name, 1, 0.05, 5e-4, rho, SMALL[net], net == "WRN-10-1", 8)
              for net, name, rho in kinds)
     return Full(tuple(cells), seeds=2, batch_size=32, train_size=64, grid=3, images=32)
 
@@ -229,29 +243,27 @@ def run_full(nb: Notebook, only: str = "") -> list[Entry]:
     return [entry for cell in scale.cells if only in cell.name for entry in run_cell(nb, scale, cell)]
 
 
-def full_entries(nb: Notebook, data: str, model: str, name: str) -> list[Entry]:
-    """Return the entries of a cell's committed full record, none where it is not there or made with other settings."""
-    scale = full()
+def full_cells(nb: Notebook) -> dict[Place, pd.DataFrame]:
+    """Return the cells whose full record is committed and was made with the settings of today."""
+    scale, entries = full(), []
     for cell in scale.cells:
-        if (cell.data, cell.model, cell.augmentation) == (data, model, name):
-            values = nb.full_record(cell.name)
-            return values["entries"] if values and _complete(values, scale, cell) else []
-    return []
+        values = nb.full_record(cell.name)
+        entries += values["entries"] if values and _complete(values, scale, cell) else []
+    return cells(entries)
 
 
-def full_gains(nb: Notebook, data: str, model: str, *, untuned: bool = False) -> list[float] | None:
-    """Return SGD's error less SAM's from the committed full records of a row, or None until all its cells are there.
+def full_gains(
+    there: dict[Place, pd.DataFrame], data: str, model: str, *, untuned: bool = False
+) -> list[float] | None:
+    """Return SGD's error minus SAM's from the cells of a row in the full profile, or None until all ``there`` are.
 
     One number a seed: the mean over the augmentations that the budget holds. ``untuned`` is Table 9: the radius 0.05.
     """
-    scale = full()
-    rows = []
-    for cell in (cell for cell in scale.cells if (cell.data, cell.model) == (data, model)):
-        entries = full_entries(nb, data, model, cell.augmentation)
-        if not entries:
-            return None
-        rows.append(gains(entries, model, cell.augmentation, 0.05 if untuned else cell.rho))
-    return np.mean(rows, axis=0).tolist() if rows else None
+    row = {(cell.data, cell.model, cell.augmentation): cell for cell in full().cells}
+    row = {place: cell for place, cell in row.items() if place[:2] == (data, model)}
+    if not row or not row.keys() <= there.keys():
+        return None
+    return np.mean([gains(there[place], 0.05 if untuned else cell.rho) for place, cell in row.items()], axis=0).tolist()
 
 
 # -- the survey -------------------------------------------------------------------------------------------------------
@@ -269,15 +281,15 @@ def survey() -> Full:
     for name in published.AUGMENTATIONS:
         for net, paper in zip(SMALL, families_of, strict=True):
             lr, decay, _ = published.HYPER["cifar10", paper]
-            cells.append(Cell("digits", net, name, 20, lr, decay, 0.05, NETS[net].build, size=8))
+            cells.append(Cell("digits", net, name, 20, lr, decay, 0.05, SMALL[net], size=8))
         if name != "Cutout":
             lr, decay, _ = published.HYPER["fashion_mnist", published.MODELS[0]]
-            cells.append(Cell("fashion_mnist", SMALL[0], name, 60, lr, decay, 0.05, _halved(SMALL[0]), size=28))
+            cells.append(Cell("fashion_mnist", "WRN-10-1", name, 60, lr, decay, 0.05, _halved, size=28))
     return Full(tuple(cells), seeds=3, batch_size=25, train_size=300, test_size=2000, copies=8)
 
 
-def _halved(net: str) -> Build:
-    return lambda seed: nn.Sequential(nn.AvgPool2d(2), NETS[net].build(seed))
+def _halved(seed: int) -> nn.Module:
+    return nn.Sequential(nn.AvgPool2d(2), SMALL["WRN-10-1"](seed))
 
 
 def run_survey(only: str = "", seconds: float = math.inf) -> None:

@@ -83,14 +83,9 @@ class Notebook:
         return Record(self.name, name, self.profile, values, rtol, atol, origin).save()
 
     def recorded(
-        self, name: str, make: Callable[[Work], dict[str, Any]], *, of: Any, rtol: float = 1e-3,
-        atol: float = 1e-9,
+        self, name: str, make: Callable[[Work], dict[str, Any]], *, of: Any, rtol: float = 1e-3, atol: float = 1e-9,
     ) -> dict[str, Any]:
-        """Make the values of a record, piece by piece, and save it; return them.
-
-        The full profile returns a finished record of the same parameters and settings instead, so that a machine
-        without a GPU draws from it; one that is withdrawn, wholly or in part, it makes again, and under
-        ``sharpnb run --force`` any.
+        """Make the values of a record, piece by piece, and save it; return them, or those of :meth:`begun`.
 
         Args:
             name: of the record.
@@ -99,15 +94,26 @@ class Notebook:
             rtol: as in :meth:`record`.
             atol: likewise.
         """
+        work = self.begun(name, of=of)
+        if work.values is None:
+            work.values = make(work)
+            self.record(name, work.values, rtol=rtol, atol=atol, work=work)
+        return work.values
+
+    def begun(self, name: str, *, of: Any) -> Work:
+        """Begin the work on a record, with the settings ``of``; a cell that trains in view goes on with it.
+
+        In the full profile it has the ``values`` of a finished record of the same parameters and settings, so that a
+        machine without a GPU draws from it. One that is withdrawn, wholly or in part, is made again, and under
+        ``sharpnb run --force`` any.
+        """
         work = Work(self, name, described(of) if self.full else None)
         kept = self.full and not forced() and not withdrawn.of(self.name, self.profile, name)
         found = Record.find(self.name, name, self.profile) if kept else None
         if found and found.provenance.get("parameters") == self.parameters and _made_with(found, work.settings):
             self.say(f"Read back and not made: {self.origin_of_full(name)}")
-            return found.values
-        values = make(work)
-        self.record(name, values, rtol=rtol, atol=atol, work=work)
-        return values
+            work.values = found.values
+        return work
 
     def full_record(self, name: str, of: Any = None) -> dict[str, Any] | None:
         """Return the values of a committed record of the full profile, or None where it has not been run.

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +37,13 @@ class Work:
     """The pieces of one record of a notebook; without settings (the quick profile has none) nothing is kept.
 
     Attributes:
+        values: of the record, where it was finished before.
         log: for each piece so far its label, which it is, ``seconds``, ``peak_bytes``, ``device``, ``commit``.
     """
 
     def __init__(self, nb: Notebook, record: str = "", settings: Any = None) -> None:
         self.nb, self.record, self.settings = nb, record, settings
+        self.values: Values | None = None
         self.log: list[dict[str, Any]] = []
 
     @property
@@ -82,6 +85,15 @@ class Work:
         values, about = found
         self.log.append({key: value for key, value in about.items() if key != "settings"})
         return values
+
+    def kept(self, make: Callable[..., Values]) -> Callable[..., Values]:
+        """Return ``make(label, **which)`` as :meth:`do` calls it; where nothing is kept, ``make`` itself.
+
+        So a function of a notebook is a piece in the full profile, and in the quick one a reader steps right into it.
+        """
+        if self.settings is None:
+            return make
+        return lambda label, **which: self.do(label, partial(make, label, **which), **which)
 
     def _keep(self, file: Path, which: dict[str, Any], make: Callable[[], Values]) -> None:
         on_gpu, begun = self.nb.device.type == "cuda", time.perf_counter()

@@ -10,10 +10,7 @@ from studies import (
     adamw_generalization,
     alpha_lambda,
     filter_grafting,
-    label_noise,
     lookahead,
-    m_sharpness,
-    sam,
     sam_family,
     swa,
     swap,
@@ -22,10 +19,6 @@ from studies import (
 )
 
 STUDIES = {
-    "01_sam": lambda nb: [sam.recorded(name, getattr(sam, name), sam.TOY, nb) for name in ("orders", "kinds", "inner")],
-    "04_m_sharpness": lambda nb: [m_sharpness.recorded(name, getattr(m_sharpness, name), m_sharpness.TOY, nb)
-                                  for name in ("trained", "family")],
-    "05_label_noise": lambda nb: label_noise.recorded(label_noise.TOY, nb),
     "08_wsam_gamma": lambda nb: wsam_gamma.table_of(wsam_gamma.TOY, nb).fillna(0).to_dict("list"),
     "09_sam_family": lambda nb: sam_family.trained_on(sam_family.TOY, nb).fillna(0).to_dict("list"),
     "11_alpha_lambda_heatmaps": lambda nb: alpha_lambda.run(alpha_lambda.TOY, ["sgd"], nb, "cells").to_dict("list"),

@@ -1,7 +1,5 @@
 """Every committed record of the full profile is found by the settings of its study, and so drawn by the notebooks."""
 
-from functools import partial
-
 import pytest
 
 from sharpnb import lab, paths
@@ -23,13 +21,12 @@ from studies import (
     wsam_gamma,
 )
 
-M_SHARPNESS = {**vars(m_sharpness.FULL), "net of": partial(m_sharpness.FULL.model, m_sharpness.FULL.width)}
 SETTINGS = {
     "01_sam/kinds": sam.FULL,
     "03_hessian_spectra/clean": {**vars(hessian_spectra.FULL), "noise": 0.0},
     "03_hessian_spectra/noisy": {**vars(hessian_spectra.FULL), "noise": 0.2},
-    "04_m_sharpness/family": M_SHARPNESS,
-    "04_m_sharpness/trained": M_SHARPNESS,
+    "04_m_sharpness/family": m_sharpness.told(m_sharpness.FULL),
+    "04_m_sharpness/trained": m_sharpness.told(m_sharpness.FULL),
     "05_label_noise/table": label_noise.FULL,
     "08_wsam_gamma/gamma": wsam_gamma.FULL,
     "09_sam_family/family": sam_family.FULL,
@@ -67,5 +64,5 @@ def test_a_committed_full_record_is_found_by_its_settings(name):
 
 def test_the_cells_of_the_sam_paper_are_found_by_their_settings():
     scale, nb = sam_minima_full.full(), lab.start("02_sam_minima", device="cpu")
-    sizes = [len(sam_minima_full.full_entries(nb, cell.data, cell.model, cell.augmentation)) for cell in scale.cells]
-    assert sizes == [6, 6, 0]
+    there = sam_minima_full.full_cells(nb)
+    assert [len(there.get((cell.data, cell.model, cell.augmentation), ())) for cell in scale.cells] == [6, 6, 0]

@@ -9,7 +9,8 @@ from sharpnb import lab
 from sharpnb.lab import models
 from studies import hessian_spectra as study
 
-SMALL = replace(study.QUICK, train_size=80, model=lambda seed: models.mlp((64, 5, 10), seed=seed), steps=12, batch_size=20, seeds=2)
+SMALL = replace(study.QUICK, train_size=80, model=lambda seed: models.mlp((64, 5, 10), seed=seed), steps=12, batch_size=20, seeds=2,
+                many=False)
 
 
 @pytest.fixture

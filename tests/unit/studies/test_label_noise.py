@@ -1,7 +1,12 @@
+import json
+
+import pandas as pd
 import pytest
 import torch
+from cells import executed
 
 from sharpnb import lab
+from sharpnb.lab import Record, pieces
 from studies import label_noise as study
 
 
@@ -14,11 +19,12 @@ def test_validation_images_are_clean_and_apart_from_the_rest():
 
 
 def test_the_hyperparameter_is_picked_on_validation_and_not_on_test():
-    entries = [{"method": "SAM", "value": value, "noise": 0.2, "seed": seed, "test_error": test, "validation_error": v}
-               for value, test, v in ((0.0, 1.0, 1.0), (0.1, 9.0, 5.0), (0.2, 5.0, 6.0)) for seed in (1, 0)]
-    assert study.picked(entries, "SAM", 0.2) == 0.0
-    assert study.accuracy(entries, "SAM", 0.2) == [91.0, 91.0]  # ρ = 0 is SGD and no choice for SAM
-    assert study.accuracy(entries, "SGD", 0.2) == [99.0, 99.0]
+    table = pd.DataFrame([
+        {"method": "SAM", "value": value, "noise": 0.2, "seed": seed, "test_error": test + seed, "validation_error": v}
+        for value, test, v in ((0.0, 1.0, 1.0), (0.1, 9.0, 5.0), (0.2, 5.0, 6.0)) for seed in (1, 0)])
+    assert study.picked(table, "SAM", 0.2) == 0.1  # ρ = 0 is SGD and no choice for SAM
+    assert study.accuracy(table, "SAM", 0.2).tolist() == [91.0, 90.0]
+    assert study.accuracy(table, "SGD", 0.2).tolist() == [99.0, 98.0]
 
 
 def test_the_paper_s_rows_are_those_of_its_table():
@@ -26,41 +32,37 @@ def test_the_paper_s_rows_are_those_of_its_table():
     assert all(len(row) == len(study.NOISES) for row in (*study.PAPER.values(), *study.LITERATURE.values()))
 
 
-def test_the_whole_study_runs_at_the_size_of_a_test():
-    s, nb = study.TOY, lab.start("05_label_noise", profile="toy", device="cpu")
-    entries = study.run(s, nb)
-    methods = {entry["method"] for entry in entries}
-    assert methods == set(study.METHODS) - {"SGD"}
-    assert all(0 <= entry[key] <= 100 for entry in entries for key in ("test_error", "validation_error", "train_error"))
-    assert all(entry["best_epoch"] <= entry["test_error"] + 1e-9 for entry in entries)
-    for method in study.METHODS:
-        for noise in study.NOISES:
-            assert len(study.accuracy(entries, method, noise)) == s.seeds
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """Return a function that trains everything at the size of a test, as the notebook does in the full profile."""
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    return lambda: executed("05_label_noise", "settings", "train", profile="toy", device="cpu")
 
 
-def test_ordinary_rules_and_mixup_start_from_the_same_nets():
-    s, nb = study.TOY, lab.start("05_label_noise", profile="toy", device="cpu")
+def test_the_whole_study_runs_at_the_size_of_a_test_and_goes_on_after_a_kill(toy, monkeypatch):
+    table, s = toy()["table"], study.TOY
+    assert set(table["method"]) == set(study.METHODS) - {"SGD"}
+    errors = table[["test_error", "validation_error", "train_error", "best_epoch"]]
+    assert ((errors >= 0) & (errors <= 100)).all(axis=None) and (table["best_epoch"] <= table["test_error"] + 1e-9).all()
+    assert all(len(study.accuracy(table, method, noise)) == s.seeds for method in study.METHODS for noise in study.NOISES)
+    record = Record.find("05_label_noise", "table", "toy")
+    assert [piece["label"] for piece in record.provenance["pieces"]] == [
+        "SAM", "random labels", "Mixup", "ESAM", "GSAM", "WSAM", "Bootstrap + SAM", "Bootstrap + Mixup"]
+    monkeypatch.setattr(pieces.Work, "_keep", None)  # nothing is trained again
+    assert toy()["table"].equals(table)
+    record.path.unlink()
+    assert json.dumps(toy()["work"].values) == json.dumps(record.values)
+
+
+def test_ordinary_rules_and_mixup_start_from_the_same_nets_and_equal_each_other(toy):
+    space, s = toy(), study.TOY
     one = [{"method": "SAM", "value": 0.0, "noise": 0.2, "seed": 0}]
-    with pytest.raises(KeyError):
-        study.with_rule(s, nb, [{"value": 0.0}], lambda e: {"rule": "sgd"})
-    w = study.with_rule(s, nb, one, lambda e: {"rule": "sam", "rho": 0.0})
-    again = study.with_rule(s, nb, [dict(one[0])], lambda e: {"rule": "sgd"})
-    assert torch.allclose(w, again, atol=1e-6)
-
-
-def test_mixed_batches_that_do_not_fit_into_memory_are_trained_in_halves(monkeypatch):
-    s, nb = study.TOY, lab.start("05_label_noise", profile="toy", device="cpu")
-    grid = lambda: study.grid(s, "Mixup", (1.0,), (0.2, 0.4))
-    whole = grid()
-    expected, fit = study.with_mixup(s, nb, whole), study.Nets.fit
-
-    def limited(rows, *arguments, **options):
-        if len(rows.w) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return fit(rows, *arguments, **options)
-
-    monkeypatch.setattr(study.Nets, "fit", limited)
-    entries = grid()
-    with pytest.warns(UserWarning, match="4 nets on mixed batches at once do not fit .* going on with 2"):
-        w = study.with_mixup(s, nb, entries)
-    assert torch.allclose(w, expected, atol=1e-5) and [e["test_error"] for e in entries] == [e["test_error"] for e in whole]
+    w = [space["trained"](name, members=one, how=how)["w"]
+         for name, how in (("a", [{"rule": "sam", "rho": 0.0}]), ("b", [{"rule": "sgd"}]))]
+    assert torch.allclose(*w, atol=1e-6)
+    labels = torch.stack([data.train_y for data in study.sets(s, one)])
+    again = space["trained"]("c", members=one, how=[{"rule": "sgd"}], labels=labels)
+    assert torch.equal(again["w"], w[1])
+    other = space["trained"]("d", members=one, how=[{"rule": "sgd"}], labels=(labels + 1) % 10)
+    assert not torch.equal(other["w"], w[1])

@@ -1,11 +1,13 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from cells import executed
 from torch.nn.functional import cross_entropy
 
-from sharpnb import lab
+from sharpnb import lab, paths
 from sharpnb.curvature import sharpness
-from sharpnb.lab import models
+from sharpnb.lab import Record, models, pieces
 from sharpnb.many.engine import Nets
 from studies import m_sharpness as study
 
@@ -42,22 +44,34 @@ def test_batched_measure_is_that_of_each_net(m):
         assert found[k].item() == pytest.approx(alone, rel=1e-10)
 
 
-def test_the_study_runs_at_the_size_of_a_test_and_ranks_what_it_should():
-    s, nb = study.TOY, lab.start("04_m_sharpness", profile="toy", device="cpu")
-    trained, family = study.trained(s, nb), study.family(s, nb)
+def test_the_experiments_run_at_the_size_of_a_test_and_rank_what_they_should(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    run = lambda: executed("04_m_sharpness", "settings", "train", "family", profile="toy", device="cpu")
+    s, space = study.TOY, run()
+    trained, family = space["trained"], space["family"]
     assert len(trained) == s.seeds * (1 + len(s.rhos)) and len(family) == s.seeds * 8
     rho, errors = study.best(trained, min(s.rhos), 0.0, [0.05])
     assert rho == 0.05 and len(errors) == s.seeds
-    planted = [row | {"sharpness_4": row["gap"], "sharpness_16": -row["gap"]} for row in family]
-    for row in study.predictive(s, planted):
-        assert row["tau"] == pytest.approx(1.0 if row["m"] == 4 else -1.0)
+    planted = family.assign(sharpness_4=family["gap"], sharpness_16=-family["gap"])
+    for row in study.predictive(s, planted).itertuples():
+        assert row.tau == pytest.approx(1.0 if row.m == 4 else -1.0)
+    records = list(paths.records("04_m_sharpness", "toy").glob("*.json"))
+    assert len(records) == 2 and all(Record.load(file).provenance["pieces"] for file in records)
+    monkeypatch.setattr(pieces.Work, "_keep", None)  # nothing is trained again
+    for _ in range(2):
+        again = run()
+        assert again["trained"].equals(trained) and again["family"].equals(family)
+        for file in records:
+            file.unlink(missing_ok=True)
 
 
 def test_the_change_against_sgd_is_paired_by_seed():
     rows = [{"noise": 0.0, "m": 16, "rho": 0.0, "seed": seed, "test_error": 10.0 + seed} for seed in range(3)]
     rows += [{"noise": 0.0, "m": m, "rho": 0.1, "seed": seed, "test_error": 10.0 + seed + shift + seed * m / 16}
              for m, shift in ((4, -2.0), (16, 1.0)) for seed in range(3)]
-    found = study.against_sgd(rows, study.QUICK)
+    found = study.against_sgd(pd.DataFrame(rows))
     assert found.loc[(0.0, 4, 0.1), "mean"] == pytest.approx(-1.75)
     assert found.loc[(0.0, 16, 0.1), "mean"] == pytest.approx(2.0)
     assert found.loc[(0.0, 16, 0.1), "sem"] == pytest.approx(1 / 3**0.5)
+    assert found.loc[(0.0, 16, 0.1), "half"] == pytest.approx(4.303 / 3**0.5, rel=1e-3)

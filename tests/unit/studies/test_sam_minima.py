@@ -42,7 +42,7 @@ def test_the_papers_scale_is_every_cell_of_tables_1_and_5_with_a_record_each():
 
 
 def test_a_batched_shake_draws_for_each_net_and_rests_in_evaluation():
-    for build in (study.NETS[net].build for net in study.SMALL):
+    for build in full_study.SMALL.values():
         net, model = BatchedNet(build(0), (1, 8, 8)), build(0)
         w = torch.stack([torch.nn.utils.parameters_to_vector(build(seed).parameters()) for seed in (0, 0)]).detach()
         x = torch.rand(1, 9, 1, 8, 8).expand(2, 9, 1, 8, 8)
@@ -56,37 +56,51 @@ def test_a_batched_shake_draws_for_each_net_and_rests_in_evaluation():
 
 
 def test_the_ascent_pass_alone_has_the_true_gradient():
-    live = study.NETS["Shake-Shake 8 2x8d"]
-    rows = Nets([0], study.split(live, 0), live.build, batch_size=10, dtype=torch.float32)
-    block, seen = next(m for m in rows.forward.layers.modules() if isinstance(m, families.ShakeShake)), []
-    batch = rows.draw()
+    model, seen = full_study.SMALL["Shake-Shake 8 2x8d"](0), []
+    block = next(m for m in model.modules() if isinstance(m, families.ShakeShake))
+    block.register_forward_pre_hook(lambda *_: seen.append(block.true_gradient))
+    x, y = study.load_data("digits", train_size=8).train
+    optimizer = full_study.TrueAscent(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05, model=model)
 
-    def grad(w):
-        seen.append(block.true_gradient)
-        return rows.gradient(batch)(w)
+    def closure():
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
 
-    study.shaken_rule(rows, 0.05, lr=0.1)(rows.w, grad, None, eta=1.0)
-    study.shaken_rule(rows, 0.0, lr=0.1)(rows.w, grad, None, eta=1.0)
-    assert seen == [True, False, False]
+    optimizer.step(closure)
+    assert seen == [True, False]
 
 
 def test_sgd_is_reported_at_its_better_budget_and_sam_at_the_radius_that_validation_chose():
     made = [("SGD, E", 0.0, 5.0, 0.0), ("SGD, 2E", 0.0, 4.0, 9.0), ("SAM", 0.1, 1.0, 8.0), ("SAM", 0.2, 3.0, 7.0)]
-    entries = [{"model": "a", "augmentation": "b", "method": method, "rho": rho, "seed": seed, "test_error": test + seed,
-                "validation_error": validation} for method, rho, test, validation in made for seed in (1, 0)]
-    assert study.errors(entries, "a", "b", "SGD").tolist() == [4.0, 5.0]
-    assert study.gains(entries, "a", "b").tolist() == [1.0, 1.0]
-    assert study.gains(entries, "a", "b", 0.1).tolist() == [3.0, 3.0]
-    assert study.gains(entries, "a", "b", against="SGD, E").tolist() == [2.0, 2.0]
+    entries = [{"data": "d", "model": "a", "augmentation": "b", "method": method, "rho": rho, "seed": seed,
+                "test_error": test + seed, "validation_error": validation}
+               for method, rho, test, validation in made for seed in (1, 0)]
+    cell = study.cells(entries)["d", "a", "b"]
+    assert study.errors(cell, "SGD").tolist() == [4.0, 5.0]
+    assert study.gains(cell).tolist() == [1.0, 1.0]
+    assert study.gains(cell, 0.1).tolist() == [3.0, 3.0]
+    assert study.gains(cell, against="SGD, E").tolist() == [2.0, 2.0]
+    (row,) = study.summary(entries).to_dict("records")
+    assert (row["rho"], row["SAM"], row["SGD, E"], row["reduction"]) == (0.2, 3.5, 5.5, 100 / 4.5)
+    assert row["SAM ±"] == pytest.approx(12.706 * 0.5, rel=1e-3)  # of two seeds a point apart
 
 
-def test_the_live_table_at_the_size_of_a_test(nb):
-    nets = {net: replace(live, steps=2, seeds=2) for net, live in study.NETS.items()}
-    entries = study.run(nb, nets, [(study.MLP, study.SMOOTHED), ("PyramidNet-8 + ShakeDrop", "AA")])
-    assert len(entries) == 2 * (2 + 2) + 2 * 3 and ["values" in e for e in entries] == [True] * 8 + [False] * 6
-    assert all(np.isfinite(e["rise"]) and e["values"].shape == (25, 25) for e in entries[:8])
-    assert all(0 <= e[key] <= 100 for e in entries for key in ("test_error", "train_error", "validation_error"))
-    assert len(study.at(entries, study.MLP, study.SMOOTHED, "SAM")) == 2
+@pytest.mark.parametrize("name", [study.NONE, "AA", study.SMOOTHED])
+def test_members_of_the_live_table_are_measured_each_by_itself(name):
+    live = replace(study.LIVE[study.MLP], steps=2, seeds=2)
+    seeds = range(live.seeds)
+    nets = Nets(seeds, [study.split(live, seed, name) for seed in seeds], study.mlp, batch_size=live.batch_size)
+    entries = study.finished(nets, nets.w, [(0.05, seed) for seed in seeds], True, data="digits", method="SAM")
+    assert [(entry["rho"], entry["seed"], entry["method"]) for entry in entries] == [(0.05, 0, "SAM"), (0.05, 1, "SAM")]
+    for entry, w, data in zip(entries, nets.w, nets.sets, strict=True):
+        net = study.mlp(0).double()
+        torch.nn.utils.vector_to_parameters(w, net.parameters())
+        wrong = 100.0 * (net(data.test_x).argmax(1) != data.test_y).double()
+        assert entry["validation_error"] == pytest.approx(wrong[:200].mean().item())
+        assert entry["test_error"] == pytest.approx(wrong[200:].mean().item()) and len(wrong) == 1200
+        assert np.isfinite(entry["rise"]) and entry["values"].shape == (25, 25)
 
 
 def test_flatness_of_a_quadratic_is_its_own():
@@ -158,11 +172,11 @@ def test_a_full_record_of_other_settings_is_no_answer(tmp_path, monkeypatch):
     cell = full_study.full().cells[0]
     committed = Record.find("02_sam_minima", cell.name, "full")
     nb = lab.start("02_sam_minima", profile="quick", device="cpu")
-    where = (cell.data, cell.model, cell.augmentation)
-    assert committed and full_study.full_entries(nb, *where) == committed.values["entries"]
-    assert len(full_study.full_gains(nb, cell.data, cell.model)) == full_study.full().seeds
+    where, there = (cell.data, cell.model, cell.augmentation), full_study.full_cells(nb)
+    assert committed and len(there[where]) == len(committed.values["entries"])
+    assert len(full_study.full_gains(there, cell.data, cell.model)) == full_study.full().seeds
+    assert full_study.full_gains({where: there[where]}, cell.data, cell.model) is None  # a cell of the row is missing
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
     for values in ({**committed.values, "settings": "others"}, {**committed.values, "entries": []}):
         Record("02_sam_minima", cell.name, "full", values, 5e-2, 0.5, committed.provenance).save()
-        assert full_study.full_entries(nb, *where) == []
-        assert full_study.full_gains(nb, cell.data, cell.model) is None
+        assert full_study.full_cells(nb) == {}

@@ -1,9 +1,12 @@
 import math
 
+import pandas as pd
 import pytest
 import torch
+from cells import executed
 
-from sharpnb import lab, rules
+from sharpnb import paths, rules
+from sharpnb.lab import Record, pieces
 from studies import sam as study
 
 CURVATURE = torch.tensor([[1.0, 9.0]], dtype=torch.float64)
@@ -59,17 +62,29 @@ def test_bound_against_the_formula_written_out():
 
 
 def test_best_radius_is_that_of_the_least_mean():
-    rows = [{"kind": "a", "rho": rho, "seed": seed, "test_error": error}
-            for rho, errors in {0.1: (5.0, 7.0), 0.2: (6.5, 5.0)}.items() for seed, error in enumerate(errors)]
-    assert study.best_radius(rows, "a") == 0.2 and study.errors_at(rows, kind="a", rho=0.1) == [5.0, 7.0]
+    table = pd.DataFrame([{"kind": "a", "rho": rho, "seed": seed, "test_error": error}
+                          for rho, errors in {0.1: (5.0, 7.0), 0.2: (6.5, 5.0)}.items() for seed, error in enumerate(errors)])
+    assert study.best_radius(table, "a") == 0.2
+    assert study.by_seed(table, "test_error", kind="a", rho=0.1).tolist() == [5.0, 7.0]
 
 
-def test_the_studies_run_at_the_size_of_a_test():
-    s, nb = study.TOY, lab.start("01_sam", profile="toy", device="cpu")
-    orders, kinds, inner = study.orders(s, nb), study.kinds(s, nb), study.inner(s, nb)
-    steps, seeds = [0, 2, 4], range(s.seeds)
-    assert [(r["order"], r["step"], r["seed"]) for r in orders] == [
-        (o, t, k) for o in ("first", "second") for t in steps for k in seeds]
-    assert all(-1 <= r["cosine"] <= 1 + 1e-6 for r in orders)
-    assert {(r["kind"], r["rho"]) for r in kinds} == {("none", 0.0)} | {(k, r) for k in study.KINDS for r in (0.01, 0.1)}
-    assert {r["inner"] for r in inner} == set(study.INNER) and len(inner) == 4 * len(steps) * s.seeds
+def test_the_experiments_run_at_the_size_of_a_test_and_go_on_after_a_kill(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    run = lambda: executed("01_sam", "settings", "orders", "kinds", "inner", profile="toy", device="cpu")
+    space, steps, seeds = run(), [0, 2, 4], range(study.TOY.seeds)
+    orders, kinds, inner = (space[name] for name in ("orders", "kinds", "inner"))
+    assert [tuple(row) for row in orders[["order", "step", "seed"]].to_numpy()] == [
+        (order, step, seed) for order in ("first", "second") for step in steps for seed in seeds]
+    assert orders["cosine"].between(-1, 1 + 1e-6).all()
+    assert set(zip(kinds["kind"], kinds["rho"], strict=True)) == {
+        ("none", 0.0)} | {(kind, rho) for kind in study.KINDS for rho in (0.01, 0.1)}
+    assert set(inner["inner"]) == set(study.INNER) and len(inner) == 4 * len(steps) * len(seeds)
+    records = list(paths.records("01_sam", "toy").glob("*.json"))
+    assert len(records) == 3 and all(Record.load(file).provenance["pieces"] for file in records)
+    monkeypatch.setattr(pieces.Work, "_keep", None)  # nothing is trained again
+    for _ in range(2):
+        again = run()
+        assert all(again[name].equals(space[name]) for name in ("orders", "kinds", "inner"))
+        for file in records:
+            file.unlink(missing_ok=True)
