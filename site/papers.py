@@ -37,6 +37,7 @@ class Item:
     section: str = ""
     also: tuple[str, ...] = ()
     why: str = ""
+    kind: str = ""
     claims: tuple[scoreboard.Row, ...] = field(default=(), compare=False)
 
     @property
