@@ -2,6 +2,8 @@ r"""What a convolution's filters know: entropy, norms, and which of them are inv
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -111,5 +113,5 @@ def graft_internal(model: nn.Module, threshold: float) -> int:
 
 def _rows(layer: nn.Module) -> Tensor:
     """The filters as rows, (filters, weights of one), a view."""
-    weight: Tensor = layer.weight.detach()  # type: ignore[assignment]
+    weight = cast(Tensor, layer.weight).detach()
     return weight.view(len(weight), -1)

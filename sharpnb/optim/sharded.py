@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -66,7 +66,7 @@ def ranks_of(groups: Iterable[dict[str, Any]], who: str) -> Ranks | None:
     return Ranks(mesh, tuple(dim for dim, here in enumerate(split) if here))
 
 
-def _is_dtensor(t: Tensor) -> bool:
+def _is_dtensor(t: Tensor) -> TypeGuard[Any]:
     return hasattr(t, "placements") and hasattr(t, "to_local")  # without the import, which takes longer than our own
 
 
@@ -75,18 +75,15 @@ def _kind(p: Any) -> tuple[Any, tuple[bool, ...]]:
     return p.device_mesh, tuple(not place.is_replicate() for place in p.placements)
 
 
-def local(t: Tensor, p: Tensor) -> Tensor:
+def local(t: Tensor, p: Any) -> Tensor:
     """Return the rank's own part of a DTensor that belongs to parameter p, laid out as p is; others as they are."""
     if not _is_dtensor(t):
         return t
-    if t.placements != p.placements:  # type: ignore[attr-defined]
-        t = t.redistribute(placements=p.placements)  # type: ignore[attr-defined]
-    return t.to_local()  # type: ignore[attr-defined]
+    return (t if t.placements == p.placements else t.redistribute(placements=p.placements)).to_local()
 
 
 def spread(t: Tensor, p: Tensor) -> Tensor:
     """Return the DTensor whose part on this rank is t, laid out as parameter p is; t itself where p is none."""
     if not _is_dtensor(p):
         return t
-    return type(p).from_local(  # type: ignore[attr-defined]
-        t, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())  # type: ignore[attr-defined]
+    return type(p).from_local(t, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())

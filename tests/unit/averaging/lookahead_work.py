@@ -23,28 +23,37 @@ def flat(model: nn.Module) -> torch.Tensor:
     return nn.utils.parameters_to_vector(model.parameters()).detach().clone()
 
 
-def advance(model: nn.Module, optimizer: Any, steps: int) -> None:
+def advance(model: nn.Module, optimizer: Any, steps: int) -> list[float]:
+    """Step with a closure; return the losses."""
+    x, y = X.to(flat(model).dtype), Y.to(flat(model).dtype)
+
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = (model(X.to(flat(model).dtype)) - Y.to(flat(model).dtype)).square().mean()
+        loss = (model(x) - y).square().mean()
         loss.backward()
         return loss
 
-    for _ in range(steps):
-        optimizer.step(closure)
+    return [float(optimizer.step(closure).detach()) for _ in range(steps)]
 
 
 def by_hand(
     build: Callable[[Any], Optimizer], k: int, alpha: float, steps: int, outer: tuple[int, float] | None = None,
+    momentum: str = "keep",
 ) -> torch.Tensor:
     """Weights after some steps; ``outer`` is a second Lookahead (k, alpha) around the first, counting the same steps."""
     model = net()
     optimizer = build(model.parameters())
     levels = [(k, alpha, flat(model)), *([(*outer, flat(model))] if outer else [])]
+    slow_m = [torch.zeros_like(p) for p in model.parameters()]
     for step in range(1, steps + 1):
         advance(model, optimizer, 1)
         for cycle, share, slow in levels:
             if step % cycle == 0:
                 slow += share * (flat(model) - slow)
                 nn.utils.vector_to_parameters(slow.clone(), model.parameters())
+        if momentum != "keep" and step % k == 0:
+            for i, p in enumerate(model.parameters()):
+                m = optimizer.state[p]["momentum_buffer" if "momentum_buffer" in optimizer.state[p] else "exp_avg"]
+                slow_m[i] = slow_m[i] + alpha * (m - slow_m[i])
+                m.copy_(slow_m[i] if momentum == "pullback" else torch.zeros_like(m))
     return flat(model)

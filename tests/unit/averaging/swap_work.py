@@ -88,13 +88,6 @@ def parallel_rank(number: int, world: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def rank(number: int, world: int, port: int, folder: str) -> None:
-    """Run as one rank of a process group and save what it ends with."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=number, world_size=world)
-    _save(number, folder)
-
-
 def _save(number: int, folder: str) -> None:
     model, result = run()
     torch.save((model.state_dict(), result.workers, result.accuracies), f"{folder}/{number}.pt")

@@ -284,19 +284,3 @@ def test_integer_parameters_beside_the_others_stay() -> None:
     optimizer.step()
     with optimizer.slow_weights():
         assert (model.table == 5).all() and model.mask.all() and (model.beside == 2 - 0.125).all()
-
-
-def test_a_tensor_rate_is_a_number_and_the_schedulers() -> None:
-    found = []
-    for lr in (0.25, torch.tensor(0.25), torch.tensor([0.25], dtype=torch.float64)):
-        p = nn.Parameter(torch.zeros(3))
-        optimizer = Lookahead(torch.optim.SGD([p], lr=lr, foreach=False), k=2)
-        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-        for _ in range(5):
-            descend(p, optimizer, 1, torch.ones(()))
-            scheduler.step()
-        found.append((p.detach(), float(optimizer.base_optimizer.param_groups[0]["lr"])))
-        if isinstance(lr, Tensor):
-            assert optimizer.param_groups[0]["lr"] is lr  # PyTorch changes it in place
-    assert found[0][1] == found[1][1] == found[2][1] == 0.25 / 32
-    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][0], found[2][0])

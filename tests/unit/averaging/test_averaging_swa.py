@@ -173,8 +173,9 @@ def test_misuse_is_named():
         SWA(nn.Sequential(nn.Linear(7, 7))).load_state_dict(swa.state_dict())
     with swa.average_weights(), pytest.raises(RuntimeError, match="inside average_weights"):
         swa.load_state_dict(swa.state_dict())
-    with pytest.raises(ValueError, match=r"decay = 1.0"):
-        SWA(model, decay=1.0)
+    for decay in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"decay = {decay}"):
+            SWA(model, decay=decay)
 
 
 # -- BatchNorm ----------------------------------------------------------------------------------------------------------

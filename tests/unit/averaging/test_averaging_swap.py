@@ -78,12 +78,6 @@ def two_ranks(target, folder) -> list:
     return [torch.load(folder / f"{number}.pt") for number in range(2)]
 
 
-def test_two_ranks_give_the_same_bits(tmp_path):
-    alone, ours = work.run()
-    for state, workers, accuracies in two_ranks(work.rank, tmp_path):
-        assert torch.equal(workers, ours.workers) and accuracies == ours.accuracies and same(alone.state_dict(), state)
-
-
 def test_a_launch_by_torchrun_gives_the_same_bits(tmp_path):
     """``torchrun`` is this module's command; its own folder for the ranks' output would otherwise stay behind."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sharpnb import rules
-from sharpnb.optim import ASAM, ESAM, GSAM, SAM, WSAM, FisherSAM, LookSAM
+from sharpnb.optim import ASAM, ESAM, GSAM, SAM, SGDW, WSAM, AdamW, FisherSAM, LookSAM
 
 SHAPES = [(3, 4), (3,), (2, 3)]
 SIZES = [math.prod(shape) for shape in SHAPES]
@@ -69,9 +69,7 @@ def closure_for(params: list[nn.Parameter]) -> Callable[[], Tensor]:
     return closure
 
 
-# -- base rules in NumPy ----------------------------------------------------------------------------------------------
-
-NumpyBase = Callable[[np.ndarray, np.ndarray, dict[str, Any]], np.ndarray]
+# -- base rules in NumPy, for one vector of weights or several rows ---------------------------------------------------
 
 
 def numpy_sgd(w, g, s, lr, momentum=0.0, weight_decay=0.0, nesterov=False):
@@ -80,15 +78,24 @@ def numpy_sgd(w, g, s, lr, momentum=0.0, weight_decay=0.0, nesterov=False):
     return w - lr * (g + momentum * s["b"] if nesterov else s["b"])
 
 
-def numpy_adam(w, g, s, lr, weight_decay=0.0, decoupled=False, b1=0.9, b2=0.999, eps=1e-8):
-    if decoupled:
-        w = w * (1 - lr * weight_decay)
-    else:
-        g = g + weight_decay * w
+def numpy_sgdw(w, g, s, lr, momentum=0.0, decay=0.0, nesterov=False, inside=True):
+    """``decay`` is eta_t lambda; ``inside`` says that the buffer holds the rate."""
+    g = lr * g if inside else g
+    s["b"] = momentum * s.get("b", 0.0) + g
+    return w - (1 if inside else lr) * (g + momentum * s["b"] if nesterov else s["b"]) - decay * w
+
+
+def numpy_adam(w, g, s, lr, weight_decay=0.0, decay=0.0, b1=0.9, b2=0.999, eps=1e-8):
+    """``weight_decay`` is part of the gradient, ``decay`` of the step."""
+    g = g + weight_decay * w
     s["t"] = s.get("t", 0) + 1
     s["m"] = b1 * s.get("m", 0.0) + (1 - b1) * g
     s["v"] = b2 * s.get("v", 0.0) + (1 - b2) * g**2
-    return w - lr / (1 - b1 ** s["t"]) * s["m"] / (np.sqrt(s["v"]) / math.sqrt(1 - b2 ** s["t"]) + eps)
+    return w - lr / (1 - b1 ** s["t"]) * s["m"] / (np.sqrt(s["v"] / (1 - b2 ** s["t"])) + eps) - decay * w
+
+
+def numpy_adamw_torch(w, g, s, lr, weight_decay):
+    return numpy_adam(w, g, s, lr, decay=lr * weight_decay)
 
 
 @dataclass
@@ -108,12 +115,15 @@ BASES = {
     "nesterov": Base(torch.optim.SGD, rules.sgd, numpy_sgd, 0.05,
                      {"momentum": 0.9, "weight_decay": 0.01, "nesterov": True}),
     "adam": Base(torch.optim.Adam, rules.adam, numpy_adam, 0.01, {"weight_decay": 0.1}),
-    "adamw": Base(torch.optim.AdamW, rules.adamw_torch, partial(numpy_adam, decoupled=True), 0.01,
-                  {"weight_decay": 0.1}),
+    "adamw": Base(torch.optim.AdamW, rules.adamw_torch, numpy_adamw_torch, 0.01, {"weight_decay": 0.1}),
 }
 
 
-# -- the family in NumPy: one step each; G is the gradient, base(w, u) the base's step --------------------------------
+# -- the family in NumPy: from the gradient G, what the base gets, and what goes past it over lr ----------------------
+
+
+def norm(x):
+    return np.sqrt((x * x).sum(-1, keepdims=True))
 
 
 def p_ball(g, rho, p=2.0):
@@ -122,61 +132,75 @@ def p_ball(g, rho, p=2.0):
         eps[np.abs(g).argmax()] = np.sign(g[np.abs(g).argmax()])
         return rho * eps
     q = 1.0 if math.isinf(p) else p / (p - 1)
-    return rho * np.sign(g) * np.abs(g) ** (q - 1) / np.sum(np.abs(g) ** q) ** (0.0 if math.isinf(p) else 1 / p)
+    d = np.sign(g) * np.abs(g) ** (q - 1)
+    return rho * d / (np.abs(g) ** q).sum(-1, keepdims=True) ** (0.0 if math.isinf(p) else 1 / p)
 
 
-def asam_ball(w, g, rho, eta=0.01):
-    t = np.where(MATRIX, np.abs(w) + eta, 1.0)
-    return rho * t**2 * g / np.linalg.norm(t * g)
+def asam_ball(w, g, rho, eta=0.01, matrix=MATRIX):
+    t = np.where(matrix, np.abs(w) + eta, 1.0)
+    return rho * t**2 * g / norm(t * g)
 
 
 def fisher_ball(w, g, rho, eta=1.0):
     f = g / (1 + eta * g**2)
-    return rho * f / math.sqrt(g @ f)
+    return rho * f / np.sqrt((g * f).sum(-1, keepdims=True))
 
 
-def numpy_sam(w, G, base, s, rho, lr, p=2.0):
-    return base(w, G(w + p_ball(G(w), rho, p)))
+def sam_ball(w, g, rho):
+    return p_ball(g, rho)
 
 
-def numpy_inner(w, G, base, s, rho, lr, steps=3):
+def numpy_plain(w, G, s, rho):
+    return G(w), 0.0
+
+
+def numpy_sam(w, G, s, rho, p=2.0):
+    return G(w + p_ball(G(w), rho, p)), 0.0
+
+
+def numpy_inner(w, G, s, rho, steps=3):
     eps = p_ball(G(w), rho)
     for _ in range(steps - 1):
         eps = eps + p_ball(G(w + eps), rho)
         eps = eps / max(1.0, np.linalg.norm(eps / rho))
-    return base(w, G(w + eps))
+    return G(w + eps), 0.0
 
 
-def numpy_asam(w, G, base, s, rho, lr):
-    return base(w, G(w + asam_ball(w, G(w), rho)))
+def numpy_in(w, G, s, rho, ball):
+    return G(w + ball(w, G(w), rho)), 0.0
 
 
-def numpy_fisher(w, G, base, s, rho, lr):
-    return base(w, G(w + fisher_ball(w, G(w), rho)))
-
-
-def numpy_gsam(w, G, base, s, rho, lr, alpha=0.4):
+def numpy_gsam(w, G, s, rho, alpha=0.4):
     g = G(w)
     h = G(w + p_ball(g, rho))
-    unit = h / np.linalg.norm(h)
-    return base(w, h - alpha * (g - (g @ unit) * unit))
+    unit = h / norm(h)
+    return h - alpha * (g - (g * unit).sum(-1, keepdims=True) * unit), 0.0
 
 
-def numpy_looksam(w, G, base, s, rho, lr, k=3, alpha=0.7):
-    g, t = G(w), s.get("t", 0)
-    s["t"] = t + 1
-    if t % k:
-        return base(w, g + alpha * np.linalg.norm(g) * s["v"] / np.linalg.norm(s["v"]))
-    h = G(w + p_ball(g, rho))
-    unit = g / np.linalg.norm(g)
-    s["v"] = h - np.linalg.norm(h) * (h @ unit / np.linalg.norm(h)) * unit
-    return base(w, h)
+def numpy_looksam(w, G, s, rho, k=3, alpha=0.7):
+    """``s["t"]`` counts the steps; the directions of all shards of a step stand in ``s["news"]``, their mean is v."""
+    g = G(w)
+    if s["t"] % k:
+        v = np.mean(s["news"], 0)
+        return g + alpha * norm(g) * v / norm(v), 0.0
+    if s.get("of") != s["t"]:
+        s["of"], s["news"] = s["t"], []
+    h, unit = G(w + p_ball(g, rho)), g / norm(g)
+    s["news"].append(h - (h * unit).sum(-1, keepdims=True) * unit)
+    return h, 0.0
 
 
-def numpy_wsam(w, G, base, s, rho, lr, gamma=0.8, decouple=True, ball=lambda w, g, rho: p_ball(g, rho)):
+def numpy_wsam(w, G, s, rho, gamma=0.8, decouple=True, ball=sam_ball):
     a, g = gamma / (1 - gamma), G(w)
     h = G(w + ball(w, g, rho))
-    return base(w, g) - lr * a * (h - g) if decouple else base(w, (1 - a) * g + a * h)
+    return (g, a * (h - g)) if decouple else ((1 - a) * g + a * h, 0.0)
+
+
+def numpy_step(method, base, w, gradients, s, inner, rho, lr):
+    """One step from the gradients of some shards; ``inner`` is the base's state."""
+    outcomes = [method(w, G, s, rho) for G in gradients]
+    s["t"] += 1
+    return base(w, np.mean([u for u, _ in outcomes], 0), inner, lr) - lr * np.mean([past for _, past in outcomes], 0)
 
 
 @dataclass
@@ -203,8 +227,8 @@ METHODS = {
     "SAM inner": Method(SAM, rules.sam, numpy_inner, {"inner_steps": 3}),
     "SAM exchanged": Method(SAM, rules.sam, numpy_sam, {"in_place": False}, {}),
     "SAM inner exchanged": Method(SAM, rules.sam, numpy_inner, {"inner_steps": 3, "in_place": False}, {"inner_steps": 3}),
-    "ASAM": Method(ASAM, rules.asam, numpy_asam, {}, {"scaled": _scaled}),
-    "FisherSAM": Method(FisherSAM, rules.fisher_sam, numpy_fisher),
+    "ASAM": Method(ASAM, rules.asam, partial(numpy_in, ball=asam_ball), {}, {"scaled": _scaled}),
+    "FisherSAM": Method(FisherSAM, rules.fisher_sam, partial(numpy_in, ball=fisher_ball)),
     "GSAM": Method(GSAM, rules.gsam, numpy_gsam, {"alpha": 0.4}),
     "LookSAM": Method(LookSAM, rules.looksam, numpy_looksam, {"k": 3}),
     "WSAM": Method(WSAM, rules.wsam, numpy_wsam, {"gamma": 0.8}),
@@ -232,6 +256,18 @@ CLASSES: dict[str, Callable[..., Any]] = {
 TWO_HALVES = [name for name in CLASSES if not name.startswith(("SAM inner", "SAM second", "ESAM"))]
 
 
+def _over(build: Callable[..., Any], base: Callable[..., Any], params: Any, lr: Any = 0.02, **options: Any) -> Any:
+    return build(base(params, lr=lr, **options), rho=0.05)
+
+
+_momentum = partial(torch.optim.SGD, momentum=0.9)
+OPTIMIZERS: dict[str, Callable[..., Any]] = {  # from parameters, lr=, and options of the base
+    "SGDW": partial(SGDW, lr=0.02, momentum=0.9), "AdamW": partial(AdamW, lr=0.02),
+    **{name: partial(_over, build, _momentum) for name, build in CLASSES.items()},
+    **{f"{name} over Adam": partial(_over, CLASSES[name], torch.optim.Adam) for name in ("SAM", "WSAM", "GSAM", "LookSAM")},
+}
+
+
 def closure_of(name: str, losses_now: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """Return the closure that a class wants, from a function that computes per-sample losses."""
     if name.startswith("ESAM"):
@@ -243,3 +279,26 @@ def closure_of(name: str, losses_now: Callable[[], Tensor]) -> Callable[[], Tens
         return loss
 
     return closure
+
+
+def advance(name: str, optimizer: Any, losses_now: Callable[[], Tensor], steps: int = 1) -> float:
+    """Step as an ordinary loop does; return the last loss."""
+    loss = torch.tensor(float("nan"))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        if hasattr(optimizer, "first_step"):
+            loss = optimizer.step(closure_of(name, losses_now))
+        else:
+            loss = losses_now().mean()
+            loss.backward()
+            optimizer.step()
+    return float(loss.detach())
+
+
+def losses_of(params: list[nn.Parameter]) -> Callable[[], Tensor]:
+    """Return what computes the per-sample losses of this file's problem."""
+    return lambda: losses(flat(params)[None], params[0].dtype)[0]
+
+
+def vector(model: nn.Module) -> Tensor:
+    return nn.utils.parameters_to_vector(model.parameters()).detach().clone()

@@ -53,22 +53,6 @@ def test_earlier_micro_batches_are_not_lost_in_silence(name: str, clear: str, be
     assert not torch.equal(_vector(net), start)
 
 
-@pytest.mark.parametrize("kind", [SAM, WSAM])
-def test_the_recipe_is_the_step_of_the_large_batch(kind: Any) -> None:
-    """With a common perturbation it would be; with a list each micro-batch has its own, as m-sharpness defines it."""
-    (one, batches), (two, _) = _problem(), _problem()
-    a, b = (kind(torch.optim.SGD(net.parameters(), lr=0.1), rho=0.1) for net in (one, two))
-    a.step([lambda batch=batch: _back(one, batch) for batch in batches])
-    outcomes = []
-    for batch in batches:
-        start = _vector(two)
-        b.step(lambda batch=batch: _back(two, batch))
-        outcomes.append(_vector(two))
-        b.zero_grad()
-        nn.utils.vector_to_parameters(start, two.parameters())
-    assert torch.allclose(_vector(one), torch.stack(outcomes).mean(0), rtol=0, atol=1e-6)
-
-
 def _popular(optimizer: Any, net: nn.Module, batch: Any) -> None:
     _back(net, batch)  # the popular class wants the first backward pass before the step
     optimizer.step(lambda: _back(net, batch))
@@ -87,11 +71,6 @@ def _clearing_itself(optimizer: Any, net: nn.Module, batch: Any, **how: Any) -> 
         return _back(net, batch)
 
     optimizer.step(closure)
-
-
-def _zeros(optimizer: Any, net: nn.Module, batch: Any) -> None:
-    optimizer.step(lambda: _back(net, batch))
-    net.zero_grad(set_to_none=False)
 
 
 def _after_a_pass_that_failed(optimizer: Any, net: nn.Module, batch: Any) -> None:
@@ -124,7 +103,7 @@ def _by_halves(optimizer: Any, net: nn.Module, batch: Any) -> None:
         optimizer.step(lambda: _back(net, batch))
 
 
-WAYS = [_popular, _without_clearing, _clearing_itself, _zeros, _after_a_pass_that_failed, _after_half_a_step, _by_halves]
+WAYS = [_popular, _without_clearing, _clearing_itself, _after_a_pass_that_failed, _after_half_a_step, _by_halves]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import family
@@ -186,14 +187,19 @@ def test_a_base_that_needs_a_closure_is_refused_when_it_is_wrapped(method: Any, 
         method(params, base, lr=0.1)
 
 
-@pytest.mark.parametrize("base", [T.SGD, T.Adam, T.AdamW, T.RMSprop, T.Adagrad, T.RAdam, T.Rprop, T.Adamax])
+@pytest.mark.parametrize("base", [
+    partial(T.SGD, lr=0.01, momentum=0.9, foreach=False), partial(T.SGD, lr=0.01, fused=True), T.Adam, T.AdamW,
+    partial(T.AdamW, lr=0.01, fused=True), T.RMSprop, T.Adagrad, T.RAdam, T.Rprop, T.Adamax])
 def test_the_usual_bases_are_taken(base: Any) -> None:
     params = family.parameters()
-    optimizer = SAM(base(params, lr=0.01))
-    optimizer.step(family.closure_for(params))
-    again = SAM(base(copy.deepcopy(params), lr=0.01))
+    optimizer = SAM(base(params), rho=0.05)
+    first = optimizer.step(family.closure_for(params))
+    again = SAM(base(copy.deepcopy(params)))
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert str(again.state_dict()) == str(optimizer.state_dict())
+    for _ in range(20):
+        last = optimizer.step(family.closure_for(params))
+    assert last < first
 
 
 # -- hooks ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import family
 import numpy as np
 import pytest
@@ -41,11 +44,10 @@ def _twin_run(method: family.Method, base: family.Base, steps: int = STEPS) -> n
     return np.array(path)
 
 
-def _numpy_run(method: family.Method, base: family.Base, steps: int = STEPS) -> np.ndarray:
-    w, own, inner, lr = family.START, {}, {}, _lr(base)
-    path = []
+def _numpy_run(rule: Any, base: family.Base, steps: int = STEPS) -> np.ndarray:
+    w, own, inner, path = family.START, {"t": 0}, {}, []
     for _ in range(steps):
-        w = method.numpy(w, family.numpy_gradient, lambda w, u: base.numpy(w, u, inner, lr, **base.hyper), own, RHO, lr)
+        w = family.numpy_step(rule, partial(base.numpy, **base.hyper), w, [family.numpy_gradient], own, inner, RHO, _lr(base))
         path.append(w)
     return np.array(path)
 
@@ -54,7 +56,7 @@ def _numpy_run(method: family.Method, base: family.Base, steps: int = STEPS) -> 
 @pytest.mark.parametrize("method", family.METHODS)
 def test_class_twin_and_numpy_agree(method: str, base: str) -> None:
     m, b = family.METHODS[method], family.BASES[base]
-    fast, twin, oracle = _class_run(m, b), _twin_run(m, b), _numpy_run(m, b)
+    fast, twin, oracle = _class_run(m, b), _twin_run(m, b), _numpy_run(m.numpy, b)
     assert np.abs(fast - twin).max() < 1e-11
     assert np.abs(fast - oracle).max() < 1e-11
     assert np.abs(fast[-1] - family.START).max() > 1e-2  # they all went somewhere
@@ -62,7 +64,7 @@ def test_class_twin_and_numpy_agree(method: str, base: str) -> None:
 
 def test_negative_control_a_radius_one_percent_off_is_seen() -> None:
     b = family.BASES["momentum"]
-    near = family.Method(SAM, rules.sam, lambda w, G, base, s, rho, lr: base(w, G(w + family.p_ball(G(w), 1.01 * rho))))
+    near = lambda w, G, s, rho: family.numpy_sam(w, G, s, 1.01 * rho)
     assert np.abs(_class_run(family.METHODS["SAM"], b) - _numpy_run(near, b)).max() > 1e-5
 
 

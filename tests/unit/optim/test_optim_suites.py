@@ -10,7 +10,6 @@ import copy
 import re
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +19,9 @@ import torch
 from torch import Tensor, nn
 
 import sharpnb.optim
-from sharpnb.optim import SGDW, AdamW, LookSAM
+from sharpnb.optim import LookSAM
 
-OPTIMIZERS: dict[str, Callable[..., Any]] = {
-    "SGDW": partial(SGDW, lr=0.02, momentum=0.9), "AdamW": partial(AdamW, lr=0.02),
-    **{name: partial(lambda p, build, **o: build(torch.optim.SGD(p, lr=0.02, momentum=0.9, **o), rho=0.05), build=build)
-       for name, build in family.CLASSES.items()},
-    **{f"{name} over Adam": partial(lambda p, build, **o: build(torch.optim.Adam(p, lr=0.02, **o), rho=0.05), build=build)
-       for name, build in family.CLASSES.items() if name in ("SAM", "WSAM", "GSAM", "LookSAM")},
-}
-
-
-def advance(name: str, optimizer: Any, losses: Callable[[], Tensor], steps: int = 1) -> float:
-    """Step as an ordinary loop does; return the last loss."""
-    loss = torch.tensor(float("nan"))
-    for _ in range(steps):
-        optimizer.zero_grad()
-        if hasattr(optimizer, "first_step"):
-            loss = optimizer.step(family.closure_of(name, losses))
-        else:
-            loss = losses().mean()
-            loss.backward()
-            optimizer.step()
-    return float(loss)
+OPTIMIZERS = family.OPTIMIZERS
 
 
 def _regression(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Callable[[], Tensor]]:
@@ -57,13 +36,13 @@ def test_the_loss_falls(name: str) -> None:
     """On a linear regression (PyTorch's basic cases) and in Rosenbrock's valley (timm's and pytorch_optimizer's)."""
     model, losses = _regression()
     optimizer = OPTIMIZERS[name](model.parameters())
-    first = advance(name, optimizer, losses)
-    assert advance(name, optimizer, losses, 150) < 0.1 * first
+    first = family.advance(name, optimizer, losses)
+    assert family.advance(name, optimizer, losses, 150) < 0.1 * first
     p = nn.Parameter(torch.tensor([-1.0, 1.5], dtype=torch.float64))
     optimizer = OPTIMIZERS[name]([{"params": [p], "lr": 0.02 if name in ("AdamW", "SAM over Adam", "GSAM over Adam", "LookSAM over Adam") else 1e-4}])
     valley = lambda: ((1 - p[0]) ** 2 + 100 * (p[1] - p[0] ** 2) ** 2).reshape(1)
-    first = advance(name, optimizer, valley)
-    assert advance(name, optimizer, valley, 500) < 0.5 * first
+    first = family.advance(name, optimizer, valley)
+    assert family.advance(name, optimizer, valley, 300) < 0.5 * first
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -79,14 +58,19 @@ def test_without_gradients_a_step_is_no_step(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_with_gradients_of_zero_only_decay_moves(name: str) -> None:
-    params = family.parameters()
+    params, seen = family.parameters(), []
     optimizer, before = OPTIMIZERS[name](params), family.flat(params).detach().clone()
-    advance(name, optimizer, lambda: torch.stack([p.sum() for p in params]) * 0)
-    assert torch.equal(family.flat(params), before)
+
+    def losses() -> Tensor:
+        seen.append(family.flat(params).detach().clone())
+        return torch.stack([p.sum() for p in params]) * 0
+
+    family.advance(name, optimizer, losses)
+    drawn = name.startswith("ESAM")  # leaves out what it has not drawn
+    assert torch.equal(family.flat(params), before) and (drawn or all(torch.equal(w, before) for w in seen))
     if "over Adam" in name:
         return  # whose decay is part of the gradient
-    decaying = OPTIMIZERS[name](params, weight_decay=0.1)
-    advance(name, decaying, lambda: torch.stack([p.sum() for p in params]) * 0)
+    family.advance(name, OPTIMIZERS[name](params, weight_decay=0.1), losses)
     factor = 0.9 if name in ("SGDW", "AdamW") else 1 - 0.02 * 0.1
     assert torch.allclose(family.flat(params), factor * before, rtol=0, atol=1e-15)
 
@@ -101,7 +85,7 @@ def test_parameters_come_in_every_form_that_pytorch_takes(name: str, form: str) 
             "list": list(model.parameters()), "generator": (p for p in model.parameters()), "named": list(model.named_parameters()),
             "groups": [{"params": [p]} for p in model.parameters()], "OrderedDict group": [OrderedDict(params=list(model.parameters()))],
             "empty group's neighbour": [{"params": []}, {"params": list(model.parameters())}]}[how]
-        advance(name, OPTIMIZERS[name](given), losses, 5)
+        family.advance(name, OPTIMIZERS[name](given), losses, 5)
         ends.append(nn.utils.parameters_to_vector(model.parameters()).detach())
     assert torch.allclose(*ends, rtol=0, atol=1e-14)
 
@@ -119,23 +103,25 @@ def test_a_group_that_comes_later_and_one_that_is_frozen(name: str) -> None:
     model, losses = _regression()
     optimizer = OPTIMIZERS[name]([model.weight])
     bias = model.bias.detach().clone()
-    advance(name, optimizer, losses, 2)
+    family.advance(name, optimizer, losses, 2)
     assert torch.equal(model.bias, bias)
     optimizer.add_param_group({"params": [model.bias]})
-    advance(name, optimizer, losses, 2)
+    family.advance(name, optimizer, losses, 2)
     assert not torch.equal(model.bias, bias)
     model.weight.requires_grad_(False)
     weight, bias = model.weight.detach().clone(), model.bias.detach().clone()
     model.weight.grad = None
-    advance(name, optimizer, losses, 2)
+    family.advance(name, optimizer, losses, 2)
     assert torch.equal(model.weight, weight) and not torch.equal(model.bias, bias)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_training_in_low_precision_follows_float64(name: str, dtype: torch.dtype) -> None:
-    if name.startswith("SAM second") and dtype == torch.bfloat16:
+    if name.startswith("SAM second") and dtype != torch.float32:
         pytest.skip("refused for half precision")
+    if dtype == torch.float16 and "Adam" in name:
+        pytest.skip("Adam's eps is zero in float16")
     (low, low_losses), (high, losses) = _regression(dtype), _regression()
     for p, q in zip(low.parameters(), high.parameters(), strict=True):
         q.data.copy_(p)
@@ -143,7 +129,7 @@ def test_training_in_low_precision_follows_float64(name: str, dtype: torch.dtype
     build = OPTIMIZERS[name]
     for model, kind in ((low, dtype), (high, torch.float64)):
         inputs = x.to(kind)
-        advance(name, build(model.parameters()), lambda model=model, inputs=inputs: model(inputs).square().sum(1).to(torch.float64), 5)
+        family.advance(name, build(model.parameters()), lambda model=model, inputs=inputs: model(inputs).square().sum(1).to(torch.float64), 5)
     gap = max(float((p - q).abs().max()) for p, q in zip(low.parameters(), high.parameters(), strict=True))
     assert gap < (1e-4 if dtype == torch.float32 else 0.1)
     assert low_losses().dtype == dtype and losses().dtype == torch.float64
@@ -162,7 +148,7 @@ def test_a_step_changes_nothing_but_weights_and_state(name: str) -> None:
     optimizer = OPTIMIZERS[name](params)
     groups = copy.deepcopy([{k: v for k, v in g.items() if k not in ("params", "updates")} for g in optimizer.param_groups])
     random, mode = torch.get_rng_state(), torch.is_grad_enabled()
-    advance(name, optimizer, lambda: family.losses(family.flat(params)[None])[0], 3)
+    family.advance(name, optimizer, lambda: family.losses(family.flat(params)[None])[0], 3)
     assert [{k: v for k, v in g.items() if k not in ("params", "updates")} for g in optimizer.param_groups] == groups
     assert torch.equal(random, torch.get_rng_state()) and torch.is_grad_enabled() == mode
     assert all(p.requires_grad and p.is_leaf for p in params)
@@ -197,7 +183,7 @@ def test_another_default_dtype_makes_no_other_step(name: str) -> None:
         try:
             torch.set_default_dtype(dtype)
             optimizer = OPTIMIZERS[name](params)
-            advance(name, optimizer, lambda params=params: family.losses(family.flat(params)[None], torch.float32)[0], 6)
+            family.advance(name, optimizer, lambda params=params: family.losses(family.flat(params)[None], torch.float32)[0], 6)
         finally:
             torch.set_default_dtype(torch.float32)
         ends.append(family.flat(params).detach())
