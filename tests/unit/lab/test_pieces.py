@@ -327,4 +327,4 @@ def test_a_record_made_in_one_place_is_drawn_and_verified_in_another_without_tra
     monkeypatch.setenv("SHARPNB_ROOT", str(there))
     monkeypatch.setenv(pieces.DEADLINE, no_training[pieces.DEADLINE])
     with pytest.raises(Paused, match="0 of 4 pieces are finished"):  # so training would have been noticed
-        swa.full_rows(lab.start("14_swa_landscapes", profile="toy", device="cpu"))
+        swa.full_rows(swa.TOY, lab.start("14_swa_landscapes", profile="toy", device="cpu"))
