@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sharpnb.averaging import SWA
 from sharpnb.lab import models
@@ -81,11 +81,6 @@ def cyclic_schedule(high: float, low: float, start: float, steps: int, cycle: in
         return (1 - t) * high + t * low
 
     return eta
-
-
-def sets(data: Data) -> dict[str, tuple[Tensor, Tensor]]:
-    """Training and test images, as the landscape tools take them."""
-    return {"train": data.train, "test": data.test}
 
 
 def square(plane: Plane, margin: float) -> tuple[float, float, float, float]:

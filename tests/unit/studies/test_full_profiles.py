@@ -31,7 +31,7 @@ STUDIES = {
     "13_warm_restarts": lambda nb: [warm_restarts.anytime(warm_restarts.ANYTIME["toy"], nb),
                                     warm_restarts.budgets(warm_restarts.BUDGETS["toy"], nb),
                                     warm_restarts.long_adam(warm_restarts.LONG["toy"], nb)],
-    "14_swa_landscapes": lambda nb: swa.full_rows(swa.TOY, nb), "15_swap": swap.full_rows, "16_lookahead": lambda nb: lookahead.full_rows(lookahead.TOY, nb),
+    "14_swa_landscapes": lambda nb: swa.full_rows(swa.TOY, nb), "15_swap": lambda nb: swap.full_rows(swap.TOY, nb), "16_lookahead": lambda nb: lookahead.full_rows(lookahead.TOY, nb),
     "17_filter_grafting": lambda nb: filter_grafting.rows_of(filter_grafting.TOY, nb)[0],
 }
 
