@@ -27,6 +27,7 @@ from typing import Any
 
 import optimizers
 import torch
+from counting import counted
 from pages import markdown
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,7 +35,6 @@ from torch.nn import functional as F
 from sharpnb import paths
 from sharpnb.lab import models, train
 from sharpnb.lab.augment import shift_and_flip
-from sharpnb.lab.budget import counted
 from sharpnb.lab.data import Data, load_data
 from sharpnb.many.engine import Nets
 from sharpnb.many.train import MembersRule

@@ -79,7 +79,7 @@ def _name_passed_over() -> None:
 def run(
     names: _Names = None,
     profile: Annotated[str, typer.Option(
-        help="quick: on a CPU, seconds each. full: CIFAR-10 on a GPU, half an hour planned in all.")] = "quick",
+        help="quick: on a CPU, seconds each. full: CIFAR-10 on a GPU, half an hour in all.")] = "quick",
     jobs: Annotated[int | None, typer.Option(
         min=1, help="Notebooks at once. Default: 2 in the quick profile, 1 in the full.", show_default=False)] = None,
     parameter: Annotated[list[str] | None, typer.Option(
@@ -91,30 +91,22 @@ def run(
     timeout: Annotated[float | None, typer.Option(
         min=0, help="Seconds for one notebook, 0 for no limit. Default: 600 in the quick profile, none in the full.",
         show_default=False)] = None,
-    budget: Annotated[str | None, typer.Option(
-        metavar="TIME", show_default=False,
-        help="Time for the whole run, as in 90s, 25m or 1h: the full profile begins no piece of work that is not "
-        "expected to end in it, and the same command goes on later.")] = None,
     update: Annotated[bool, typer.Option(
         "--update", help="For maintainers: store the new outputs in notebooks/, as they are committed.")] = False,
 ) -> None:
     """Execute notebooks whose code, parameters, package sources, data or versions changed since their last run.
 
     Executed copies go to data/runs, figures to figures, results to data/records. A notebook that fails is kept as far
-    as it came, and the others go on. With --profile full, --dry-run shows what each is planned to take.
+    as it came, and the others go on.
 
-    Exit status: 0 all is done, 1 something failed, 2 the call was refused, 3 nothing failed and the budget ended first.
+    Exit status: 0 all is done, 1 something failed, 2 the call was refused.
     """
     from sharpnb import runner
-    from sharpnb.runner.budget import seconds
 
     given = dict(map(_pair, parameter or []))
-    limit = None if budget is None else seconds(budget)
     if not names:
         _name_passed_over()
     if dry_run:
-        if profile == "full":
-            _console.print(_planned())
         for step in runner.plan(names, profile, given, force=force, update=update):
             _console.print(Text(f"{'run ' if step.why else 'skip'} {step.name}: {step.reason}"), soft_wrap=True)
         return
@@ -126,30 +118,12 @@ def run(
     try:
         with Progressing(_console) as watcher:
             results = runner.run(
-                names, profile, jobs, given, force=force, update=update, timeout=timeout, watcher=watcher,
-                budget=limit)
+                names, profile, jobs, given, force=force, update=update, timeout=timeout, watcher=watcher)
     except KeyboardInterrupt:
         _stop("Interrupted. What has finished is kept; the same command goes on from there.", status=130)
     _console.print(summary(results))
-    if not all(result.ok or result.paused for result in results):
+    if not all(result.ok for result in results):
         raise typer.Exit(1)
-    if any(result.paused for result in results):
-        _console.print("The budget has ended. What is finished is kept; the same command goes on.", soft_wrap=True)
-        raise typer.Exit(3)
-
-
-def _planned() -> Table:
-    """Return the plan of the full profile: counted work, and minutes at assumed rates."""
-    from sharpnb.runner.budget import plan
-
-    columns = ("runs", "epochs", "seeds", "gradients", "pflop", "pieces", "longest_minutes", "minutes")
-    planned = plan()
-    total = sum(entry["minutes"] for entry in planned.values())
-    table = Table("planned, not measured", *(name.replace("_minutes", "") for name in columns), show_footer=True)
-    table.columns[0].footer, table.columns[-1].footer = "together", f"{total:.1f}"
-    for name, entry in planned.items():
-        table.add_row(Text(name), *(f"{entry[column]:,}" for column in columns))
-    return table
 
 
 @app.command()

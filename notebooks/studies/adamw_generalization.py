@@ -13,8 +13,8 @@ from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.figures import COLOURS, MARKERS
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.pieces import Kind, Work
-from studies.decay_runs import Rows, World, band, pieces, recorded, run
+from sharpnb.lab.pieces import Work
+from studies.decay_runs import Rows, World, band, recorded, run
 
 ROLES = {"Adam + L2": "adam", "AdamW": "adamw", "SGD + L2": "sgd"}
 
@@ -90,18 +90,7 @@ def compare(name: str, r: Regime, nb: Notebook) -> Rows:
         rows = run(r.world, nb, configs, r.steps, r.every, work, "seed")
         return [{**row, "decay": row.get("lambda_norm", row.get("weight_decay"))} for row in rows]
 
-    return recorded(nb, name.replace(" ", "_"), make, of=r, kinds=kinds(r))
-
-
-def kinds(r: Regime) -> list[Kind]:
-    """Announce the pieces of the full profile: all trainings of a seed."""
-    runs = len(r.l2) + len(r.lambda_norm) + len(r.l2_sgd)
-    return [pieces(r.world, "seed", r.seeds, r.steps, r.steps // r.every, runs)]
-
-
-def planned() -> tuple[int, int, list[Kind]]:
-    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
-    return _CIFAR.seeds, 50_000, kinds(_CIFAR)
+    return recorded(nb, name.replace(" ", "_"), make, of=r)
 
 
 def best_decays(rows: Rows) -> dict[str, float]:

@@ -16,12 +16,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sharpnb.lab import models
-from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import load_data
 from sharpnb.lab.grid import log2_grid
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.pieces import Kind, Work
+from sharpnb.lab.pieces import Work
 from sharpnb.lab.sweeps import sweep
 from studies.panel import with_controls
 
@@ -112,7 +110,7 @@ def run(
         return {"cells": {column: table[column].tolist() for column in KEPT}}
 
     told = {"regime": regime, "rules": rules, "schedules": schedules}
-    found = nb.recorded(name, make, of=told, kinds=kinds(regime, rules, schedules), rtol=2e-2, atol=3.0)
+    found = nb.recorded(name, make, of=told, rtol=2e-2, atol=3.0)
     return pd.DataFrame(found["cells"])
 
 
@@ -146,26 +144,6 @@ def _swept(
 
         pieces += work.do(part["rule"], piece, schedule=schedule, seed=seed)["cells"]
     return pd.DataFrame(pieces)
-
-
-def kinds(regime: Regime, rules: Sequence[str], schedules: Sequence[str] = ("cosine",)) -> list[Kind]:
-    """Announce the pieces of the full profile: the cells of a rule, schedule and seed each."""
-    options = {name: value for name, value in regime.model.items() if name != "name"}
-    build = getattr(models, regime.model["name"])
-    found, seen = [], 2 * int(regime.data.get("train_size", 50_000)) + 10_000
-    for rule in rules:
-        cells = len(regime.alphas[rule]) * len(regime.lambdas[rule])
-        found.append(Kind(rule, len(schedules) * regime.seeds, Cost(
-            lambda seed: build(**options, seed=seed), regime.steps, regime.batch_size, runs=cells, together=True,
-            evaluated=seen)))
-    return found
-
-
-def planned() -> tuple[int, int, list[Kind]]:
-    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
-    others = kinds(thinned(FULL), ["adam", "adamw"], ["constant", "step"])
-    return FULL.seeds, FULL.data["train_size"], kinds(FULL, list(TITLES)) + [
-        replace(kind, name=f"{kind.name}, other schedules") for kind in others]
 
 
 def maps(table: pd.DataFrame, rule: str, schedule: str = "cosine") -> np.ndarray:

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from sharpnb.curvature import HessianOperator, top_eigenvalues
 from sharpnb.lab.augment import Augment
-from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data, with_label_noise
-from sharpnb.lab.pieces import Kind, Work, described, even
+from sharpnb.lab.pieces import Work, described, even
 from sharpnb.many.net import BatchedNet, evaluate_many
 from sharpnb.many.train import train_many
 
@@ -92,7 +91,7 @@ def of_each(configs: Sequence[Mapping[str, Any]], images: Sequence[Split]) -> li
 
 def run(
     s: Setting, configs: Sequence[Mapping[str, Any]], images: Sequence[Split], device: torch.device,
-    work: Work | None = None, kind: str = "",
+    work: Work | None = None, label: str = "",
 ) -> tuple[pd.DataFrame, Tensor]:
     """Train every configuration and measure it.
 
@@ -103,7 +102,7 @@ def run(
         images: of each configuration, from :func:`splits`.
         device: where to.
         work: of the full profile, for which ``together`` members each are a piece.
-        kind: of those pieces.
+        label: of those pieces.
 
     Returns:
         A table with a row a configuration: its own entries, ``val_error`` and ``test_error`` (percent) and
@@ -122,16 +121,9 @@ def run(
     size = len(configs) if work is None or not work.nb.full else even(len(configs), s.together)[1]
     told = described(s)
     parts = [(configs[k : k + size], images[k : k + size]) for k in range(0, len(configs), size)]
-    made = [make(*part) if work is None else work.do(kind, partial(make, *part), number=number, setting=told,
+    made = [make(*part) if work is None else work.do(label, partial(make, *part), number=number, setting=told,
                                                      members=described(part[0])) for number, part in enumerate(parts)]
     return pd.DataFrame([row for piece in made for row in piece["rows"]]), torch.cat([p["weights"] for p in made])
-
-
-def pieces(s: Setting, kind: str, members: int, gradients: float, times: int = 1) -> Kind:
-    """Announce the pieces into which :func:`run` cuts so many members, for a list of them that is run ``times``."""
-    seen = s.train_size * 2 + s.validation + 10_000  # the last evaluation, with BatchNorm's statistics
-    count, size = even(members, s.together)
-    return Kind(kind, times * count, Cost(s.model, s.steps, s.batch_size, gradients, size, True, seen))
 
 
 def net_at(s: Setting, w: Tensor, device: torch.device | str = "cpu") -> nn.Module:

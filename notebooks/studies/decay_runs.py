@@ -13,11 +13,10 @@ import torch
 from torch import nn
 
 from sharpnb.lab.augment import Augment
-from sharpnb.lab.budget import Cost
 from sharpnb.lab.claims import t95
 from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.pieces import Kind, Work
+from sharpnb.lab.pieces import Work
 from sharpnb.lab.training import History, train
 from sharpnb.many.schedules import Schedule, schedule_of
 from sharpnb.many.train import train_many
@@ -68,7 +67,7 @@ class World:
 
 def run(
     world: World, nb: Notebook, configs: Sequence[Config], steps: int, every: int = 0, work: Work | None = None,
-    kind: str = "",
+    label: str = "",
 ) -> Rows:
     """Train every setting and return one row an evaluation.
 
@@ -80,7 +79,7 @@ def run(
         steps: updates.
         every: evaluate each so many steps (0: at the end alone).
         work: of the full profile, for which the settings of one seed are a piece.
-        kind: of those pieces.
+        label: of those pieces.
 
     Returns:
         Rows with ``method``, ``seed``, ``step``, the setting's rate and decay, and :data:`MEASURES`.
@@ -89,7 +88,7 @@ def run(
     if work and nb.full:
         parts = [[config for config in configs if config["seed"] == seed] for seed in seeds]
         return [row for seed, part in zip(seeds, parts, strict=True) for row in work.do(
-            kind, lambda part=part: {"rows": run(world, nb, part, steps, every)}, seed=seed, steps=steps,
+            label, lambda part=part: {"rows": run(world, nb, part, steps, every)}, seed=seed, steps=steps,
             members=[dict(config) for config in part])["rows"]]
     sets = {seed: nb.uses(world.images(seed)) for seed in (seeds if world.data == "digits" else seeds[:1])}
     data = [sets.get(config["seed"], sets[seeds[0]]) for config in configs]
@@ -141,17 +140,11 @@ def optimizer_of(model: nn.Module, config: Config, steps: int) -> tuple[torch.op
 
 
 def recorded(
-    nb: Notebook, name: str, make: Callable[[Work | None], Rows], *, of: Any = None, kinds: Sequence[Kind] = (),
-    rtol: float = 2e-2, atol: float = 1e-2,
+    nb: Notebook, name: str, make: Callable[[Work | None], Rows], *, of: Any = None, rtol: float = 2e-2,
+    atol: float = 1e-2,
 ) -> Rows:
     """Make rows and record them; see :meth:`sharpnb.lab.notebook.Notebook.recorded`."""
-    return nb.recorded(name, lambda work: {"rows": make(work)}, of=of, kinds=kinds, rtol=rtol, atol=atol)["rows"]
-
-
-def pieces(world: World, kind: str, count: int, steps: int, evaluations: int = 1, runs: int = 1) -> Kind:
-    """Announce the pieces of :func:`run`: so many settings at a time, one after another."""
-    seen = evaluations * ((world.train_size or 50_000) + 10_000)
-    return Kind(kind, count, Cost(world.model, steps, world.batch_size, runs=runs, evaluated=seen))
+    return nb.recorded(name, lambda work: {"rows": make(work)}, of=of, rtol=rtol, atol=atol)["rows"]
 
 
 def band(ax: Any, each: pd.DataFrame, label: str, look: dict[str, Any]) -> None:

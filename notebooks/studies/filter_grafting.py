@@ -15,12 +15,11 @@ from torch import nn
 
 from sharpnb.averaging import entropy, filter_layers, filter_norms, graft, graft_internal, graft_noise
 from sharpnb.lab import models
-from sharpnb.lab.budget import Cost
 from sharpnb.lab.claims import t95
 from sharpnb.lab.data import Data, load_data
 from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.pieces import Kind, Work
+from sharpnb.lab.pieces import Work
 from sharpnb.lab.training import evaluate, shift_and_flip, train
 
 
@@ -158,21 +157,8 @@ def rows_of(s: Settings, nb: Notebook) -> tuple[list[dict[str, Any]], dict[str, 
         return {"rows": [work.do(name, partial(one, name, seed), seed=seed)
                          for seed in range(s.seeds) for name in s.methods]}
 
-    found = nb.recorded("runs", make, of={**vars(s), "net of": s.net}, kinds=kinds(s), rtol=5e-2, atol=0.5)
+    found = nb.recorded("runs", make, of={**vars(s), "net of": s.net}, rtol=5e-2, atol=0.5)
     return found["rows"], kept
-
-
-def kinds(s: Settings) -> list[Kind]:
-    """Announce the pieces of the full profile: a method and seed each, with all its nets."""
-    images = s.train_size or 50_000
-    return [Kind(name, s.seeds, Cost(s.net, s.epochs * (images // s.batch_size), s.batch_size, runs=METHODS[name].nets,
-                                     evaluated=(s.epochs + 1) * (images + 10_000)))
-            for name in s.methods]
-
-
-def planned() -> tuple[int, int, list[Kind]]:
-    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
-    return FULL.seeds, 50_000, kinds(FULL)
 
 
 def column(rows: Sequence[dict[str, Any]], name: str, method: str) -> np.ndarray:

@@ -15,19 +15,17 @@ from torch import Tensor, nn
 
 from sharpnb.curvature import HessianOperator, SpectralDensity, spectral_density, top_eigenvalues
 from sharpnb.lab import models
-from sharpnb.lab.budget import Cost
 from sharpnb.lab.claims import t95
 from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.figures import COLOURS, MARKERS
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.pieces import Kind, Work
+from sharpnb.lab.pieces import Work
 from sharpnb.lab.training import shift_and_flip, train
 from sharpnb.many.train import train_many
 from sharpnb.optim import SAM
 
 TIMES = ("epoch 1", "middle", "end")  # the paper's panels: epochs 1, 50 and 300 of 300
-RULES = {"sgd": 1, "sam": 2}  # with the gradients of an update
-PRODUCTS = 60  # with the Hessian for five eigenvalues; a guess, for the budget alone
+RULES = ("sgd", "sam")
 TOP = 5  # the paper's ratio is that of the largest to the fifth eigenvalue
 
 
@@ -173,19 +171,6 @@ def _measured(
     return {"rows": rows, "weights": torch.stack([weights[step] for step in times(s)])}
 
 
-def kinds(s: Settings, experiments: int = 1) -> list[Kind]:
-    """Announce the pieces of the full profile: a rule and seed each, trained and measured."""
-    products = 2 * PRODUCTS * len(TIMES) * s.hessian_images // s.batch_size
-    return [Kind(rule, experiments * s.seeds, Cost(s.model, s.steps, s.batch_size, gradients, evaluated=60_000,
-                                                   products=products))
-            for rule, gradients in RULES.items()]
-
-
-def planned() -> tuple[int, int, list[Kind]]:
-    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
-    return FULL.seeds, 50_000, kinds(FULL, experiments=2)
-
-
 def rows_of(
     s: Settings, nb: Notebook, name: str, noise: float = 0.0
 ) -> tuple[list[dict[str, Any]], dict[tuple[str, int], Tensor]]:
@@ -197,7 +182,7 @@ def rows_of(
         kept.update(weights)
         return {"rows": rows}
 
-    return nb.recorded(name, make, of={**vars(s), "noise": noise}, kinds=kinds(s), rtol=2e-2)["rows"], kept
+    return nb.recorded(name, make, of={**vars(s), "noise": noise}, rtol=2e-2)["rows"], kept
 
 
 def paired(rows: list[dict[str, Any]], time: str, column: str, how: Callable[[float, float], float]) -> list[float]:

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from sharpnb import rules
 from sharpnb.lab import models
 from sharpnb.lab.augment import Augment, shift_and_flip
-from sharpnb.lab.budget import Cost
 from sharpnb.lab.claims import t95
 from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.pieces import Kind, Work, even
+from sharpnb.lab.pieces import Work, even
 from sharpnb.many.engine import Nets
 from sharpnb.many.retry_smaller import in_parts_that_fit
 from sharpnb.many.train import train_many
@@ -217,24 +216,6 @@ def _kind(entry: Entry) -> str:
     return "random labels" if entry["noise"] == RANDOM else entry["method"]
 
 
-def kinds(s: Settings) -> list[Kind]:
-    """Announce the pieces of the full profile: members of one method each."""
-    grids = {"SAM": (s.rhos, 2.0), "Mixup": (s.mixes, 1.0), "Bootstrap + SAM": (s.rhos, 2.0),
-             "Bootstrap + Mixup": ((0.0,), 1.0), "ESAM": ((0.6,), 1.6), "GSAM": (s.alphas, 2.0),
-             "WSAM": (s.gammas, 2.0)}
-    members = {name: (len(values) * len(NOISES) * s.seeds, gradients) for name, (values, gradients) in grids.items()}
-    members["random labels"] = (len(s.rhos) * s.seeds, 2.0)
-    seen = (s.evaluations + 1) * (2 * s.train_size + 10_000)  # and a last one, each with BatchNorm's statistics
-    cut = {name: (*even(count, s.chunk), gradients) for name, (count, gradients) in members.items()}
-    return [Kind(name, count, Cost(s.model, s.steps, s.batch_size, gradients, size, True, seen))
-            for name, (count, size, gradients) in cut.items()]
-
-
-def planned() -> tuple[int, int, list[Kind]]:
-    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
-    return FULL.seeds, FULL.train_size, kinds(FULL)
-
-
 def _rows(s: Settings, nb: Notebook, entries: Sequence[Entry], part: int) -> Nets:
     return Nets([entry["seed"] for entry in entries], [_parts(s, entry)[part] for entry in entries], s.model,
                 batch_size=s.batch_size, device=nb.device, dtype=s.dtype)
@@ -300,7 +281,7 @@ def _bare(entry: Entry) -> Entry:
 
 def recorded(s: Settings, nb: Notebook) -> list[Entry]:
     """Run and record; the full profile returns a finished record instead of training again."""
-    return nb.recorded("table", lambda work: {"entries": run(s, nb, work)}, of=s, kinds=kinds(s), rtol=5e-2,
+    return nb.recorded("table", lambda work: {"entries": run(s, nb, work)}, of=s, rtol=5e-2,
                        atol=2.0)["entries"]
 
 

@@ -12,10 +12,9 @@ from torch import nn
 from sharpnb.averaging import Lookahead
 from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
-from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.pieces import Kind, Work
+from sharpnb.lab.pieces import Work
 from sharpnb.lab.training import train
 
 
@@ -75,7 +74,7 @@ def full_rows(s: Full, nb: Notebook) -> list[dict[str, Any]]:
                 for seed in range(s.seeds) for name in ("sgd", "lookahead")]
         return {"rows": [row for piece in made for row in piece["rows"]]}
 
-    return nb.recorded("cifar", make, of=s, kinds=kinds(s), rtol=5e-2)["rows"]
+    return nb.recorded("cifar", make, of=s, rtol=5e-2)["rows"]
 
 
 def _curve(s: Full, data: Data, name: str, seed: int, nb: Notebook) -> dict[str, Any]:
@@ -87,14 +86,3 @@ def _curve(s: Full, data: Data, name: str, seed: int, nb: Notebook) -> dict[str,
                     augment=shift_and_flip(4 if s.channels == 3 else 1, flip=s.channels == 3),
                     evaluate_every=max(1, s.steps // EVALUATIONS), bf16=nb.bf16, graphs=True)
     return {"rows": [{"rule": name, "seed": seed, **row} for row in history.rows]}
-
-
-def kinds(s: Full) -> list[Kind]:
-    """Announce the pieces of the full profile: a method and seed each."""
-    return [Kind(name, s.seeds, Cost(s.model, s.steps, 128, evaluated=EVALUATIONS * 60_000))
-            for name in ("sgd", "lookahead")]
-
-
-def planned() -> tuple[int, int, list[Kind]]:
-    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
-    return FULL.seeds, 50_000, kinds(FULL)

@@ -17,12 +17,11 @@ from sharpnb import rules
 from sharpnb.curvature import kendall_tau
 from sharpnb.lab import models
 from sharpnb.lab.augment import Augment, shift_and_flip
-from sharpnb.lab.budget import Cost
 from sharpnb.lab.claims import t95
 from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.pieces import Kind, Work, even
+from sharpnb.lab.pieces import Work, even
 from sharpnb.many.engine import Nets, losses
 from sharpnb.many.train import train_many
 
@@ -169,31 +168,6 @@ def _of_one_width(s: Settings, nb: Notebook, width: int, batch_size: int) -> dic
     } for k, (final, (lr, decay, seed)) in enumerate(zip(many.final(), rest, strict=True))]}
 
 
-def trained_kinds(s: Settings) -> list[Kind]:
-    """Announce the pieces of the full profile: members of one m, the whole batch with SGD beside it."""
-    found, seen = [], 2 * (s.train_size or 50_000) + 10_000
-    for m, radii in s.rhos.items():
-        members = len(s.noises) * s.seeds * (len(radii) + (m == s.batch_size))
-        count, size = even(members, s.chunk)
-        cost = Cost(partial(s.model, s.width), s.steps, s.batch_size, 2.0, size, True, seen)
-        found.append(Kind(f"m = {m}", count, cost))
-    return found
-
-
-def family_kinds(s: Settings) -> list[Kind]:
-    """Announce the pieces of the full profile: the nets of one width and batch size."""
-    members, images = len(s.family["lr"]) * len(s.family["weight_decay"]) * s.seeds, s.train_size or 50_000
-    return [Kind(f"width {width}, batch {batch}", 1, Cost(
-        partial(s.model, int(width)), s.steps, int(batch), 1.0, members, True, 2 * images + 10_000,
-        products=2 * len(s.measured) * images // int(batch)))
-        for width, batch in product(s.family["width"], s.family["batch_size"])]
-
-
-def planned() -> tuple[int, int, list[Kind]]:
-    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
-    return FULL.seeds, FULL.train_size or 50_000, [*trained_kinds(FULL), *family_kinds(FULL)]
-
-
 def information(measure: Sequence[float], gap: Sequence[float], hyper: Sequence[Sequence[float]]) -> float:
     r"""Conditional mutual information of Jiang et al. (ICLR 2020, section 4.2), normalised, in [0, 1].
 
@@ -254,8 +228,7 @@ def recorded(
 ) -> list[Row]:
     """Run and record an experiment; the full profile returns a finished record instead of training again."""
     of = {**vars(s), "net of": partial(s.model, s.width)}
-    kinds = trained_kinds(s) if run is trained else family_kinds(s)
-    return nb.recorded(name, lambda work: {"rows": run(s, nb, work)}, of=of, kinds=kinds, rtol=5e-2, atol=0.5)["rows"]
+    return nb.recorded(name, lambda work: {"rows": run(s, nb, work)}, of=of, rtol=5e-2, atol=0.5)["rows"]
 
 
 def best(rows: Sequence[Row], m: int, noise: float, rhos: Sequence[float]) -> tuple[float, list[float]]:

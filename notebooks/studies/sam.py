@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from sharpnb import rules
 from sharpnb.lab import models
-from sharpnb.lab.budget import Cost
 from sharpnb.lab.claims import t95
 from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.pieces import Kind, Work
+from sharpnb.lab.pieces import Work
 from sharpnb.lab.training import Augment, shift_and_flip
 from sharpnb.many.engine import Nets
 from sharpnb.rules import Gradient, State
@@ -176,9 +175,9 @@ def orders(s: Settings, nb: Notebook, work: Work | None = None) -> list[dict[str
 def _in_pieces(
     nb: Notebook, work: Work | None, makers: dict[str, Callable[[], dict[str, Any]]]
 ) -> list[dict[str, Any]]:
-    """Return the rows of all pieces, each of a kind of its own, in order."""
+    """Return the rows of all pieces in order; they are told apart by their labels."""
     work = work or Work(nb)
-    return [row for kind, make in makers.items() for row in work.do(kind, make)["rows"]]
+    return [row for label, make in makers.items() for row in work.do(label, make)["rows"]]
 
 
 def kinds(s: Settings, nb: Notebook, work: Work | None = None) -> list[dict[str, Any]]:
@@ -232,31 +231,7 @@ def recorded(
 ) -> list[dict[str, Any]]:
     """Run and record an experiment; the full profile returns a finished record instead of training again."""
     # An error moves by one test image, 0.067 points, where another processor rounds otherwise; three of them may.
-    return nb.recorded(name, lambda work: {"rows": run(s, nb, work)}, of=s, kinds=pieces(s, name), rtol=2e-2,
-                       atol=0.21)["rows"]
-
-
-def pieces(s: Settings, study: str) -> list[Kind]:
-    """Announce the pieces of a study by its name: an order, a kind of perturbation, a number of ascent steps each."""
-    images, groups = s.train_size or 50_000, len(s.noises)
-    probes = (s.steps // s.every + 1) * s.seeds
-
-    def piece(kind: str, rows: int, gradients: float, seen: int) -> Kind:
-        return Kind(kind, 1, Cost(s.model, s.steps, s.batch_size, gradients, rows * s.seeds, True, seen))
-
-    if study == "orders":
-        return [piece(f"order {name}", groups, gradients, probes * (images + 10_000))
-                for name, gradients in (("first", 2.0), ("second", 4.0))]
-    if study == "kinds":
-        return [piece(f"kind {kind}", len(radii), 2.0, 10_000) for kind, radii in _radii(s).items()]
-    return [piece(f"inner {count}", groups, 1.0 + count, probes * (10_000 + 3 * (count + 1) * images))
-            for count in INNER]
-
-
-def planned() -> tuple[int, int, list[Kind]]:
-    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
-    return FULL.seeds, FULL.train_size or 50_000, [
-        kind for study in ("orders", "kinds", "inner") for kind in pieces(FULL, study)]
+    return nb.recorded(name, lambda work: {"rows": run(s, nb, work)}, of=s, rtol=2e-2, atol=0.21)["rows"]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.figures import COLOURS, MARKERS
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.pieces import Kind, Work
+from sharpnb.lab.pieces import Work
 from studies import comparison
 from studies.comparison import Setting
 from studies.tiny_vit import tiny_vit
@@ -60,7 +60,6 @@ GRIDS: dict[str, tuple[Config, list[Config]]] = {
 }
 FOLLOWED = ("SGD", "Adam", "SAM", "ESAM", "LookSAM", "WSAM", "ASAM")  # also for half and for twice the steps
 LENGTHS = (0.5, 2.0)
-GRADIENTS = {"SGD": 1.0, "SGD, twice as long": 1.0, "Adam": 1.0, "ESAM": 1.6, "LookSAM": 1.5}  # an update; others 2
 ON_ADAM = {f"Adam + {name}": GRIDS[name] for name in ("SAM", "WSAM", "WSAM, coupled")}
 
 
@@ -126,9 +125,9 @@ def compare(study: Study, nb: Notebook, work: Work | None = None) -> tuple[pd.Da
     noisy = [noise for noise in study.noises if noise]
     tables, weights = [], []
 
-    def train(setting: Setting, configs: list[Config], kind: str = "") -> pd.DataFrame:
+    def train(setting: Setting, configs: list[Config], label: str = "") -> pd.DataFrame:
         own = [images[c["noise"]][c["seed"]] for c in configs]
-        table, w = comparison.run(setting, configs, own, nb.device, work, kind or configs[0]["method"])
+        table, w = comparison.run(setting, configs, own, nb.device, work, label or configs[0]["method"])
         tables.append(table)
         weights.append(w)
         return table
@@ -178,35 +177,8 @@ def recorded(nb: Notebook, name: str, make: Callable[[Work], list[pd.DataFrame]]
         made.extend(make(work))
         return {"tables": [table.astype(object).where(table.notna(), None).to_dict("list") for table in made]}
 
-    kinds = family_kinds(study) if name == "family" else vit_kinds(study)
-    found = nb.recorded(name, values, of=study, kinds=kinds, rtol=5e-2, atol=3.0)
+    found = nb.recorded(name, values, of=study, rtol=5e-2, atol=3.0)
     return made or [pd.DataFrame(table) for table in found["tables"]]
-
-
-def family_kinds(study: Study) -> list[Kind]:
-    """Announce the pieces of the full profile: the trials of a method on one label noise."""
-    s, noisy, found = study.net, sum(noise > 0 for noise in study.noises), []
-    for name, (_, grid) in {**VANILLA, **GRIDS, **ON_ADAM}.items():
-        setting = replace(s, steps=2 * s.steps) if "twice" in name else s
-        noises = noisy if name in ON_ADAM else len(study.noises)
-        members = noises * len(grid[: study.trials]) * study.seeds
-        found.append(comparison.pieces(setting, name, members, GRADIENTS.get(name, 2.0)))
-    return found + [comparison.pieces(replace(s, steps=max(1, int(f * s.steps))), f"length {f}",
-                                      noisy * len(FOLLOWED) * study.seeds, 2.0) for f in LENGTHS]
-
-
-def vit_kinds(study: Study) -> list[Kind]:
-    """Announce the pieces of the full profile: the transformer's start, and a method's trials each."""
-    s, grids = study.vit, {"AdamW": (1, 1.0), "SAM": (len(VIT_RADII), 2.0), "GSAM": (len(VIT_ALPHAS), 2.0),
-                           "WSAM": (len(VIT_GAMMAS), 2.0)}
-    start = comparison.pieces(replace(s, steps=study.pretraining), "start", study.vit_seeds, 1.0)
-    return [start, *(comparison.pieces(s, f"on with {name}", count * study.vit_seeds, gradients)
-                     for name, (count, gradients) in grids.items())]
-
-
-def planned() -> tuple[int, int, list[Kind]]:
-    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
-    return FULL.seeds, FULL.net.train_size, [*family_kinds(FULL), *vit_kinds(FULL)]
 
 
 def comparisons(study: Study, nb: Notebook) -> tuple[pd.DataFrame, pd.DataFrame]:

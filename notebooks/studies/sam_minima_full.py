@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from sharpnb.lab import models
-from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data
 from sharpnb.lab.notebook import Notebook, start
-from sharpnb.lab.pieces import Kind, Work, described
+from sharpnb.lab.pieces import Work, described
 from sharpnb.lab.records import Record
 from sharpnb.lab.training import evaluate, train
 from sharpnb.optim import SAM
@@ -216,30 +215,11 @@ def run_cell(nb: Notebook, scale: Full, cell: Cell) -> list[Entry]:
     found, settings = Record.find(nb.name, cell.name, nb.profile), _settings(scale, cell)
     if found and _complete(found.values, scale, cell):
         return found.values["entries"]
-    work, data = Work(nb, cell.name, described([settings, cell]), kinds(scale, cell)), _loaded(nb, scale, cell.data)
+    work, data = Work(nb, cell.name, described([settings, cell])), _loaded(nb, scale, cell.data)
     entries = [work.do(method, partial(one, nb, scale, cell, data, method, seed), seed=seed)
                for seed in range(scale.seeds) for method in cell.methods]
     nb.record(cell.name, {"settings": settings, "entries": entries}, rtol=5e-2, atol=0.5, work=work)
     return entries
-
-
-def kinds(scale: Full, cell: Cell) -> list[Kind]:
-    """Announce the pieces of a cell: a method and seed each."""
-    images, found = scale.train_size or (60_000 if cell.data == "fashion_mnist" else 50_000), []
-    for method, (rho, times) in cell.methods.items():
-        steps = times * cell.epochs * max(1, images // scale.batch_size)
-        seen = 2 * images + 10_000 + (scale.grid**2 * scale.images if cell.flat else 0)
-        channels = 3 if cell.size == 32 else 1
-        found.append(Kind(method, scale.seeds, Cost(cell.build, steps, scale.batch_size, 2.0 if rho else 1.0,
-                                                    evaluated=seen, image=(channels, cell.size, cell.size))))
-    return found
-
-
-def planned() -> tuple[int, int, list[Kind]]:
-    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
-    scale = full()
-    found = [replace(kind, name=f"{cell.name}: {kind.name}") for cell in scale.cells for kind in kinds(scale, cell)]
-    return scale.seeds, 50_000, found
 
 
 def run_full(nb: Notebook, only: str = "") -> list[Entry]:

@@ -15,10 +15,9 @@ from torch import nn
 from sharpnb.averaging import SWA
 from sharpnb.lab import models
 from sharpnb.lab.augment import Augment, shift_and_flip
-from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.pieces import Kind, Work
+from sharpnb.lab.pieces import Work
 from sharpnb.lab.training import evaluate, train
 from sharpnb.landscape import Plane
 
@@ -135,7 +134,7 @@ def full_rows(s: Full, nb: Notebook) -> list[dict[str, Any]]:
         return {"rows": [work.do(name, partial(_full_row, s, data, name, seed, nb), seed=seed)
                          for seed in range(s.seeds) for name in ("sgd", "swa")]}
 
-    return nb.recorded("cifar", make, of=s, kinds=kinds(s), rtol=5e-2)["rows"]
+    return nb.recorded("cifar", make, of=s, rtol=5e-2)["rows"]
 
 
 def _full_row(s: Full, data: Data, name: str, seed: int, nb: Notebook) -> dict[str, Any]:
@@ -159,14 +158,3 @@ def _full_row(s: Full, data: Data, name: str, seed: int, nb: Notebook) -> dict[s
         with swa.average_weights():
             row["average_test_error"] = evaluate(model, test)[1]
     return row
-
-
-def kinds(s: Full) -> list[Kind]:
-    """Announce the pieces of the full profile: a method and seed each."""
-    return [Kind(name, s.seeds, Cost(s.model, s.epochs * s.epoch, s.batch, evaluated=seen))
-            for name, seen in (("sgd", 70_000), ("swa", 130_000))]
-
-
-def planned() -> tuple[int, int, list[Kind]]:
-    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
-    return FULL.seeds, 50_000, kinds(FULL)

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from sharpnb.averaging import swap, update_bn
 from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
-from sharpnb.lab.budget import Cost
 from sharpnb.lab.data import Data, load_data
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.pieces import Kind, Work
+from sharpnb.lab.pieces import Work
 from sharpnb.lab.training import batches, evaluate, train
 from sharpnb.many.engine import Nets, losses
 
@@ -192,21 +191,7 @@ def full_rows(s: Settings, nb: Notebook) -> list[dict[str, Any]]:
         one = partial(_full_row, data, s=s, bf16=nb.bf16)
         return {"rows": [work.do("seed", partial(one, seed), seed=seed) for seed in range(seeds)]}
 
-    return nb.recorded("cifar", make, of={**vars(s), "net of": s.model}, kinds=kinds(s, seeds), rtol=5e-2)["rows"]
-
-
-def kinds(s: Settings, seeds: int) -> list[Kind]:
-    """Announce the pieces of the full profile: a seed each, with its three trainings."""
-    images = s.train_size or 50_000
-    epochs, runs = 3 * s.epochs + s.workers * s.late_epochs, 3 + s.workers  # baselines, phase 1 in full, the workers
-    seen = (2 * s.epochs + 2 * s.workers + 4) * images  # BatchNorm's statistics and evaluations
-    return [Kind("seed", seeds, Cost(s.model, epochs * images // s.small // runs, s.small, runs=runs,
-                                     evaluated=seen // runs))]
-
-
-def planned() -> tuple[int, int, list[Kind]]:
-    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
-    return FULL_SEEDS, 50_000, kinds(FULL, FULL_SEEDS)
+    return nb.recorded("cifar", make, of={**vars(s), "net of": s.model}, rtol=5e-2)["rows"]
 
 
 def _full_row(data: Data, seed: int, s: Settings, bf16: bool) -> dict[str, Any]:

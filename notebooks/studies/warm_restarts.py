@@ -16,8 +16,8 @@ from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.pieces import Kind, Work
-from studies.decay_runs import Rows, World, band, pieces, recorded, run
+from sharpnb.lab.pieces import Work
+from studies.decay_runs import Rows, World, band, recorded, run
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,7 @@ def anytime(s: Anytime, nb: Notebook) -> Rows:
                 ("SGDW, constant", sgdw | {"schedule": "constant"}),
                 ("SGDW, constant / 5", sgdw | {"schedule": "constant", "lr": s.lr_sgd / 5})]
     configs = [{"method": name, "seed": seed, **c} for name, c in methods for seed in range(s.seeds)]
-    rows = recorded(nb, "anytime", lambda work: run(s.world, nb, configs, s.steps, s.every, work, "anytime"), of=s,
-                    kinds=anytime_kinds(s))
+    rows = recorded(nb, "anytime", lambda work: run(s.world, nb, configs, s.steps, s.every, work, "anytime"), of=s)
     final: Any = pd.DataFrame([row for row in rows if row["method"] == "Adam" and row["step"] == s.steps])
     best = final.groupby("weight_decay")["test_error"].mean().idxmin()
     return [row for row in rows if row["method"] != "Adam" or row["weight_decay"] == best]
@@ -194,7 +193,7 @@ def budgets(s: Budgets, nb: Notebook) -> Rows:
             rows += [{**row, "budget": steps} for row in run(world, nb, configs, steps, 0, work, f"budget {steps}")]
         return rows
 
-    return recorded(nb, "budgets", make, of=s, kinds=budgets_kinds(s))
+    return recorded(nb, "budgets", make, of=s)
 
 
 def optimum(table: pd.DataFrame) -> pd.DataFrame:
@@ -242,30 +241,7 @@ def long_adam(s: LongAdam, nb: Notebook) -> Rows:
             rows += run(s.small, nb, configs, steps, 0, work, name)
         return rows
 
-    return recorded(nb, "long_adam", make, of=s, kinds=long_kinds(s))
-
-
-def anytime_kinds(s: Anytime) -> list[Kind]:
-    """Announce the pieces of the full profile: all methods of a seed."""
-    return [pieces(s.world, "anytime", s.seeds, s.steps, s.steps // s.every, len(s.l2) + 6)]
-
-
-def budgets_kinds(s: Budgets) -> list[Kind]:
-    """Announce the pieces of the full profile: a method's decays at one budget."""
-    runs = max(len(s.lrs), 1) * len(s.decays)
-    return [pieces(s.world, f"budget {steps}", 2 * s.seeds, steps, runs=runs) for steps in s.steps]
-
-
-def long_kinds(s: LongAdam) -> list[Kind]:
-    """Announce the pieces of the full profile: Adam's grid, and AdamW's rates at each share of the steps."""
-    grid = pieces(s.world, "Adam", s.seeds, s.steps, runs=len(s.lrs) * (len(s.l2s) + 1))
-    return [grid, *(pieces(s.small, f"AdamW, 1/{part}", s.seeds, s.steps // part, runs=len(s.lrs)) for part in SHARES)]
-
-
-def planned() -> tuple[int, int, list[Kind]]:
-    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
-    kinds = [*anytime_kinds(ANYTIME["full"]), *budgets_kinds(BUDGETS["full"]), *long_kinds(LONG["full"])]
-    return ANYTIME["full"].seeds, 50_000, kinds
+    return recorded(nb, "long_adam", make, of=s)
 
 
 def best_cell(rows: Sequence[dict[str, Any]], method: str) -> list[float]:

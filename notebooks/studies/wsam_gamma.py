@@ -16,12 +16,11 @@ from torch import Tensor
 from sharpnb.curvature import HessianOperator, sharpness, top_eigenvalues
 from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
-from sharpnb.lab.budget import Cost
 from sharpnb.lab.claims import t95
 from sharpnb.lab.data import Data
 from sharpnb.lab.figures import COLOURS, MARKERS
 from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.pieces import Kind, Work
+from sharpnb.lab.pieces import Work
 from studies import comparison
 from studies.comparison import Setting
 
@@ -31,7 +30,6 @@ PAPER_GAMMAS = (0.5, 0.6, 0.7, 0.8, 0.82, 0.84, 0.86, 0.88, 0.9, 0.92, 0.94, 0.9
 GAMMAS = (0.0, 0.25, *PAPER_GAMMAS, 0.98)
 # SAM's further radii in the comparison at equal budgets: as many as WSAM's weights in the paper's range.
 MORE_RHOS = (0.03, 0.07, 0.12, 0.14, 0.16, 0.18, 0.23, 0.26, 0.3, 0.34, 0.38, 0.44)
-PRODUCTS = 40  # with the Hessian for its largest eigenvalue; a guess, for the budget alone
 FORMS = {"decoupled": True, "coupled": False}
 
 
@@ -142,25 +140,7 @@ def table_of(study: Study, nb: Notebook) -> pd.DataFrame:
     def make(work: Work) -> dict[str, Any]:
         return pd.DataFrame(sweep(study, nb, work), columns=COLUMNS).to_dict("list")
 
-    return pd.DataFrame(nb.recorded("gamma", make, of=study, kinds=kinds(study), rtol=5e-2, atol=1.0))
-
-
-def kinds(study: Study) -> list[Kind]:
-    """Announce the pieces of the full profile."""
-    found, noises = [], len(study.noises)
-    for number, net in enumerate(study.nets):
-        radii, forms = len(study.rhos) + (0 if number else len(study.more)), 1 if number else len(FORMS)
-        found += [comparison.pieces(net, f"SAM {number}", radii * study.seeds, 2.0, noises),
-                  comparison.pieces(net, f"WSAM {number}", forms * len(study.gammas) * study.seeds, 2.0, noises)]
-    first, measured = study.nets[0], len(FORMS) * len(study.gammas) * study.lambda_seeds
-    products = 2 * PRODUCTS * first.images // first.batch_size
-    cost = Cost(first.model, 0, first.batch_size, runs=measured, products=products)
-    return [*found, Kind("lambda_max", noises, cost)]
-
-
-def planned() -> tuple[int, int, list[Kind]]:
-    """Return seeds, images an epoch and the pieces of the full profile, for its budget."""
-    return FULL.seeds, FULL.nets[0].train_size, [*kinds(FULL), _sharpness_kind(FULL, len(PAPER_RHOS), 3)]
+    return pd.DataFrame(nb.recorded("gamma", make, of=study, rtol=5e-2, atol=1.0))
 
 
 def rivals(table: pd.DataFrame, study: Study) -> pd.DataFrame:
@@ -198,13 +178,6 @@ def worst_inside(part: pd.DataFrame, low: float = 0.8, high: float = 0.95) -> np
     return (errors.loc[0.0] - candidates.loc[candidates.mean(axis=1).round(9).idxmax()]).to_numpy()
 
 
-def _sharpness_kind(study: Study, radii: int, seeds: int) -> Kind:
-    """Announce the one piece of :func:`sharpness_and_lambda`: nets of SGD, an eigenvalue, 20 steps a radius."""
-    s = study.nets[0]
-    products = (2 * PRODUCTS + 20 * radii) * s.images // s.batch_size
-    return Kind("sharpness", 1, Cost(s.model, s.steps, s.batch_size, 1.0, seeds, True, products=products))
-
-
 def sharpness_and_lambda(study: Study, nb: Notebook, radii: Sequence[float], seeds: int = 3) -> pd.DataFrame:
     r"""Train SGD and compare :math:`2\tilde L/\rho^2` with the largest eigenvalue, with and without the slope's part.
 
@@ -231,8 +204,7 @@ def sharpness_and_lambda(study: Study, nb: Notebook, radii: Sequence[float], see
     if not nb.full:
         return pd.DataFrame(make()["rows"])
     told = {"study": study, "radii": radii, "seeds": seeds}
-    found = nb.recorded("sharpness", lambda work: work.do("sharpness", make), of=told,
-                        kinds=[_sharpness_kind(study, len(radii), seeds)])
+    found = nb.recorded("sharpness", lambda work: work.do("sharpness", make), of=told)
     return pd.DataFrame(found["rows"])
 
 

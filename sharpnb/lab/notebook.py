@@ -17,7 +17,7 @@ from sharpnb.lab import claims as claims_module
 from sharpnb.lab import figures, withdrawn
 from sharpnb.lab.claims import Claim
 from sharpnb.lab.data import Data
-from sharpnb.lab.pieces import Kind, Work, described
+from sharpnb.lab.pieces import Work, described
 from sharpnb.lab.records import Record, checking, forced, keeping, provenance
 from sharpnb.lab.withdrawn import Withdrawal
 
@@ -68,7 +68,7 @@ class Notebook:
         """
         if not abs(residual) <= bound:
             raise AssertionError(f"{what}: the residual is {residual:.3g}, allowed is {bound:g}.")
-        self._say(f"✔ {what} (residual ≤ {bound:g})")
+        self.say(f"✔ {what} (residual ≤ {bound:g})")
 
     def record(
         self, name: str, values: dict[str, Any], *, rtol: float = 1e-3, atol: float = 1e-9, work: Work | None = None
@@ -83,8 +83,8 @@ class Notebook:
         return Record(self.name, name, self.profile, values, rtol, atol, origin).save()
 
     def recorded(
-        self, name: str, make: Callable[[Work], dict[str, Any]], *, of: Any, kinds: Sequence[Kind] = (),
-        rtol: float = 1e-3, atol: float = 1e-9,
+        self, name: str, make: Callable[[Work], dict[str, Any]], *, of: Any, rtol: float = 1e-3,
+        atol: float = 1e-9,
     ) -> dict[str, Any]:
         """Make the values of a record, piece by piece, and save it; return them.
 
@@ -96,18 +96,14 @@ class Notebook:
             name: of the record.
             make: given the :class:`~sharpnb.lab.pieces.Work`, returns the values.
             of: the settings, see :func:`~sharpnb.lab.pieces.described`.
-            kinds: the pieces that the full profile makes, announced.
             rtol: as in :meth:`record`.
             atol: likewise.
-
-        Raises:
-            Paused: when the budget ends.
         """
-        work = Work(self, name, described(of) if self.full else None, kinds)
+        work = Work(self, name, described(of) if self.full else None)
         kept = self.full and not forced() and not withdrawn.of(self.name, self.profile, name)
         found = Record.find(self.name, name, self.profile) if kept else None
         if found and found.provenance.get("parameters") == self.parameters and _made_with(found, work.settings):
-            self._say(f"Read back and not made: {self.origin_of_full(name)}")
+            self.say(f"Read back and not made: {self.origin_of_full(name)}")
             return found.values
         values = make(work)
         self.record(name, values, rtol=rtol, atol=atol, work=work)
@@ -120,7 +116,7 @@ class Notebook:
         is withdrawn of it is said; a record that is withdrawn as a whole is not returned.
         """
         for entry in self.withdrawn_of_full(name):
-            self._say(f"{entry}")
+            self.say(f"{entry}")
             if entry.whole:
                 return None
         found = Record.find(self.name, name, "full")
@@ -192,7 +188,8 @@ class Notebook:
         display(Markdown(markdown))
 
     @staticmethod
-    def _say(text: str) -> None:
+    def say(text: str) -> None:
+        """Print a line into the notebook."""
         print(text)  # noqa: T201 (the notebook's own output)
 
 

@@ -1,4 +1,4 @@
-"""A long study in pieces: each is kept when it is finished, read back after a kill, and not begun when time runs out.
+"""A long study in pieces: each is kept when it is finished, and read back after a kill.
 
 A piece is a training, a chunk of members, a seed: minutes of work whose result is numbers, texts and a few tensors. It
 is kept under ``data/runs/<profile>/pieces`` by :mod:`sharpnb.kept`: other settings and other sources never find it.
@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,46 +23,24 @@ from sharpnb.lab import withdrawn
 from sharpnb.lab.records import commit, device_name
 
 if TYPE_CHECKING:
-    from sharpnb.lab.budget import Cost
     from sharpnb.lab.notebook import Notebook
 
-DEADLINE = "SHARPNB_DEADLINE"  # seconds since 1970, set by `sharpnb run --budget`
 Values = dict[str, Any]
-
-
-class Paused(Exception):
-    """The budget ends before the next piece would; what is finished is kept, and the same command goes on."""
 
 
 class GpuLost(RuntimeError):
     """The GPU does not answer this process any more; what is finished is kept."""
 
 
-@dataclass(frozen=True)
-class Kind:
-    """Pieces of one record that take about as long as each other.
-
-    Attributes:
-        name: in a few words, such as ``"SAM"``.
-        count: how many there are.
-        cost: of one, from which its time is planned; None where nothing is known beforehand.
-    """
-
-    name: str
-    count: int
-    cost: Cost | None = None
-
-
 class Work:
     """The pieces of one record of a notebook; without settings (the quick profile has none) nothing is kept.
 
     Attributes:
-        log: for each piece so far its kind, which it is, ``seconds``, ``peak_bytes``, ``device``, ``commit``.
+        log: for each piece so far its label, which it is, ``seconds``, ``peak_bytes``, ``device``, ``commit``.
     """
 
-    def __init__(self, nb: Notebook, record: str = "", settings: Any = None, kinds: Sequence[Kind] = ()) -> None:
+    def __init__(self, nb: Notebook, record: str = "", settings: Any = None) -> None:
         self.nb, self.record, self.settings = nb, record, settings
-        self.kinds = {kind.name: kind for kind in kinds}
         self.log: list[dict[str, Any]] = []
 
     @property
@@ -75,52 +51,37 @@ class Work:
     @property
     def progress(self) -> str:
         """How far it has come, for messages."""
-        total = sum(kind.count for kind in self.kinds.values())
-        return f"{self.nb.name}/{self.record}: {len(self.log)} of {total} pieces are finished"
+        return f"{self.nb.name}/{self.record}: finished pieces: {len(self.log)}"
 
-    def do(self, kind: str, make: Callable[[], Values], **which: Any) -> Values:
+    def do(self, label: str, make: Callable[[], Values], **which: Any) -> Values:
         """Return what ``make`` returns, from the folder where it is there.
 
         Args:
-            kind: name of one of the kinds that were announced.
+            label: what is made, in a few words for the reader, such as ``"SAM"``.
             make: returns numbers, texts, lists and dictionaries; at the first level tensors too, which come back on the
                 CPU.
             which: what tells the piece from others of this record, including results of other pieces that it rests on.
 
         Raises:
-            Paused: if the piece is not expected to end before the deadline.
             GpuLost: if the device fails.
-            KeyError: for a kind that was not announced.
             OSError: if the piece cannot be written, or read back.
         """
         if self.settings is None:
             return make()
-        if kind not in self.kinds:
-            raise KeyError(f"{kind!r} is no kind of piece of {self.record}: {', '.join(self.kinds)} are announced.")
         short = {key: value for key, value in which.items() if isinstance(value, (str, int, float))}
-        words = " ".join([kind, *map(str, short.values())])
-        file = kept.place(self.folder, words, self.settings, kind, which, self.nb.sources, torch.__version__)
+        words = " ".join([label, *map(str, short.values())])
+        file = kept.place(self.folder, words, self.settings, label, which, self.nb.sources, torch.__version__)
         found = kept.find(file)
         void = withdrawn.void_commits(self.nb.name, self.nb.profile, self.record)
         if found is None or found[1].get("commit") in void:
-            self._in_time(kind)
-            self._keep(file, {"kind": kind, **short}, make)
+            self.nb.say(f"Piece {len(self.log) + 1} of {self.record}, {words}, begins; {len(self.log)} are finished.")
+            self._keep(file, {"label": label, **short}, make)
             found = kept.find(file)
         if found is None:
             raise OSError(f"{file} was written and cannot be read back: look at the disk, and call again.")
         values, about = found
         self.log.append({key: value for key, value in about.items() if key != "settings"})
         return values
-
-    def _in_time(self, kind: str) -> None:
-        deadline = float(os.environ.get(DEADLINE) or "inf")
-        cost = self.kinds[kind].cost
-        taken = [piece["seconds"] for piece in self.log if piece["kind"] == kind]
-        planned = cost.seconds if cost is not None and self.nb.profile == "full" and deadline < float("inf") else 0.0
-        expected, left = max(taken, default=planned), deadline - time.time()
-        if expected > left:
-            raise Paused(f"{self.progress}. The next ({kind}) is expected to take {expected:.0f} s, and "
-                         f"{max(0.0, left):.0f} s are left. The same command goes on from here.")
 
     def _keep(self, file: Path, which: dict[str, Any], make: Callable[[], Values]) -> None:
         on_gpu, begun = self.nb.device.type == "cuda", time.perf_counter()
@@ -137,10 +98,10 @@ class Work:
     def _explained(self, error: RuntimeError) -> RuntimeError:
         """Return the error in words that say what to do, where it is one of the device."""
         if isinstance(error, torch.OutOfMemoryError):
-            error.add_note(f"{self.progress} and kept. Close what else uses the GPU, or make batch_size or chunk of "
+            error.add_note(f"{self.progress}, kept. Close what else uses the GPU, or make batch_size or chunk of "
                            "the study's settings smaller; the same command goes on.")
         elif "CUDA error" in str(error) or isinstance(error, torch.AcceleratorError):
-            return GpuLost(f"The GPU failed ({str(error).splitlines()[0]}). {self.progress} and kept under "
+            return GpuLost(f"The GPU failed ({str(error).splitlines()[0]}). {self.progress}, kept under "
                            f"{self.folder}. This process cannot use the GPU any more: restart the kernel, and the same "
                            "command goes on. If it fails at once again, look at `nvidia-smi`.")
         return error

@@ -55,8 +55,7 @@ class Result:
     Attributes:
         name: the notebook's.
         why: why it was executed, or why not.
-        outcome: ``done``, ``up to date``, ``paused`` (at the end of the budget; the same call goes on), ``failed``,
-            ``kernel died``, ``worker died``, ``timed out``.
+        outcome: ``done``, ``up to date``, ``failed``, ``kernel died``, ``worker died``, ``timed out``.
         seconds: wall time; 0 when nothing was executed.
         detail: the failing cell's traceback, or what went wrong and what to do.
         kept: the executed copy, up to the failure if there was one.
@@ -75,11 +74,6 @@ class Result:
     def ok(self) -> bool:
         """Whether the notebook's result is there and current."""
         return self.outcome in ("done", "up to date")
-
-    @property
-    def paused(self) -> bool:
-        """Whether nothing is wrong and only time is missing."""
-        return self.outcome == "paused"
 
 
 class Watcher(Protocol):
@@ -111,7 +105,7 @@ class Silence:
 def run(
     names: list[str] | None = None, profile: str = "quick", jobs: int | None = None,
     parameters: Mapping[str, Any] | None = None, *, force: bool = False, update: bool = False,
-    timeout: float | None = None, watcher: Watcher | None = None, budget: float | None = None,
+    timeout: float | None = None, watcher: Watcher | None = None,
 ) -> list[Result]:
     """Execute the notebooks that need it and return how each ended.
 
@@ -125,8 +119,6 @@ def run(
         update: for maintainers: the kernel works in ``notebooks/``, and the outputs are stored in the committed file.
         timeout: seconds for a notebook, 0 for none. Default: 600 in the quick profile, none in the full.
         watcher: is told of every start, cell and end.
-        budget: seconds for the whole run: no notebook begins after them, and one of the full profile begins no piece
-            that is not expected to end within them. None: no limit.
 
     Raises:
         RunnerError: before anything is executed, for what :func:`sharpnb.runner.plan` refuses, or while another run
@@ -137,10 +129,9 @@ def run(
         jobs = min(2, os.cpu_count() or 1) if profile == "quick" else 1
     if timeout is None:
         timeout = QUICK_TIMEOUT if profile == "quick" else 0.0
-    watcher, deadline = watcher or Silence(), None if budget is None else time.time() + budget
     with lock.only_one(paths.root() / "data" / "runs" / ".lock") as descriptor:
         steps = plan(names, profile, parameters, force=force, update=update)
-        crew = _Crew(descriptor, timeout, watcher, deadline)
+        crew = _Crew(descriptor, timeout, watcher or Silence())
         results = crew.work([item for item in steps if not item.notebook.after_all], jobs)
         for item in (item for item in steps if item.notebook.after_all):
             results += crew.work([step(item.notebook, item.values, profile, force, update)], 1)
@@ -150,8 +141,8 @@ def run(
 class _Crew:
     """The worker processes of one run."""
 
-    def __init__(self, descriptor: int, timeout: float, watcher: Watcher, deadline: float | None) -> None:
-        self.descriptor, self.timeout, self.watcher, self.deadline = descriptor, timeout, watcher, deadline
+    def __init__(self, descriptor: int, timeout: float, watcher: Watcher) -> None:
+        self.descriptor, self.timeout, self.watcher = descriptor, timeout, watcher
         self.busy: set[subprocess.Popen[str]] = set()
         self.stopped, self.door = False, threading.Lock()  # through which each process starts, and none once stopped
 
@@ -170,16 +161,13 @@ class _Crew:
     def _one(self, item: Step) -> Result:
         begun, outcome, detail = time.monotonic(), "up to date", ""
         before = keys.written(item.name, item.profile) if item.why else {}
-        if item.why and self.deadline is not None and time.time() >= self.deadline:
-            late = "The budget was used up before it began; the same command goes on with it."
-            result = Result(item.name, item.reason, "paused", 0.0, late)
-        elif item.why:
+        if item.why:
             self.watcher.started(item)
             try:
                 _prepare(item)
                 outcome, detail = self._attempt(item)
                 seconds = time.monotonic() - begun
-                kept = _settle(item, outcome, seconds, detail)
+                kept = _settle(item, outcome, seconds)
             except (OSError, ValueError, RunnerError) as error:
                 notes = getattr(error, "__notes__", [])
                 outcome, detail = "failed", "\n".join([f"{type(error).__name__}: {error}", *notes])
@@ -225,7 +213,7 @@ class _Crew:
         job = {
             "name": item.name, "source": str(item.notebook.path), "folder": str(item.folder),
             "working_folder": str(paths.notebooks() if item.update else item.folder),
-            "parameters": dict(item.injected), "environment": _environment(item, self.deadline),
+            "parameters": dict(item.injected), "environment": _environment(item),
         }
         around = surroundings.without_profile(os.environ, paths.root())
         with self.door:
@@ -260,8 +248,8 @@ def _end(process: subprocess.Popen[str]) -> None:
             process.stdin.close()
 
 
-def _environment(item: Step, deadline: float | None) -> dict[str, str]:
-    """Return what a kernel is to find in its environment: one thread, no bar, our own package, the budget's end.
+def _environment(item: Step) -> dict[str, str]:
+    """Return what a kernel is to find in its environment: one thread, no bar, our own package.
 
     An allocator that keeps what is freed, unless the user has set one up.
 
@@ -275,7 +263,6 @@ def _environment(item: Step, deadline: float | None) -> dict[str, str]:
     return {
         **threads, **hidden, **allocator, "TQDM_DISABLE": "1", "SHARPNB_CHECK": "",
         "SHARPNB_KEEP": "0" if item.update else "1", "SHARPNB_FORCE": "1" if item.forced else "",
-        "SHARPNB_DEADLINE": "" if deadline is None else str(deadline),
         "SHARPNB_ROOT": str(paths.root()), "PYTHONPATH": _search_path(sources.package_folder().parent),
     }
 
@@ -304,13 +291,11 @@ def _whole(file: Path) -> bool:
         return False
 
 
-def _settle(item: Step, outcome: str, seconds: float, detail: str) -> Path | None:
+def _settle(item: Step, outcome: str, seconds: float) -> Path | None:
     """Keep what a notebook has left; return the copy that was kept."""
     if _whole(item.copy("partial")):
         os.replace(item.copy("partial"), item.copy("failed"))
     item.copy("partial").unlink(missing_ok=True)  # papermill was cut short while it wrote
-    if outcome == "paused":
-        paths.write_whole(sidecar(item.folder, item.name), json.dumps({"paused": detail, "forced": item.forced}))
     if outcome != "done":
         return item.copy("failed") if item.copy("failed").exists() else None
     item.copy("failed").unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sharpnb import paths, sources
-from sharpnb.runner import budget, keys, parameters, stored
+from sharpnb.runner import keys, parameters, stored
 from sharpnb.runner.catalogue import Notebook, select
 from sharpnb.runner.errors import RunnerError, nearest
 
@@ -72,8 +72,6 @@ def plan(
 ) -> list[Step]:
     """Return the steps of a run in the order of execution, without executing anything.
 
-    The full profile goes by the value of its notebooks, as in ``data/full_budget.toml``.
-
     Args:
         names: numbers, names or paths of notebooks; all without.
         profile: ``quick`` or ``full``.
@@ -89,9 +87,7 @@ def plan(
         raise RunnerError(f"There is no profile {profile!r}. Choose one of {', '.join(PROFILES)}.{hint}")
     if update and (given or profile != "quick"):
         raise RunnerError("--update stores what the defaults give in the quick profile: leave out -p and --profile.")
-    order = list(budget.plan()) if profile == "full" else []
-    chosen = sorted(select(names), key=lambda notebook: (
-        notebook.after_all, order.index(notebook.name) if notebook.name in order else len(order), notebook.name))
+    chosen = sorted(select(names), key=lambda notebook: (notebook.after_all, notebook.name))
     values = [parameters.effective(notebook.parameters, given or {}, profile, notebook.name) for notebook in chosen]
     steps = [step(*pair, profile, force, update) for pair in zip(chosen, values, strict=True)]
     changes = any(item.why for item in steps if not item.notebook.after_all)
@@ -114,8 +110,6 @@ def step(notebook: Notebook, values: Mapping[str, Any], profile: str, force: boo
 def _why(candidate: Step) -> list[str]:
     if not candidate.last:
         begun = _read(sidecar(candidate.folder, candidate.name))
-        if "paused" in begun:
-            return ["its last run paused at the end of its budget"]
         return ["its last run failed or was interrupted" if begun else "not run yet on this machine"]
     why = keys.differences(candidate.last["key"], candidate.key)
     if candidate.update and stored.digest(candidate.notebook.content) != candidate.last.get("stored"):

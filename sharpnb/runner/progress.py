@@ -14,7 +14,7 @@ from sharpnb import paths
 from sharpnb.runner.execute import Result
 from sharpnb.runner.plan import Step
 
-_COLOURS = {"done": "green", "paused": "yellow", "up to date": "dim", "not run": "dim"}
+_COLOURS = {"done": "green", "up to date": "dim", "not run": "dim"}
 _QUIET = 10.0  # seconds between two plain lines of one notebook
 
 
@@ -68,7 +68,7 @@ class Progressing:
         self._line(f"{result.name}: {result.outcome} in {result.seconds:.0f} s{_results(result)}", colour)
         if not result.ok and result.detail:
             self.console.print(Text.from_ansi(result.detail), soft_wrap=True)
-        if not (result.ok or result.paused) and result.kept:
+        if not result.ok and result.kept:
             self._line(f"{result.name}: the notebook as far as it came: {_shown(result)}")
 
     def _line(self, text: str, style: str = "") -> None:

@@ -63,8 +63,6 @@ def _execute(job: dict[str, Any], events: TextIO) -> dict[str, Any]:
         partial.unlink()
         return {"end": "done"}
     except papermill.PapermillExecutionError as error:
-        if error.ename == "Paused":  # of sharpnb.lab.pieces: the budget's end
-            return {"end": "paused", "detail": error.evalue}
         return {"end": "failed", "detail": "\n".join(error.traceback) or str(error)}
     except DeadKernelError:
         return {"end": "kernel died"}

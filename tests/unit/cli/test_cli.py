@@ -121,25 +121,6 @@ def test_a_failure_is_the_exit_status(sharpnb, called):
     assert sharpnb("run")[0] == 1
 
 
-def test_a_budget_that_ends_first_is_an_exit_status_of_its_own(sharpnb, called):
-    called["end"] = "paused"
-    status, out, _ = sharpnb("run", "--profile", "full", "--budget", "25m")
-    assert status == 3 and called["budget"] == 1500.0 and "the same command goes on" in out
-    called["end"] = "failed"
-    assert sharpnb("run", "--budget", "90s")[0] == 1 and called["budget"] == 90.0
-
-
-def test_a_dry_run_of_the_full_profile_shows_what_is_planned(sharpnb, root):
-    (root / "data").mkdir()
-    entry = "runs = 8\nepochs = 18.0\nseeds = 2\ngradients = 70000\npflop = 9.5\npieces = 8\n"
-    entry += "longest_minutes = 0.5\nminutes = 3.6\n"
-    (root / "data" / "full_budget.toml").write_text("".join(
-        f'[[notebook]]\nnotebook = "{name}"\n{entry}' for name in ("02_more", "01_toy")))
-    status, out, _ = sharpnb("run", "--dry-run", "--profile", "full")
-    assert status == 0 and "70,000" in out and "7.2" in out
-    assert out.index("run  02_more") < out.index("run  01_toy")  # in the order of the plan
-
-
 def test_an_interrupt_says_how_to_go_on(sharpnb, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
@@ -155,9 +136,6 @@ def test_an_interrupt_says_how_to_go_on(sharpnb, monkeypatch):
         (["run", "03"], "There is no notebook '03'"),
         (["run", "--profile", "quik"], "Did you mean 'quick'?"),
         (["run", "-p", "sede", "1"], "Did you mean 'seed'?"),
-        (["run", "--budget", "soon"], "--budget soon: give a number above 0 and its unit, s, m or h"),
-        (["run", "--budget", "0m"], "as in 90s, 25m or 1h"),
-        (["run", "--budget", "25"], "its unit"),
         (["run", "-p", "seed"], "a parameter needs a name and a value"),
         (["run", "-p", "seed", "many"], "of type int"),
         (["report"], "There are no claims in data/records yet"),

@@ -1,11 +1,10 @@
-"""Pieces of a long study: kept, resumed after a kill, paused by a budget, and what is said when a GPU fails."""
+"""Pieces of a long study: kept, shown, resumed after a kill, and what is said when a GPU fails."""
 
 import json
 import multiprocessing
 import os
 import shutil
 import signal
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,30 +14,27 @@ from toy import checkout, code, notebook
 
 from sharpnb import lab, paths, sources
 from sharpnb.lab import Record, models, pieces
-from sharpnb.lab.budget import Cost
-from sharpnb.lab.pieces import GpuLost, Kind, Paused, Work, described
+from sharpnb.lab.pieces import GpuLost, Work, described
 from studies import hessian_spectra as study
 from studies import swa
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 FORK = multiprocessing.get_context("fork")  # a child need not import torch again
-KINDS = [Kind("a", 3), Kind("b", 1)]
 
 
 @pytest.fixture
 def nb(tmp_path, monkeypatch):
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    monkeypatch.delenv(pieces.DEADLINE, raising=False)
     return lab.start("03_hessian_spectra", profile="toy", device="cpu")
 
 
 def test_a_finished_piece_is_read_back_as_it_was(nb):
     value = {"rows": [{"x": 0.1, "n": None, "nan": float("nan")}], "w": torch.tensor([[1.5, 2.5]])}
     for make in (lambda: value, lambda: pytest.fail("made again")):
-        work = Work(nb, "r", {"s": 1}, KINDS)
+        work = Work(nb, "r", {"s": 1})
         got = work.do("a", make, seed=0)
         assert got["rows"][0]["x"] == 0.1 and torch.equal(got["w"], value["w"]) and got["w"].dtype == torch.float32
-        assert work.log[0]["kind"] == "a" and work.log[0]["seconds"] >= 0 and work.log[0]["peak_bytes"] > 1e6
+        assert work.log[0]["label"] == "a" and work.log[0]["seconds"] >= 0 and work.log[0]["peak_bytes"] > 1e6
     assert not list(nb_files("*.partial"))
 
 
@@ -46,35 +42,35 @@ def nb_files(pattern):
     return paths.runs("toy").rglob(pattern)
 
 
-@pytest.mark.parametrize("other", [{"settings": {"s": 2}}, {"record": "q"}, {"kind": "b"}, {"seed": 1}])
+@pytest.mark.parametrize("other", [{"settings": {"s": 2}}, {"record": "q"}, {"label": "b"}, {"seed": 1}])
 def test_other_settings_find_no_piece(nb, other):
-    def count(settings=None, record="r", kind="a", seed=0):
+    def count(settings=None, record="r", label="a", seed=0):
         made = []
-        Work(nb, record, settings or {"s": 1}, KINDS).do(kind, lambda: made.append(1) or {}, seed=seed)
+        Work(nb, record, settings or {"s": 1}).do(label, lambda: made.append(1) or {}, seed=seed)
         return len(made)
 
     assert (count(), count(), count(**other)) == (1, 0, 1)
 
 
 def test_a_damaged_piece_is_made_again(nb):
-    Work(nb, "r", 0, KINDS).do("a", lambda: {"w": torch.ones(2)})
+    Work(nb, "r", 0).do("a", lambda: {"w": torch.ones(2)})
     (arrays,) = nb_files("*.npz")
     arrays.write_bytes(b"half")
-    made = Work(nb, "r", 0, KINDS).do("a", lambda: {"w": torch.zeros(2)})
+    made = Work(nb, "r", 0).do("a", lambda: {"w": torch.zeros(2)})
     assert torch.equal(made["w"], torch.zeros(2))
 
 
 def test_a_piece_in_which_one_digit_was_changed_is_made_again(nb):
-    Work(nb, "r", 0, KINDS).do("a", lambda: {"x": 1.25})
+    Work(nb, "r", 0).do("a", lambda: {"x": 1.25})
     (file,) = nb_files("*.json")
     file.write_text(file.read_text().replace("1.25", "1.75"))
-    assert Work(nb, "r", 0, KINDS).do("a", lambda: {"x": 2.5}) == {"x": 2.5}
+    assert Work(nb, "r", 0).do("a", lambda: {"x": 2.5}) == {"x": 2.5}
 
 
 def test_a_piece_that_cannot_be_read_back_is_an_error_and_no_empty_result(nb, monkeypatch):
     monkeypatch.setattr(pieces.kept, "store", lambda *of: None)
     with pytest.raises(OSError, match="cannot be read back"):
-        Work(nb, "r", 0, KINDS).do("a", lambda: {"x": 1})
+        Work(nb, "r", 0).do("a", lambda: {"x": 1})
 
 
 def test_other_sources_find_no_piece(nb, tmp_path):
@@ -83,7 +79,7 @@ def test_other_sources_find_no_piece(nb, tmp_path):
 
     def once():
         again = lab.start(nb.name, profile="toy", device="cpu")
-        Work(again, "r", 0, KINDS).do("a", lambda: made.append(1) or {})
+        Work(again, "r", 0).do("a", lambda: made.append(1) or {})
         return len(made)
 
     assert (once(), once()) == (1, 1)
@@ -109,17 +105,20 @@ def test_force_makes_a_finished_record_again_and_replaces_its_provenance(nb, tmp
     assert Record.find(nb.name, "r", "toy").provenance["sources"] == sources.of_notebook(nb.name) != before
 
 
-def test_a_kind_that_was_not_announced_is_refused(nb):
-    with pytest.raises(KeyError, match="'c' is no kind of piece of r: a, b"):
-        Work(nb, "r", 0, KINDS).do("c", dict)
+def test_what_is_made_is_shown_and_what_is_read_back_is_not(nb, capsys):
+    for seeds in (1, 3):
+        work = Work(nb, "r", 0)
+        for seed in range(seeds):
+            work.do("with SAM", dict, seed=seed, weights=["not shown"])
+    assert capsys.readouterr().out.splitlines() == [
+        f"Piece {k + 1} of r, with SAM {k}, begins; {k} are finished." for k in range(3)]
 
 
-def test_the_quick_profile_keeps_nothing_and_knows_no_budget(tmp_path, monkeypatch):
+def test_the_quick_profile_keeps_nothing_and_shows_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    monkeypatch.setenv(pieces.DEADLINE, "0")
     quick = lab.start("03_hessian_spectra", device="cpu")
     assert quick.recorded("r", lambda work: work.do("any", lambda: {"x": 1}), of={"s": 1}) == {"x": 1}
-    assert [path.name for path in tmp_path.rglob("*.json")] == ["r.json"]
+    assert [path.name for path in tmp_path.rglob("*.json")] == ["r.json"] and capsys.readouterr().out == ""
     assert "pieces" not in Record.load(next(tmp_path.rglob("r.json"))).provenance
 
 
@@ -142,71 +141,6 @@ def test_settings_are_told_by_what_they_build_and_not_by_where_they_lie_in_memor
     assert json.loads(json.dumps(some(4))) == some(4)
 
 
-# -- time -------------------------------------------------------------------------------------------------------------
-
-
-class Clock:
-    """A clock that only work moves."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def time(self):
-        return self.now
-
-    perf_counter = time
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(pieces, "time", clock)
-    return clock
-
-
-def through(nb, clock, seconds=4.0):
-    """Go through three pieces of some seconds and one that is told by another kind."""
-    work = Work(nb, "r", 0, KINDS)
-
-    def make():
-        clock.now += seconds
-        return {"at": clock.now}
-
-    return [work.do("a", make, seed=seed)["at"] for seed in range(3)] + [work.do("b", make)["at"]]
-
-
-def test_a_budget_stops_before_the_piece_that_would_not_end_and_the_next_call_goes_on(nb, clock, monkeypatch):
-    monkeypatch.setenv(pieces.DEADLINE, "10")
-    with pytest.raises(Paused, match=r"2 of 4 pieces are finished. The next \(a\) is expected to take 4 s, and 2 s are "
-                                     r"left. The same command goes on"):
-        through(nb, clock)
-    assert clock.now == 8
-    monkeypatch.setenv(pieces.DEADLINE, "17")
-    assert through(nb, clock) == [4, 8, 12, 16]
-
-
-def test_a_small_budget_again_and_again_reaches_the_end(nb, clock, monkeypatch):
-    for call in range(1, 10):
-        monkeypatch.setenv(pieces.DEADLINE, str(clock.now + 5))
-        try:
-            assert through(nb, clock) == [4, 8, 12, 16]
-            break
-        except Paused:
-            assert len(list(nb_files("*.json"))) == call
-    assert call == 3  # pieces of a kind that has not been met yet, and is not planned, are begun while time is left
-
-
-def test_the_first_of_its_kind_is_expected_to_take_what_was_planned(nb, clock, monkeypatch):
-    nb.profile = "full"
-    cost = Cost(lambda seed: models.mlp(seed=seed), steps=10**6, batch=32, image=(1, 8, 8))
-    work = Work(nb, "r", 0, [Kind("a", 1, cost)])
-    monkeypatch.setenv(pieces.DEADLINE, str(cost.seconds - 1))
-    with pytest.raises(Paused):
-        work.do("a", dict)
-    monkeypatch.setenv(pieces.DEADLINE, str(cost.seconds + 1))
-    assert work.do("a", dict) == {}
-
-
 # -- what goes wrong --------------------------------------------------------------------------------------------------
 
 
@@ -214,11 +148,11 @@ def test_a_gpu_that_is_gone_leaves_what_is_finished_and_says_what_to_do(nb):
     def gone():
         raise torch.AcceleratorError("CUDA error: unspecified launch failure\nlong advice")
 
-    work = Work(nb, "r", 0, KINDS)
+    work = Work(nb, "r", 0)
     work.do("a", lambda: {"x": 1})
-    with pytest.raises(GpuLost, match=r"launch failure\). .*1 of 4 pieces are finished and kept .*restart the kernel"):
+    with pytest.raises(GpuLost, match=r"launch failure\). .*finished pieces: 1, kept .*restart the kernel"):
         work.do("b", gone)
-    again = Work(nb, "r", 0, KINDS)
+    again = Work(nb, "r", 0)
     assert again.do("a", lambda: pytest.fail("made again")) == {"x": 1} and again.do("b", lambda: {"x": 2}) == {"x": 2}
 
 
@@ -227,7 +161,7 @@ def test_an_error_of_another_kind_is_left_as_it_is(nb):
         raise RuntimeError("shapes do not fit")
 
     with pytest.raises(RuntimeError, match=r"^shapes do not fit$") as caught:
-        Work(nb, "r", 0, KINDS).do("a", wrong)
+        Work(nb, "r", 0).do("a", wrong)
     assert not isinstance(caught.value, GpuLost)
 
 
@@ -275,7 +209,7 @@ def test_a_kill_in_the_middle_of_a_piece_loses_that_piece_alone(nb, tmp_path, mo
     assert all(torch.equal(again[key], w) for key, w in kept.items())
     record = Record.find(nb.name, "clean", "toy")
     assert record is not None and record.values["rows"] == expected
-    assert [piece["kind"] for piece in record.provenance["pieces"]] == ["sgd", "sam", "sgd", "sam"]
+    assert [piece["label"] for piece in record.provenance["pieces"]] == ["sgd", "sam", "sgd", "sam"]
     assert all(piece["peak_bytes"] > 0 and piece["seconds"] > 0 for piece in record.provenance["pieces"])
 
 
@@ -286,7 +220,7 @@ def test_a_record_of_other_settings_is_not_read(nb, monkeypatch):
     assert len(study.rows_of(other, nb, "clean")[0]) == 6
     found = Record.find(nb.name, "clean", "toy")
     assert found is not None and found.provenance["settings"]["steps"] == 6
-    monkeypatch.setenv(pieces.DEADLINE, "0")
+    monkeypatch.setattr(study, "train", None)
     assert len(study.rows_of(other, nb, "clean")[0]) == 6  # of these it is
 
 
@@ -320,11 +254,7 @@ def test_a_record_made_in_one_place_is_drawn_and_verified_in_another_without_tra
     here, there = tmp_path / "here", tmp_path / "there"
     assert execute(here) == ""
     shutil.copytree(here / "data" / "records", there / "data" / "records")
-    no_training = {pieces.DEADLINE: str(time.time()), "SHARPNB_CHECK": "1"}
-    assert execute(there, **no_training) == ""
-
+    monkeypatch.setattr(swa, "_full_row", None)
+    assert execute(there, SHARPNB_CHECK="1") == ""
     (there / "data/records/14_swa_landscapes/toy/cifar.json").unlink()
-    monkeypatch.setenv("SHARPNB_ROOT", str(there))
-    monkeypatch.setenv(pieces.DEADLINE, no_training[pieces.DEADLINE])
-    with pytest.raises(Paused, match="0 of 4 pieces are finished"):  # so training would have been noticed
-        swa.full_rows(swa.TOY, lab.start("14_swa_landscapes", profile="toy", device="cpu"))
+    assert execute(there).startswith("TypeError"), "so training would have been noticed"

@@ -128,8 +128,8 @@ def test_where_a_full_record_was_made_is_told_from_its_pieces(monkeypatch):
     monkeypatch.setenv("SHARPNB_COMMIT", "0123abc")
     assert lab.start("07_x").origin_of_full("r") == ""
     full = lab.start("07_x", profile="full", device="cpu")
-    work = pieces.Work(full, "r", {}, [pieces.Kind("a", 2)])
-    work.log = [{"kind": "a", "seconds": s, "peak_bytes": b, "device": "card"} for s, b in ((10.0, 2e9), (20.4, 1e9))]
+    work = pieces.Work(full, "r", {})
+    work.log = [{"label": "a", "seconds": s, "peak_bytes": b, "device": "card"} for s, b in ((10.0, 2e9), (20.4, 1e9))]
     full.record("r", {"x": 1}, work=work)
     told = lab.start("07_x").origin_of_full("r")
     assert told.startswith("07_x/full/r: 2 pieces on card, 30 s together, at most 2.0 GB; PyTorch ")

@@ -7,21 +7,19 @@ import pytest
 
 import report
 from sharpnb import lab, paths
-from sharpnb.lab import Claim, Record, claims, pieces, withdrawn
-from sharpnb.lab.pieces import Kind
+from sharpnb.lab import Claim, Record, claims, withdrawn
 from studies import scoreboard
 
 WHY = "its grid was cut unequally"
 WHOLE = {"record": "08_x/full/gamma", "commit": "0123abc", "date": "2026-11-30", "why": WHY}
 PART = {**WHOLE, "claims": ["noise-esam-*"]}
-KINDS = [Kind("a", 2)]
 
 
 @pytest.fixture(autouse=True)
 def root(tmp_path, monkeypatch):
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
     monkeypatch.setenv("SHARPNB_COMMIT", "0123abc")
-    for name in ("SHARPNB_CHECK", "SHARPNB_KEEP", pieces.DEADLINE):
+    for name in ("SHARPNB_CHECK", "SHARPNB_KEEP"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
@@ -40,7 +38,7 @@ def make(settings=1, value=1.0):
         return {"x": value}
 
     lab.start("08_x", profile="full", device="cpu").recorded(
-        "gamma", lambda work: {"x": [work.do("a", piece, seed=k)["x"] for k in range(2)]}, of={"s": settings}, kinds=KINDS)
+        "gamma", lambda work: {"x": [work.do("a", piece, seed=k)["x"] for k in range(2)]}, of={"s": settings})
     return len(made)
 
 
@@ -89,6 +87,7 @@ def test_without_an_entry_all_is_judged_and_nothing_is_said_of_withdrawals():
 def test_a_withdrawn_record_is_not_handed_out_and_of_one_in_part_it_is_said(capsys):
     make()
     table(WHOLE)
+    capsys.readouterr()
     assert lab.start("08_x").full_record("gamma") is None
     assert capsys.readouterr().out == f"08_x/full/gamma of commit 0123abc was withdrawn: {WHY}.\n"
     table(PART)

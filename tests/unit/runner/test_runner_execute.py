@@ -178,7 +178,7 @@ def test_a_line_of_another_hand_on_a_workers_output_is_passed_over(root, tmp_pat
 
 
 def test_no_worker_starts_once_the_run_is_stopped(root, monkeypatch):
-    crew = execute._Crew(0, 60.0, execute.Silence(), None)
+    crew = execute._Crew(0, 60.0, execute.Silence())
 
     def interrupted(*of):
         crew.stopped = True  # as Ctrl-C does in another thread
@@ -212,34 +212,6 @@ def test_a_notebook_that_takes_too_long_is_ended_and_kept(root, monkeypatch):
     (result,) = run(["4"], timeout=60, watcher=Fuse())
     assert result.outcome == "timed out" and "in cell 2 of 2. Give more time with --timeout" in result.detail
     assert result.kept == paths.runs("quick") / "04_slow.failed.ipynb"
-
-
-PAUSES = """
-import os, time
-
-class Paused(Exception):
-    pass
-
-print("deadline in", round(float(os.environ["SHARPNB_DEADLINE"] or "inf") - time.time() > 0))
-if os.environ["SHARPNB_DEADLINE"]:
-    raise Paused("r: 1 of 2 pieces are finished. The same command goes on.")
-"""
-
-
-def test_a_notebook_whose_budget_ends_is_paused_and_the_next_call_goes_on(root):
-    path = root / "notebooks" / "02_bad.ipynb"
-    path.write_text(json.dumps(plain("02", PAUSES)))
-    results = run(["1", "2"], jobs=1, budget=600.0)
-    assert [result.outcome for result in results] == ["done", "paused"]
-    assert results[1].detail == "r: 1 of 2 pieces are finished. The same command goes on." and results[1].paused
-    assert plan(["2"])[0].why == ("its last run paused at the end of its budget",)
-    assert [result.outcome for result in run(["1", "2"])] == ["up to date", "done"]
-
-
-def test_no_notebook_begins_after_the_budget(root):
-    (result,) = run(["4"], budget=0.0)
-    assert result.outcome == "paused" and "before it began" in result.detail and result.seconds == 0
-    assert plan(["4"])[0].why == ("not run yet on this machine",)
 
 
 def test_a_second_run_is_refused_and_names_the_first(root):
