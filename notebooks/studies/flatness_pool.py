@@ -7,15 +7,12 @@ partners from which it differs in one thing alone.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sharpnb import curvature, paths, rules
+from sharpnb import curvature, rules
 from sharpnb.averaging import graft
 from sharpnb.averaging.batchnorm import update_bn
 from sharpnb.lab import models
 from sharpnb.lab.data import Data, load_data, with_label_noise
+from sharpnb.lab.pieces import Work
 from sharpnb.lab.training import evaluate
 from sharpnb.landscape import filter_normalized_direction, line, unit_direction
 from sharpnb.many.engine import Nets
@@ -138,18 +136,20 @@ def train(pool: Sequence[Cell], s: Settings) -> list[Tensor]:
     return [found[k] for k in range(len(pool))]
 
 
-def _sets(members: Sequence[Cell], s: Settings) -> list[Data]:
+def sets(members: Sequence[Cell], s: Settings) -> list[Data]:
+    """Return the data of each cell."""
     return [split(s.train_size, cell["seed"], cell["label_noise"]) for cell in members]
 
 
+def configs(members: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Return the cells as :func:`sharpnb.lab.train_many` takes them."""
+    return [{**own, "lr": own["lr"] * cell["lr_factor"], "weight_decay": cell["weight_decay"], "seed": cell["seed"]}
+            for cell in members for own in [METHODS[cell["method"]]]]
+
+
 def _by_rule(members: Sequence[Cell], s: Settings) -> Tensor:
-    configs = []
-    for cell in members:
-        own = METHODS[cell["method"]]
-        configs.append({**own, "lr": own["lr"] * cell["lr_factor"], "weight_decay": cell["weight_decay"],
-                        "seed": cell["seed"]})
-    return train_many(configs, _sets(members, s), net_of(members[0]), steps=s.steps, dtype=torch.float64, device="cpu",
-                      batch_size=int(members[0]["batch_size"]), progress=False).averaged
+    return train_many(configs(members), sets(members, s), net_of(members[0]), steps=s.steps, dtype=torch.float64,
+                      device="cpu", batch_size=int(members[0]["batch_size"]), progress=False).averaged
 
 
 class _Sgd:
@@ -166,8 +166,8 @@ class _Sgd:
 
 def _rows(members: Sequence[Cell], s: Settings, copies: int, batch_size: int) -> Nets:
     seeds = [cell["seed"] + 1000 * j for cell in members for j in range(copies)]
-    sets = [data for data in _sets(members, s) for _ in range(copies)]
-    return Nets(seeds, sets, net_of(members[0]), batch_size=batch_size)
+    data = [each for each in sets(members, s) for _ in range(copies)]
+    return Nets(seeds, data, net_of(members[0]), batch_size=batch_size)
 
 
 def _by_swap(members: Sequence[Cell], s: Settings) -> Tensor:
@@ -294,15 +294,17 @@ def margins(net: nn.Module, data: Data) -> dict[str, float]:
     return {"margin": margin, "margin_normalized": margin / product_of_norms}
 
 
+def row(cell: Cell, w: Tensor, s: Settings) -> Cell:
+    """Return a cell's settings, outcome and measures at its final weights (no measures if it diverged)."""
+    net, data = finished(cell, w, s)
+    start = nn.utils.parameters_to_vector(net_of(cell)(cell["seed"]).parameters()).detach()
+    found = measures(net, data, start, lanczos=s.lanczos, probes=s.probes) if w.isfinite().all() else {}
+    return {**cell, "parameters": len(w), **outcome(net, data, cell["label_noise"]), **found}
+
+
 def rows_of(pool: Sequence[Cell], s: Settings) -> list[Cell]:
-    """Train and measure: one row a cell, with its settings, its outcome and its measures (none if it diverged)."""
-    out = []
-    for cell, w in zip(pool, train(pool, s), strict=True):
-        net, data = finished(cell, w, s)
-        start = nn.utils.parameters_to_vector(net_of(cell)(cell["seed"]).parameters()).detach()
-        found = measures(net, data, start, lanczos=s.lanczos, probes=s.probes) if w.isfinite().all() else {}
-        out.append({**cell, "parameters": len(w), **outcome(net, data, cell["label_noise"]), **found})
-    return out
+    """Train and measure: one row a cell."""
+    return [row(cell, w, s) for cell, w in zip(pool, train(pool, s), strict=True)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -319,29 +321,19 @@ def shards(s: Settings, methods: int = 6) -> list[list[Cell]]:
     return list(parts.values())
 
 
-def swept(s: Settings, folder: Path | None = None, seconds: float = math.inf) -> tuple[list[Cell], float] | None:
-    """Train and measure a pool shard by shard on one thread; what is there from an earlier call is not done again.
-
-    Args:
-        s: the pool.
-        folder: where finished shards are kept; default ``data/runs/flatness`` (ignored by git).
-        seconds: start no further shard after so many.
+def swept(s: Settings, work: Work) -> tuple[list[Cell], float]:
+    """Train and measure a pool on one thread, each shard a piece of ``work``.
 
     Returns:
-        The rows in the order of :func:`cells` and the CPU seconds that they took; None if time ran out before the end.
+        The rows in the order of :func:`cells` and the CPU seconds that they took.
     """
-    here, began, results, spent = folder or paths.runs("flatness"), time.monotonic(), [], 0.0
-    for part in shards(s):
-        text = json.dumps([part, vars(s), torch.__version__, Path(__file__).read_text("utf-8")], sort_keys=True)
-        file = here / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
-        if not file.exists():
-            if time.monotonic() - began > seconds:
-                return None
-            start = time.process_time()
-            rows = rows_of(part, s)
-            paths.write_whole(file, json.dumps({"rows": rows, "cpu_seconds": time.process_time() - start}))
-        told = json.loads(file.read_text(encoding="utf-8"))
-        results += told["rows"]
-        spent += told["cpu_seconds"]
+    made = [work.do("shard", partial(_shard, part, s), number=number) for number, part in enumerate(shards(s))]
     place = {tuple(cell[a] for a in AXES): k for k, cell in enumerate(cells(s))}
-    return sorted(results, key=lambda row: place[tuple(row[a] for a in AXES)]), spent
+    rows = [row for shard in made for row in shard["rows"]]
+    return sorted(rows, key=lambda row: place[tuple(row[a] for a in AXES)]), sum(shard["cpu_seconds"] for shard in made)
+
+
+def _shard(part: list[Cell], s: Settings) -> dict[str, Any]:
+    start = time.process_time()
+    rows = rows_of(part, s)
+    return {"rows": rows, "cpu_seconds": time.process_time() - start}

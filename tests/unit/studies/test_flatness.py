@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from sharpnb import curvature, lab
 from sharpnb.lab import models
+from sharpnb.lab.pieces import Work, described
 from studies import flatness, flatness_pool, flatness_published, flatness_statements, m_sharpness
 from studies.flatness_pool import AXES, Settings
 
@@ -132,18 +133,12 @@ def test_statements_and_their_correction(planted):
     assert (said["p_holm"][sure] < 0.05).all(), "what Bonferroni's interval excludes, Holm rejects too"
 
 
-def test_rescaling_keeps_the_function_and_moves_the_sharpness():
-    net, data = models.mlp((64, 6, 10), seed=1).double(), lab.load_data("digits", train_size=60, dtype=torch.float64)
-    other = flatness.rescaled(net, 5.0)
-    assert torch.allclose(net(data.test_x), other(data.test_x), atol=1e-12)
-    curve = flatness.along_rescaling(net, data, (1.0, 5.0))
-    for name in ("sharpness_adaptive", "sharpness_adaptive_worst", "sharpness_adaptive_average", "ray_width_filter",
-                 "margin", "margin_normalized", "train_loss", "test_error"):
-        assert curve[name][1] == pytest.approx(curve[name][0], rel=1e-7), name
-    for name in ("lambda_max", "trace", "sharpness", "sharpness_worst", "ray_width", "weight_norm"):
-        assert abs(curve[name][1] / curve[name][0] - 1) > 0.05, name
-    with pytest.raises(ValueError, match="one hidden ReLU layer"):
-        flatness.rescaled(models.mlp((64, 6, 10), norm=True), 2.0)
+def test_claims_on_a_rescaling_are_its_largest_over_smallest_values():
+    spread = pd.Series({"lambda_max": 160.0, "sharpness_adaptive_worst": 1.0})
+    found = flatness_statements.of_rescaling(spread, pd.Series([8.8, 8.8, 8.8]), "quick")
+    assert [(claim.measured, claim.verdict) for claim in found] == [(160.0, "reproduced"), (1.0, "reproduced"), (1.0, "reproduced")]
+    worse = flatness_statements.of_rescaling(spread * 3, pd.Series([8.8, 9.9, 8.8]), "quick")
+    assert [claim.verdict for claim in worse[1:]] == ["contradicted", "contradicted"]
 
 
 def test_margins_of_a_net_written_out():
@@ -230,12 +225,13 @@ def test_a_sweep_resumes(tmp_path, monkeypatch, toy):
     calls, s = [], replace(flatness.TOY, methods=("SGD", "Filter grafting"), seeds=1, noises=(0.0,))
     original = flatness_pool.rows_of
     monkeypatch.setattr(flatness_pool, "rows_of", lambda part, s: calls.append(len(part)) or original(part, s))
-    assert flatness_pool.swept(s, tmp_path, seconds=-1.0) is None and not calls
-    rows, spent = flatness_pool.swept(s, tmp_path)
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    nb = lab.start("18_flatness", profile="toy", device="cpu")
+    rows, spent = flatness_pool.swept(s, Work(nb, "pool", described(s)))
     done = len(calls)
     assert done == len(flatness_pool.shards(s)) == 4 and spent > 0
-    next(tmp_path.iterdir()).unlink()  # killed while it was at this one
-    again, _ = flatness_pool.swept(s, tmp_path)
+    next(tmp_path.rglob("*.json")).unlink()  # killed while it was at this one
+    again, _ = flatness_pool.swept(s, Work(nb, "pool", described(s)))
     assert len(calls) == done + 1 and [{a: row[a] for a in AXES} for row in rows] == flatness_pool.cells(s)
     pd.testing.assert_frame_equal(pd.DataFrame(again), pd.DataFrame(rows))
     both = toy.merge(pd.DataFrame(rows), on=list(AXES), suffixes=("", "_alone"))
