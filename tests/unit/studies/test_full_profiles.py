@@ -17,7 +17,6 @@ from studies import (
     sam_family,
     swa,
     swap,
-    warm_restarts,
     wsam_gamma,
 )
 
@@ -30,9 +29,6 @@ STUDIES = {
     "09_sam_family": lambda nb: sam_family.trained_on(sam_family.TOY, nb).fillna(0).to_dict("list"),
     "11_alpha_lambda_heatmaps": lambda nb: alpha_lambda.run(alpha_lambda.TOY, ["sgd"], nb, "cells").to_dict("list"),
     "12_adamw_generalization": lambda nb: adamw_generalization.compare("toy", adamw_generalization.REGIMES["toy"]["toy"], nb),
-    "13_warm_restarts": lambda nb: [warm_restarts.anytime(warm_restarts.ANYTIME["toy"], nb),
-                                    warm_restarts.budgets(warm_restarts.BUDGETS["toy"], nb),
-                                    warm_restarts.long_adam(warm_restarts.LONG["toy"], nb)],
     "14_swa_landscapes": lambda nb: swa.full_rows(swa.TOY, nb),
     "15_swap": lambda nb: swap.full_rows(swap.TOY, nb),
     "16_lookahead": lambda nb: lookahead.full_rows(lookahead.TOY, nb),
