@@ -25,7 +25,7 @@ from studies.panel import with_controls
 
 NOTEBOOK = "18_flatness"
 COLLAPSED = 50.0  # percent of test error: no net of the pool that fits its images comes near it
-CARD = Path(__file__).with_name("flatness_card.md")  # the data card's text, and a row for each column of the table
+CARD = Path(__file__).parents[2] / "data" / "flatness_card.md"  # its text, and a row for each column of the table
 COLUMNS = re.findall(r"(?m)^\| `(\w+)` \| ", CARD.read_text(encoding="utf-8"))
 
 

@@ -1,6 +1,7 @@
 """Every study of the full profile, at toy size: it keeps its pieces and reads them back, and its records."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,6 @@ from sharpnb.lab import Record, pieces
 from studies import (
     adamw_generalization,
     alpha_lambda,
-    filter_grafting,
     label_noise,
     lookahead,
     m_sharpness,
@@ -20,6 +20,7 @@ from studies import (
     wsam_gamma,
 )
 
+ROOT = Path(__file__).parents[3]
 STUDIES = {
     "01_sam": lambda nb: [sam.recorded(name, getattr(sam, name), sam.TOY, nb) for name in ("orders", "kinds", "inner")],
     "04_m_sharpness": lambda nb: [m_sharpness.recorded(name, getattr(m_sharpness, name), m_sharpness.TOY, nb)
@@ -32,7 +33,6 @@ STUDIES = {
     "14_swa_landscapes": lambda nb: swa.full_rows(swa.TOY, nb),
     "15_swap": lambda nb: swap.full_rows(swap.TOY, nb),
     "16_lookahead": lambda nb: lookahead.full_rows(lookahead.TOY, nb),
-    "17_filter_grafting": lambda nb: filter_grafting.rows_of(filter_grafting.TOY, nb)[0],
 }
 
 
@@ -49,3 +49,21 @@ def test_a_second_call_makes_no_piece_and_a_lost_record_is_put_together_from_the
     for file in records:
         file.unlink()
     assert json.dumps(STUDIES[name](nb)) == json.dumps(first)
+
+
+@pytest.mark.parametrize(("name", "count"), [("13_warm_restarts", 2 + 12 + 8), ("17_filter_grafting", 10)])
+def test_what_a_notebook_trains_in_its_cells_runs_at_toy_size_and_is_kept(name, count, tmp_path, monkeypatch):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    kept = []
+    monkeypatch.setattr(pieces.Work, "_keep", lambda work, *rest, keep=pieces.Work._keep: kept.append(rest) or keep(work, *rest))
+    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    for expected in (count, count):  # a second time nothing is trained
+        space = {"__name__": "__main__"}
+        for source in code:
+            exec(source.replace('"quick"  #', '"toy"  #').replace('"auto"', '"cpu"'), space)
+        assert len(kept) == expected
+    pyplot.close("all")
