@@ -48,7 +48,7 @@ def main() -> int:
 def _readable(notebook: dict, name: str) -> dict:
     """Return the notebook with text in the place of panels (alive in JupyterLab only) and of links to nowhere yet.
 
-    The cell that shows the claims is given a name, to which the scoreboard leads.
+    The cell that shows the claims is given a name, to which the scoreboard leads; folded cells are folded here too.
     """
 
     def follow(match: re.Match[str]) -> str:
@@ -64,6 +64,8 @@ def _readable(notebook: dict, name: str) -> dict:
             target = f"({_cell(name, cell['id'])})="
             cells.append({"cell_type": "markdown", "id": "target", "metadata": {}, "source": target})
         cells.append(cell)
+        if cell.get("metadata", {}).get("jupyter", {}).get("source_hidden"):  # folded here as in JupyterLab
+            cell["metadata"].setdefault("tags", []).append("hide-input")
         if cell["cell_type"] == "markdown":
             cell["source"] = LINK.sub(follow, "".join(cell["source"]))
         for output in cell.get("outputs", []):

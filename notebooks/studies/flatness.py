@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.special import xlogy
 from torch import Tensor, nn
 
@@ -60,11 +59,6 @@ QUICK = Settings(methods=("SGD", "AdamW", "SAM", "ASAM", "SWA", "Lookahead + SAM
 TOY = Settings(methods=("SGD", "SAM", "SWAP", "Filter grafting"), seeds=2, train_size=40, steps=4, lanczos=6, probes=2,
                base=(("width", 6), ("lr_factor", 1.0), ("batch_size", 10), ("weight_decay", 1e-4)),
                changed=(("width", 3),))
-
-
-def settings(profile: str) -> Settings:
-    """Return the pool of a profile."""
-    return {"quick": QUICK, "full": FULL, "toy": TOY}[profile]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -299,45 +293,6 @@ def paired(table: pd.DataFrame, column: str, axis: str, a: Any, b: Any, log: boo
     with np.errstate(invalid="ignore"):  # a draw may hold only pairs that collapsed
         drawn = ((u @ np.where(there, difference, 0.0)) * v).sum(1) / ((u @ there) * v).sum(1)
     return {"measured": float(np.nanmean(difference)), "stderr": float(np.nanstd(drawn, ddof=1)), "n": len(difference)}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The same function, another sharpness
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def rescaled(net: nn.Module, alpha: float) -> nn.Module:
-    r"""Return an MLP of one hidden ReLU layer that is the same function at other weights (Dinh et al., ICML 2017).
-
-    .. math:: (W_1, b_1, W_2, b_2) \mapsto (\alpha W_1, \alpha b_1, \alpha^{-1} W_2, b_2), \qquad \alpha>0
-
-    Raises:
-        ValueError: for any other net.
-    """
-    import copy
-
-    linear = [m for m in net.modules() if isinstance(m, nn.Linear)]
-    if len(linear) != 2 or any(isinstance(m, nn.BatchNorm1d) for m in net.modules()):
-        raise ValueError(f"{len(linear)} linear layers: rescaled() takes one hidden ReLU layer, without BatchNorm.")
-    out = copy.deepcopy(net)
-    first, last = (m for m in out.modules() if isinstance(m, nn.Linear))
-    first.weight.mul_(alpha)
-    first.bias.mul_(alpha)
-    last.weight.div_(alpha)
-    return out
-
-
-def along_rescaling(
-    net: nn.Module, data: Data, alphas: Sequence[float], start: Tensor | None = None
-) -> pd.DataFrame:
-    """Return the measures and the outcome of the rescaled net, one row an α; ``start`` are its initial weights."""
-    rows = []
-    for alpha in alphas:
-        other = rescaled(net, alpha)
-        found = flatness_pool.measures(other, data, start) | flatness_pool.outcome(other, data, 0.0)
-        rows.append({"alpha": alpha, **found})
-    return pd.DataFrame(rows)
 
 
 def nets(table: pd.DataFrame, s: Settings = FULL) -> Iterator[tuple[nn.Module, Data]]:

@@ -136,18 +136,20 @@ def train(pool: Sequence[Cell], s: Settings) -> list[Tensor]:
     return [found[k] for k in range(len(pool))]
 
 
-def _sets(members: Sequence[Cell], s: Settings) -> list[Data]:
+def sets(members: Sequence[Cell], s: Settings) -> list[Data]:
+    """Return the data of each cell."""
     return [split(s.train_size, cell["seed"], cell["label_noise"]) for cell in members]
 
 
+def configs(members: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Return the cells as :func:`sharpnb.lab.train_many` takes them."""
+    return [{**own, "lr": own["lr"] * cell["lr_factor"], "weight_decay": cell["weight_decay"], "seed": cell["seed"]}
+            for cell in members for own in [METHODS[cell["method"]]]]
+
+
 def _by_rule(members: Sequence[Cell], s: Settings) -> Tensor:
-    configs = []
-    for cell in members:
-        own = METHODS[cell["method"]]
-        configs.append({**own, "lr": own["lr"] * cell["lr_factor"], "weight_decay": cell["weight_decay"],
-                        "seed": cell["seed"]})
-    return train_many(configs, _sets(members, s), net_of(members[0]), steps=s.steps, dtype=torch.float64, device="cpu",
-                      batch_size=int(members[0]["batch_size"]), progress=False).averaged
+    return train_many(configs(members), sets(members, s), net_of(members[0]), steps=s.steps, dtype=torch.float64,
+                      device="cpu", batch_size=int(members[0]["batch_size"]), progress=False).averaged
 
 
 class _Sgd:
@@ -164,8 +166,8 @@ class _Sgd:
 
 def _rows(members: Sequence[Cell], s: Settings, copies: int, batch_size: int) -> Nets:
     seeds = [cell["seed"] + 1000 * j for cell in members for j in range(copies)]
-    sets = [data for data in _sets(members, s) for _ in range(copies)]
-    return Nets(seeds, sets, net_of(members[0]), batch_size=batch_size)
+    data = [each for each in sets(members, s) for _ in range(copies)]
+    return Nets(seeds, data, net_of(members[0]), batch_size=batch_size)
 
 
 def _by_swap(members: Sequence[Cell], s: Settings) -> Tensor:
@@ -292,15 +294,17 @@ def margins(net: nn.Module, data: Data) -> dict[str, float]:
     return {"margin": margin, "margin_normalized": margin / product_of_norms}
 
 
+def row(cell: Cell, w: Tensor, s: Settings) -> Cell:
+    """Return a cell's settings, outcome and measures at its final weights (no measures if it diverged)."""
+    net, data = finished(cell, w, s)
+    start = nn.utils.parameters_to_vector(net_of(cell)(cell["seed"]).parameters()).detach()
+    found = measures(net, data, start, lanczos=s.lanczos, probes=s.probes) if w.isfinite().all() else {}
+    return {**cell, "parameters": len(w), **outcome(net, data, cell["label_noise"]), **found}
+
+
 def rows_of(pool: Sequence[Cell], s: Settings) -> list[Cell]:
-    """Train and measure: one row a cell, with its settings, its outcome and its measures (none if it diverged)."""
-    out = []
-    for cell, w in zip(pool, train(pool, s), strict=True):
-        net, data = finished(cell, w, s)
-        start = nn.utils.parameters_to_vector(net_of(cell)(cell["seed"]).parameters()).detach()
-        found = measures(net, data, start, lanczos=s.lanczos, probes=s.probes) if w.isfinite().all() else {}
-        out.append({**cell, "parameters": len(w), **outcome(net, data, cell["label_noise"]), **found})
-    return out
+    """Train and measure: one row a cell."""
+    return [row(cell, w, s) for cell, w in zip(pool, train(pool, s), strict=True)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,39 +15,38 @@ _SAM, _SWA, _ASAM = "SAM (ICLR 2021)", "SWA (UAI 2018)", "ASAM (ICML 2021)"
 _KESKAR, _JIANG, _WSAM = "Keskar et al. (ICLR 2017)", "Jiang et al. (ICLR 2020)", "WSAM (KDD 2023)"
 _USED = ("sharpness", "sharpness_m1", "sharpness_worst", "sharpness_adaptive_worst", "ray_width", "weight_norm")
 Row = dict[str, Any]
-Taus = dict[tuple[str, str], np.ndarray]
 
-# (id, paper, item, statement, target, τ's draws from those of all relations and measures)
-_TAUS: list[tuple[str, str, str, str, str, Callable[[Taus], Any]]] = [
+# (id, paper, item, statement, target, relation, measure, and the one whose τ is subtracted)
+_TAUS = [
     ("flat-sam-task", _SAM, "sections 1, 2",
      "Of two nets of one task the sharper (first order, all images) has the larger gap: τ above 0",
-     "gap", lambda f: f["same task", "sharpness"]),
+     "gap", "same task", "sharpness", None),
     ("flat-sam-setting", _SAM, "sections 1, 2", "The same among nets that differ in one setting: mean τ above 0",
-     "gap", lambda f: f["one setting", "sharpness"]),
+     "gap", "one setting", "sharpness", None),
     ("flat-sam-method", _SAM, "sections 1, 2", "The same among nets of one task and one method: τ above 0",
-     "gap", lambda f: f["same method", "sharpness"]),
+     "gap", "same method", "sharpness", None),
     ("flat-sam-m-tau", _SAM, "Fig. 3 right",
      "m-sharpness with m = 1 orders nets of one task by their gap better than with all images: difference of τ above 0",
-     "gap", lambda f: f["same task", "sharpness_m1"] - f["same task", "sharpness"]),
+     "gap", "same task", "sharpness_m1", "sharpness"),
     ("flat-swa-width", _SWA, "Fig. 4",
      "Of two nets of one task the wider (rays, training loss) has the lower test error: τ above 0",
-     "test_error", lambda f: f["same task", "ray_width"]),
+     "test_error", "same task", "ray_width", None),
     ("flat-keskar-tau", _KESKAR, "section 2",
      "Of two nets that differ in batch size alone the sharper (worst case) has the higher test error: τ above 0",
-     "test_error", lambda f: f.get(("batch_size", "sharpness_worst"), np.full(2, np.nan))),
+     "test_error", "batch_size", "sharpness_worst", None),
     ("flat-asam", _ASAM, "section 3",
      "Adaptive sharpness orders nets of one task by their gap better than sharpness (worst case both): difference of τ",
-     "gap", lambda f: f["same task", "sharpness_adaptive_worst"] - f["same task", "sharpness_worst"]),
+     "gap", "same task", "sharpness_adaptive_worst", "sharpness_worst"),
     ("flat-asam-error", _ASAM, "section 3",
      "Of two nets of one task the one of larger adaptive sharpness (worst case) has the higher test error: τ above 0",
-     "test_error", lambda f: f["same task", "sharpness_adaptive_worst"]),
+     "test_error", "same task", "sharpness_adaptive_worst", None),
     ("flat-jiang", _JIANG, "Ψ of sharpness and of norms",
      "Worst-case sharpness predicts the gap better than the weights' norm, among nets that differ in one setting: "
      "difference of τ above 0",
-     "gap", lambda f: f["one setting", "sharpness_worst"] - f["one setting", "weight_norm"]),
+     "gap", "one setting", "sharpness_worst", "weight_norm"),
 ]
 # (id, paper, item, statement, column, axis, value said to be higher, lower, log10 of the ratio)
-_PAIRED: list[tuple[str, str, str, str, str, str, Any, Any, bool]] = [
+_PAIRED = [
     ("flat-sam-lambda", _SAM, "Fig. 3 left", "SGD's λ₁ is above SAM's: log₁₀ of the ratio above 0",
      "lambda_max", "method", "SGD", "SAM", True),
     ("flat-sam-ratio", _SAM, "Fig. 3 left", "SGD's λ₁/λ₅ is above SAM's: log₁₀ of the ratio above 0",
@@ -85,8 +83,9 @@ def statements(table: pd.DataFrame, information: pd.DataFrame) -> pd.DataFrame:
     """
     found, methods = {target: flatness.taus(table, target, _USED) for target in flatness.TARGETS}, table["method"]
     rows: list[Row] = []
-    for ident, paper, item, statement, target, of in _TAUS:
-        drawn = of(found[target])
+    for ident, paper, item, statement, target, relation, measure, less in _TAUS:
+        of = {name: values for (among, name), values in found[target].items() if among == relation}
+        drawn = of.get(measure, np.full(2, np.nan)) - (of[less] if less else 0.0)
         drawn = drawn[np.isfinite(drawn)]
         if len(drawn) > 2:
             rows.append({"id": ident, "paper": paper, "item": item, "statement": statement, "unit": "τ",
@@ -130,3 +129,19 @@ def claims(found: pd.DataFrame, profile: str) -> list[Claim]:
             why=f"threshold 0; standard error widened {row['widened']:.2f} times, so that all {len(found)} intervals "
                 "hold at once"))
     return out
+
+
+def of_rescaling(spread: pd.Series, errors: pd.Series, profile: str) -> list[Claim]:
+    """Return the claims on one net along a rescaling: each measure's largest over smallest value, its test errors."""
+    dinh = {"paper": "Dinh et al. (ICML 2017)", "item": "section 4", "profile": profile, "n": 1, "stderr": 0.0,
+            "protocol": "MLP 64-8-10, α from 1/16 to 16"}
+    return [
+        Claim("flat-dinh-lambda", kind="ratio", measured=float(spread["lambda_max"]), tolerance=10.0, **dinh,
+              statement="The same function can be made sharper at will: largest over smallest λ₁ along the rescaling "
+              "above 10", why="ten times is the spread between SGD and SAM"),
+        Claim("flat-dinh-function", kind="order", measured=float(1 - np.ptp(errors)), why="exact up to rounding",
+              statement="… and its test error stays what it is (1 − range of the error in points above 0)", **dinh),
+        Claim("flat-asam-invariant", kind="ratio", measured=float(2 - spread["sharpness_adaptive_worst"]),
+              tolerance=0.999, why="rounding", statement="Adaptive sharpness does not change under it (2 − largest "
+              "over smallest value, above 0.999)", **dinh | {"paper": _ASAM, "item": "section 3"}),
+    ]

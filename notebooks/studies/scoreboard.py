@@ -88,15 +88,19 @@ def rows() -> list[Row]:
         ValueError: if a record is damaged, or a notebook has two claims of one id; the message names the file and says
             what to do.
     """
-    found: dict[tuple[str, str], Row] = {}
-    for file in _files():
-        notebook = file.parents[1].name
-        for claim in _read(file)["claims"]:
-            row = _row(notebook, claim, file)
-            if (notebook, row.id) in found:
-                raise _damaged(file, ValueError(f"two claims bear the id {row.id!r}"))
-            found[notebook, row.id] = row
-    return sorted(found.values(), key=lambda row: row.paper)  # stable: within a paper as read
+    found: list[Row] = []
+    fields = list(Row.__dataclass_fields__)
+    for file in sorted((paths.root() / "data" / "records").glob("*/quick/claims.json")):
+        try:
+            own = [Row(file.parents[1].name, **{field: claim[field] for field in fields if field in claim})
+                   for claim in kept.read(file)["values"]["claims"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise _damaged(file, error) from None
+        ids = [row.id for row in own]
+        if twice := [i for i in ids if ids.count(i) > 1]:
+            raise _damaged(file, ValueError(f"two claims bear the id {twice[0]!r}"))
+        found += own
+    return sorted(found, key=lambda row: row.paper)  # stable: within a paper as read
 
 
 def counts(table: Sequence[Row]) -> dict[str, int]:
@@ -148,10 +152,6 @@ def origins() -> list[tuple[str, str, str, str, str]]:
     return found
 
 
-def _files() -> list[Path]:
-    return sorted((paths.root() / "data" / "records").glob("*/quick/claims.json"))
-
-
 def _provenance(file: Path) -> dict[str, Any]:
     return _provenance_at(file, file.stat().st_mtime_ns)
 
@@ -178,22 +178,6 @@ def _age(file: Path) -> str:
 @cache
 def _sources_today(notebook: str, root: Path) -> str:
     return sources.of_notebook(notebook)  # below ``root``
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """Return ``{"claims": …, "provenance": …}`` of one record."""
-    try:
-        content = kept.read(file)
-        return {"claims": content["values"]["claims"], "provenance": content.get("provenance", {})}
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(file, error) from None
-
-
-def _row(notebook: str, claim: dict[str, Any], file: Path) -> Row:
-    try:
-        return Row(notebook, **{name: claim[name] for name in Row.__dataclass_fields__ if name in claim})
-    except TypeError as error:
-        raise _damaged(file, error) from None
 
 
 def _damaged(file: Path, error: Exception) -> ValueError:

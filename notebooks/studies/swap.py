@@ -1,14 +1,12 @@
-r"""Notebook 15: a large batch to start with, independent small-batch workers to end with, and their average."""
+"""Notebook 15: its settings, what is measured, the phases of SWAP for sharpnb.averaging.swap, and CIFAR-10."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,14 +15,10 @@ from sharpnb.averaging import swap, update_bn
 from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.data import Data, load_data
-from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from sharpnb.lab.training import batches, evaluate, train
-from sharpnb.landscape import Plane, Surface, surface
 from sharpnb.many.engine import Nets, losses
-from sharpnb.many.train import Many, train_many
-from studies.swa import sets, square
 
 SEEDS = 6
 FORWARD = 1 / 3  # of an update: a forward pass beside a forward and a backward one, counted and not measured
@@ -107,11 +101,6 @@ def falling(done: float) -> float:
     return 1 - done
 
 
-def quick_data(nb: Notebook) -> Data:
-    """The digits of the quick profile."""
-    return nb.uses(load_data(QUICK.data, train_size=QUICK.train_size, dtype=torch.float64))
-
-
 def updates(data: Data, batch: int) -> int:
     """Updates an epoch."""
     return len(data.train_y) // batch
@@ -120,79 +109,6 @@ def updates(data: Data, batch: int) -> int:
 def statistics(data: Data) -> list[Tensor]:
     """The batches that BatchNorm's statistics are measured on."""
     return list(data.train_x.split(CHUNK))
-
-
-# -- the trainings, many at once --------------------------------------------------------------------------------------
-
-
-def baseline(data: Data, batch: int, lr: float, s: Settings = QUICK) -> Many:
-    """Train every seed with one batch size, the weights kept and evaluated once an epoch."""
-    each = updates(data, batch)
-    return train_many([_sgd(s, lr, seed) for seed in range(SEEDS)], data, s.model, steps=s.epochs * each,
-                      batch_size=batch, schedule=rising_and_falling, evaluate_every=each,
-                      keep=range(0, s.epochs * each + 1, each), **_options(s))
-
-
-def reached(large: Many, tau: float, s: Settings = QUICK) -> list[int]:
-    """For each seed: the epochs after which the large batch first has training accuracy ``tau``, or all of them."""
-    errors = np.array([row["train_error"] for row in large.rows]).reshape(s.epochs, SEEDS)
-    enough = errors <= 100 * (1 - tau) + 1e-9
-    return [int(seed.argmax()) + 1 if seed.any() else s.epochs for seed in enough.T]
-
-
-def starts(large: Many, epochs: Sequence[int], s: Settings = QUICK) -> Tensor:
-    """Each seed's weights after its number of epochs of the large batch, (seeds, n)."""
-    each = max(large.kept) // s.epochs
-    return torch.stack([large.kept[each * epoch][seed] for seed, epoch in enumerate(epochs)])
-
-
-def late(
-    data: Data, start: Tensor, *, lr: float = QUICK.late_lr, workers: int = QUICK.workers,
-    epochs: int = QUICK.late_epochs, schedule: Any = falling, curves: bool = False, s: Settings = QUICK,
-) -> Many:
-    """Phase 2 of every seed: rows seed by seed, worker by worker; weights kept, with ``curves`` evaluated, each epoch.
-
-    Worker w of seed k draws its batches from the seed ``100 k + w``, as :class:`Worker` does under
-    ``swap(..., seed=100 k)``.
-    """
-    def model(number: int) -> nn.Module:
-        net = s.model(0).to(start.dtype)
-        nn.utils.vector_to_parameters(start[number // 100].clone(), net.parameters())
-        return net
-
-    each = updates(data, s.small)
-    configs = [_sgd(s, lr, 100 * seed + worker) for seed in range(len(start)) for worker in range(workers)]
-    return train_many(configs, data, model, steps=epochs * each, batch_size=s.small, schedule=schedule,
-                      evaluate_every=each if curves else 0, keep=range(0, epochs * each + 1, each), **_options(s))
-
-
-def sequential(data: Data, start: Tensor, s: Settings = QUICK) -> Tensor:
-    """SWA on one machine from the same start: one worker's phase 2 W times over, averaged at the W ends, (seeds, n)."""
-    cycle = s.late_epochs * updates(data, s.small)
-
-    def teeth(done: float) -> float:
-        return 1 - round(done * s.workers * cycle) % cycle / cycle
-
-    many = late(data, start, workers=1, epochs=s.workers * s.late_epochs, schedule=teeth, s=s)
-    ends = range(cycle, (s.workers + 1) * cycle, cycle)
-    return torch.stack([many.kept[step] for step in ends]).mean(0)
-
-
-def _sgd(s: Settings, lr: float, seed: int) -> dict[str, Any]:
-    return {"rule": "sgd", "lr": lr, "momentum": 0.9, "seed": seed, "weight_decay": s.decay}
-
-
-def _options(s: Settings) -> dict[str, Any]:
-    together = SEEDS * s.workers  # the whole of phase 2 in one program: measured a sixth faster than in chunks of 32
-    return {"augment": s.augment(), "device": "cpu", "dtype": torch.float64, "chunk": together}
-
-
-# -- what is measured -------------------------------------------------------------------------------------------------
-
-
-def average(w: Tensor, workers: int = QUICK.workers, of: int | None = None) -> Tensor:
-    """The mean of each seed's first ``of`` workers (default all): (seeds * workers, n) -> (seeds, n)."""
-    return w.unflatten(0, (-1, workers))[:, :of].mean(1)
 
 
 def measured(data: Data, w: Tensor, s: Settings = QUICK) -> dict[str, np.ndarray]:
@@ -219,61 +135,6 @@ def critical_path(
     """
     bn = FORWARD * len(data.train_y) / s.small if averaged else 0.0
     return large * updates(data, s.large) + small * updates(data, s.small) + bn
-
-
-def cosines(data: Data, path: Tensor, target: Tensor, seed: int = 0, s: Settings = QUICK) -> dict[str, np.ndarray]:
-    r"""Cosine between the descent direction and :math:`w_{SWAP}-\theta` at points of a run, (T, n) -> (T,) each.
-
-    ``"batch"`` is the mean cosine of the gradients of an epoch of small batches, augmented as in training; ``"mean"``
-    the cosine of those gradients' mean. All points see the same batches.
-    """
-    rows = Nets([seed] * len(path), data, s.model, batch_size=s.small, augment=s.augment())
-    towards, each, total = target - path, [], torch.zeros_like(path)
-    for _ in range(updates(data, s.small)):
-        descent = -rows.gradient(rows.draw())(path)
-        each.append(F.cosine_similarity(descent, towards, dim=1))
-        total += descent
-    return {"batch": torch.stack(each).mean(0).numpy(), "mean": F.cosine_similarity(total, towards, dim=1).numpy()}
-
-
-def plane_surface(
-    data: Data, points: Sequence[Tensor], size: int = 21, margin: float = 0.5, s: Settings = QUICK
-) -> Surface:
-    """Train and test loss and error on the plane through three points, BatchNorm's statistics measured at each."""
-    plane = Plane.through(*points)
-    return surface(s.model(0).double(), plane, sets(data), size=size, window=square(plane, margin),
-                   update_bn=statistics(data))
-
-
-def flat_share(values: np.ndarray, above: float = 1.0) -> float:
-    """Share of a grid that lies within ``above`` of its lowest value."""
-    return float((values <= values.min() + above + 1e-9).mean())  # a whole point is a whole number of images
-
-
-def off_centre(found: Surface, name: str, points: Sequence[Tensor]) -> list[float]:
-    """For each point: its distance from the lowest point of the grid, seen in the plane."""
-    x, y = found.lowest(name)
-    places = [found.plane.project(point) for point in points]
-    return [float(((place.x - x) ** 2 + (place.y - y) ** 2) ** 0.5) for place in places]
-
-
-def convexity(found: Surface, name: str, level: float) -> float:
-    """Of the grid's points in the convex hull of the set below ``level``: the share that is below it too (1: convex).
-
-    Raises:
-        ValueError: if fewer than three points of the grid are below the level.
-    """
-    from scipy.spatial import Delaunay
-
-    grid = np.stack(np.meshgrid(found.x, found.y), -1).reshape(-1, 2)
-    below = found.values[name].ravel() <= level
-    if below.sum() < 3:
-        raise ValueError(f"{int(below.sum())} points of the grid are below {level:.4g}: too few for a hull.")
-    inside = Delaunay(grid[below]).find_simplex(grid, tol=1e-9) >= 0
-    return float(below[inside].mean())
-
-
-# -- the three phases with sharpnb.averaging.swap ---------------------------------------------------------------------
 
 
 class LargeBatch:
@@ -321,14 +182,9 @@ class Worker:
               device=where, bf16=self.bf16, progress=False, graphs=True)
 
 
-def settings(profile: str) -> Settings:
-    """Return the settings of a profile."""
-    return {"quick": QUICK, "full": FULL, "toy": TOY}[profile]
-
-
-def full_rows(nb: Notebook) -> list[dict[str, Any]]:
+def full_rows(s: Settings, nb: Notebook) -> list[dict[str, Any]]:
     """Large batch, small batch and SWAP on CIFAR-10: test errors and the critical path, one row a seed."""
-    s, seeds = settings(nb.profile), FULL_SEEDS if nb.profile == "full" else TOY_SEEDS
+    seeds = FULL_SEEDS if nb.profile == "full" else TOY_SEEDS
 
     def make(work: Work) -> dict[str, Any]:
         data = nb.uses(load_data(s.data, train_size=s.train_size)).to(nb.device, torch.float32)
@@ -359,16 +215,3 @@ def _full_row(data: Data, seed: int, s: Settings, bf16: bool) -> dict[str, Any]:
              "swap": {"large": row["large_epochs"], "small": s.late_epochs, "averaged": True}}
     times = {f"{name}_updates": critical_path(data, s=s, **phases) for name, phases in paths.items()}
     return row | {"before": float(np.mean(before))} | times
-
-
-def draw_table1(ax: Any, table: pd.DataFrame) -> None:
-    """Draw :func:`full_rows`: each method's test error against its updates on the critical path, a dot a seed."""
-    for column, path, label, colour, marker in (
-        ("large", "large", "large batch", "grey", "s"), ("before", "swap", "SWAP, mean of the workers", "sam", "o"),
-        ("after", "swap", "SWAP, their average", "adam", "D"), ("small", "small", "small batch", "sgd", "^"),
-    ):
-        x = table[f"{path}_updates"]
-        ax.plot(x, table[column], marker, ms=4, alpha=0.5, color=COLOURS[colour])
-        ax.plot(x.mean(), table[column].mean(), marker, ms=9, mfc="none", color=COLOURS[colour], label=label)
-    ax.set(xlabel="updates on the critical path", ylabel="test error (%)", xlim=(0, None))
-    ax.legend(fontsize=8, title=f"open: mean of {len(table)} seeds", title_fontsize=8)

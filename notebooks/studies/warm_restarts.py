@@ -2,7 +2,6 @@ r"""Notebook 13: warm restarts, anytime performance, normalised decay (Loshchilo
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +13,7 @@ import torch
 
 from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
-from sharpnb.lab.figures import COLOURS
-from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.pieces import Work
-from studies.decay_runs import Rows, World, band, recorded, run
+from studies.decay_runs import World
 
 
 @dataclass(frozen=True)
@@ -101,7 +97,7 @@ _NOISY = World("MLP, shifted digits, 10 % wrong labels", "digits", 500, _mlp(24)
                augment=shift_and_flip(1, flip=False), dtype=torch.float64)
 _WIDE = replace(_NOISY, label="MLP, digits, start x8", model=_mlp(24, 8.0), batch_size=50, label_noise=0.0,
                 augment=None)
-_OVERFIT = replace(_WIDE, label="MLP, digits, 30 % wrong labels", model=_mlp(24), label_noise=0.3)
+OVERFIT = replace(_WIDE, label="MLP, digits, 30 % wrong labels", model=_mlp(24), label_noise=0.3)
 _CIFAR = World("ResNet-8, CIFAR-10, up to 7 epochs", "cifar10", None, lambda seed: models.resnet(8, seed=seed),
                batch_size=128, augment=shift_and_flip(4, flip=True), many=False)
 _SMALL_CIFAR = replace(_CIFAR, label="ResNet-8 of width 8, CIFAR-10",
@@ -137,22 +133,6 @@ LONG = {
 }
 
 
-def anytime(s: Anytime, nb: Notebook) -> Rows:
-    """Train the methods of Fig. 4 and constant rates; of Adam only the L2 of lowest final mean error is returned."""
-    restarts = {"schedule": "restarts", "t_0": s.t_0}
-    adamw = {"rule": "adamw", "lr": s.lr_adam, "lambda_norm": s.lambda_norm, "schedule": "cosine"}
-    sgdw = {"rule": "sgdw", "lr": s.lr_sgd, "lambda_norm": s.lambda_norm, "momentum": 0.9, "schedule": "cosine"}
-    methods = [("Adam", {"rule": "adam", "lr": s.lr_adam, "weight_decay": l2}) for l2 in s.l2]
-    methods += [("AdamW", adamw), ("AdamWR", adamw | restarts), ("SGDW", sgdw), ("SGDWR", sgdw | restarts),
-                ("SGDW, constant", sgdw | {"schedule": "constant"}),
-                ("SGDW, constant / 5", sgdw | {"schedule": "constant", "lr": s.lr_sgd / 5})]
-    configs = [{"method": name, "seed": seed, **c} for name, c in methods for seed in range(s.seeds)]
-    rows = recorded(nb, "anytime", lambda work: run(s.world, nb, configs, s.steps, s.every, work, "anytime"), of=s)
-    final: Any = pd.DataFrame([row for row in rows if row["method"] == "Adam" and row["step"] == s.steps])
-    best = final.groupby("weight_decay")["test_error"].mean().idxmin()
-    return [row for row in rows if row["method"] != "Adam" or row["weight_decay"] == best]
-
-
 def ends(t_0: int, t_mult: int, budget: int) -> list[int]:
     """Return the steps at which the periods of restarts end, up to the budget."""
     found, length = [], t_0
@@ -173,27 +153,6 @@ def first_reached(rows: Sequence[dict[str, Any]], method: str, level: np.ndarray
     errors = np.stack([at(rows, method, step) for step in steps])  # (steps, seeds)
     reached = errors <= level
     return np.where(reached.any(0), np.asarray(steps, dtype=float)[reached.argmax(0)], math.inf)
-
-
-def budgets(s: Budgets, nb: Notebook) -> Rows:
-    """Train AdamW over learning rate and decay and SGDW over decay, at each budget; final rows with ``budget``.
-
-    In the quick profile AdamW is trained a second time, on wrong labels from a plain start: another task for the decay.
-    """
-    groups = [("AdamW", s.world, {"rule": "adamw"}, s.lrs),
-              ("SGDW", s.world, {"rule": "sgdw", "momentum": 0.9}, (s.lr_sgd,))]
-    if nb.profile == "quick":
-        groups.append(("AdamW, 30 % wrong labels", _OVERFIT, {"rule": "adamw"}, (2.0**-6,)))
-
-    def make(work: Work | None) -> Rows:
-        rows = []
-        for (name, world, fixed, lrs), steps in itertools.product(groups, s.steps):
-            configs = [{"method": name, "seed": seed, "lr": lr, "weight_decay": decay, **fixed}
-                       for lr in lrs for decay in s.decays for seed in range(s.seeds)]
-            rows += [{**row, "budget": steps} for row in run(world, nb, configs, steps, 0, work, f"budget {steps}")]
-        return rows
-
-    return recorded(nb, "budgets", make, of=s)
 
 
 def optimum(table: pd.DataFrame) -> pd.DataFrame:
@@ -221,29 +180,6 @@ def exponents(best: pd.DataFrame, method: str) -> list[float]:
     return [float(np.polyfit(np.log2(own["budget"]), own["log2_decay"], 1)[0]) for _, own in part.groupby("seed")]
 
 
-def long_adam(s: LongAdam, nb: Notebook) -> Rows:
-    """Train Adam on the grid at a fixed rate, and AdamW for shares of the steps on the small net.
-
-    Adam is also trained with a cosine, at each learning rate and the larger middle L2. AdamW gets each learning rate.
-    """
-    seeds, middle = range(s.seeds), s.l2s[len(s.l2s) // 2]
-    cells = [("Adam, fixed", "constant", lr, l2) for lr in s.lrs for l2 in s.l2s]
-    cells += [("Adam, cosine", "cosine", lr, middle) for lr in s.lrs]
-    grid = [{"method": name, "rule": "adam", "lr": lr, "weight_decay": l2, "seed": seed, "schedule": schedule}
-            for name, schedule, lr, l2 in cells for seed in seeds]
-    short = {f"AdamW, 1/{part}": s.steps // part for part in SHARES}
-
-    def make(work: Work | None) -> Rows:
-        rows = run(s.world, nb, grid, s.steps, 0, work, "Adam")
-        adamw = {"rule": "adamw", "lambda_norm": s.lambda_norm}
-        for name, steps in short.items():
-            configs = [{"method": name, "lr": lr, "seed": seed, **adamw} for lr in s.lrs for seed in seeds]
-            rows += run(s.small, nb, configs, steps, 0, work, name)
-        return rows
-
-    return recorded(nb, "long_adam", make, of=s)
-
-
 def best_cell(rows: Sequence[dict[str, Any]], method: str) -> list[float]:
     """Return the errors, one a seed, of a method's cell of lowest mean error."""
     table: Any = pd.DataFrame([row for row in rows if row["method"] == method])
@@ -252,31 +188,3 @@ def best_cell(rows: Sequence[dict[str, Any]], method: str) -> list[float]:
     chosen = cells.idxmin()
     own = table.set_index(keys).sort_index().loc[[chosen]]
     return own.sort_values("seed")["test_error"].tolist()
-
-
-FAMILIES = {
-    "Adam family": {"Adam": ("adam", ":"), "AdamW": ("adamw", "--"), "AdamWR": ("extra", "-")},
-    "SGD family": {"SGDW, constant": ("grey", ":"), "SGDW, constant / 5": ("exact", "-."), "SGDW": ("sgd", "--"),
-                   "SGDWR": ("wsam", "-")},
-}
-
-
-def draw_anytime(axes: Any, rows: Rows, s: Anytime) -> None:
-    """Draw Fig. 4 on (2, 2) axes: test error above, training loss below, a column a family, ends of periods dotted."""
-    curves: Any = pd.DataFrame(rows)
-    for column, (family, methods) in enumerate(FAMILIES.items()):
-        for row, (measure, label) in enumerate({"test_error": "test error (%)",
-                                                "train_loss": "training loss (nats)"}.items()):
-            ax = axes[row, column]
-            for method, (role, line) in methods.items():
-                each = curves[curves["method"] == method].pivot(index="step", columns="seed", values=measure)
-                band(ax, each, method, {"color": COLOURS[role], "ls": line})
-            for end in ends(s.t_0, 2, s.steps):
-                ax.axvline(end, color=COLOURS["grey"], ls=":", lw=0.8)
-            ax.set(yscale="log")
-            if column == 0:
-                ax.set_ylabel(label)
-        spread = f"95 % interval, n = {s.seeds}" if s.seeds > 2 else f"dots: the {s.seeds} seeds"
-        axes[0, column].set_title(family)
-        axes[0, column].legend(title=f"mean, {spread}", fontsize=8, title_fontsize=8)
-        axes[1, column].set_xlabel("update $t$ (dotted: ends of periods)")

@@ -67,6 +67,9 @@ def test_a_notebook_is_made_readable():
     assert made[0]["source"] == "[a](01_sam.ipynb) b [c](https://example.org)"
     assert made[1]["outputs"][0]["data"].keys() == {"text/markdown"}
     assert [cell.get("source") for cell in made[2:]] == ["(cell-03_a-c1)=", None], "the scoreboard leads to the very cell"
+    folded = {"cell_type": "code", "id": "c2", "metadata": {"jupyter": {"source_hidden": True}, "tags": ["claims"]}}
+    made = build._readable({"cells": [folded, {"cell_type": "code", "id": "c3", "metadata": {}}]}, "03_a")["cells"]
+    assert [cell["metadata"].get("tags") for cell in made[1:]] == [["claims", "hide-input"], None]
 
 
 def test_every_figure_is_in_the_gallery_with_its_text():

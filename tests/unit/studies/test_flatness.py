@@ -133,18 +133,12 @@ def test_statements_and_their_correction(planted):
     assert (said["p_holm"][sure] < 0.05).all(), "what Bonferroni's interval excludes, Holm rejects too"
 
 
-def test_rescaling_keeps_the_function_and_moves_the_sharpness():
-    net, data = models.mlp((64, 6, 10), seed=1).double(), lab.load_data("digits", train_size=60, dtype=torch.float64)
-    other = flatness.rescaled(net, 5.0)
-    assert torch.allclose(net(data.test_x), other(data.test_x), atol=1e-12)
-    curve = flatness.along_rescaling(net, data, (1.0, 5.0))
-    for name in ("sharpness_adaptive", "sharpness_adaptive_worst", "sharpness_adaptive_average", "ray_width_filter",
-                 "margin", "margin_normalized", "train_loss", "test_error"):
-        assert curve[name][1] == pytest.approx(curve[name][0], rel=1e-7), name
-    for name in ("lambda_max", "trace", "sharpness", "sharpness_worst", "ray_width", "weight_norm"):
-        assert abs(curve[name][1] / curve[name][0] - 1) > 0.05, name
-    with pytest.raises(ValueError, match="one hidden ReLU layer"):
-        flatness.rescaled(models.mlp((64, 6, 10), norm=True), 2.0)
+def test_claims_on_a_rescaling_are_its_largest_over_smallest_values():
+    spread = pd.Series({"lambda_max": 160.0, "sharpness_adaptive_worst": 1.0})
+    found = flatness_statements.of_rescaling(spread, pd.Series([8.8, 8.8, 8.8]), "quick")
+    assert [(claim.measured, claim.verdict) for claim in found] == [(160.0, "reproduced"), (1.0, "reproduced"), (1.0, "reproduced")]
+    worse = flatness_statements.of_rescaling(spread * 3, pd.Series([8.8, 9.9, 8.8]), "quick")
+    assert [claim.verdict for claim in worse[1:]] == ["contradicted", "contradicted"]
 
 
 def test_margins_of_a_net_written_out():

@@ -1,6 +1,7 @@
 """Every study of the full profile, at toy size: it keeps its pieces and reads them back, and its records."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,25 +10,22 @@ from sharpnb.lab import Record, pieces
 from studies import (
     adamw_generalization,
     alpha_lambda,
-    filter_grafting,
     lookahead,
     sam_family,
     swa,
     swap,
-    warm_restarts,
     wsam_gamma,
 )
 
+ROOT = Path(__file__).parents[3]
 STUDIES = {
     "08_wsam_gamma": lambda nb: wsam_gamma.table_of(wsam_gamma.TOY, nb).fillna(0).to_dict("list"),
     "09_sam_family": lambda nb: sam_family.trained_on(sam_family.TOY, nb).fillna(0).to_dict("list"),
     "11_alpha_lambda_heatmaps": lambda nb: alpha_lambda.run(alpha_lambda.TOY, ["sgd"], nb, "cells").to_dict("list"),
     "12_adamw_generalization": lambda nb: adamw_generalization.compare("toy", adamw_generalization.REGIMES["toy"]["toy"], nb),
-    "13_warm_restarts": lambda nb: [warm_restarts.anytime(warm_restarts.ANYTIME["toy"], nb),
-                                    warm_restarts.budgets(warm_restarts.BUDGETS["toy"], nb),
-                                    warm_restarts.long_adam(warm_restarts.LONG["toy"], nb)],
-    "14_swa_landscapes": swa.full_rows, "15_swap": swap.full_rows, "16_lookahead": lookahead.full_rows,
-    "17_filter_grafting": lambda nb: filter_grafting.rows_of(filter_grafting.TOY, nb)[0],
+    "14_swa_landscapes": lambda nb: swa.full_rows(swa.TOY, nb),
+    "15_swap": lambda nb: swap.full_rows(swap.TOY, nb),
+    "16_lookahead": lambda nb: lookahead.full_rows(lookahead.TOY, nb),
 }
 
 
@@ -44,3 +42,21 @@ def test_a_second_call_makes_no_piece_and_a_lost_record_is_put_together_from_the
     for file in records:
         file.unlink()
     assert json.dumps(STUDIES[name](nb)) == json.dumps(first)
+
+
+@pytest.mark.parametrize(("name", "count"), [("13_warm_restarts", 2 + 12 + 8), ("17_filter_grafting", 10)])
+def test_what_a_notebook_trains_in_its_cells_runs_at_toy_size_and_is_kept(name, count, tmp_path, monkeypatch):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    kept = []
+    monkeypatch.setattr(pieces.Work, "_keep", lambda work, *rest, keep=pieces.Work._keep: kept.append(rest) or keep(work, *rest))
+    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    for expected in (count, count):  # a second time nothing is trained
+        space = {"__name__": "__main__"}
+        for source in code:
+            exec(source.replace('"quick"  #', '"toy"  #').replace('"auto"', '"cpu"'), space)
+        assert len(kept) == expected
+    pyplot.close("all")

@@ -1,18 +1,9 @@
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
 
-from sharpnb import lab
 from studies import warm_restarts as study
-
-
-@pytest.fixture
-def nb(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-    return lab.start("13_warm_restarts", profile="toy", device="cpu")
+from studies import warm_restarts_claims
 
 
 def test_periods_end_where_the_paper_says():
@@ -61,24 +52,12 @@ def test_the_best_cell_is_that_of_the_lowest_mean():
     assert study.best_cell(rows, "m") == [5, 5]
 
 
-def test_the_full_profiles_code_runs_at_the_size_of_a_test(nb):
-    s = replace(study.ANYTIME["toy"], seeds=1)
-    rows = study.anytime(s, nb)
-    assert {row["method"] for row in rows} >= {"Adam", "AdamW", "AdamWR", "SGDW", "SGDWR"}
-    assert study.at(rows, "AdamWR", s.steps).shape == (s.seeds,) and nb.full
-    assert study.anytime(s, nb) == rows  # read from its record, not trained again
-
-    b = replace(study.BUDGETS["toy"], seeds=1)
-    table = pd.DataFrame(study.budgets(b, nb))
-    assert len(table) == 2 * 3 * 3 and set(table["method"]) == {"AdamW", "SGDW"}  # methods, budgets, decays
-    assert (table["step"] == table["budget"]).all()
-
-    long = pd.DataFrame(study.long_adam(replace(study.LONG["toy"], seeds=1), nb))
-    assert long.groupby("method")["step"].max().to_dict() == {
-        "Adam, fixed": 18, "Adam, cosine": 18, "AdamW, 1/18": 1, "AdamW, 1/6": 3, "AdamW, 1/2": 9}
-
-
-def test_the_l2_of_lowest_final_mean_is_kept(nb):
-    s = replace(study.ANYTIME["toy"], world=study.ANYTIME["quick"].world, l2=(0.0, 100.0))
-    kept = {row["weight_decay"] for row in study.anytime(s, nb) if row["method"] == "Adam"}
-    assert len(kept) == 1
+def test_claims_take_the_best_cells_and_the_exponents():
+    law = pd.DataFrame([{"method": "AdamW", "seed": k, "budget": t, "log2_decay": -0.5 * np.log2(t), "edge": False}
+                        for k in range(3) for t in (50, 200, 800)])
+    falls, exponent = warm_restarts_claims.budgets(law, study.BUDGETS["quick"], profile="quick")
+    assert falls.measured == pytest.approx(0.5) and exponent.verdict == "reproduced"
+    s, rows = study.LONG["quick"], []
+    for method, errors in {"Adam, fixed": {1e-4: 5.0, s.l2s[2]: 7.0}, "Adam, cosine": {s.l2s[2]: 6.0}, "AdamW, 1/18": {0.0: 9.0}}.items():
+        rows += [{"method": method, "lr": 1e-3, "weight_decay": l2, "seed": k, "test_error": e} for l2, e in errors.items() for k in (0, 1)]
+    assert [claim.measured for claim in warm_restarts_claims.long_adam(rows, s, profile="quick")] == [-4.0, 1.0]
