@@ -13,7 +13,6 @@ from sharpnb.curvature import (
     HessianOperator,
     kendall_tau,
     measure,
-    predictive_power,
     spectral_density,
     top_eigenvalues,
     trace,
@@ -22,35 +21,25 @@ from sharpnb.curvature import (
 # ---- trace ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["hutch++", "hutchinson"])
-def test_stated_trace_interval_covers_the_truth(spectrum_of, method):
+def test_stated_trace_interval_covers_the_truth(spectrum_of):
     values = np.r_[30, 12, 5, np.linspace(-0.2, 1, 197)]
     op = spectrum_of(values)
-    found = [trace(op, 30, method, seed=s) for s in range(40)]
+    found = [trace(op, 30, seed=s) for s in range(40)]
     z = np.array([(f.value - values.sum()) / f.stderr for f in found])
     assert (np.abs(z) <= 1.96).mean() >= 0.85
     assert np.mean([f.stderr for f in found]) < 1.5 * np.std([f.value for f in found])
     assert op.products == 40 * 30 == sum(f.products for f in found)
 
 
-def test_hutchpp_beats_hutchinson_on_outliers(spectrum_of):
-    op = spectrum_of(np.r_[30, 12, 5, np.linspace(-0.2, 1, 197)])
-    better, plain = (np.mean([trace(op, 30, m, seed=s).stderr for s in range(10)]) for m in ("hutch++", "hutchinson"))
-    assert better < 0.5 * plain
-
-
 def test_trace_special_cases():
     diagonal = torch.linspace(-1, 4, 50, dtype=torch.float64)
-    found = trace(torch.diag(diagonal), 10, "hutchinson")
-    assert found.value == pytest.approx(float(diagonal.sum()), rel=1e-12) and found.stderr < 1e-12
     small = trace(torch.diag(torch.tensor([3.0, -1.0])), 30)
     assert small.value == pytest.approx(2, rel=1e-6) and small.stderr == 0
     assert trace(torch.zeros(20, 20), 12).value == 0
     scaled, whole = (trace(torch.diag(diagonal) * f, 12).value for f in (1e-6, 1))
     assert scaled == pytest.approx(1e-6 * whole, rel=1e-9)
-    for options, words in [({"products": 5}, "products = 5.*at least 6"), ({"method": "xtrace"}, "'xtrace'")]:
-        with pytest.raises(ValueError, match=words):
-            trace(torch.eye(3), **options)
+    with pytest.raises(ValueError, match=r"products = 5.*at least 6"):
+        trace(torch.eye(3), 5)
 
 
 # ---- measures -------------------------------------------------------------------------------------------------------
@@ -63,38 +52,6 @@ def test_kendall_tau_is_scipys():
         x, y = rng.integers(0, 8, 30), rng.integers(0, 5, 30)
         assert kendall_tau(x, y) == pytest.approx(stats.kendalltau(x, y).statistic, abs=1e-12)
     assert math.isnan(kendall_tau([1, 1, 1], [1, 2, 3]))
-
-
-def test_predictive_power_of_a_constructed_table():
-    rng = np.random.default_rng(1)
-    error = rng.random(25)
-    table = {"test_error": error, "same": np.exp(error), "opposite": -error, "noise": rng.random(25),
-             "gaps": np.where(np.arange(25) < 20, error, np.nan), "constant": np.ones(25)}
-    found = {r.measure: r for r in predictive_power(table, "test_error")}
-    assert found["same"].tau == 1 and found["opposite"].tau == -1
-    assert found["noise"].lower < 0 < found["noise"].upper and abs(found["noise"].tau) < 0.4
-    assert found["gaps"].tau == 1 and found["gaps"].n == 20
-    assert math.isnan(found["constant"].tau)
-    assert next(iter(found)) in ("same", "opposite", "gaps") and list(found)[-1] == "constant"
-    rows = [{name: column[i] for name, column in table.items()} for i in range(25)]
-    assert predictive_power(rows, "test_error", ["noise"])[0] == found["noise"]
-    with pytest.raises(ValueError, match="no column 'accuracy'"):
-        predictive_power(table, "accuracy")
-    with pytest.raises(ValueError, match="different lengths"):
-        predictive_power({"a": [1, 2], "b": [1]}, "a")
-
-
-def test_bootstrap_interval_covers_a_known_correlation():
-    """For bivariate normals tau = 2 asin(r) / pi (Greiner)."""
-    rng, r = np.random.default_rng(2), 0.7
-    truth, hits = 2 * math.asin(r) / math.pi, 0
-    for _ in range(30):
-        x = rng.normal(size=40)
-        y = r * x + math.sqrt(1 - r * r) * rng.normal(size=40)
-        found = predictive_power({"x": x, "y": y}, "y")[0]
-        hits += found.lower <= truth <= found.upper
-        assert found.upper - found.lower < 0.6
-    assert hits >= 25
 
 
 def test_a_row_of_measures_is_made_of_their_dense_values(mlp_case):
