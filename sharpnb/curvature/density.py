@@ -9,6 +9,7 @@ exactly 1/n, and lets the probes see :math:`PAP` only, with P the projection on 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +27,7 @@ from sharpnb.curvature.lanczos import (
     basis_bytes,
     gaussian_row,
     is_asymmetric,
+    rademacher_row,
     tridiagonal_eigen,
     work_dtype,
 )
@@ -45,19 +47,20 @@ AUTO_STEPS = (20, 60)  # least and most products that "auto" spends
 
 def spectral_density(
     op: Any, steps: int = 60, probes: int = 8, deflate: int | Literal["auto"] = "auto", seed: int = 0, *,
-    memory: float | None = None, progress: bool = False, checkpoint: str | Path | None = None,
-    checkpoint_every: float = 60.0,
+    distribution: Literal["gaussian", "rademacher"] = "gaussian", memory: float | None = None, progress: bool = False,
+    checkpoint: str | Path | None = None, checkpoint_every: float = 60.0,
 ) -> SpectralDensity:
     r"""Estimate the spectrum of a symmetric operator.
 
     Args:
         op: anything with ``shape``, ``dtype``, ``device`` and ``@``.
         steps: Lanczos steps a probe. 60 leaves the bulk of a network resolved to about a hundredth of its width.
-        probes: random vectors, uniform on the sphere of the complement, so that their mean is exact for any n. Error
-            bars shrink with their square root; 8 give one that is itself good to a quarter.
+        probes: random vectors. Error bars shrink with their square root; 8 give one that is itself good to a quarter.
         deflate: ``"auto"`` locks every Ritz pair that has converged by the time the five largest have (20 to 60
             products more); a number locks that many of largest magnitude; 0 is plain quadrature.
         seed: of everything random.
+        distribution: ``"gaussian"`` (default) is uniform on the sphere of the complement, so its mean is exact for any
+            n; ``"rademacher"`` has no variance on a diagonal matrix.
         memory: bytes for the bases: as many probes as fit run in lock step and share each batch's graph. ``None`` fits
             them into 2 GB but runs one at a time whatever it takes, ``basis_bytes(op, steps)`` bytes: 13 GB for the
             56 million parameters of a WideResNet-40-10. What will be used is logged before the first product.
@@ -73,12 +76,13 @@ def spectral_density(
         ValueError: if an argument is out of range, or ``memory`` holds no single basis.
     """
     n = op.shape[0]
-    _validate(op, steps, probes, deflate, memory)
+    _validate(op, steps, probes, deflate, distribution, memory)
     need = memory_plan(op, steps, probes, deflate, memory)
     log.info("spectral_density: n = %d, %d probes of %d steps; %s", n, probes, steps, need)
-    key = ("spectral_density", n, steps, probes, deflate, seed, "gaussian", need.group)
+    key = ("spectral_density", n, steps, probes, deflate, seed, distribution, need.group)
     saved = Checkpoint(checkpoint, key, checkpoint_every)
-    job = _Job(op, steps, probes, deflate, need.group, need.rows, seed, saved)
+    draw = gaussian_row if distribution == "gaussian" else rademacher_row
+    job = _Job(op, steps, probes, deflate, need, lambda probe: draw(op, seed, probe + 1), seed, saved)
     ending = job.run(progress)
     runs = tuple(job.runs)
     return SpectralDensity(n, job.atoms, job.residuals, runs, steps, seed, job.products, ending, need.probing)
@@ -118,11 +122,13 @@ def memory_plan(
     return MemoryPlan(group, basis_bytes(op, steps, group), basis_bytes(op, most), rows)
 
 
-def _validate(op: Any, steps: int, probes: int, deflate: int | str, memory: float | None) -> None:
+def _validate(op: Any, steps: int, probes: int, deflate: int | str, distribution: str, memory: float | None) -> None:
     if steps < 1 or probes < 1:
         raise ValueError(f"steps = {steps}, probes = {probes}: both must be at least 1; 60 and 8 are the defaults.")
     if deflate != "auto" and not (isinstance(deflate, int) and 0 <= deflate <= op.shape[0]):
         raise ValueError(f"deflate = {deflate!r}: 'auto', 0 for plain quadrature, or how many eigenvalues to lock.")
+    if distribution not in ("gaussian", "rademacher"):
+        raise ValueError(f"distribution = {distribution!r}: choose 'gaussian' or 'rademacher'.")
     if memory is not None and memory < basis_bytes(op, steps):
         fit = int(memory // basis_bytes(op, 1))
         raise ValueError(f"memory = {memory:.3g} bytes: {steps} steps on {op.shape[0]} parameters need a basis of "
@@ -133,11 +139,12 @@ class _Job:
     """The two phases, and where they stand."""
 
     def __init__(
-        self, op: Any, steps: int, probes: int, deflate: int | str, group: int, rows: int,
-        seed: int, saved: Checkpoint,
+        self, op: Any, steps: int, probes: int, deflate: int | str, need: MemoryPlan,
+        start: Callable[[int], Tensor], seed: int, saved: Checkpoint,
     ) -> None:
-        self.op, self.steps, self.probes, self.deflate, self.group, self.rows = op, steps, probes, deflate, group, rows
-        self.seed, self.saved = seed, saved
+        self.op, self.steps, self.probes, self.deflate = op, steps, probes, deflate
+        self.group, self.rows = need.group, need.rows
+        self.start, self.seed, self.saved = start, seed, saved
         self.n = op.shape[0]
         self.locked = torch.empty(0, self.n, dtype=work_dtype(op), device=op.device)
         self.atoms, self.residuals = np.zeros(0), np.zeros(0)
@@ -224,20 +231,13 @@ class _Job:
         first = len(self.runs)
         if not self.chains:
             count = min(self.group, self.probes - first)
-            self.chains = [self._chain(first + i, steps) for i in range(count)]
-        def after(made: int) -> None:
-            bar.update(made)
-            self.saved.save(self._state)
-
-        stopped = advance(self.chains, self.op, after)
+            self.chains = [Krylov(self.start(first + i), steps, self.locked) for i in range(count)]
+        stopped = advance(self.chains, self.op, bar, lambda: self.saved.save(self._state))
         runs = [chain.result(stopped, keep_basis=False) for chain in self.chains if chain.j]
         self.runs, self.chains = self.runs + runs, []
         if stopped:
             return stopped
         return Ending.NON_FINITE if any(run.ending is Ending.NON_FINITE for run in runs) or not runs else None
-
-    def _chain(self, probe: int, steps: int) -> Krylov:
-        return Krylov(gaussian_row(self.op, self.seed, probe + 1), steps, self.locked)
 
     def _verdict(self) -> Ending:
         size = max((float(np.abs(run.values).max()) for run in self.runs), default=0.0)
@@ -278,7 +278,7 @@ class _Job:
                                            float(state[f"run{i}_rounding"])))
         steps = min(self.steps, self.n - len(self.locked))
         for i in range(int(state["chains"])):
-            chain = self._chain(len(self.runs) + i, steps)
+            chain = Krylov(self.start(len(self.runs) + i), steps, self.locked)
             prefix = f"chain{i}_"
             chain.restore({name.removeprefix(prefix): a for name, a in state.items() if name.startswith(prefix)})
             self.chains.append(chain)

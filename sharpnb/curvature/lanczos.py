@@ -20,11 +20,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from sharpnb.progress import bar as progress_bar
+from sharpnb.resume import Checkpoint
 
 # A new direction shorter than this many rounding errors of the operator's size is noise: the space is invariant.
 BREAKDOWN = 32.0
@@ -107,6 +111,17 @@ class LanczosResult:
         """
         return self.beta[-1] * np.abs(self._eigen[1][-1]) + self.rounding if len(self.alpha) else np.zeros(0)
 
+    def vectors(self, index: Sequence[int] | slice = slice(None)) -> Tensor:
+        """Return Ritz vectors as columns ``(n, len(index))``.
+
+        Raises:
+            ValueError: if the basis was not kept.
+        """
+        if self.basis is None:
+            raise ValueError("The basis was not kept. Call lanczos(..., keep_basis=True).")
+        s = torch.from_numpy(np.ascontiguousarray(self._eigen[1][:, index])).to(self.basis)
+        return (s.T @ self.basis).T
+
     @property
     def _eigen(self) -> tuple[np.ndarray, np.ndarray]:
         return tridiagonal_eigen(self.alpha, self.beta)
@@ -120,7 +135,8 @@ def tridiagonal_eigen(alpha: np.ndarray, beta: np.ndarray) -> tuple[np.ndarray, 
 
 
 def lanczos(
-    op: Any, steps: int = 60, start: Tensor | None = None, *, seed: int = 0
+    op: Any, steps: int = 60, start: Tensor | None = None, *, seed: int = 0, keep_basis: bool = True,
+    progress: bool = False, checkpoint: str | Path | None = None, checkpoint_every: float = 60.0,
 ) -> LanczosResult:
     """Run Lanczos with full reorthogonalisation.
 
@@ -130,6 +146,10 @@ def lanczos(
             vectors of memory, ``basis_bytes(op, steps)``.
         start: start vector ``(n,)``, any norm; default Gaussian, which no eigenvector is orthogonal to.
         seed: of the default start vector, drawn on the CPU so that every device gets the same.
+        keep_basis: return the basis; it is needed for vectors.
+        progress: show a bar (imports tqdm).
+        checkpoint: file to continue from if it exists and to save to; a kill then costs ``checkpoint_every`` seconds.
+        checkpoint_every: seconds between saves.
 
     How it differs from the popular code: (1) orthogonality is kept by one pass over the whole basis, a second when the
     first cancels, so that no eigenvalue comes back as a ghost; (2) nothing is added to a norm before dividing, so a
@@ -145,7 +165,12 @@ def lanczos(
     if row.shape != (op.shape[0],):
         raise ValueError(f"start has shape {tuple(row.shape)}, the operator needs ({op.shape[0]},).")
     krylov = Krylov(row, min(steps, op.shape[0]))
-    result = krylov.result(advance([krylov], op))
+    saved = Checkpoint(checkpoint, ("lanczos", op.shape[0], steps, seed, start is None), checkpoint_every)
+    if state := saved.load():
+        krylov.restore(state)
+    with progress_bar(progress, krylov.steps, "Lanczos", "product", krylov.j) as bar:
+        ending = advance([krylov], op, bar, lambda: saved.save(krylov.state))
+    result = krylov.result(ending, keep_basis)
     size = float(np.abs(result.values).max(initial=0.0))
     if result.complete and is_asymmetric(result.rounding, size):
         return replace(result, ending=Ending.ASYMMETRIC)
@@ -233,10 +258,8 @@ class Krylov:
         self.ending = Ending[str(state["ending"])] if str(state["ending"]) else None
 
 
-def advance(chains: Sequence[Krylov], op: Any, after: Callable[[int], None] = lambda made: None) -> Ending | None:
+def advance(chains: Sequence[Krylov], op: Any, progress: Any, save: Callable[[], None]) -> Ending | None:
     """Run chains in lock step to their ends, so that each batch's gradient graph serves them all.
-
-    ``after`` is called with the number of products of each round.
 
     Returns:
         ``INTERRUPTED`` if a KeyboardInterrupt stopped it, else ``None``: each chain then knows its own ending.
@@ -245,7 +268,8 @@ def advance(chains: Sequence[Krylov], op: Any, after: Callable[[int], None] = la
         while running := [chain for chain in chains if chain.ending is None]:
             for chain, w in zip(running, products(op, [chain.next_vector() for chain in running]), strict=True):
                 chain.absorb(w)
-            after(len(running))
+            progress.update(len(running))
+            save()
     except KeyboardInterrupt:
         return Ending.INTERRUPTED
     return None

@@ -259,6 +259,21 @@ class ModelOperator(ABC):
         rows = torch.eye(self.n, dtype=self.dtype, device=self.device)
         return torch.cat([self._rows(part) for part in rows.split(block)]).T
 
+    def to_scipy(self) -> Any:
+        """Return a ``scipy.sparse.linalg.LinearOperator``, for ``eigsh`` and the like (SciPy is imported here).
+
+        SciPy reads ``dtype`` as a NumPy dtype, which a torch dtype cannot be; hence this method.
+        """
+        import numpy as np
+        from scipy.sparse.linalg import LinearOperator
+
+        def product(v: np.ndarray) -> np.ndarray:
+            return (self @ torch.from_numpy(np.ascontiguousarray(v))).cpu().numpy()
+
+        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
+        made: Any = LinearOperator  # its constructor chooses a subclass, which type checkers cannot follow
+        return made(self.shape, matvec=product, rmatvec=product, matmat=product, rmatmat=product, dtype=dtype)
+
     def __repr__(self) -> str:
         return (f"{type(self).__name__}(n={self.n}, dtype={self.dtype}, device={self.device}, mode={self.mode!r}, "
                 f"samples={self._batches.samples})")

@@ -1,7 +1,12 @@
 r"""Trace of a symmetric operator from products, with its standard error.
 
+Hutchinson (Communications in Statistics 19, 1990), for random signs z:
+
+.. math:: \mathrm{tr} A = \mathbb{E}\, z^\top A z, \qquad
+          \mathrm{Var} = 2\big(\|A\|_F^2 - \textstyle\sum_i A_{ii}^2\big)
+
 Hutch++ (Meyer, Musco, Musco & Woodruff, SOSA 2021, Algorithm 1): with Q an orthonormal basis of AS for random S, the
-trace on the range of Q is exact; random signs z (Hutchinson, Communications in Statistics 19, 1990) see the rest alone:
+trace on the range of Q is exact and Hutchinson only sees the rest:
 
 .. math:: \mathrm{tr} A = \mathrm{tr}(Q^\top A Q) + \mathbb{E}\, z^\top (I-QQ^\top)A(I-QQ^\top) z
 """
@@ -9,7 +14,7 @@ trace on the range of Q is exact; random signs z (Hutchinson, Communications in 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,42 +33,53 @@ class TraceEstimate:
         value: the estimate.
         stderr: its standard error over probes (0 when nothing random is left, NaN with one probe).
         samples: one estimate a probe ``(P,)``; ``value`` is their mean.
+        method: ``"hutch++"`` or ``"hutchinson"``.
         products: operator-vector products used.
     """
 
     value: float
     stderr: float
     samples: np.ndarray
+    method: str
     products: int
 
 
-def trace(op: Any, products: int = 30, seed: int = 0) -> TraceEstimate:
+def trace(
+    op: Any, products: int = 30, method: Literal["hutch++", "hutchinson"] = "hutch++", seed: int = 0
+) -> TraceEstimate:
     """Estimate the trace.
 
     Args:
         op: symmetric operator (anything with ``shape``, ``dtype``, ``device`` and ``@``).
-        products: operator-vector products to spend. 30 is the least that gives ten probes.
+        products: operator-vector products to spend. 30 is the least that gives Hutch++ ten probes.
+        method: ``"hutch++"`` (default: a trained network's few outliers hold most of its variance) or ``"hutchinson"``.
         seed: of the probes.
 
     Raises:
-        ValueError: if there are fewer than six products.
+        ValueError: if there are too few products for the method, or the method is unknown.
     """
-    if products < 6:
-        raise ValueError(f"products = {products}: at least 6 are needed to state an error.")
+    least = {"hutch++": 6, "hutchinson": 2}
+    if method not in least:
+        raise ValueError(f"method = {method!r}: choose 'hutch++' or 'hutchinson'.")
+    if products < least[method]:
+        raise ValueError(f"products = {products}: {method} needs at least {least[method]} to state an error.")
+    if method == "hutchinson":
+        samples = _quadratic_forms(op, [rademacher_row(op, seed, i) for i in range(products)])
+        return _estimate(0.0, samples, method, products)
     third = min(products // 3, op.shape[0])
     sketch = _multiply(op, [rademacher_row(op, seed, products + i) for i in range(third)])
     basis = torch.linalg.qr(torch.stack(sketch).T).Q.T.contiguous()
     on_range = float(_quadratic_forms(op, list(basis)).sum())
     if third == op.shape[0]:
-        return _estimate(on_range, np.zeros(2), 2 * third)
+        return _estimate(on_range, np.zeros(2), method, 2 * third)
     probes = [rademacher_row(op, seed, i) for i in range(products - 2 * third)]
     samples = _quadratic_forms(op, [z - basis.T @ (basis @ z) for z in probes])
-    return _estimate(on_range, samples, products)
+    return _estimate(on_range, samples, method, products)
 
 
-def _estimate(exact: float, samples: np.ndarray, used: int) -> TraceEstimate:
+def _estimate(exact: float, samples: np.ndarray, method: str, used: int) -> TraceEstimate:
     each = exact + samples
-    return TraceEstimate(float(each.mean()), float(each.std(ddof=1) / np.sqrt(len(each))), each, used)
+    return TraceEstimate(float(each.mean()), float(each.std(ddof=1) / np.sqrt(len(each))), each, method, used)
 
 
 def _multiply(op: Any, vectors: list[Tensor]) -> list[Tensor]:

@@ -1,5 +1,7 @@
 """Lanczos and eigenvalues against dense truth, and on the spectra that break other tools."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -166,17 +168,18 @@ def test_seeds_reproduce_bit_for_bit(mlp_case):
     assert torch.equal(a.basis, b.basis) and not torch.equal(a.basis, c.basis)
 
 
-def test_a_checkpoint_continues_bit_for_bit(spectrum_of, tmp_path):
+@pytest.mark.parametrize("function", [partial(lanczos, steps=25), partial(top_eigenvalues, k=3, tol=1e-10)])
+def test_a_checkpoint_continues_bit_for_bit(spectrum_of, tmp_path, function):
     op = spectrum_of(np.r_[9, 5, 4, np.linspace(0, 1, 97)])
     path = tmp_path / "state.npz"
     with pytest.raises(RuntimeError, match="killed"):
-        top_eigenvalues(Breaking(op, 14, RuntimeError("killed")), 3, tol=1e-10, checkpoint=path, checkpoint_every=0)
-    resumed, before = top_eigenvalues(op, 3, tol=1e-10, checkpoint=path), op.products
-    whole = top_eigenvalues(op, 3, tol=1e-10)
+        function(Breaking(op, 14, RuntimeError("killed")), checkpoint=path, checkpoint_every=0)
+    resumed, before = function(op, checkpoint=path), op.products
+    whole = function(op)
     np.testing.assert_array_equal(resumed.values, whole.values)
     assert resumed.products == whole.products == before, "13 before the kill, the rest after it"
     with pytest.raises(ValueError, match="checkpoint of another run"):
-        top_eigenvalues(op, 2, checkpoint=path)
+        lanczos(op, 26, checkpoint=path)
 
 
 def test_wrong_arguments_say_what_to_do(spectrum_of):

@@ -21,25 +21,35 @@ from sharpnb.curvature import (
 # ---- trace ----------------------------------------------------------------------------------------------------------
 
 
-def test_stated_trace_interval_covers_the_truth(spectrum_of):
+@pytest.mark.parametrize("method", ["hutch++", "hutchinson"])
+def test_stated_trace_interval_covers_the_truth(spectrum_of, method):
     values = np.r_[30, 12, 5, np.linspace(-0.2, 1, 197)]
     op = spectrum_of(values)
-    found = [trace(op, 30, seed=s) for s in range(40)]
+    found = [trace(op, 30, method, seed=s) for s in range(40)]
     z = np.array([(f.value - values.sum()) / f.stderr for f in found])
     assert (np.abs(z) <= 1.96).mean() >= 0.85
     assert np.mean([f.stderr for f in found]) < 1.5 * np.std([f.value for f in found])
     assert op.products == 40 * 30 == sum(f.products for f in found)
 
 
+def test_hutchpp_beats_hutchinson_on_outliers(spectrum_of):
+    op = spectrum_of(np.r_[30, 12, 5, np.linspace(-0.2, 1, 197)])
+    better, plain = (np.mean([trace(op, 30, m, seed=s).stderr for s in range(10)]) for m in ("hutch++", "hutchinson"))
+    assert better < 0.5 * plain
+
+
 def test_trace_special_cases():
     diagonal = torch.linspace(-1, 4, 50, dtype=torch.float64)
+    found = trace(torch.diag(diagonal), 10, "hutchinson")
+    assert found.value == pytest.approx(float(diagonal.sum()), rel=1e-12) and found.stderr < 1e-12
     small = trace(torch.diag(torch.tensor([3.0, -1.0])), 30)
     assert small.value == pytest.approx(2, rel=1e-6) and small.stderr == 0
     assert trace(torch.zeros(20, 20), 12).value == 0
     scaled, whole = (trace(torch.diag(diagonal) * f, 12).value for f in (1e-6, 1))
     assert scaled == pytest.approx(1e-6 * whole, rel=1e-9)
-    with pytest.raises(ValueError, match=r"products = 5.*at least 6"):
-        trace(torch.eye(3), 5)
+    for options, words in [({"products": 5}, "products = 5.*at least 6"), ({"method": "xtrace"}, "'xtrace'")]:
+        with pytest.raises(ValueError, match=words):
+            trace(torch.eye(3), **options)
 
 
 # ---- measures -------------------------------------------------------------------------------------------------------
