@@ -10,7 +10,7 @@ Peers are optional imports; what is not installed is left out. They go anywhere 
 thread, CPU time, every tool once a round in turn, medians of the paired ratios (tool / sharpnb: above 1, sharpnb is
 faster) with the lowest and the highest round.
 
-PyHessian 0.1 calls ``torch.eig``, which PyTorch removed; it is patched here, or it would not run. All tools share one
+PyHessian 0.1 calls ``torch.eig``, which PyTorch removed; it is patched, or it would not run. All tools share one
 process, with a heap that keeps what is freed (``allocator.py``).
 """
 
@@ -28,13 +28,15 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from allocator import keep_freed_memory
+from pages import markdown
 from sklearn.datasets import load_digits
-from torch import Tensor, nn
+from spectrum_tools import LOSS, Batch, Measure, Tool, available
+from torch import nn
 
 from sharpnb.curvature import HessianOperator, spectral_density, top_eigenvalues
 from sharpnb.curvature.spectrum import wasserstein
@@ -42,9 +44,6 @@ from sharpnb.curvature.spectrum import wasserstein
 warnings.filterwarnings("ignore")
 torch.set_num_threads(1)
 keep_freed_memory()
-LOSS = nn.CrossEntropyLoss()
-Batch = tuple[Tensor, Tensor]
-Measure = tuple[np.ndarray, np.ndarray]  # nodes, weights of sum 1
 Rows = list[list[str]]
 PEERS = {"pyhessian": "PyHessian", "curvlinops-for-pytorch": "curvlinops", "hessian-eigenthings": "eigenthings"}
 DATA = {"one": "one batch of 256", "five": "five batches of 256"}
@@ -85,97 +84,6 @@ def network(name: str) -> tuple[nn.Module, list[Batch]]:
             optimizer.step()
     optimizer.zero_grad()
     return model.eval(), list(zip(x.split(256), y.split(256), strict=True))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Tools
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Tool(NamedTuple):
-    """One package: how its operator is made, plain quadrature with it, one product with it."""
-
-    make: Callable[[], Any]
-    density: Callable[[Any, int, int], Measure]  # operator, probes, steps
-    product: Callable[[Any], object]
-
-
-def ours(model: nn.Module, batches: list[Batch]) -> Tool:
-    """Plain quadrature, for the same work."""
-
-    def density(op: HessianOperator, probes: int, steps: int) -> Measure:
-        result = spectral_density(op, steps, probes, deflate=0)
-        return result.nodes, result.weights
-
-    v = torch.randn(sum(p.numel() for p in model.parameters()))
-    return Tool(lambda: HessianOperator(model, LOSS, batches), density, lambda op: op @ v)
-
-
-def pyhessian(model: nn.Module, batches: list[Batch]) -> Tool:
-    """PyHessian, in its fast form where the data is one batch."""
-    from pyhessian import hessian
-    from pyhessian.utils import hessian_vector_product
-
-    def eig(matrix: Tensor, eigenvectors: bool) -> tuple[Tensor, Tensor]:
-        values, vectors = torch.linalg.eig(matrix)
-        return torch.stack([values.real, values.imag], 1), vectors.real
-
-    torch.eig = eig  # type: ignore[attr-defined]
-    model = copy.deepcopy(model)
-    data = {"data": batches[0]} if len(batches) == 1 else {"dataloader": batches}
-    v = [torch.randn_like(p) for p in model.parameters()]
-
-    def density(tool: Any, probes: int, steps: int) -> Measure:
-        nodes, weights = tool.density(iter=steps, n_v=probes)
-        return np.concatenate(nodes), np.concatenate(weights) / probes
-
-    def product(tool: Any) -> object:
-        one = len(batches) == 1
-        return hessian_vector_product(tool.gradsH, tool.params, v) if one else tool.dataloader_hv_product(v)
-
-    return Tool(lambda: hessian(model, LOSS, cuda=False, **data), density, product)
-
-
-def curvlinops(model: nn.Module, batches: list[Batch]) -> Tool:
-    """Curvlinops' Lanczos, without the runs that find the spectrum's ends for its grid; it does not reorthogonalise."""
-    from curvlinops import HessianLinearOperator
-    from curvlinops.papyan2020traces.spectrum import fast_lanczos
-
-    def make() -> Any:
-        return HessianLinearOperator(model, LOSS, list(model.parameters()), batches, check_deterministic=False)
-
-    def density(op: Any, probes: int, steps: int) -> Measure:
-        runs = [fast_lanczos(op, steps) for _ in range(probes)]
-        nodes, weights = [v.numpy() for v, _ in runs], [s[0].square().numpy() for _, s in runs]
-        return np.concatenate(nodes), np.concatenate(weights) / probes
-
-    v = torch.randn(sum(p.numel() for p in model.parameters()))
-    return Tool(make, density, lambda op: op @ v)
-
-
-def eigenthings(model: nn.Module, batches: list[Batch]) -> Tool:
-    """Hessian-eigenthings 1.0."""
-    from hessian_eigenthings.algorithms.spectral_density import spectral_density as slq
-    from hessian_eigenthings.operators.hessian import HessianOperator as Operator
-
-    def loss(net: nn.Module, batch: Batch) -> Tensor:
-        return LOSS(net(batch[0]), batch[1])
-
-    def density(op: Any, probes: int, steps: int) -> Measure:
-        result = slq(op, num_runs=probes, lanczos_steps=steps, seed=int(torch.randint(2**31, ())))
-        return result.raw_eigenvalues.numpy().ravel(), result.raw_weights.numpy().ravel() / probes
-
-    v = torch.randn(sum(p.numel() for p in model.parameters()))
-    return Tool(lambda: Operator(model, batches, loss), density, lambda op: op.matvec(v))
-
-
-def available(model: nn.Module, batches: list[Batch]) -> dict[str, Tool]:
-    """Return the tools that are installed."""
-    tools = {"sharpnb": ours(model, batches)}
-    for name, make in (("PyHessian", pyhessian), ("curvlinops", curvlinops), ("eigenthings", eigenthings)):
-        with contextlib.suppress(ImportError):
-            tools[name] = make(model, batches)
-    return tools
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -365,32 +273,27 @@ def page(pieces: list[dict[str, Any]]) -> str:
         "round in turn, in one process; median [lowest, highest] of the paired ratios over rounds. Ratios are a tool's "
         "time over ours: above 1, sharpnb is faster.", "",
         "## One product, in gradients over the same data", "",
-        *table(["network", "data", "sharpnb", *peers], by_tool("product", ["sharpnb", *peers])), "",
+        *markdown(["network", "data", "sharpnb", *peers], by_tool("product", ["sharpnb", *peers])), "",
         "## The same work: ten probes of plain Lanczos quadrature, time over ours", "",
         "Curvlinops does not reorthogonalise, so it does less in the same number of products.", "",
-        *table(["network", "data", "steps", *peers],
+        *markdown(["network", "data", "steps", *peers],
                by_tool("work", peers, lambda p: str(steps_of(p["net"], p["data"])))), "",
         "## No worse an error: their 10 x 80 over our two deflated probes, time over ours", "",
         "The errors of both are in the next table, where the dense spectrum is known. One of their ten equal probes is "
         "timed and counted ten times; ours is timed whole, its deflation included.", "",
-        *table(["network", "data", *peers], by_tool("deflated", peers)), "",
+        *markdown(["network", "data", *peers], by_tool("deflated", peers)), "",
         "## Errors against the dense spectrum", "",
         "Mean Wasserstein-1 distance and its standard error over seeds; root mean square errors of the trace and of "
         "the number of eigenvalues above a third of the largest. One batch of 256.", "",
-        *table(["network", "how", "products", "W1", "trace", "outliers"], listed("errors")), "",
+        *markdown(["network", "how", "products", "W1", "trace", "outliers"], listed("errors")), "",
         "## The five largest eigenvalues, worst of five seeds", "",
         "Relative error against our own float64 result at a tolerance of 1e-9. One batch of 256.", "",
-        *table(["network", "how", "products", "error"], listed("top"))]
+        *markdown(["network", "how", "products", "error"], listed("top"))]
     return "\n".join(lines) + "\n"
 
 
 def _head(piece: dict[str, Any]) -> list[str]:
     return [f"{piece['net']} ({piece['n']:,} parameters)", DATA[piece["data"]]]
-
-
-def table(head: list[str], rows: Rows) -> list[str]:
-    """Return a Markdown table."""
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
 def main() -> None:

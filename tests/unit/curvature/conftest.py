@@ -103,6 +103,11 @@ class Dense:
         return self._matrix @ v
 
 
+def assert_close(a: Tensor, b: Tensor, tol: float = 1e-12) -> None:
+    """Hold ``a`` to ``b``, relative to the size of ``b``."""
+    torch.testing.assert_close(a, b, rtol=tol, atol=tol * float(b.abs().max()))
+
+
 class Breaking:
     """An operator whose product number ``at`` is NaN or raises."""
 
