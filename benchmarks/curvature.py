@@ -10,7 +10,7 @@ Peers are optional imports; what is not installed is left out. They go anywhere 
 thread, CPU time, every tool once a round in turn, medians of the paired ratios (tool / sharpnb: above 1, sharpnb is
 faster) with the lowest and the highest round.
 
-PyHessian 0.1 calls ``torch.eig``, which PyTorch removed; it is patched here, or it would not run. All tools share one
+PyHessian 0.1 calls ``torch.eig``, which PyTorch removed; it is patched, or it would not run. All tools share one
 process, with a heap that keeps what is freed (``allocator.py``).
 """
 
@@ -33,8 +33,9 @@ from typing import Any
 import numpy as np
 import torch
 from allocator import keep_freed_memory
-from hessian_tools import LOSS, Batch, Measure, Tool, available
+from pages import markdown
 from sklearn.datasets import load_digits
+from spectrum_tools import LOSS, Batch, Measure, Tool, available
 from torch import nn
 
 from sharpnb.curvature import HessianOperator, spectral_density, top_eigenvalues
@@ -272,32 +273,27 @@ def page(pieces: list[dict[str, Any]]) -> str:
         "round in turn, in one process; median [lowest, highest] of the paired ratios over rounds. Ratios are a tool's "
         "time over ours: above 1, sharpnb is faster.", "",
         "## One product, in gradients over the same data", "",
-        *table(["network", "data", "sharpnb", *peers], by_tool("product", ["sharpnb", *peers])), "",
+        *markdown(["network", "data", "sharpnb", *peers], by_tool("product", ["sharpnb", *peers])), "",
         "## The same work: ten probes of plain Lanczos quadrature, time over ours", "",
         "Curvlinops does not reorthogonalise, so it does less in the same number of products.", "",
-        *table(["network", "data", "steps", *peers],
+        *markdown(["network", "data", "steps", *peers],
                by_tool("work", peers, lambda p: str(steps_of(p["net"], p["data"])))), "",
         "## No worse an error: their 10 x 80 over our two deflated probes, time over ours", "",
         "The errors of both are in the next table, where the dense spectrum is known. One of their ten equal probes is "
         "timed and counted ten times; ours is timed whole, its deflation included.", "",
-        *table(["network", "data", *peers], by_tool("deflated", peers)), "",
+        *markdown(["network", "data", *peers], by_tool("deflated", peers)), "",
         "## Errors against the dense spectrum", "",
         "Mean Wasserstein-1 distance and its standard error over seeds; root mean square errors of the trace and of "
         "the number of eigenvalues above a third of the largest. One batch of 256.", "",
-        *table(["network", "how", "products", "W1", "trace", "outliers"], listed("errors")), "",
+        *markdown(["network", "how", "products", "W1", "trace", "outliers"], listed("errors")), "",
         "## The five largest eigenvalues, worst of five seeds", "",
         "Relative error against our own float64 result at a tolerance of 1e-9. One batch of 256.", "",
-        *table(["network", "how", "products", "error"], listed("top"))]
+        *markdown(["network", "how", "products", "error"], listed("top"))]
     return "\n".join(lines) + "\n"
 
 
 def _head(piece: dict[str, Any]) -> list[str]:
     return [f"{piece['net']} ({piece['n']:,} parameters)", DATA[piece["data"]]]
-
-
-def table(head: list[str], rows: Rows) -> list[str]:
-    """Return a Markdown table."""
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
 def main() -> None:

@@ -128,8 +128,9 @@ def said_by(data: Any) -> list[int] | None:
     """Return the sizes of the batches of a loader that knows them, before its ``collate_fn`` lays them out."""
     if not isinstance(data, DataLoader) or data.batch_size is None or isinstance(data.dataset, IterableDataset):
         return None
+    sampler: Any = data.sampler
     try:
-        full, rest = divmod(len(data.sampler), data.batch_size)  # type: ignore[arg-type]
+        full, rest = divmod(len(sampler), data.batch_size)
     except TypeError:
         return None
     return [data.batch_size] * full + [rest] * (rest > 0 and not data.drop_last)

@@ -88,20 +88,18 @@ class Network:
             measure: returns one number a group.
         """
         for group in self._groups(m, small):
-            if self._by_vmap or group.count == 1:
+            reason = ""
+            if self._by_vmap and group.count > 1:
                 try:
                     yield measure(group), group.weights
                     continue
                 except Exception as error:  # vmap, and what it calls, refuse in many ways
-                    if group.count == 1:
-                        raise
-                    reason = str(error).splitlines()[0][:100]
-                self._by_vmap = False
-                yield np.concatenate([measure(single) for single in group.one_by_one()]), group.weights
+                    self._by_vmap, reason = False, str(error).splitlines()[0][:100]
+            singles = [group] if group.count == 1 else group.one_by_one()
+            yield np.concatenate([measure(single) for single in singles]), group.weights
+            if reason:
                 warnings.warn(f"Groups of samples cannot run at once here ({reason}): they are measured one after the "
                               "other.", stacklevel=3)
-            else:
-                yield np.concatenate([measure(single) for single in group.one_by_one()]), group.weights
 
     def _groups(self, m: int | None, small: int) -> Iterator[Group]:
         batches = list(self._batches)

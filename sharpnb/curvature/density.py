@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from sharpnb.curvature._band import Band
-from sharpnb.curvature._progress import Progress
 from sharpnb.curvature.eigenvalues import choose
 from sharpnb.curvature.lanczos import (
     Ending,
@@ -33,6 +32,7 @@ from sharpnb.curvature.lanczos import (
     work_dtype,
 )
 from sharpnb.curvature.spectrum import WIDTH, SpectralDensity, wasserstein
+from sharpnb.progress import bar as progress_bar
 from sharpnb.resume import Checkpoint
 
 log = logging.getLogger("sharpnb.curvature")
@@ -79,10 +79,10 @@ def spectral_density(
     _validate(op, steps, probes, deflate, distribution, memory)
     need = memory_plan(op, steps, probes, deflate, memory)
     log.info("spectral_density: n = %d, %d probes of %d steps; %s", n, probes, steps, need)
-    draw = gaussian_row if distribution == "gaussian" else rademacher_row
     key = ("spectral_density", n, steps, probes, deflate, seed, distribution, need.group)
     saved = Checkpoint(checkpoint, key, checkpoint_every)
-    job = _Job(op, steps, probes, deflate, need.group, need.rows, lambda index: draw(op, seed, index + 1), seed, saved)
+    draw = gaussian_row if distribution == "gaussian" else rademacher_row
+    job = _Job(op, steps, probes, deflate, need, lambda probe: draw(op, seed, probe + 1), seed, saved)
     ending = job.run(progress)
     runs = tuple(job.runs)
     return SpectralDensity(n, job.atoms, job.residuals, runs, steps, seed, job.products, ending, need.probing)
@@ -139,10 +139,11 @@ class _Job:
     """The two phases, and where they stand."""
 
     def __init__(
-        self, op: Any, steps: int, probes: int, deflate: int | str, group: int, rows: int,
+        self, op: Any, steps: int, probes: int, deflate: int | str, need: MemoryPlan,
         start: Callable[[int], Tensor], seed: int, saved: Checkpoint,
     ) -> None:
-        self.op, self.steps, self.probes, self.deflate, self.group, self.rows = op, steps, probes, deflate, group, rows
+        self.op, self.steps, self.probes, self.deflate = op, steps, probes, deflate
+        self.group, self.rows = need.group, need.rows
         self.start, self.seed, self.saved = start, seed, saved
         self.n = op.shape[0]
         self.locked = torch.empty(0, self.n, dtype=work_dtype(op), device=op.device)
@@ -163,10 +164,10 @@ class _Job:
         most = 0 if self.deflate == 0 else _products_to_lock(self.deflate)[1]
         made = self.products + sum(chain.j for chain in self.chains) + (self.band.products if self.band else 0)
         ending: Ending | None = None
-        with Progress(progress, most + self.probes * self.steps, "spectral density", made) as bar:
+        with progress_bar(progress, most + self.probes * self.steps, "spectral density", "product", made) as bar:
             if not self.deflated:
                 ending = self._deflate(bar)
-                bar.expect(self.spent + self.probes * self.steps)
+                bar.total = self.spent + self.probes * self.steps
             room = self.n - len(self.locked)
             while ending is None and room and len(self.runs) < self.probes:
                 ending = self._next_group(min(self.steps, room), bar)
@@ -174,7 +175,7 @@ class _Job:
 
     # ---- first phase: lock ------------------------------------------------------------------------------------------
 
-    def _deflate(self, bar: Progress) -> Ending | None:
+    def _deflate(self, bar: Any) -> Ending | None:
         band = self.band
         if band is None:
             band = self.band = self._empty_band()
@@ -226,7 +227,7 @@ class _Job:
 
     # ---- second phase: probe the complement -------------------------------------------------------------------------
 
-    def _next_group(self, steps: int, bar: Progress) -> Ending | None:
+    def _next_group(self, steps: int, bar: Any) -> Ending | None:
         first = len(self.runs)
         if not self.chains:
             count = min(self.group, self.probes - first)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from sharpnb.curvature._band import Band
-from sharpnb.curvature._progress import Progress
 from sharpnb.curvature.lanczos import Ending, basis_bytes, gaussian_row, is_asymmetric, work_dtype
+from sharpnb.progress import bar as progress_bar
 from sharpnb.resume import Checkpoint
 
 log = logging.getLogger("sharpnb.curvature")
@@ -115,9 +115,8 @@ def top_eigenvalues(
     else:
         band.start(gaussian_row(op, seed) if start is None else start.detach().to(op.device, work_dtype(op)))
     ending = Ending.MAX_STEPS
-    bar = Progress(progress, max_products, f"{k} eigenvalues {which}", band.products)
     try:
-        with bar:
+        with progress_bar(progress, max_products, f"{k} eigenvalues {which}", "product", band.products) as bar:
             while band.products < max_products:
                 if found := search.advance():
                     ending = found

@@ -17,7 +17,7 @@ An operator is anything with ``shape``, ``dtype``, ``device`` and ``@``: ours, a
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sharpnb.curvature._progress import Progress
+from sharpnb.progress import bar as progress_bar
 from sharpnb.resume import Checkpoint
 
 # A new direction shorter than this many rounding errors of the operator's size is noise: the space is invariant.
@@ -168,7 +168,7 @@ def lanczos(
     saved = Checkpoint(checkpoint, ("lanczos", op.shape[0], steps, seed, start is None), checkpoint_every)
     if state := saved.load():
         krylov.restore(state)
-    with Progress(progress, krylov.steps, "Lanczos", krylov.j) as bar:
+    with progress_bar(progress, krylov.steps, "Lanczos", "product", krylov.j) as bar:
         ending = advance([krylov], op, bar, lambda: saved.save(krylov.state))
     result = krylov.result(ending, keep_basis)
     size = float(np.abs(result.values).max(initial=0.0))
@@ -240,8 +240,7 @@ class Krylov:
         """Return what there is; ``ending`` is for a chain that was stopped from outside."""
         alpha, beta = self.alpha[: self.j].copy(), self.beta[: self.j].copy()
         return LanczosResult(alpha, beta, self.basis[: self.j] if keep_basis else None, self.basis.shape[1],
-                             self.ending or ending or Ending.MAX_STEPS, self.j,
-                             self.noise)
+                             self.ending or ending or Ending.MAX_STEPS, self.j, self.noise)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return what :meth:`restore` needs, as arrays."""
@@ -259,7 +258,7 @@ class Krylov:
         self.ending = Ending[str(state["ending"])] if str(state["ending"]) else None
 
 
-def advance(chains: Sequence[Krylov], op: Any, progress: Progress, save: Any = None) -> Ending | None:
+def advance(chains: Sequence[Krylov], op: Any, progress: Any, save: Callable[[], None]) -> Ending | None:
     """Run chains in lock step to their ends, so that each batch's gradient graph serves them all.
 
     Returns:
@@ -270,8 +269,7 @@ def advance(chains: Sequence[Krylov], op: Any, progress: Progress, save: Any = N
             for chain, w in zip(running, products(op, [chain.next_vector() for chain in running]), strict=True):
                 chain.absorb(w)
             progress.update(len(running))
-            if save is not None:
-                save()
+            save()
     except KeyboardInterrupt:
         return Ending.INTERRUPTED
     return None

@@ -55,7 +55,7 @@ class Sharpness:
     passes: int
 
 
-def sharpness(
+def sharpness(  # noqa: D417  some in one line
     model: nn.Module, loss: Loss, data: Any, rho: float, m: int | None = None, p: float = 2, adaptive: bool = False,
     steps: int = 1, *, params: Any = None, mode: Mode = "eval", seed: int = 0, reduction: Reduction = "mean",
     count: Count | None = None,
@@ -63,9 +63,8 @@ def sharpness(
     r"""Worst-case m-sharpness.
 
     Args:
-        model: the network.
-        loss: ``loss(output, target)``, one number.
-        data: a batch, a list of batches or a ``DataLoader``; see :mod:`sharpnb.batches`.
+        model, loss, data, params, mode, reduction, count: as of :class:`~sharpnb.curvature.hessian.HessianOperator`.
+            Groups of m samples weigh by ``count`` where it is a function, else by their samples.
         rho: radius. SAM trains with 0.05.
         m: samples that share a perturbation; default all of the data. Groups are consecutive samples, the last one may
             be smaller. They are cut along the first axis, which must be that of the samples (compared, in eval mode).
@@ -76,12 +75,7 @@ def sharpness(
         steps: 1 is SAM's own first-order solution, whose rise may be negative where the loss is not locally linear.
             More: projected ascent from there, step sizes falling linearly from 2ρ, the best iterate of each group kept,
             so that the result is never negative (20 is usual).
-        params: which parameters move; see :func:`~sharpnb.curvature.operators.select_parameters`.
-        mode: as of :class:`~sharpnb.curvature.hessian.HessianOperator`.
         seed: of the start where a gradient is exactly zero.
-        reduction: what the loss does within a batch, as of the operator.
-        count: loss terms of a batch, as of the operator. Groups of m samples weigh by ``count`` where it is a function,
-            else by their samples.
 
     How it differs from the popular code: (1) any p; (2) a weight of zero does not divide anything; (3) the iterate is
     chosen by its loss, not by its error rate; (4) groups are of size m whatever the batches are.
@@ -105,7 +99,7 @@ def sharpness(
     return _summary(each, weight / weight.sum(), rho, p, adaptive, steps + 1)
 
 
-def average_sharpness(
+def average_sharpness(  # noqa: D417  some in one line
     model: nn.Module, loss: Loss, data: Any, rho: float, p: float = 2, adaptive: bool = False, samples: int = 32, *,
     params: Any = None, mode: Mode = "eval", seed: int = 0, reduction: Reduction = "mean", count: Count | None = None,
 ) -> Sharpness:
@@ -114,18 +108,12 @@ def average_sharpness(
     Perturbations come in opposite pairs, so that the gradient's part cancels exactly.
 
     Args:
-        model: the network.
-        loss: ``loss(output, target)``, one number.
-        data: a batch, a list of batches or a ``DataLoader``; see :mod:`sharpnb.batches`.
+        model, loss, data, params, mode, reduction, count: as of :class:`~sharpnb.curvature.hessian.HessianOperator`.
         rho: standard deviation for p = 2; half-width of the uniform cube for p = ∞.
         p: 2 or ∞.
         adaptive: scale each weight's perturbation by its magnitude.
         samples: perturbations, an even number.
-        params: which parameters move; see :func:`~sharpnb.curvature.operators.select_parameters`.
-        mode: as of :class:`~sharpnb.curvature.hessian.HessianOperator`.
         seed: of the perturbations.
-        reduction: what the loss does within a batch, as of the operator.
-        count: loss terms of a batch, as of the operator.
 
     Raises:
         ValueError: if rho, p or samples is out of range, or a number of loss terms is needed and not to be seen.
@@ -168,7 +156,7 @@ class _Ascent:
     def rise(self, steps: int) -> np.ndarray:
         """Return the rise of each group's loss ``(k,)``."""
         base, gradient = self._at(torch.zeros_like(self.start))
-        u = self._steepest(gradient, self.rho)
+        u = sam_perturbation(gradient, self.rho, self.p)
         if steps == 1:
             return (self._losses(u) - base).cpu().numpy()
         still = ~u.any(dim=1)
@@ -179,7 +167,7 @@ class _Ascent:
         for t in range(1, steps):
             value, gradient = self._at(u)
             best = torch.maximum(best, value - base)
-            u = self._into_ball(u + self._steepest(gradient, 2 * self.rho * (1 - t / steps)))
+            u = self._into_ball(u + sam_perturbation(gradient, 2 * self.rho * (1 - t / steps), self.p))
         return torch.maximum(best, self._losses(u) - base).cpu().numpy()
 
     def _at(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,9 +179,6 @@ class _Ascent:
 
     def _moved(self, u: Tensor) -> Tensor:
         return self.start + (u if self.c is None else self.c * u)
-
-    def _steepest(self, gradient: Tensor, size: float) -> Tensor:
-        return sam_perturbation(gradient, size, self.p)
 
     def _norm(self, u: Tensor) -> Tensor:
         return torch.linalg.vector_norm(u, ord=self.p, dim=1, keepdim=True)

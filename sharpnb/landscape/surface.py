@@ -16,6 +16,7 @@ from sharpnb.counts import Count
 from sharpnb.landscape._points import Points
 from sharpnb.landscape.losses import Losses
 from sharpnb.landscape.plane import Plane, Weights, flat
+from sharpnb.progress import bar
 from sharpnb.resume import Checkpoint
 from sharpnb.trees import tensors
 
@@ -147,11 +148,14 @@ def _fill(points: Points, x: np.ndarray, y: np.ndarray, saved: Checkpoint, progr
     values, done = state["values"], state["done"]
     todo = [(i, j) for i, j in _coarse_to_fine(len(y), len(x)) if not done[i, j]]
     try:
-        for block in _progress([todo[s : s + points.at_once] for s in range(0, len(todo), points.at_once)], progress):
-            rows, columns = zip(*block, strict=True)
-            values[rows, columns] = points([(float(x[j]), float(y[i])) for i, j in block]).numpy()
-            done[rows, columns] = True
-            saved.save(lambda: state)
+        with bar(progress, len(todo), "surface", "point") as shown:
+            for first in range(0, len(todo), points.at_once):
+                block = todo[first : first + points.at_once]
+                rows, columns = zip(*block, strict=True)
+                values[rows, columns] = points([(float(x[j]), float(y[i])) for i, j in block]).numpy()
+                done[rows, columns] = True
+                shown.update(len(block))
+                saved.save(lambda: state)
     finally:
         if todo:
             saved.save(lambda: state, force=True)
@@ -172,13 +176,3 @@ def _digest(points: Points, x: np.ndarray, y: np.ndarray) -> str:
     for tensor in (torch.from_numpy(x), torch.from_numpy(y), points.vectors, *held):
         digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _progress(blocks: list[Any], wanted: bool) -> Any:
-    if not wanted:
-        return blocks
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError("progress=True needs tqdm: pip install tqdm, or pass progress=False.") from error
-    return tqdm(blocks, desc="surface", leave=False)

@@ -108,6 +108,27 @@ class Dense:
         return self._matrix @ v
 
 
+def assert_close(a: Tensor, b: Tensor, tol: float = 1e-12) -> None:
+    """Hold ``a`` to ``b``, relative to the size of ``b``."""
+    torch.testing.assert_close(a, b, rtol=tol, atol=tol * float(b.abs().max()))
+
+
+class Breaking:
+    """An operator whose product number ``at`` is NaN or raises."""
+
+    def __init__(self, op, at: int, error: BaseException | None = None) -> None:
+        self.op, self.at, self.error = op, at, error
+        self.shape, self.dtype, self.device, self.made = op.shape, op.dtype, op.device, 0
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        self.made += 1
+        if self.made == self.at:
+            if self.error:
+                raise self.error
+            return torch.full_like(v, float("nan"))
+        return self.op @ v
+
+
 def with_spectrum(values, seed: int = 0, dtype: torch.dtype = torch.float64) -> Dense:
     """A matrix with these eigenvalues and random eigenvectors."""
     values = torch.as_tensor(np.asarray(values, dtype=float))

@@ -1,7 +1,6 @@
 """The loss over data is what one large batch would give, however it is cut and laid out, or the count is asked for."""
 
 from collections import UserDict
-from functools import partial
 
 import pytest
 import torch
@@ -9,13 +8,11 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-import conftest
-from conftest import dense_hessian
+from conftest import assert_close, dense_hessian
 from sharpnb.curvature import FisherOperator, GGNOperator, HessianOperator, average_sharpness, measure, sharpness
 
 F = nn.functional
 G = torch.Generator().manual_seed(0)
-close = partial(conftest.close, tol=1e-10)
 
 
 class TimeFirst(nn.Module):
@@ -50,11 +47,11 @@ def test_time_first_is_refused_or_right(net, target, count):
     ):
         with pytest.raises(ValueError, match=r"Say it with count="):
             work(cut)
-        close(work(cut, count=count), work(whole))
+        assert_close(work(cut, count=count), work(whole), 1e-10)
     with pytest.raises(ValueError, match=r"count="):
         sharpness(net, F.cross_entropy, whole, 0.5, m=4)
     v = torch.ones(sum(p.numel() for p in net.parameters()), dtype=torch.float64)
-    close(HessianOperator(net, F.cross_entropy, whole) @ v, dense_hessian(net, F.cross_entropy, *whole) @ v)
+    assert_close(HessianOperator(net, F.cross_entropy, whole) @ v, dense_hessian(net, F.cross_entropy, *whole) @ v, 1e-10)
 
 
 def test_a_loader_that_lays_time_first_is_known():
@@ -62,7 +59,7 @@ def test_a_loader_that_lays_time_first_is_known():
         return torch.stack([x for x, _ in samples], 1), torch.stack([y for _, y in samples])
 
     net, loader = TimeFirst(), DataLoader(TensorDataset(S.transpose(0, 1), Y), 5, collate_fn=collate)
-    close(HessianOperator(net, F.cross_entropy, loader).to_dense(), HessianOperator(net, F.cross_entropy, (S, Y)).to_dense())
+    assert_close(HessianOperator(net, F.cross_entropy, loader).to_dense(), HessianOperator(net, F.cross_entropy, (S, Y)).to_dense(), 1e-10)
 
 
 # ---- what a loss averages over --------------------------------------------------------------------------------------
@@ -105,8 +102,8 @@ def test_the_loss_over_batches_is_that_of_one_large_batch(name):
             with pytest.raises(ValueError, match="reduction='sum'" if name == "sum" else "averages over other terms.*count="):
                 call()
     op = HessianOperator(net, loss, cut, **(options or {}))
-    close(op.to_dense(), truth)
-    close(torch.tensor(sharpness(net, loss, cut, 0.1, **(options or {})).value), torch.tensor(sharpness(net, loss, (X, target), 0.1).value))
+    assert_close(op.to_dense(), truth, 1e-10)
+    assert_close(torch.tensor(sharpness(net, loss, cut, 0.1, **(options or {})).value), torch.tensor(sharpness(net, loss, (X, target), 0.1).value), 1e-10)
     if name == "mean over tokens":
         with pytest.raises(ValueError, match="reduction='mean'"):
             HessianOperator(net, loss, cut, reduction="sum")
@@ -127,9 +124,9 @@ def test_a_loss_inside_the_model_is_compared_too():
     with pytest.raises(ValueError, match="count="):
         HessianOperator(net, loss, cut)
     whole = HessianOperator(net, loss, ({"x": X, "labels": IGNORED}, None)).to_dense()
-    close(HessianOperator(net, loss, cut, count=lambda x, _: (x["labels"] != -100).sum()).to_dense(), whole)
+    assert_close(HessianOperator(net, loss, cut, count=lambda x, _: (x["labels"] != -100).sum()).to_dense(), whole, 1e-10)
     same = [({"x": X[s], "labels": C[s]}, None) for s in (slice(7), slice(7, None))]
-    close(HessianOperator(net, loss, same).to_dense(), HessianOperator(net, loss, ({"x": X, "labels": C}, None)).to_dense())
+    assert_close(HessianOperator(net, loss, same).to_dense(), HessianOperator(net, loss, ({"x": X, "labels": C}, None)).to_dense(), 1e-10)
 
 
 def test_a_coupled_loss_is_asked_for_and_an_interpolating_net_is_not():
@@ -140,7 +137,7 @@ def test_a_coupled_loss_is_asked_for_and_an_interpolating_net_is_not():
     with pytest.raises(ValueError, match=r"couples them.*count=1 takes the plain mean"):
         HessianOperator(net, coupled, cut)
     halves = [HessianOperator(net, coupled, batch).to_dense() for batch in cut]
-    close(HessianOperator(net, coupled, cut, count=1).to_dense(), (halves[0] + halves[1]) / 2)
+    assert_close(HessianOperator(net, coupled, cut, count=1).to_dense(), (halves[0] + halves[1]) / 2, 1e-10)
     sure = nn.Linear(3, 2)
     with torch.no_grad():
         sure.weight.mul_(0)
@@ -155,7 +152,7 @@ def test_count_is_everywhere():
     net, cut = nn.Linear(3, 2).double(), [(X[:7], IGNORED[:7]), (X[7:], IGNORED[7:])]
     one, cuts = (measure(net, loss, data, steps=8, probes=1, **o) for data, o in (((X, IGNORED), {}), (iter(cut), options)))
     assert cuts == pytest.approx(one, rel=1e-6, abs=1e-12, nan_ok=True)
-    close(GGNOperator(net, loss, cut, **options).to_dense(), GGNOperator(net, loss, (X, IGNORED)).to_dense())
+    assert_close(GGNOperator(net, loss, cut, **options).to_dense(), GGNOperator(net, loss, (X, IGNORED)).to_dense(), 1e-10)
     groups = sharpness(net, loss, cut, 0.1, m=5, **options)
     assert len(groups.each) == 3
     terms = torch.tensor([float((IGNORED[s] != -100).sum()) for s in (slice(5), slice(5, 10), slice(10, None))])
@@ -176,7 +173,7 @@ def test_a_stream_is_data(operator, hold):
     torch.manual_seed(0)
     net = nn.Linear(3, 2).double()
     op = operator(net, F.cross_entropy, DataLoader(Stream(), batch_size=5), hold=hold)
-    close(op.to_dense(), operator(net, F.cross_entropy, (X[:, 0], C[:, 0])).to_dense())
+    assert_close(op.to_dense(), operator(net, F.cross_entropy, (X[:, 0], C[:, 0])).to_dense(), 1e-10)
 
 
 def test_a_random_stream_is_named():
@@ -196,7 +193,7 @@ def test_packed_sequences_are_inputs():
     net, of = Packed(), torch.tensor([6, 6, 5, 4, 4, 4, 3, 3, 2, 2, 2, 1, 1])
     packed = [pack_padded_sequence(S[:, s], of[s]) for s in (slice(8), slice(8, None))]
     op = HessianOperator(net, F.cross_entropy, [(packed[0], Y[:8]), (packed[1], Y[8:])])
-    close(op.to_dense(), HessianOperator(net, F.cross_entropy, (pack_padded_sequence(S, of), Y)).to_dense())
+    assert_close(op.to_dense(), HessianOperator(net, F.cross_entropy, (pack_padded_sequence(S, of), Y)).to_dense(), 1e-10)
     assert "samples=13" in repr(op)
 
 
@@ -220,7 +217,7 @@ def test_several_inputs_and_outputs_with_ids_beside_them():
         lambda s, ids: (UserDict(first=x1[s], second=x2[s], names=ids), (y1[s], y2[s], 3)),
     ):
         cut = [make(slice(7), list("abcdefg")), make(slice(7, None), list("hijkl"))]
-        close(HessianOperator(net, loss, cut).to_dense(), whole)
+        assert_close(HessianOperator(net, loss, cut).to_dense(), whole, 1e-10)
         assert sharpness(net, loss, cut, 0.1).value == pytest.approx(sharpness(net, loss, ((x1, x2), (y1, y2)), 0.1).value, rel=1e-9)
     in_groups = [sharpness(net, loss, data, 0.1, m=4).each for data in (((x1, x2), (y1, y2)), [((x1[:7], x2[:7]), (y1[:7], y2[:7])), ((x1[7:], x2[7:]), (y1[7:], y2[7:]))])]
     assert in_groups[0] == pytest.approx(in_groups[1], rel=1e-9)

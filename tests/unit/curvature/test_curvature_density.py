@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import Breaking, with_spectrum
 from sharpnb.curvature import Ending, HessianOperator, basis_bytes, lanczos, memory_plan, spectral_density
 from sharpnb.curvature.spectrum import wasserstein
 
@@ -17,10 +18,8 @@ OUTLIERS = np.array([12.0, 8.0, 5.0, 3.0, 2.0])
 
 
 @pytest.fixture(scope="module")
-def networklike(request):
+def networklike():
     """Order 400: five outliers, a bulk decaying towards zero, a small negative part."""
-    from conftest import with_spectrum
-
     rng = np.random.default_rng(0)
     bulk = np.sort(0.6 * rng.random(395) ** 6 - 0.02 * rng.random(395) ** 2)
     values = np.sort(np.r_[bulk, OUTLIERS])
@@ -176,20 +175,6 @@ def test_rademacher_probes_have_no_variance_on_a_diagonal_matrix():
     estimate = spectral_density(torch.diag(diagonal), probes=3, steps=10, deflate=0, distribution="rademacher").trace
     assert estimate.value == pytest.approx(float(diagonal.sum()), rel=1e-12) and estimate.stderr < 1e-10
     assert spectral_density(torch.diag(diagonal), probes=3, steps=10, deflate=0).trace.stderr > 1
-
-
-class Breaking:
-    def __init__(self, op, at, error=None):
-        self.op, self.at, self.error = op, at, error
-        self.shape, self.dtype, self.device, self.made = op.shape, op.dtype, op.device, 0
-
-    def __matmul__(self, v):
-        self.made += 1
-        if self.made == self.at:
-            if self.error:
-                raise self.error
-            return torch.full_like(v, float("nan"))
-        return self.op @ v
 
 
 @pytest.mark.parametrize(("error", "ending"), [(None, Ending.NON_FINITE), (KeyboardInterrupt(), Ending.INTERRUPTED)])

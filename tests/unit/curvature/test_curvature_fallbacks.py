@@ -18,7 +18,7 @@ G = torch.Generator().manual_seed(0)
 X, S, Y = torch.randn(18, 5, generator=G), torch.randn(18, 7, 5, generator=G), torch.arange(18) % 3
 
 
-def close(a, b, tol=1e-5):
+def assert_close(a, b, tol=1e-5):
     assert float((a - b).norm()) <= tol * float(b.norm()) > 0
 
 
@@ -124,11 +124,11 @@ def test_networks_that_take_gradients_in_their_forward_pass(careful):
     mse = lambda out, t: (out - t).square().mean()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        close(HessianOperator(net, mse, data).to_dense(), HessianOperator(twin, mse, data).to_dense(), 1e-9)
+        assert_close(HessianOperator(net, mse, data).to_dense(), HessianOperator(twin, mse, data).to_dense(), 1e-9)
         assert sharpness(net, mse, data, 0.05).value == pytest.approx(sharpness(twin, mse, data, 0.05).value, rel=1e-9)
         assert average_sharpness(net, mse, data, 0.05).value == pytest.approx(average_sharpness(twin, mse, data, 0.05).value, rel=1e-9)
         cloud = [(data[0][:9], data[1][:9]), (data[0][9:], data[1][9:])]
-        close(HessianOperator(net, mse, cloud).to_dense(), HessianOperator(twin, mse, data).to_dense(), 1e-9)
+        assert_close(HessianOperator(net, mse, cloud).to_dense(), HessianOperator(twin, mse, data).to_dense(), 1e-9)
     assert len(said(caught)) == (not careful), "said once of a network"
     plane = Plane.random(net)
     with warnings.catch_warnings():
@@ -236,7 +236,7 @@ def test_weight_normalisation_is_written_out_where_pytorchs_own_is_wrong(name):
         warnings.simplefilter("error")
         op = HessianOperator(net, F.cross_entropy, (X.double(), Y))
         found = op.to_dense()
-    close(found, HessianOperator(own, F.cross_entropy, (X.double(), Y)).to_dense(), 1e-10)
+    assert_close(found, HessianOperator(own, F.cross_entropy, (X.double(), Y)).to_dense(), 1e-10)
     assert op.method == "auto"
 
 
@@ -286,7 +286,7 @@ def test_sparse_gradients_are_dense(functional):
         found = op.to_dense()
     assert len(said(caught)) == (not functional) and all("sparse=True" in text for text in said(caught)) and op.method == "auto"
     truth = HessianOperator(twin, F.cross_entropy, (IDS, Y))
-    close(found, truth.to_dense())
+    assert_close(found, truth.to_dense())
     torch.testing.assert_close(op.gradient(), truth.gradient())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -316,7 +316,7 @@ def test_a_table_with_a_largest_norm_stays_as_it_was(tied):
     if not tied:  # then the function is that of the shortened table
         with torch.no_grad():
             twin.table.weight.copy_(shortened.table.weight)
-        close(found, HessianOperator(twin, loss, (IDS, y)).to_dense())
+        assert_close(found, HessianOperator(twin, loss, (IDS, y)).to_dense())
         assert rise == pytest.approx(sharpness(twin, loss, (IDS, y), 0.1).value, rel=1e-4)
     values = surface(net, Plane.random(net), (IDS, y), ("loss",), 2).values["loss"]
     assert torch.equal(net.table.weight, before) and np.isfinite(values).all()

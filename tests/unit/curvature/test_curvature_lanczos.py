@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import Breaking
 from sharpnb.curvature import Ending, HessianOperator, lanczos, spectral_density, top_eigenvalues
 
 
@@ -149,22 +150,6 @@ def test_fewer_products_than_needed_says_so(mlp_case):
     assert found.ending is Ending.MAX_STEPS and not found.converged and found.products == 6
     nearest = np.abs(found.values[:, None] - mlp_case.eigenvalues).min(axis=1)
     assert (nearest <= found.residuals).all()
-
-
-class Breaking:
-    """A matrix whose product number ``at`` is NaN or raises."""
-
-    def __init__(self, op, at, error=None):
-        self.op, self.at, self.error = op, at, error
-        self.shape, self.dtype, self.device, self.made = op.shape, op.dtype, op.device, 0
-
-    def __matmul__(self, v):
-        self.made += 1
-        if self.made == self.at:
-            if self.error:
-                raise self.error
-            return torch.full_like(v, float("nan"))
-        return self.op @ v
 
 
 @pytest.mark.parametrize(("error", "ending"), [(None, Ending.NON_FINITE), (KeyboardInterrupt(), Ending.INTERRUPTED)])

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from conftest import Residual, close, dense_hessian, images, mlp
+from conftest import Residual, assert_close, dense_hessian, images, mlp
 from sharpnb.curvature import FisherOperator, GGNOperator, HessianOperator, top_eigenvalues, trace
 
 F = nn.functional
@@ -19,11 +19,11 @@ F = nn.functional
 
 def test_products_and_dense_matrix_are_the_dense_hessian(case):
     op = HessianOperator(case.model, case.loss, (case.x, case.y))
-    close(op.to_dense(), case.dense)
+    assert_close(op.to_dense(), case.dense)
     block = torch.randn(op.n, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     before = op.products
-    close(op @ block, case.dense @ block)
-    close(op @ block[:, 0], case.dense @ block[:, 0])
+    assert_close(op @ block, case.dense @ block)
+    assert_close(op @ block[:, 0], case.dense @ block[:, 0])
     assert op.products == before + 4
     assert (op.shape, op.dtype, op.device) == ((op.n, op.n), torch.float64, torch.device("cpu"))
 
@@ -39,51 +39,20 @@ def test_scipy_eigsh_accepts_it(mlp_case):
 @pytest.mark.parametrize("memory", [0, 1e9])
 def test_how_the_data_is_cut_changes_nothing(mlp_case, cut, memory):
     batches = list(zip(mlp_case.x.split(cut), mlp_case.y.split(cut), strict=True))
-    close(HessianOperator(mlp_case.model, mlp_case.loss, batches, memory=memory).to_dense(), mlp_case.dense)
+    assert_close(HessianOperator(mlp_case.model, mlp_case.loss, batches, memory=memory).to_dense(), mlp_case.dense)
     added = partial(F.cross_entropy, reduction="sum")
     summed = HessianOperator(mlp_case.model, added, batches, reduction="sum")
-    close(summed.to_dense() / 60, mlp_case.dense)
+    assert_close(summed.to_dense() / 60, mlp_case.dense)
 
 
 def test_loaders_are_read_once_or_anew(mlp_case):
     loader = DataLoader(TensorDataset(mlp_case.x, mlp_case.y), batch_size=25)
     v = torch.ones(mlp_case.dense.shape[0], dtype=torch.float64)
     for hold in (True, False):
-        close(HessianOperator(mlp_case.model, mlp_case.loss, loader, hold=hold) @ v, mlp_case.dense @ v)
+        assert_close(HessianOperator(mlp_case.model, mlp_case.loss, loader, hold=hold) @ v, mlp_case.dense @ v)
     list_batch = next(iter(loader))  # a list [x, y], as the default collate function makes it
     assert isinstance(list_batch, list)
     assert HessianOperator(mlp_case.model, mlp_case.loss, list_batch)._batches.samples == 25
-
-
-def test_count_weighs_batches_by_their_loss_terms():
-    """Padded tokens: the mean is over terms, not over samples."""
-    model = nn.Linear(3, 2).double()
-    x, y = torch.randn(8, 5, 3, dtype=torch.float64), torch.randint(0, 2, (8, 5))
-    y[:4, 1:] = -100
-    loss = lambda out, t: F.cross_entropy(out.transpose(1, 2), t, ignore_index=-100)
-    batches = [(x[:4], y[:4]), (x[4:], y[4:])]
-    whole = HessianOperator(model, loss, (x, y)).to_dense()
-    close(HessianOperator(model, loss, batches, count=lambda x, y: int((y != -100).sum())).to_dense(), whole)
-    assert not torch.allclose(HessianOperator(model, loss, batches, check=False).to_dense(), whole)
-    with pytest.raises(ValueError, match=r"averages over other terms than samples.*count="):
-        HessianOperator(model, loss, batches)
-
-
-def test_inputs_may_be_a_tuple_or_a_dict():
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(3, 2), nn.Linear(4, 2)
-
-        def forward(self, first, second):
-            return self.a(first) * self.b(second)
-
-    model, x1, x2, y = Two().double(), torch.randn(9, 3).double(), torch.randn(9, 4).double(), torch.randint(0, 2, (9,))
-    cut = [([x1[:5], x2[:5]], y[:5]), ((x1[5:], x2[5:]), y[5:])]
-    dense = [HessianOperator(model, F.cross_entropy, data).to_dense()
-             for data in [((x1, x2), y), [({"first": x1, "second": x2}, y)], cut]]
-    close(dense[1], dense[0])
-    close(dense[2], dense[0])
 
 
 # ---- parameters -----------------------------------------------------------------------------------------------------
@@ -94,7 +63,7 @@ def test_blocks_by_name_pattern_module_and_parameter(mlp_case):
     sizes = [p.numel() for p in model.parameters()]
     block = mlp_case.dense[sizes[0] + sizes[1] : sum(sizes[:4]), sizes[0] + sizes[1] : sum(sizes[:4])]
     for params in ("3", "3.*", ["3.weight", "3.bias"], model[3], [model[3].weight, model[3].bias]):
-        close(HessianOperator(model, mlp_case.loss, data, params).to_dense(), block)
+        assert_close(HessianOperator(model, mlp_case.loss, data, params).to_dense(), block)
     parts = [HessianOperator(model, mlp_case.loss, data, name) for name in ("1", "3", "5")]
     assert sum(float(part.to_dense().trace()) for part in parts) == pytest.approx(float(mlp_case.dense.trace()))
     assert all(top_eigenvalues(part).values[0] <= mlp_case.eigenvalues[-1] * (1 + 1e-9) for part in parts)
@@ -122,10 +91,10 @@ def test_frozen_unused_and_tied_parameters():
     op = HessianOperator(model, F.cross_entropy, (x, y))
     assert op.names == ["gain", "a.weight", "a.bias", "unused.weight", "unused.bias", "b.bias"]
     dense = op.to_dense()
-    close(dense, dense.T, 1e-12)
+    assert_close(dense, dense.T, 1e-12)
     assert not dense[21:27].any() and dense[:21, :21].any()
     v = torch.randn(op.n, dtype=torch.float64)
-    close(HessianOperator(model, F.cross_entropy, (x, y), method="finite_difference") @ v, op @ v, 1e-6)
+    assert_close(HessianOperator(model, F.cross_entropy, (x, y), method="finite_difference") @ v, op @ v, 1e-6)
     frozen = HessianOperator(model, F.cross_entropy, (x, y), "frozen.*")
     assert frozen.to_dense().any() and frozen.n == 20
     assert not any(p.requires_grad for p in model.frozen.parameters())
@@ -212,7 +181,7 @@ def test_batch_statistics_are_another_operator():
     by_batch = HessianOperator(model, F.cross_entropy, (x, y), mode="batch_stats").to_dense()
     manual = copy.deepcopy(model)
     manual.norm = WrittenOut(model.norm)
-    close(by_batch, HessianOperator(manual, F.cross_entropy, (x, y)).to_dense())
+    assert_close(by_batch, HessianOperator(manual, F.cross_entropy, (x, y)).to_dense())
     assert not torch.allclose(evaluated, by_batch, rtol=0.1)
     with pytest.raises(ValueError, match=r"'training'.*'batch_stats'"):
         HessianOperator(model, F.cross_entropy, (x, y), mode="training")
@@ -259,10 +228,10 @@ def test_a_changed_network_empties_the_cache(mlp_case):
     with torch.no_grad():
         model[1].weight.mul_(1.5)
     new = op @ v
-    close(new, dense_hessian(model, mlp_case.loss, mlp_case.x, mlp_case.y) @ v)
+    assert_close(new, dense_hessian(model, mlp_case.loss, mlp_case.x, mlp_case.y) @ v)
     assert not torch.allclose(old, new)
     model[1].weight.data = mlp_case.model[1].weight.data.clone()
-    close(op @ v, old)
+    assert_close(op @ v, old)
 
 
 def test_graphs_are_shared_and_kept_within_memory(mlp_case):
@@ -349,8 +318,64 @@ def test_wrappers_and_recurrent_networks_are_differentiable():
     op = HessianOperator(nn.DataParallel(model), F.cross_entropy, (x, y), method="autograd")
     v = torch.randn(op.n, dtype=torch.float64)
     by_difference = HessianOperator(model, F.cross_entropy, (x, y), method="finite_difference")
-    close(op @ v, by_difference @ v, 1e-6)
+    assert_close(op @ v, by_difference @ v, 1e-6)
     assert HessianOperator(torch.compile(model), F.cross_entropy, (x, y)).model is model
+
+
+# ---- Gauss-Newton and Fisher ----------------------------------------------------------------------------------------
+
+
+def jacobian(model, x):
+    params = list(model.parameters())
+    out = model(x)
+    grads = [torch.autograd.grad(o, params, retain_graph=True) for o in out.reshape(-1)]
+    rows = [torch.cat([g.reshape(-1) for g in grad]) for grad in grads]
+    return out.detach(), torch.stack(rows).view(*out.shape, -1)
+
+
+@pytest.mark.parametrize("cut", [[30], [20, 7, 3]])
+def test_gauss_newton_and_fisher_against_explicit_jacobians(mlp_case, cut):
+    x, y, model = mlp_case.x[:30], mlp_case.y[:30], mlp_case.model
+    out, j = jacobian(model, x)
+    p = out.softmax(1)
+    curvature = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    batches = list(zip(x.split(cut), y.split(cut), strict=True))
+    ggn = GGNOperator(model, mlp_case.loss, batches).to_dense()
+    assert_close(ggn, torch.einsum("bon,boq,bqm->nm", j, curvature, j) / 30, 1e-10)
+    score = torch.einsum("bo,bon->bn", p - F.one_hot(y, 4), j)
+    empirical = FisherOperator(model, mlp_case.loss, batches)
+    assert_close(empirical.to_dense(), score.T @ score / 30, 1e-10)
+    v = torch.randn(empirical.n, 4, dtype=torch.float64)
+    empirical._batched = False
+    assert_close(empirical @ v, score.T @ (score @ v) / 30, 1e-10)
+    assert top_eigenvalues(GGNOperator(model, mlp_case.loss, batches), 1, "SA", tol=1e-10).values[0] > -1e-12
+
+
+def test_fisher_with_drawn_targets_tends_to_gauss_newton(mlp_case):
+    torch.manual_seed(1)
+    model, data = mlp().double(), [(mlp_case.x[:20], mlp_case.y[:20]), (mlp_case.x[20:30], mlp_case.y[20:30])]
+    ggn = GGNOperator(model, mlp_case.loss, data).to_dense()
+    few, many = (FisherOperator(model, mlp_case.loss, data, kind="mc", draws=d) for d in (2, 200))
+    far, near = ((f.to_dense() - ggn).norm() / ggn.norm() for f in (few, many))
+    assert near < 0.1 < 0.3 < far
+    v = torch.randn(many.n, 4, dtype=torch.float64)
+    assert_close(few @ v, FisherOperator(model, mlp_case.loss, data, kind="mc", draws=2, memory=0) @ v)  # rebuilt graphs
+
+
+def test_gauss_newton_is_the_hessian_of_a_linear_model():
+    torch.manual_seed(0)
+    model, x, t = nn.Linear(5, 3).double(), torch.randn(40, 5).double(), torch.randn(40, 3).double()
+    for loss, y in [(F.mse_loss, t), (F.cross_entropy, t.argmax(1))]:
+        hessian = HessianOperator(model, loss, (x, y)).to_dense()
+        assert_close(GGNOperator(model, loss, (x, y)).to_dense(), hessian)
+        augmented = torch.cat([x, torch.ones(40, 1).double()], 1)
+        if loss is F.mse_loss:
+            expected = torch.kron(torch.eye(3).double(), 2 * augmented.T @ augmented / 40 / 3)
+            order = torch.cat([torch.arange(18).view(3, 6)[:, :5].reshape(-1), torch.arange(18).view(3, 6)[:, 5]])
+            assert_close(hessian, expected[order][:, order])
+        else:
+            zeros = (np.abs(np.linalg.eigvalsh(hessian.numpy())) < 1e-14).sum()
+            assert zeros == 6, "adding the same row to every class changes nothing: one zero a feature"
 
 
 def test_wrong_arguments_say_what_to_do(mlp_case):

@@ -56,13 +56,17 @@ class SlopeKept(torch.autograd.Function):
         return ctx.saved_tensors[0] * g
 
 
-class WrongKernel(torch.autograd.Function):
-    """A tangent whose own second derivative has the wrong factor."""
+class Tangent(torch.autograd.Function):
+    """One that saves its input; how it is differentiated say the classes made from it."""
 
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
         return x.tanh()
+
+
+class WrongKernel(Tangent):
+    """Its own second derivative has the wrong factor."""
 
     @staticmethod
     def backward(ctx, g):
@@ -134,13 +138,8 @@ def test_gauss_newton_takes_differences_of_a_fused_loss(name):
         FisherOperator(net, loss, (X, Y)) @ torch.ones(75)
 
 
-class NoGraph(torch.autograd.Function):
-    """A kernel that writes its gradient into memory of its own."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.tanh()
+class NoGraph(Tangent):
+    """Its gradient is written into memory of its own."""
 
     @staticmethod
     def backward(ctx, g):

@@ -361,7 +361,8 @@ def _peaks(chunk: int) -> tuple[int, int]:
     return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
 
 
-def _halved() -> None:
+def _halved() -> tuple[list[int], float, bool]:
+    """Return the sizes that were tried, how far weights are off at most, and whether the errors are equal."""
     _wide(1)  # what libraries take once
     (large, _), (_, small) = _peaks(8), _peaks(1)
     assert small < 0.9 * large, f"one member reserves {small / 1e6:.0f} MB, all of them use {large / 1e6:.0f} MB"
@@ -369,13 +370,14 @@ def _halved() -> None:
         warnings.simplefilter("always")
         halved = _wide(8)
     sizes = [int(found[1]) for w in said if (found := re.search(r"do not fit .* going on with (\d+)", str(w.message)))]
-    assert sizes and sizes == [4, 2, 1][: len(sizes)]
     expected = _wide(sizes[-1])
-    torch.testing.assert_close(halved.weights, expected.weights, rtol=1e-5, atol=1e-6)
-    assert [row["test_error"] for row in halved.rows] == [row["test_error"] for row in expected.rows]
+    off = float(((halved.weights - expected.weights).abs() - 1e-5 * expected.weights.abs()).max())
+    return sizes, off, [r["test_error"] for r in halved.rows] == [r["test_error"] for r in expected.rows]
 
 
 @on_gpu_only
 def test_a_full_memory_halves_the_chunk_and_the_result_is_that_of_the_smaller_one() -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:  # where no other test has left memory reserved
-        pool.apply(_halved)
+        sizes, off, equal = pool.apply(_halved)
+    assert sizes and sizes == [4, 2, 1][: len(sizes)]
+    assert off <= 1e-6 and equal

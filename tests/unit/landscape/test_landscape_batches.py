@@ -1,4 +1,4 @@
-"""Surfaces of losses over batches of every kind: tokens, dictionaries, time first, several outputs."""
+"""Surfaces over batches of every kind: tokens, dictionaries, time first, several outputs."""
 
 import numpy as np
 import pytest

@@ -242,16 +242,6 @@ def test_statistics_of_nothing_are_an_error(name, bn, said):
         surface(model, Plane.random(model), (X, Y), size=2, update_bn=bn)
 
 
-def test_statistics_of_images_of_several_sizes_are_weighed_by_their_places():
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 10)).double()
-    plane, bn = Plane.random(model), [(X[:50], None), (X[50:, :, :5, :5], None)]
-    assert Points(model, plane, (X, Y), ("loss",), bn).together is not None
-    found = surface(model, plane, (X, Y), ("loss",), 2, update_bn=bn)
-    np.testing.assert_allclose(found.values["loss"], one_by_one(model, plane, found.x, found.y, bn)["loss"], rtol=1e-11)
-
-
 def test_several_sets_and_losses_at_once():
     model = models.mlp((64, 8, 10)).double()
     plane = Plane.random(model)
@@ -329,6 +319,50 @@ def test_an_interrupted_surface_continues(tmp_path, monkeypatch):
         surface(model, plane, (X + 1, Y), size=5, checkpoint=file)
 
 
+def test_pictures_have_the_numbers():
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    model = models.mlp((64, 8, 10)).double()
+    plane = Plane.random(model)
+    found = surface(model, plane, (X, Y), size=9)
+    found.values["loss"][0, 0] = math.nan
+    path = torch.stack([plane.at(0.1 * t, 0.05 * t * t) for t in range(4)])
+    ax = found.plot("loss", marks={"model": model, "corner": (1.0, 1.0)}, trajectory=path)
+    assert ax.get_aspect() == 1.0 and "filter norms" in ax.get_xlabel()
+    drawn = {artist.get_label(): artist.get_xydata() for artist in ax.lines}
+    np.testing.assert_allclose(drawn["model"], [[0, 0]], atol=1e-12)
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), [[0.1 * t, 0.05 * t * t] for t in range(4)], atol=1e-12)
+    assert found.plot3d("error").name == "3d"
+    found.values["loss"][:] = math.nan
+    with pytest.raises(ValueError, match="no finite value"):
+        found.plot("loss")
+    plt.close("all")
+
+
+@pytest.mark.parametrize("noise", [1e-14, -1e-14, 3e-13])
+def test_the_last_bits_of_equal_errors_draw_no_lines(noise):
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    model = models.mlp((64, 8, 10)).double()
+    found = surface(model, Plane.random(model), (X, Y), ("error",), size=7)
+    steps = np.add.outer(np.arange(7) // 3, np.arange(7) // 3) * (100 / 70)
+    pictures = []
+    for moved in (0.0, noise):
+        found.values["error"] = 20 + steps + moved * np.random.default_rng(0).standard_normal((7, 7)).round()
+        figure, ax = plt.subplots(figsize=(2, 2))
+        found.plot("error", ax, cap=30.0, finest=100 / 70, colour_bar=False)
+        figure.canvas.draw()
+        pictures.append(np.asarray(figure.canvas.buffer_rgba()))
+        plt.close(figure)
+    assert np.array_equal(*pictures)
+
+
 @pytest.mark.parametrize("change, said", [
     ({"losses": ("accuracy",)}, "'accuracy'"), ({"losses": "loss"}, "losses = 'loss'"), ({"losses": ()}, "losses = "), ({"data": []}, "no sample"),
     ({"model": models.mlp((64, 9, 10)).double()}, "weights of 1 types"),
@@ -338,3 +372,13 @@ def test_misuse_is_named(change, said):
     arguments = {"model": model, "plane": Plane.random(model), "data": (X, Y), "size": 2, **change}
     with pytest.raises(ValueError, match=said):
         surface(**arguments)
+
+
+def test_statistics_of_images_of_several_sizes_are_weighed_by_their_places():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 10)).double()
+    plane, bn = Plane.random(model), [(X[:50], None), (X[50:, :, :5, :5], None)]
+    assert Points(model, plane, (X, Y), ("loss",), bn).together is not None
+    found = surface(model, plane, (X, Y), ("loss",), 2, update_bn=bn)
+    np.testing.assert_allclose(found.values["loss"], one_by_one(model, plane, found.x, found.y, bn)["loss"], rtol=1e-11)

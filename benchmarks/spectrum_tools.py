@@ -1,4 +1,4 @@
-"""The Hessian tools that ``curvature.py`` compares: how each is called. Peers are optional imports."""
+"""The Hessian tools that ``curvature.py`` sets side by side: how each makes its operator, a spectrum and a product."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def pyhessian(model: nn.Module, batches: list[Batch]) -> Tool:
         values, vectors = torch.linalg.eig(matrix)
         return torch.stack([values.real, values.imag], 1), vectors.real
 
-    torch.eig = eig  # type: ignore[attr-defined]
+    patched: Any = torch
+    patched.eig = eig
     model = copy.deepcopy(model)
     data = {"data": batches[0]} if len(batches) == 1 else {"dataloader": batches}
     v = [torch.randn_like(p) for p in model.parameters()]
