@@ -28,7 +28,9 @@ STUDIES = {
     "05_label_noise": lambda nb: label_noise.recorded(label_noise.TOY, nb),
     "08_wsam_gamma": lambda nb: wsam_gamma.table_of(wsam_gamma.TOY, nb).fillna(0).to_dict("list"),
     "09_sam_family": lambda nb: sam_family.trained_on(sam_family.TOY, nb).fillna(0).to_dict("list"),
-    "11_alpha_lambda_heatmaps": lambda nb: alpha_lambda.run(alpha_lambda.TOY, ["sgd"], nb, "cells").to_dict("list"),
+    "11_alpha_lambda_heatmaps": lambda nb: alpha_lambda.recorded(nb, "cells", alpha_lambda.TOY, [
+        {"rule": "sgd", "lr": 0.05, "weight_decay": decay, "schedule": "cosine", "seed": seed}
+        for decay in (0.0, 0.001) for seed in range(alpha_lambda.TOY.seeds)]).to_dict("list"),
     "12_adamw_generalization": lambda nb: adamw_generalization.compare("toy", adamw_generalization.REGIMES["toy"]["toy"], nb),
     "13_warm_restarts": lambda nb: [warm_restarts.anytime(warm_restarts.ANYTIME["toy"], nb),
                                     warm_restarts.budgets(warm_restarts.BUDGETS["toy"], nb),
