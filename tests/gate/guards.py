@@ -20,7 +20,7 @@ from gate import tolerance
 from sharpnb.runner import RunnerError, catalogue, parameters, stored
 
 LARGEST = 200_000  # bytes; a page that opens at once, and a diff that can be read
-LONGEST_FUNCTION = 10  # lines; what is longer belongs into notebooks/studies, where it is tested
+LONGEST_FUNCTION = 40  # lines; what is longer belongs into notebooks/studies, where it is tested
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 _READ = ("text/plain", "text/html", "text/markdown", "text/latex")

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from cells import executed
 
 from sharpnb import lab, paths
 from sharpnb.lab import Record, pieces
@@ -18,15 +19,20 @@ from studies import (
     swa,
     swap,
     warm_restarts,
-    wsam_gamma,
 )
+
+
+def of_cells(name: str, *idents: str):
+    """Return the table that these cells of a notebook make in the toy profile."""
+    return executed(name, *idents, profile="toy", device="cpu")["table"]
+
 
 STUDIES = {
     "01_sam": lambda nb: [sam.recorded(name, getattr(sam, name), sam.TOY, nb) for name in ("orders", "kinds", "inner")],
     "04_m_sharpness": lambda nb: [m_sharpness.recorded(name, getattr(m_sharpness, name), m_sharpness.TOY, nb)
                                   for name in ("trained", "family")],
     "05_label_noise": lambda nb: label_noise.recorded(label_noise.TOY, nb),
-    "08_wsam_gamma": lambda nb: wsam_gamma.table_of(wsam_gamma.TOY, nb).fillna(0).to_dict("list"),
+    "08_wsam_gamma": lambda nb: of_cells("08_wsam_gamma", "settings", "sweep").fillna(0).to_dict("list"),
     "09_sam_family": lambda nb: sam_family.trained_on(sam_family.TOY, nb).fillna(0).to_dict("list"),
     "11_alpha_lambda_heatmaps": lambda nb: alpha_lambda.recorded(nb, "cells", alpha_lambda.TOY, [
         {"rule": "sgd", "lr": 0.05, "weight_decay": decay, "schedule": "cosine", "seed": seed}
