@@ -22,7 +22,7 @@ from sharpnb.lab.figures import COLOURS, MARKERS
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from studies import comparison
-from studies.comparison import Setting
+from studies.comparison import Setting, Split
 from studies.tiny_vit import tiny_vit
 
 Config = dict[str, Any]
@@ -104,59 +104,35 @@ TOY = replace(FULL, net=_TOY, seeds=2, trials=2, pretraining=4, lr=1e-3, vit_see
               vit=replace(QUICK.vit, train_size=64, validation=64, steps=2, images=64))
 
 
-def study_of(profile: str) -> Study:
-    """Return the study of a profile."""
-    return {"quick": QUICK, "full": FULL, "toy": TOY}[profile]
+def base_of(table: pd.DataFrame) -> dict[float, Config]:
+    """Return the learning rate and decay of the chosen trial, by noise: those of all that stands on this method."""
+    return {noise: {key: float(part[key].iloc[0]) for key in ("lr", "weight_decay")}
+            for noise, part in _chosen(table).groupby("noise", sort=False)}
 
 
-def compare(study: Study, nb: Notebook, work: Work | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Tune and train every method on every label noise, a method's trials on all of them in one program.
+def ends(
+    study: Study, nb: Notebook, work: Work, images: Mapping[float, Sequence[Split]], table: pd.DataFrame,
+    weights: Tensor,
+) -> list[pd.DataFrame]:
+    """Return all trials and the chosen ones of a table (a row of ``weights`` a row), measured and followed.
 
-    The learning rate and decay of SGD (and Adam) are those of its own tuning, kept for all that stand on it, as in the
-    paper. Adam's own relatives are trained with wrong labels only.
-
-    Returns:
-        All trials (a row a noise, method, trial and seed, with the hyperparameters), and each method's chosen one, with
-        ``lambda_max``, and ``length`` 1; with wrong labels also :data:`FOLLOWED` for half and twice the steps.
+    The chosen ones have ``lambda_max``, and ``length`` 1; with wrong labels also :data:`FOLLOWED` for half and twice
+    the steps. In the quick profile the errors of trials above :data:`COLLAPSED` are that.
     """
-    s = study.net
-    images = {noise: comparison.splits(replace(s, noise=noise), study.seeds) for noise in study.noises}
-    nb.uses(images[0.0][0].data)
-    noisy = [noise for noise in study.noises if noise]
-    tables, weights = [], []
-
-    def train(setting: Setting, configs: list[Config], label: str = "") -> pd.DataFrame:
-        own = [images[c["noise"]][c["seed"]] for c in configs]
-        table, w = comparison.run(setting, configs, own, nb.device, work, label or configs[0]["method"])
-        tables.append(table)
-        weights.append(w)
-        return table
-
-    def trials(method: str, fixed: Config, grid: Sequence[Config], bases: Mapping[float, Config]) -> list[Config]:
-        return [{"noise": noise, "method": method, "trial": trial, **fixed, **base, **own, "seed": seed}
-                for noise, base in bases.items() for trial, own in enumerate(grid[: study.trials])
-                for seed in range(study.seeds)]
-
-    bases: dict[str, dict[float, Config]] = {}  # of each vanilla method and noise
-    for name, (fixed, grid) in VANILLA.items():
-        longer = replace(s, steps=2 * s.steps) if "twice" in name else s
-        best = _chosen(train(longer, trials(name, fixed, grid, {noise: {} for noise in study.noises})))
-        bases[name] = {noise: {key: float(part[key].iloc[0]) for key in ("lr", "weight_decay")}
-                       for noise, part in best.groupby("noise", sort=False)}
-    for name, (fixed, grid) in GRIDS.items():
-        train(s, trials(name, {**fixed, "momentum": 0.9}, grid, bases["SGD"]))
-    for name, (fixed, grid) in ON_ADAM.items() if noisy else ():
-        train(s, trials(name, {**fixed, "base": "adam"}, grid, {noise: bases["Adam"][noise] for noise in noisy}))
-    table = pd.concat(tables, ignore_index=True).sort_values("noise", kind="stable")
-    final, every = _chosen(table), torch.cat(weights)
-    where = "cpu" if nb.profile == "quick" else nb.device
-    found = [comparison.lambda_max(s, every[i], images[row["noise"]][int(row["seed"])].data, device=where)
+    s, table = study.net, table.sort_values("noise", kind="stable")
+    final, where = _chosen(table), "cpu" if nb.profile == "quick" else nb.device
+    found = [comparison.lambda_max(s, weights[i], images[row["noise"]][int(row["seed"])].data, device=where)
              for i, row in final.iterrows()]
     final = final.assign(lambda_max=found, length=1.0)
     again = [_as_config(row) for _, row in final.iterrows() if row["method"] in FOLLOWED and row["noise"]]
-    ends = [train(replace(s, steps=max(1, int(f * s.steps))), again, f"length {f}").assign(length=f)
-            for f in LENGTHS if again]
-    return table, pd.concat([final, *ends]).sort_values("noise", kind="stable")
+    own = [images[config["noise"]][config["seed"]] for config in again]
+    longer = [comparison.run(replace(s, steps=max(1, int(f * s.steps))), again, own, nb.device, work, f"length {f}")[0]
+              .assign(length=f) for f in LENGTHS if again]
+    trials = table[["noise", "method", "trial", "seed", "val_error", "test_error"]].reset_index(drop=True)
+    if not nb.full:
+        trials[["val_error", "test_error"]] = trials[["val_error", "test_error"]].clip(upper=COLLAPSED)
+    chosen = pd.concat([final, *longer]).sort_values("noise", kind="stable").reset_index(drop=True)
+    return [trials, chosen]
 
 
 def _chosen(table: pd.DataFrame) -> pd.DataFrame:
@@ -179,19 +155,6 @@ def recorded(nb: Notebook, name: str, make: Callable[[Work], list[pd.DataFrame]]
 
     found = nb.recorded(name, values, of=study, rtol=5e-2, atol=3.0)
     return made or [pd.DataFrame(table) for table in found["tables"]]
-
-
-def comparisons(study: Study, nb: Notebook) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return all trials, errors above :data:`COLLAPSED` as that, and the chosen ones (see :func:`compare`)."""
-    keep, errors = ["noise", "method", "trial", "seed", "val_error", "test_error"], ["val_error", "test_error"]
-
-    def make(work: Work) -> list[pd.DataFrame]:
-        trials, chosen = (table.reset_index(drop=True) for table in compare(study, nb, work))
-        trials[errors] = trials[errors].clip(upper=COLLAPSED)
-        return [trials[keep], chosen]
-
-    trials, chosen = recorded(nb, "family", make, study)
-    return trials, chosen
 
 
 # ---------------------------------------------------------------------------------------------------------------------
