@@ -81,7 +81,7 @@ def _of_range(table: Any, claim: Callable[..., None], net: str, noise: float, ke
 def _of_rivals(table: Any, s: Study, claim: Callable[..., None], noise: float) -> None:
     first, key = s.nets[0].label, _percent(noise)
     where = f"{first}, {noise:.0%} wrong labels"
-    trials = len(s.rhos) + sum(gamma in study.PAPER_GAMMAS for gamma in s.gammas)
+    trials = len(s.rhos) + len(s.weights)
     as_paper = ", as in the paper" if s.rhos == study.PAPER_RHOS else ""
 
     def gap(worse: str, better: str) -> np.ndarray:

@@ -37,6 +37,14 @@ def test_every_method_has_as_many_trials_and_an_optimizer_class():
     assert isinstance(found, optim.WSAM) and found.perturbation == "asam"
 
 
+def test_the_full_grids_offer_every_method_a_weak_perturbation_and_as_many_trials():
+    full = study.methods_of(study.FULL, {**study.VANILLA, **study.GRIDS, **study.ON_ADAM})
+    assert {len(grid) for _, grid in full.values()} == {study.FULL.trials}
+    radii = {name: {trial["rho"] for trial in grid} for name, (_, grid) in full.items() if "rho" in grid[0]}
+    assert all(min(own) <= (0.05 if "ASAM" in name else 0.005) for name, own in radii.items())
+    assert {name for name, own in radii.items() if max(own) < 0.1} == set()
+
+
 def test_the_transformer_attends_to_patches_and_depends_on_its_seed_alone():
     state = torch.random.get_rng_state()
     a, b, c = tiny_vit(seed=1), tiny_vit(seed=1), tiny_vit(seed=2)
