@@ -6,28 +6,30 @@ of two; the column λ = 0, where there is one, comes first and is left out of ev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import nn
 
-from sharpnb.lab.data import load_data
+from sharpnb.lab import models
+from sharpnb.lab.data import Data, load_data
+from sharpnb.lab.figures import heatmap
 from sharpnb.lab.grid import log2_grid
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
-from sharpnb.lab.sweeps import sweep
+from sharpnb.many.train import Many, train_many
 from studies.panel import with_controls
 
-PAIRS = {"sgd": "sgdw", "adam": "adamw"}  # with L2 -> with decoupled decay
 TITLES = {"sgd": "SGD (L2)", "sgdw": "SGDW", "adam": "Adam (L2)", "adamw": "AdamW"}
 FIG1 = ("constant", "step", "cosine")  # its schedules
 KEPT = ["rule", "schedule", "lr", "weight_decay", "seed", "test_error", "train_loss", "reason"]
 CLIP = 25.0  # points above the best cell: beyond it a map says only "failed"
+Cell = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,11 @@ class Regime:
     Attributes:
         label: in a few words, for tables and claims.
         alphas, lambdas: the axes of each rule.
-        data, model: as :func:`sharpnb.lab.sweep` takes them.
+        data: ``name`` and arguments of :func:`sharpnb.lab.load_data`; ``"seed": "cell"``: each seed has its own split.
+        model: ``name`` and arguments of a builder in :mod:`sharpnb.lab.models`.
         steps, batch_size, seeds: of each cell.
         cell: further settings of each cell.
-        options: further arguments of :func:`sharpnb.lab.sweep`.
+        options: ``dtype``, ``device``, ``bf16``, and ``shard_size``, the cells of one batched program.
     """
 
     label: str
@@ -87,74 +90,77 @@ TOY = replace(
     model={"name": "resnet", "depth": 8, "width": 2, "channels": 1}, cell={"augment": [1, False]})
 
 
-def settings(profile: str) -> Regime:
-    """Return the regime of the two figures in a profile."""
-    return {"quick": LARGE, "full": FULL, "toy": TOY}[profile]
-
-
 def thinned(regime: Regime) -> Regime:
     """Return the regime with every second of the larger learning rates, for the schedules side by side."""
     return replace(regime, alphas={rule: axis[-7::2] for rule, axis in regime.alphas.items()})
 
 
-def run(
-    regime: Regime, rules: Sequence[str], nb: Notebook, name: str, schedules: Sequence[str] = ("cosine",)
-) -> pd.DataFrame:
-    """Train every cell and return the table of :func:`sharpnb.lab.sweep`.
+def images(regime: Regime, cells: Sequence[Cell], nb: Notebook) -> list[Data]:
+    """Return each cell's data set, noted for the provenance."""
+    options: dict[str, Any] = dict(regime.data)
+    own = options.pop("seed", None) == "cell"
+    seeds = [cell["seed"] if own else 0 for cell in cells]
+    sets = {seed: nb.uses(load_data(**options, seed=seed)) for seed in dict.fromkeys(seeds)}
+    return [sets[seed] for seed in seeds]
 
-    The quick profile trains anew each time; the full one goes on from its finished shards, and a finished record is
-    returned instead.
+
+def net(regime: Regime) -> Callable[[int], nn.Module]:
+    """Return the function seed -> net."""
+    options = dict(regime.model)
+    builder = getattr(models, options.pop("name"))
+    return lambda seed: builder(**options, seed=seed)
+
+
+def precision(regime: Regime, nb: Notebook) -> dict[str, Any]:
+    """Return type, device and cells of one batched program, as :func:`sharpnb.lab.train_many` takes them."""
+    told = {"dtype": "float32", "device": str(nb.device), "bf16": False, "shard_size": 32} | regime.options
+    return {"dtype": getattr(torch, told["dtype"]), "device": told["device"], "bf16": told["bf16"],
+            "chunk": told["shard_size"]}
+
+
+def trained(regime: Regime, cells: Sequence[Cell], nb: Notebook, **options: Any) -> Many:
+    """Train cells as notebook 11 trains its first ones."""
+    return train_many(cells, images(regime, cells, nb), net(regime), steps=regime.steps, batch_size=regime.batch_size,
+                      **precision(regime, nb), **options)
+
+
+def recorded(nb: Notebook, name: str, regime: Regime, cells: Sequence[Cell], many: Many | None = None) -> pd.DataFrame:
+    """Return the final errors, recorded: a row a cell, with the ``reason`` where the loss left the finite numbers.
+
+    The full profile trains a rule, schedule and seed as one piece; a finished record is read back. ``many`` is what
+    has been trained already.
     """
+    rules, schedules = (list(dict.fromkeys(cell[axis] for cell in cells)) for axis in ("rule", "schedule"))
+
+    def tabled(many: Many) -> Any:
+        bad = [f"diverged: the loss is not finite at step {step}" if step else "" for step in many.diverged]
+        return pd.DataFrame(many.final()).assign(reason=bad)[KEPT]
+
     def make(work: Work) -> dict[str, Any]:
-        table = _swept(regime, rules, nb, schedules, work)
-        return {"cells": {column: table[column].tolist() for column in KEPT}}
+        if not nb.full:
+            return {"cells": tabled(many or trained(regime, cells, nb)).to_dict("list")}
+        made = []
+        for which in product(rules, schedules, range(regime.seeds)):
+            part = [cell for cell in cells if (cell["rule"], cell["schedule"], cell["seed"]) == which]
+            made.append(work.do(which[0], lambda part=part: tabled(trained(regime, part, nb)).to_dict("list"),
+                                schedule=which[1], seed=which[2]))
+        return {"cells": pd.concat(map(pd.DataFrame, made)).to_dict("list")}
 
     told = {"regime": regime, "rules": rules, "schedules": schedules}
-    found = nb.recorded(name, make, of=told, rtol=2e-2, atol=3.0)
-    return pd.DataFrame(found["cells"])
+    return pd.DataFrame(nb.recorded(name, make, of=told, rtol=2e-2, atol=3.0)["cells"])
 
 
-def _swept(
-    regime: Regime, rules: Sequence[str], nb: Notebook, schedules: Sequence[str], work: Work
-) -> pd.DataFrame:
-    if regime.data.get("seed") != "cell":
-        nb.uses(load_data(**regime.data))
-    grid = [{"rule": rule, "lr": regime.alphas[rule], "weight_decay": regime.lambdas[rule], "schedule": list(schedules),
-             "seed": range(regime.seeds), **regime.cell} for rule in rules]
-    for part in grid:  # a pair is one value of the cell, not an axis
-        if "augment" in part:
-            part["augment"] = [part["augment"]]
-
-    def trained(parts: Any) -> pd.DataFrame:
-        with TemporaryDirectory() as folder:
-            options = {"device": str(nb.device), "folder": None if nb.profile == "full" else Path(folder)}
-            return sweep(parts, regime.data, regime.model, steps=regime.steps, batch_size=regime.batch_size,
-                         **options | regime.options)
-
-    if not nb.full:
-        return trained(grid)
-    pieces = []
-    for part, schedule, seed in product(grid, schedules, range(regime.seeds)):
-
-        def piece(part: dict[str, Any] = part, schedule: str = schedule, seed: int = seed) -> dict[str, Any]:
-            table = trained({**part, "schedule": schedule, "seed": seed})
-            if failed := [reason for reason in table["reason"] if reason.startswith("failed twice")]:
-                raise RuntimeError(failed[0])  # no piece with holes; the finished shards are kept
-            return {"cells": table[KEPT].to_dict("records")}
-
-        pieces += work.do(part["rule"], piece, schedule=schedule, seed=seed)["cells"]
-    return pd.DataFrame(pieces)
+def full_table(nb: Notebook, name: str, regime: Regime, rules: Sequence[str], schedules: Any) -> pd.DataFrame | None:
+    """Return a committed table of the full profile, or None where there is none of these settings."""
+    found = nb.full_record(name, of={"regime": regime, "rules": list(rules), "schedules": schedules})
+    return pd.DataFrame(found["cells"]) if found else None
 
 
 def maps(table: pd.DataFrame, rule: str, schedule: str = "cosine") -> np.ndarray:
     """Return the maps of a rule, (seeds, A, L), in percent."""
-    part = table[(table["rule"] == rule) & (table["schedule"] == schedule)]
-    columns = [part[name] for name in ("seed", "lr", "weight_decay")]
-    axes = [np.unique(column) for column in columns]
-    errors = np.full([len(axis) for axis in axes], np.nan)
-    places = [np.searchsorted(axis, column) for axis, column in zip(axes, columns, strict=True)]
-    errors[tuple(places)] = part["test_error"]
-    return errors
+    part: Any = table[(table["rule"] == rule) & (table["schedule"] == schedule)]
+    wide = part.pivot(index=["seed", "lr"], columns="weight_decay", values="test_error")
+    return wide.to_numpy().reshape(part["seed"].nunique(), -1, wide.shape[1])
 
 
 def _adjusted_r2(y: np.ndarray, *factors: np.ndarray) -> float:
@@ -191,78 +197,67 @@ def slope(errors: np.ndarray, temperature: float = 2.0) -> float:
     return float(np.polyfit(np.flatnonzero(reached), centre[reached], 1)[0]) if reached.sum() > 1 else float("nan")
 
 
-def numbers(table: pd.DataFrame, regime: Regime, rules: Sequence[str]) -> list[dict[str, Any]]:
+def numbers(table: pd.DataFrame, regime: Regime, rules: Sequence[str]) -> pd.DataFrame:
     """Return separability and slope of each rule and seed, one row each."""
-    rows = []
-    for rule in rules:
-        first = 1 if regime.lambdas[rule][0] == 0 else 0
-        for seed, errors in enumerate(maps(table, rule)):
-            inner = errors[:, first:]
-            rows.append({"regime": regime.label, "rule": rule, "seed": seed, "separability": separability(inner),
-                         "slope": slope(inner), "best": errors.min()})
-    return rows
+    inner = {rule: slice(1 if regime.lambdas[rule][0] == 0 else 0, None) for rule in rules}
+    return pd.DataFrame([{"regime": regime.label, "rule": rule, "seed": seed, "best": errors.min(),
+                          "separability": separability(errors[:, inner[rule]]), "slope": slope(errors[:, inner[rule]])}
+                         for rule in rules for seed, errors in enumerate(maps(table, rule))],
+                        columns=["regime", "rule", "seed", "separability", "slope", "best"])
 
 
-def best_cells(errors: np.ndarray, count: int = 10) -> tuple[np.ndarray, np.ndarray]:
+def best_cells(errors: np.ndarray, count: int = 10) -> Any:
     """Return rows and columns of the ``count`` best cells of a map, the best first."""
     return np.unravel_index(np.argsort(errors, axis=None, kind="stable")[:count], errors.shape)
 
 
-def draw_map(
-    ax: Any, errors: np.ndarray, alphas: Sequence[float], lambdas: Sequence[float], *, low: float, high: float
-) -> Any:
+def draw_map(ax: Any, errors: np.ndarray, alphas: Sequence[float], lambdas: Sequence[float], low: float) -> Any:
     """Draw a map with its numbers, the ten best cells circled and the contour of the best basin; return the image."""
-    image = ax.imshow(errors, origin="lower", aspect="auto", cmap="cividis_r", vmin=low, vmax=high)
-    for (i, j), value in np.ndenumerate(errors):
-        ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=6.5,
-                color="white" if value > (low + high) / 2 else "black")
-    rows, columns = best_cells(errors)
-    ax.plot(columns, rows, "o", ms=13, mfc="none", mec="#d55e00", mew=1.4)
-    ax.contour(errors, levels=[errors.min() + 0.2 * (high - low)], colors="#d55e00", linewidths=1.2, linestyles="--")
     decays = [_power(x) for x in lambdas]
+    image = heatmap(ax, errors, [[f"{value:.0f}" for value in row] for row in errors], columns=decays, upwards=True,
+                    rows=[_power(x) for x in alphas], size=6.5, cmap="cividis_r", vmin=low, vmax=low + 45)
+    rows, columns = best_cells(errors)
+    ax.plot(columns + 0.5, rows + 0.5, "o", ms=13, mfc="none", mec="#d55e00", mew=1.4)
+    grid = np.arange(errors.shape[1]) + 0.5, np.arange(errors.shape[0]) + 0.5
+    ax.contour(*grid, errors, levels=[errors.min() + 9.0], colors="#d55e00", linewidths=1.2, linestyles="--")
     wide = any(len(text) > 5 and "$" not in text for text in decays)
-    ax.set_xticks(range(len(lambdas)), decays, fontsize=7, rotation=40 if wide else 0)
-    ax.set_yticks(range(len(alphas)), [_power(x) for x in alphas], fontsize=7)
-    ax.grid(False)
+    ax.tick_params(labelsize=7)
+    ax.tick_params(axis="x", labelrotation=40 if wide else 0)
     return image
 
 
-def four_maps(table: pd.DataFrame, regime: Regime) -> tuple[Any, pd.DataFrame]:
-    """Draw Fig. 2, a map an optimizer on one colour scale; return the figure and its numbers."""
+def draw_maps(
+    table: pd.DataFrame, regime: Regime, shown: Sequence[Sequence[tuple[str, str]]], size: tuple[float, float]
+) -> tuple[Any, pd.DataFrame]:
+    """Draw mean maps on one colour scale, ``shown`` as rows of (rule, schedule); return the figure and its numbers."""
     import matplotlib.pyplot as plt
 
-    found = {rule: maps(table, rule).mean(0) for rule in TITLES}
+    figure, axes = plt.subplots(len(shown), len(shown[0]), figsize=size, sharey="row", squeeze=False)
+    found = {pair: maps(table, *pair).mean(0) for row in shown for pair in row}
     low = 5 * np.floor(min(errors.min() for errors in found.values()) / 5)
-    figure, axes = plt.subplots(2, 2, figsize=(9.5, 8), sharey="row")
-    drawn, image = [], None
-    for ax, (rule, errors) in zip(axes.flat, found.items(), strict=True):
-        image = draw_map(ax, errors, regime.alphas[rule], regime.lambdas[rule], low=low, high=low + 45)
-        ax.set(title=TITLES[rule], xlabel="weight decay $\\lambda$")
-        drawn += [(rule, a, d, errors[i, j]) for i, a in enumerate(regime.alphas[rule])
-                  for j, d in enumerate(regime.lambdas[rule])]
-    for ax in axes[:, 0]:
-        ax.set_ylabel("learning rate $\\alpha$")
-    figure.colorbar(image, ax=axes, shrink=0.6, extend="both", label=f"test error (%), mean of {regime.seeds} seeds")
-    return figure, pd.DataFrame(drawn, columns=["rule", "alpha", "lambda", "test error"])
-
-
-def six_maps(table: pd.DataFrame, regime: Regime, low: float = 5) -> tuple[Any, pd.DataFrame]:
-    """Draw Fig. 1, a map a schedule, Adam above and AdamW below; return the figure and its numbers."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 3, figsize=(11, 5), sharex="row", sharey=True)
-    drawn, image = [], None
-    for row, rule in zip(axes, ("adam", "adamw"), strict=True):
-        for ax, schedule in zip(row, FIG1, strict=True):
-            errors = maps(table, rule, schedule).mean(0)
-            image = draw_map(ax, errors, regime.alphas[rule], regime.lambdas[rule], low=low, high=low + 45)
-            ax.set_title(f"{TITLES[rule]}, {schedule}")
-            drawn += [(rule, schedule, a, d, errors[i, j]) for i, a in enumerate(regime.alphas[rule])
-                      for j, d in enumerate(regime.lambdas[rule])]
+    drawn: list[Any] = []
+    image: Any = None
+    for ax, ((rule, schedule), errors) in zip(axes.flat, found.items(), strict=True):
+        alphas, lambdas = regime.alphas[rule], regime.lambdas[rule]
+        image = draw_map(ax, errors, alphas, lambdas, low)
+        ax.set_title(TITLES[rule] + (f", {schedule}" if shown[0][0][1] != shown[0][-1][1] else ""))
+        drawn += [(rule, schedule, *at, error) for at, error in zip(product(alphas, lambdas), errors.flat, strict=True)]
     figure.supxlabel("weight decay $\\lambda$")
     figure.supylabel("learning rate $\\alpha$")
-    figure.colorbar(image, ax=axes, shrink=0.7, extend="both", label=f"test error (%), mean of {regime.seeds} seeds")
+    figure.colorbar(image, ax=axes, shrink=0.65, extend="both", label=f"test error (%), mean of {regime.seeds} seeds")
     return figure, pd.DataFrame(drawn, columns=["rule", "schedule", "alpha", "lambda", "test error"])
+
+
+def four_maps(table: pd.DataFrame, regime: Regime) -> tuple[Any, pd.DataFrame]:
+    """Draw Fig. 2, a map an optimizer; return the figure and its numbers."""
+    pairs = [[(rule, "cosine") for rule in row] for row in (("sgd", "sgdw"), ("adam", "adamw"))]
+    figure, drawn = draw_maps(table, regime, pairs, (9.5, 8))
+    return figure, drawn[["rule", "alpha", "lambda", "test error"]]
+
+
+def six_maps(table: pd.DataFrame, regime: Regime) -> tuple[Any, pd.DataFrame]:
+    """Draw Fig. 1, a map a schedule, Adam above and AdamW below; return the figure and its numbers."""
+    return draw_maps(table, regime, [[(rule, schedule) for schedule in FIG1] for rule in ("adam", "adamw")], (11, 5))
 
 
 def with_cosine(table: pd.DataFrame, cells: pd.DataFrame, regime: Regime) -> pd.DataFrame:
@@ -282,7 +277,7 @@ def _power(x: float) -> str:
     return "0" if x == 0 else f"$2^{{{exponent:.0f}}}$" if abs(exponent - round(exponent)) < 1e-9 else f"{x:.2g}"
 
 
-def panel(regime: Regime) -> Any:
+def panel(regime: Regime, nb: Notebook) -> Any:
     """An ipywidgets panel: pick a rule and a cell; its seeds are trained on the spot and their curves drawn."""
     import ipywidgets as widgets
     import matplotlib.pyplot as plt
@@ -293,13 +288,12 @@ def panel(regime: Regime) -> Any:
 
     def draw(rule: str, row: int, column: int) -> Any:
         alpha, decay = regime.alphas[rule][row], regime.lambdas[rule][column]
-        cell = {"rule": rule, "lr": alpha, "weight_decay": decay, "seed": range(regime.seeds), **regime.cell}
-        with TemporaryDirectory() as folder:
-            table = sweep(cell, regime.data, regime.model, steps=regime.steps, batch_size=regime.batch_size,
-                          evaluate_every=max(1, regime.steps // 10), folder=folder, progress=False, **regime.options)
+        cells = [{"rule": rule, "lr": alpha, "weight_decay": decay, "seed": seed, **regime.cell}
+                 for seed in range(regime.seeds)]
+        rows = trained(regime, cells, nb, evaluate_every=max(1, regime.steps // 10), progress=False).rows
         figure, ax = plt.subplots(figsize=(5, 3.2))
-        for seed, curve in zip(table["seed"], table["curve"], strict=True):
-            ax.plot([p["step"] for p in curve], [p["test_error"] for p in curve], ".-", label=f"seed {seed}")
+        for seed, curve in pd.DataFrame(rows).groupby("seed"):
+            ax.plot(curve["step"], curve["test_error"], ".-", label=f"seed {seed}")
         ax.set(xlabel="step", ylabel="test error (%)", ylim=(0, 100),
                title=f"{TITLES[rule]}, $\\alpha$ = {_power(alpha)}, $\\lambda$ = {_power(decay)}")
         ax.legend()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,12 +17,11 @@ from sharpnb.curvature import HessianOperator, sharpness, top_eigenvalues
 from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.claims import t95
-from sharpnb.lab.data import Data
 from sharpnb.lab.figures import COLOURS, MARKERS
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from studies import comparison
-from studies.comparison import Setting
+from studies.comparison import Setting, Split
 
 # The paper's search ranges (section 5.1): rho on SAM, then gamma at that rho.
 PAPER_RHOS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -35,7 +34,7 @@ FORMS = {"decoupled": True, "coupled": False}
 
 @dataclass(frozen=True)
 class Study:
-    """The nets, label noises and seeds of one profile, and SGD's own settings."""
+    """The nets, label noises and seeds of one profile, SGD's own settings, and WSAM's ``weights`` against SAM."""
 
     nets: tuple[Setting, ...]
     noises: tuple[float, ...]
@@ -46,6 +45,7 @@ class Study:
     more: tuple[float, ...] = MORE_RHOS
     weight_decay: float = 0.0
     lambda_seeds: int = 3
+    weights: tuple[float, ...] = PAPER_GAMMAS
 
 
 def _mlp(*sizes: int) -> Setting:
@@ -64,98 +64,59 @@ def _resnet(depth: int) -> Setting:
 QUICK = Study((_mlp(64, 24, 10), _mlp(64, 24, 24, 10)), (0.0, 0.2), seeds=5, lr=0.1)
 # Cut to the budget. Before: ResNet-20 and ResNet-32, 45,000 images, 200 epochs, 5 seeds, all of the paper's radii and
 # weights. SAM has as many further radii as WSAM has weights in the paper's range.
-# The record of these settings is withdrawn: the grids want other ends, see data/withdrawn.toml.
-FULL = Study((_resnet(8),), (0.0, 0.2), seeds=3, lr=0.1, weight_decay=5e-4, rhos=(0.05, 0.1, 0.2),
-             more=(0.03, 0.07, 0.12, 0.14, 0.16, 0.26, 0.3), lambda_seeds=2,
-             gammas=(0.0, 0.5, 0.7, 0.8, 0.88, 0.9, 0.92, 0.96))
+# The grids began at ρ = 0.03 and γ = 0.5. Nets that underfit want the weakest perturbation that they are offered, and
+# the comparison said who was offered it (data/withdrawn.toml). Both now go on to perturbations that are as good as
+# none, and SAM beyond where it collapses, so that the best point of each can be inside; as many radii as weights.
+FULL = Study((_resnet(8),), (0.0, 0.2), seeds=3, lr=0.1, weight_decay=5e-4, lambda_seeds=2,
+             rhos=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+             more=(0.001, 0.0035, 0.007, 0.014, 0.03, 0.07, 0.14, 0.26, 0.36, 0.7),
+             gammas=(0.0, 0.05, 0.1, 0.25, 0.5, 0.7, 0.8, 0.88, 0.9, 0.92, 0.96),
+             weights=(0.05, 0.1, 0.25, 0.5, 0.7, 0.8, 0.88, 0.9, 0.92, 0.96))
 _TOY = replace(_resnet(8), label="ResNet-8, digits", data="digits", train_size=100, validation=100, steps=6,
                batch_size=32, images=50, augment=shift_and_flip(1, flip=False),
                model=lambda seed: models.resnet(8, width=2, channels=1, norm=False, seed=seed))
 TOY = replace(FULL, nets=(_TOY, replace(_TOY, label="ResNet-8 again")), seeds=2, lr=0.02, gammas=(0.0, 0.5, 0.9),
-              rhos=(0.05, 0.1), more=(0.2, 0.3), lambda_seeds=1)
+              weights=(0.5, 0.9), rhos=(0.05, 0.1), more=(0.2, 0.3), lambda_seeds=1)
 
 
-def study_of(profile: str) -> Study:
-    """Return the study of a profile."""
-    return {"quick": QUICK, "full": FULL, "toy": TOY}[profile]
-
-
-def _configs(study: Study, method: str, trials: Iterable[tuple[float, dict[str, Any]]]) -> list[dict[str, Any]]:
+def configs(study: Study, method: str, trials: Iterable[tuple[float, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the settings of a method, one a trial and seed, on SGD with momentum; a trial is its name and its own."""
     base = {"lr": study.lr, "momentum": 0.9, "weight_decay": study.weight_decay}
     return [{"method": method, "trial": value, **base, **own, "seed": seed}
             for value, own in trials for seed in range(study.seeds)]
 
 
-def sweep(study: Study, nb: Notebook, work: Work | None = None) -> list[dict[str, Any]]:
-    """Tune ρ on SAM, then sweep γ at that ρ, for every net and label noise; the first net also in the coupled form.
-
-    Returns:
-        One row a net, noise, method ("SAM", "SAM, more ρ", "decoupled", "coupled"), trial (its ρ or γ) and seed, with
-        the errors; ``lambda_max`` for the first net's γ and the first few seeds.
-    """
-    rows: list[dict[str, Any]] = []
-    for number, net in enumerate(study.nets):
-        for noise in study.noises:
-            s = replace(net, noise=noise)
-            images = comparison.splits(s, study.seeds)
-            nb.uses(images[0].data)
-            radii = [(rho, {"rule": "sam", "rho": rho}) for rho in study.rhos + (() if number else study.more)]
-            configs = _configs(study, "SAM", radii)
-            sam, _ = comparison.run(s, configs, comparison.of_each(configs, images), nb.device, work, f"SAM {number}")
-            rho = float(comparison.chosen(sam[sam["trial"].isin(study.rhos)])["trial"].iloc[0])
-            configs = []
-            for form, decouple in FORMS.items() if number == 0 else [("decoupled", True)]:
-                own = {"rule": "wsam", "rho": rho, "decouple": decouple}
-                configs += _configs(study, form, [(gamma, {**own, "gamma": gamma}) for gamma in study.gammas])
-            own_images = comparison.of_each(configs, images)
-            wsam, weights = comparison.run(s, configs, own_images, nb.device, work, f"WSAM {number}")
-            if number == 0:
-                measured = [c["seed"] < study.lambda_seeds for c in configs]
-                wsam["lambda_max"] = _lambdas(s, nb, work, weights, [
-                    mine.data if wanted else None for mine, wanted in zip(own_images, measured, strict=True)])
-            rows += pd.concat([sam, wsam]).assign(net=s.label, noise=noise).reindex(columns=COLUMNS).to_dict("records")
-    return rows
-
-
-def _lambdas(
-    s: Setting, nb: Notebook, work: Work | None, weights: Tensor, data: Sequence[Data | None]
+def lambdas(
+    study: Study, s: Setting, nb: Notebook, work: Work, configs: Sequence[Mapping[str, Any]], images: Sequence[Split],
+    weights: Tensor,
 ) -> list[float]:
-    """Return the largest eigenvalue of each net for which there is data: a piece of the full profile."""
+    """Return λmax of the nets of the first few seeds, NaN of the others: a piece of the full profile."""
+    where = "cpu" if nb.profile == "quick" else nb.device
 
     def make() -> dict[str, Any]:
-        where = "cpu" if nb.profile == "quick" else nb.device
-        return {"values": [float("nan") if images is None else comparison.lambda_max(s, w, images, device=where)
-                           for w, images in zip(weights, data, strict=True)]}
+        return {"values": [comparison.lambda_max(s, w, images[c["seed"]].data, device=where)
+                           if c["seed"] < study.lambda_seeds else float("nan")
+                           for w, c in zip(weights, configs, strict=True)]}
 
     mark = hashlib.sha256(weights.numpy().tobytes()).hexdigest()[:16]
-    return (make() if work is None else work.do("lambda_max", make, noise=s.noise, weights=mark))["values"]
+    return work.do("lambda_max", make, noise=s.noise, weights=mark)["values"]
 
 
 COLUMNS = ["net", "noise", "method", "trial", "rho", "seed", "val_error", "test_error", "train_loss", "lambda_max"]
 
 
-def table_of(study: Study, nb: Notebook) -> pd.DataFrame:
-    """Run and record the sweep; a finished record of the full profile is read instead."""
-
-    def make(work: Work) -> dict[str, Any]:
-        return pd.DataFrame(sweep(study, nb, work), columns=COLUMNS).to_dict("list")
-
-    return pd.DataFrame(nb.recorded("gamma", make, of=study, rtol=5e-2, atol=1.0))
-
-
 def rivals(table: pd.DataFrame, study: Study) -> pd.DataFrame:
     """Return the first net's trials as rivals of one budget: SAM's further ρ against WSAM's γ.
 
-    "SAM, ρ tuned" has the paper's radii and as many more as WSAM has weights; each WSAM has the paper's weights.
+    "SAM, ρ tuned" has the paper's radii and as many more as WSAM has weights; each WSAM has the study's ``weights``.
     """
-    weights = [g for g in study.gammas if g in PAPER_GAMMAS]
     first = table[table["net"] == study.nets[0].label]
     sam = first[first["method"] == "SAM"]
     parts = [
         first[(first["method"] == "decoupled") & (first["trial"] == 0.0)].assign(method="SGD"),
         sam[sam["trial"].isin(study.rhos)].assign(method="SAM, paper's ρ"),
         sam.assign(method="SAM, ρ tuned"),
-        *(first[(first["method"] == form) & first["trial"].isin(weights)].assign(method=f"WSAM {form}")
+        *(first[(first["method"] == form) & first["trial"].isin(study.weights)].assign(method=f"WSAM {form}")
           for form in FORMS),
     ]
     return pd.concat(parts)
@@ -189,8 +150,8 @@ def sharpness_and_lambda(study: Study, nb: Notebook, radii: Sequence[float], see
 
     def make() -> dict[str, Any]:
         images, rows, where = comparison.splits(s, seeds), [], nb.device if nb.full else "cpu"
-        configs = [c for c in _configs(study, "SGD", [(0.0, {"rule": "sgd"})]) if c["seed"] < seeds]
-        _, weights = comparison.run(s, configs, images, nb.device)
+        plain = [c for c in configs(study, "SGD", [(0.0, {"rule": "sgd"})]) if c["seed"] < seeds]
+        _, weights = comparison.run(s, plain, images, nb.device)
         for seed, (w, own) in enumerate(zip(weights, images, strict=True)):
             net, data = comparison.net_at(s, w, where), tuple(part[: s.images].to(where) for part in own.data.train)
             op = HessianOperator(net, F.cross_entropy, data)

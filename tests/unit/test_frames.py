@@ -14,6 +14,7 @@ TRAINING = {  # the cell of the settings, and the cell that trains
     "02_sam_minima": ["cd527807", "train-live"],
     "03_hessian_spectra": ["settings", "train"],
     "05_label_noise": ["settings", "train"],
+    "11_alpha_lambda_heatmaps": ["settings", "fig2-train"],
 }
 
 

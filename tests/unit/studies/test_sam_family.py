@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from cells import executed
 
 from sharpnb import lab, optim
 from sharpnb.lab import models
@@ -36,6 +37,14 @@ def test_every_method_has_as_many_trials_and_an_optimizer_class():
     assert isinstance(found, optim.WSAM) and found.perturbation == "asam"
 
 
+def test_the_full_grids_offer_every_method_a_weak_perturbation_and_as_many_trials():
+    full = study.methods_of(study.FULL, {**study.VANILLA, **study.GRIDS, **study.ON_ADAM})
+    assert {len(grid) for _, grid in full.values()} == {study.FULL.trials}
+    radii = {name: {trial["rho"] for trial in grid} for name, (_, grid) in full.items() if "rho" in grid[0]}
+    assert all(min(own) <= (0.05 if "ASAM" in name else 0.005) for name, own in radii.items())
+    assert {name for name, own in radii.items() if max(own) < 0.1} == set()
+
+
 def test_the_transformer_attends_to_patches_and_depends_on_its_seed_alone():
     state = torch.random.get_rng_state()
     a, b, c = tiny_vit(seed=1), tiny_vit(seed=1), tiny_vit(seed=2)
@@ -57,9 +66,9 @@ def test_the_transformer_attends_to_patches_and_depends_on_its_seed_alone():
 
 def test_the_toy_profile_runs_the_full_code(tmp_path, monkeypatch):
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    nb = lab.start("09_sam_family", profile="toy", device="cpu")
-    toy = study.study_of("toy")
-    trials, final = study.comparisons(toy, nb)
+    toy, cells = study.TOY, ("settings", "compare")
+    made = executed("09_sam_family", *cells, profile="toy", device="cpu")
+    trials, final = made["trials"], made["final"]
     common = {*study.VANILLA, *study.GRIDS}
     assert set(trials[trials["noise"] == 0.0]["method"]) == common
     assert set(trials[trials["noise"] == 0.2]["method"]) == common | set(study.ON_ADAM)
@@ -71,13 +80,15 @@ def test_the_toy_profile_runs_the_full_code(tmp_path, monkeypatch):
             sgd = at_one[(at_one["noise"] == part["noise"].iloc[0]) & (at_one["method"] == "SGD")]
             assert part["lr"].iloc[0] == sgd["lr"].iloc[0] and part["weight_decay"].iloc[0] == sgd["weight_decay"].iloc[0]
     assert set(final[final["length"] == 2.0]["method"]) == set(study.FOLLOWED)
-    again, _ = study.comparisons(toy, nb)  # from the record
+    pieces = Record.find("09_sam_family", "family", "toy").provenance["pieces"]
+    assert [piece["label"] for piece in pieces] == [*study.VANILLA, *study.GRIDS, *study.ON_ADAM, "length 0.5", "length 2.0"]
+    again = executed("09_sam_family", *cells, profile="toy", device="cpu")["trials"]  # from the record
     assert np.allclose(again["test_error"], trials["test_error"])
 
 
 def test_training_on_starts_where_pretraining_ended(tmp_path, monkeypatch):
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    toy = study.replace(study.study_of("toy"), lr=1e-12)
+    toy = study.replace(study.TOY, lr=1e-12)
     table = study.train_on(toy, lab.start("09_sam_family", profile="toy", device="cpu"))
     start = table[table["method"] == "start"].set_index("seed")["train_loss"]
     for _, row in table[table["method"].isin(("AdamW", "SAM"))].iterrows():

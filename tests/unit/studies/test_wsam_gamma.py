@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from cells import executed
 
-from sharpnb import lab, paths, rules
+from sharpnb import paths, rules
 from studies import wsam_gamma as study
 from studies import wsam_theory as theory
 
@@ -60,11 +61,9 @@ def test_slope_of_a_power():
 
 def test_the_toy_profile_runs_the_full_code(tmp_path, monkeypatch):
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    nb = lab.start("08_wsam_gamma", profile="toy", device="cpu")
-    toy = study.study_of("toy")
-    table = study.table_of(toy, nb)
-    assert (paths.records("08_wsam_gamma", "toy") / "gamma.json").exists()
-    again = study.table_of(toy, nb)  # from the record
+    toy = study.TOY
+    table, again = (executed("08_wsam_gamma", "settings", "sweep", profile="toy", device="cpu")["table"] for _ in range(2))
+    assert (paths.records("08_wsam_gamma", "toy") / "gamma.json").exists()  # the second is from it
     assert again["test_error"].tolist() == table["test_error"].tolist()
     first = table[table["net"] == toy.nets[0].label]
     assert set(first["method"]) == {"SAM", "decoupled", "coupled"}
