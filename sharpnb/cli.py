@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -200,19 +201,48 @@ def doctor_command() -> None:
 
 @app.command("sweep")
 def sweep_command(
-    file: Annotated[Path, typer.Argument(help="TOML with [data], [model], [train] and one or several [[grid]].")],
+    file: Annotated[Path | None, typer.Argument(
+        help=r"TOML with \[data], \[model], \[train] and one or several \[\[grid]].", show_default=False)] = None,
     scheduler: Annotated[str | None, Option(help="Address of a Dask scheduler.")] = None,
-    jobs: Annotated[int | None, Option(min=1, help="Processes here. Default: one for each processor.")] = None,
+    jobs: Annotated[int | None, Option(
+        min=1, help="Processes here. Default: one for each processor.")] = None,
+    out: Annotated[Path | None, Option(
+        help="The table of results. Default: the file's own name with .csv.")] = None,
+    example: Annotated[bool, Option("--example", help="Print a file to begin with, and stop.")] = False,
 ) -> None:
-    """Train every cell of a grid, here or on a Dask cluster, and write FILE.csv; after a kill the same call goes on."""
-    from sharpnb.lab.sweeps import sweep_file
+    """Train every cell of a grid, here or on a Dask cluster, and write the table of results; a later call goes on.
 
+    The file says what is trained: data, model, steps, and a grid of settings (rule, lr, weight_decay, seed, …), all
+    combinations of it. `sharpnb sweep --example > mine.toml` writes one with every part explained.
+
+    The file names code that is run: under data and model, module:function or file.py:function is imported from the
+    file's folder or from the working folder. Run no file that you do not trust.
+
+    Exit status: 0 every cell was trained, also where some diverged; 1 cells failed, or none has a result; 2 the call
+    or the file was refused; 130 interrupted.
+    """
+    from sharpnb.lab import sweepfile
+
+    if example:
+        print(sweepfile.EXAMPLE.read_text(encoding="utf-8"), end="")
+        return
+    if file is None:
+        raise RunnerError("Which file? sharpnb sweep FILE.toml; `sharpnb sweep --example` prints one to begin with.")
     try:
-        table = sweep_file(file, scheduler, jobs)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "A shard failed twice")  # told below
+            table = sweepfile.sweep_file(file, scheduler, jobs, out=out, say=_console.say)
     except ValueError as error:
         raise RunnerError(str(error)) from None
-    bad = sum(reason != "" for reason in table["reason"])
-    _console.say(f"{len(table)} cells, {bad} of them with a reason and no result: {file.with_suffix('.csv')}")
+    except KeyboardInterrupt:
+        _stop("Interrupted. Finished shards are kept; the same command goes on from there.", 130)
+    failed = table[table["reason"].str.startswith("failed")]
+    diverged = len(table[table["reason"] != ""]) - len(failed)
+    _console.say(f"{len(table)} cells, {len(failed)} failed, {diverged} diverged: {out or file.with_suffix('.csv')}")
+    for reason, cells in failed.groupby("reason"):
+        _console.say(f"{len(cells)} cells, the first is row {cells.index[0] + 1}: {reason}")
+    if len(failed) or diverged == len(table):
+        raise typer.Exit(1)
 
 
 @app.command("spectrum")

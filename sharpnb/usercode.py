@@ -16,7 +16,9 @@ import builtins
 import hashlib
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,10 +91,10 @@ def importing() -> str | None:
     return _importing[-1] if _importing else None
 
 
-def absolute(spec: str) -> str:
-    """Return ``spec`` as it can be given to another process: a file of the working folder by its whole path."""
+def absolute(spec: str, folder: Path | None = None) -> str:
+    """Return ``spec`` as another process finds it: a file of ``folder`` or of the working folder by its whole path."""
     place, _, attribute = spec.rpartition(":")
-    file = _file(place)
+    file = (folder and _file(place, folder)) or _file(place)
     return spec if file is None else f"{file}:{attribute}"
 
 
@@ -102,13 +104,18 @@ def starting_workers() -> Iterator[None]:
 
     Python runs the script to find its functions: one without ``if __name__ == "__main__":`` would start its work once
     more in each of them. And it looks for its own modules in the working folder first (``PYTHONSAFEPATH`` forbids it).
+    Ctrl-C, which a terminal sends to them too, is for the caller, who ends them.
     """
     main, safe = sys.modules["__main__"], os.environ.get("PYTHONSAFEPATH")
+    deaf = threading.current_thread() is threading.main_thread()
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN) if deaf else None
     sys.modules["__main__"] = ModuleType("__main__")
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
         yield
     finally:
+        if deaf:
+            signal.signal(signal.SIGINT, heard or signal.SIG_DFL)
         sys.modules["__main__"] = main
         os.environ.pop("PYTHONSAFEPATH")
         os.environ.update({} if safe is None else {"PYTHONSAFEPATH": safe})
@@ -130,16 +137,16 @@ def digest(spec: str) -> str:
     return mark.hexdigest()[:32]
 
 
-def _file(place: str) -> Path | None:
-    """Return the user's file of a place: a path, a module in the working folder, or the script that runs."""
+def _file(place: str, folder: Path = Path()) -> Path | None:
+    """Return the user's file of a place: a path, a module in a folder, or the script that runs."""
     if place.partition(".")[0] == __package__:
         return None  # in a checkout, where it lies in the working folder
     if place == "__main__":
         paths = [Path(getattr(sys.modules["__main__"], "__file__", None) or "no file")]
     elif place.endswith(".py"):
-        paths = [Path(place).expanduser()]
+        paths = [folder / Path(place).expanduser()]
     else:
-        path = Path(*place.split("."))
+        path = folder.joinpath(*place.split("."))
         paths = [path.with_suffix(".py"), path / "__init__.py"]
     return next((Path(os.path.abspath(path)) for path in paths if path.is_file()), None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from sharpnb.many import settings
 
 Grid = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 PER_CALL = ("steps", "batch_size")  # of train_many, not of a member; axes of a grid all the same
+MOST = 100_000  # cells in one table
+_PAIRS = ("betas", "augment")  # settings whose value is itself a list
 
 
 def log2_grid(low: int, high: int, times: float = 1.0) -> list[float]:
@@ -27,17 +30,14 @@ def cells_of(grid: Grid) -> list[dict[str, Any]]:
     ``batch_size``.
 
     Raises:
-        ValueError: for an empty grid or axis, a cell that appears twice, or one that ``train_many`` would refuse.
+        ValueError: for an empty grid or axis, more than :data:`MOST` cells, a cell that appears twice, or one that
+            ``train_many`` would refuse.
     """
-    cells: list[dict[str, Any]] = []
-    for part in [grid] if isinstance(grid, Mapping) else grid:
-        axes = {name: _axis(name, values) for name, values in part.items()}
-        if not axes:
-            continue
-        axes.setdefault("seed", [0])
-        cells += [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    if not cells:
-        raise ValueError(f"grid = {grid!r} has no cell: give at least {{'rule': 'sgd', 'lr': [0.1]}}.")
+    parts = axes_of(grid)
+    if (number := sum(map(size, parts))) > MOST:
+        raise ValueError(f"The grid has {number:,} cells ({shape(parts)}), and one table holds at most {MOST:,}. Give "
+                         "fewer values, or cut it into several sweeps.")
+    cells = [dict(zip(axes, values, strict=True)) for axes in parts for values in itertools.product(*axes.values())]
     seen: dict[str, int] = {}
     for k, cell in enumerate(cells):
         own = settings.validated({name: value for name, value in cell.items() if name not in PER_CALL}, k)
@@ -50,14 +50,54 @@ def cells_of(grid: Grid) -> list[dict[str, Any]]:
     return cells
 
 
-def _axis(name: str, values: Any) -> list[Any]:
-    values = plain(values)
+def axes_of(grid: Grid) -> list[dict[str, Sequence[Any]]]:
+    """Return the values of each axis, for each part of a grid.
+
+    Raises:
+        ValueError: if there is none, an axis is empty, or a value is none that a setting can have.
+    """
+    given = [grid] if isinstance(grid, Mapping) else grid
+    if not isinstance(given, Sequence) or not all(isinstance(part, Mapping) for part in given) or not any(given):
+        raise ValueError(f"grid = {grid!r} has no cell: give at least {{'rule': 'sgd', 'lr': [0.1]}}.")
+    parts = [{name: _axis(name, values) for name, values in part.items()} for part in given if part]
+    return [axes if "seed" in axes else {**axes, "seed": [0]} for axes in parts]
+
+
+def size(axes: Mapping[str, Sequence[Any]]) -> int:
+    """Return the number of cells, of which none is made."""
+    return math.prod(map(len, axes.values()))
+
+
+def shape(parts: Sequence[Mapping[str, Sequence[Any]]]) -> str:
+    """Return the lengths of a grid's axes as a text: ``rule 2 × lr 8 × seed 20``."""
+    return " + ".join(" × ".join(f"{name} {len(values):,}" for name, values in axes.items() if len(values) > 1)
+                      or "1" for axes in parts)
+
+
+def _axis(name: str, values: Any) -> Sequence[Any]:
+    if isinstance(values, range):
+        return values
+    try:
+        values = plain(values)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     if isinstance(values, dict):
-        if not {"log2"} <= set(values) <= {"log2", "times"}:
-            raise ValueError(f"{name} = {values}: an axis is a value, a list or {{log2 = [low, high]}}.")
-        low, high = values["log2"]
-        values = log2_grid(low, high, values.get("times", 1.0))
-    values = values if isinstance(values, list) and name != "betas" else [values]
+        values = _powers(name, values)
+    listed = isinstance(values, list) and not (name in _PAIRS and values and not isinstance(values[0], list | None))
+    values = values if listed else [values]
     if not values:
         raise ValueError(f"{name} = []: an axis of the grid needs at least one value.")
+    if wrong := [value for value in values if isinstance(value, dict | list) and name not in _PAIRS]:
+        raise ValueError(f"{name} = {wrong[0]!r}: a value of an axis is a number, a text, true or false.")
     return values
+
+
+def _powers(name: str, told: dict[str, Any]) -> list[float]:
+    ends, times = told.get("log2"), told.get("times", 1.0)
+    if not {"log2"} <= set(told) <= {"log2", "times"} or not isinstance(ends, list) or len(ends) != 2:
+        raise ValueError(f"{name} = {told}: an axis is a value, a list or {{log2 = [low, high]}}.")
+    if not (all(type(end) is int for end in ends) and -1074 <= ends[0] <= ends[1] <= 1023):
+        raise ValueError(f"{name} = {told}: log2 = [low, high] are whole numbers from -1074 to 1023, low first.")
+    if isinstance(times, bool) or not isinstance(times, int | float):
+        raise ValueError(f"{name} = {told}: times is a number.")
+    return log2_grid(ends[0], ends[1], times)

@@ -13,6 +13,7 @@ from torch import nn
 from sharpnb import datafiles, sources, usercode
 from sharpnb.lab import models
 from sharpnb.lab.data import Data, load_data
+from sharpnb.many.settings import near
 from sharpnb.many.train import train_many
 
 METRICS = ("train_loss", "train_error", "test_loss", "test_error")
@@ -47,7 +48,7 @@ class Shard:
     def net(self, seed: int) -> nn.Module:
         """Build the net of a seed."""
         options = dict(self.model)
-        return _builder(options.pop("name"))(**options, seed=seed)
+        return builder(options.pop("name"))(**options, seed=seed)
 
     def data_of(self, seed: int) -> Data:
         """Load the data of a cell with this seed."""
@@ -84,11 +85,17 @@ def run(shard: Shard) -> list[dict[str, Any]]:
     return shard.run()
 
 
-def _builder(name: str) -> Callable[..., Any]:
+def builder(name: str) -> Callable[..., Any]:
+    """Return the function that builds a net: of :mod:`sharpnb.lab.models`, or of one's own.
+
+    Raises:
+        ValueError: if there is none.
+    """
     if ":" in name:
         return usercode.find(name, "model")
-    found = getattr(models, name, None)
-    if not callable(found):
-        raise ValueError(f"name = {name!r}: {models.__name__} has no function {name!r}. Name one that it has, or "
-                         "one of your own as 'module:function' or 'file.py:function'.")
-    return found
+    own = [name for name, made in vars(models).items() if getattr(made, "__module__", "") == models.__name__]
+    names = [name for name in own if not name.startswith("_") and not isinstance(getattr(models, name), type)]
+    if name not in names:
+        raise ValueError(f"name = {name!r}: there is no such model.{near(name, names)} Choose one of "
+                         f"{', '.join(names)}, or name one of your own as 'module:function' or 'file.py:function'.")
+    return getattr(models, name)

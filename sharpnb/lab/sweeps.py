@@ -6,10 +6,9 @@ import json
 import multiprocessing
 import os
 import threading
-import tomllib
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
@@ -19,7 +18,7 @@ from concurrent.futures import (
     ProcessPoolExecutor,
     wait,
 )
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,10 +125,11 @@ def _shards(
 def _try_first(shard: Shard) -> None:
     """Raise at once what would fail every shard: no such data set, no such model, the two do not fit."""
     try:
-        data = shard.data_of(0)
-        shard.net(0).eval()(data.train_x[:2])
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(f"data = {shard.data} with model = {shard.model}: {error}") from error
+        shard.net(0).eval()(shard.data_of(0).train[0][:2])
+    except ValueError:
+        raise
+    except Exception as error:  # whatever functions of one's own raise or return
+        raise ValueError(f"data = {shard.data} with model = {shard.model}: {type(error).__name__}: {error}") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -174,13 +174,13 @@ def _attempt(
     failed: dict[str, BaseException] = {}
     waiting = deque(work)
     while waiting:
-        with open_executor() as executor:  # a new one when the death of a worker broke the last
+        with open_executor() as executor, _left_at_once(executor):  # a new one when a worker's death broke the last
             running: dict[Future[Any], str] = {}
             broken = False
             while running or (waiting and not broken):
                 while waiting and len(running) < window and not broken:
                     try:
-                        with usercode.starting_workers():
+                        with nullcontext() if isinstance(executor, _Here) else usercode.starting_workers():
                             running[executor.submit(run, work[waiting[0]])] = waiting[0]
                         waiting.popleft()
                     except BrokenExecutor:
@@ -195,6 +195,20 @@ def _attempt(
                     else:
                         finished(key, rows)
     return failed
+
+
+@contextmanager
+def _left_at_once(executor: Executor) -> Iterator[None]:
+    """At Ctrl-C wait for nobody: neither for workers that train, nor for those that a scheduler has not got."""
+    others = set(multiprocessing.active_children())
+    try:
+        yield
+    except BaseException:
+        own = set(multiprocessing.active_children()) - others
+        executor.shutdown(wait=False)
+        for worker in own:
+            worker.terminate()
+        raise
 
 
 class _Here(Executor):
@@ -225,7 +239,14 @@ def _at_address(address: str) -> Any:
         from distributed import Client
     except ImportError as error:
         raise ValueError("A Dask scheduler needs dask and distributed: pip install 'sharpnb[scale]'.") from error
-    with Client(address) as client, client.get_executor(pure=False) as executor:
+    try:
+        client = Client(address)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"No Dask scheduler answers at {address} ({error}). Start one: dask scheduler") from error
+    with client, client.get_executor(pure=False) as executor:
+        if not client.scheduler_info()["workers"]:
+            warnings.warn(f"{address} has no worker yet, and the sweep waits for one. Start one: dask worker {address}",
+                          stacklevel=6)
         yield executor
 
 
@@ -264,40 +285,3 @@ def _table(cells: list[dict[str, Any]], results: Mapping[int, Mapping[str, Any]]
     last = ["reason", "curve"]
     columns = dict.fromkeys(name for row in rows for name in row if name not in last)
     return pd.DataFrame(rows, columns=[*columns, *last])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# From a file
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def sweep_file(path: str | Path, scheduler: str | None = None, jobs: int | None = None, **options: Any) -> pd.DataFrame:
-    """Run the sweep that a TOML file describes and write its table beside it, as ``<name>.csv`` (without the curves).
-
-    The file has ``[data]``, ``[model]``, ``[train]`` (the other arguments of :func:`sweep`) and one or several
-    ``[[grid]]``; an axis is a value, a list, or ``{log2 = [-8, 0], times = 0.1}``.
-
-    Args:
-        path: the file.
-        scheduler: address of a Dask scheduler; None runs here.
-        jobs: processes here (default: one for each processor).
-        options: further arguments of :func:`sweep`.
-
-    Raises:
-        ValueError: if the file is missing, is no TOML, or lacks a part; and as :func:`sweep`.
-    """
-    path = Path(path)
-    try:
-        told = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"{path}: {error}. Give a TOML file with [data], [model], [train] and [[grid]].") from error
-    parts = {"data", "model", "train", "grid"}
-    if set(told) != parts:
-        raise ValueError(f"{path}: it has {sorted(told)}, and needs {sorted(parts)}: see the help of sweep_file.")
-    given = dict(told["train"]) | {"client": scheduler, "jobs": jobs or os.cpu_count() or 1} | options
-    try:
-        table = sweep(told["grid"], told["data"], told["model"], **given)
-    except TypeError as error:
-        raise ValueError(f"{path}: [train]: {error}.") from error
-    paths.write_whole(path.with_suffix(".csv"), table.drop(columns="curve").to_csv(index=False))
-    return table

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from difflib import get_close_matches
 from functools import cache, partial
 from typing import Any
 
@@ -49,6 +50,12 @@ _REAL = (int, float, np.integer, np.floating)
 _MEMBERS_OWN = ("seed", "schedule", "t_0", "t_mult")  # neither a column of the rule nor in need of a program of its own
 
 
+def near(name: Any, names: Iterable[str]) -> str:
+    """Return a question with the nearest of the names, or nothing."""
+    found = get_close_matches(str(name), list(names), n=1)
+    return f" Did you mean {found[0]!r}?" if found else ""
+
+
 def validated(config: Mapping[str, Any], k: int) -> Setting:
     """Return a setting with its seed; ``k`` is its place, for messages.
 
@@ -56,8 +63,8 @@ def validated(config: Mapping[str, Any], k: int) -> Setting:
         ValueError: for an unknown rule, base or hyperparameter, a missing one, or a value out of range.
     """
     rule, where = config.get("rule"), f"setting {k}"
-    if rule not in RULES:
-        raise ValueError(f"{where}: rule = {rule!r} is not known. Choose one of {', '.join(RULES)}.")
+    if not isinstance(rule, str) or rule not in RULES:
+        raise ValueError(f"{where}: rule = {rule!r} is not known.{near(rule, RULES)} Choose one of {', '.join(RULES)}.")
     base = config.get("base", "sgd") if rule in ASCENTS else rule
     if base not in BASES:
         raise ValueError(f"{where}: base = {base!r} is not a base rule. Choose one of {', '.join(BASES)}.")
@@ -67,7 +74,8 @@ def validated(config: Mapping[str, Any], k: int) -> Setting:
     annotations, required = _hyperparameters(config, rule, base)
     unknown = set(config) - set(annotations) - set(COMMON) - {"rule"}
     if unknown:
-        raise ValueError(f"{where}: {rule} on {base} has no {', '.join(sorted(unknown))}. It takes "
+        meant = near(min(unknown), [*annotations, *COMMON])
+        raise ValueError(f"{where}: {rule} on {base} has no {', '.join(sorted(unknown))}.{meant} It takes "
                          f"{', '.join(sorted(annotations))}; and any rule {', '.join(COMMON)}.")
     if missing := required - set(config):
         raise ValueError(f"{where}: {rule} needs {', '.join(sorted(missing))}.")
@@ -102,10 +110,10 @@ def _signature(rule: str, base: str, perturbation: str) -> tuple[Mapping[str, st
 
 
 def _check(name: str, value: Any, annotation: str, where: str) -> None:
-    values = value if annotation == _PAIRS else [value]
-    numeric = annotation in ("Column", _PAIRS)
-    if numeric and not all(isinstance(v, _REAL) and math.isfinite(v) and v >= 0 for v in values):
-        kind = "two numbers" if annotation == _PAIRS else "a number"
+    pair = annotation == _PAIRS
+    values = [*value] if pair and hasattr(value, "__iter__") else [value]
+    if (pair or annotation == "Column") and not (len(values) == 1 + pair and all(map(_is_size, values))):
+        kind = "two numbers" if pair else "a number"
         raise ValueError(f"{where}: {name} = {value!r}: must be {kind}, finite and not negative.")
     if name == "lr" and value == 0:
         raise ValueError(f"{where}: lr = {value}: must be positive.")
@@ -117,6 +125,10 @@ def _check(name: str, value: Any, annotation: str, where: str) -> None:
         raise ValueError(f"{where}: {name} = {value}: a share, it must lie in [0, 1].")
     if name == "gamma" and value >= 1 and annotation == "Column":
         raise ValueError(f"{where}: gamma = {value}: WSAM's weight must lie in [0, 1).")
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, _REAL) and not isinstance(value, bool) and 0 <= float(value) < math.inf
 
 
 def _check_together(config: Mapping[str, Any], where: str) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sharpnb.lab import load_data, models, sweep, sweeps, train_many
+from sharpnb.lab import load_data, models, sweep, sweepfile, sweeps, train_many
 from sharpnb.lab import shard as shard_module
 from sharpnb.lab.grid import cells_of
 
-sweep_file = sweeps.sweep_file
+sweep_file = sweepfile.sweep_file
 
 DATA = {"name": "digits", "train_size": 100}
 MODEL = {"name": "mlp", "sizes": (64, 6, 10)}
@@ -227,7 +227,7 @@ def test_a_file_says_the_same_as_a_call(whole, tmp_path):
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    (None, ["heatmap.toml", "No such file"]), ("= 3", ["[data]"]), ("[data]", ["'grid'"]),
+    (None, ["heatmap.toml", "No such file"]), ("= 3", ["[data]"]), ("[data]", ["[grid] is missing", "[data] needs name"]),
     (FILE.replace("steps = 8", "step = 8"), ["[train]", "step"]), (FILE.replace('rule = ["sgd", "sgdw"]', 'rule = "sdg"'), ["sdg"]),
 ])
 def test_a_bad_file_is_told(text, words, tmp_path):
@@ -328,5 +328,5 @@ def test_a_neighbour_called_random_stops_no_worker(project):
     (project / "heatmap.toml").write_text(FILE.replace('{name = "mlp", sizes = [64, 6, 10]}', '{name = "ownnet.py:build"}'))
     call = [sys.executable, "-m", "sharpnb.cli", "sweep", "heatmap.toml", "--jobs", "2"]
     done = subprocess.run(call, capture_output=True, text=True, timeout=300, env={**os.environ, "SHARPNB_ROOT": str(project)})
-    assert done.returncode == 0 and "16 cells, 0 of them" in done.stdout, done.stderr
+    assert done.returncode == 0 and "16 cells, 0 failed" in done.stdout, done.stderr
     assert pd.read_csv(project / "heatmap.csv")["test_loss"].notna().all()

@@ -15,7 +15,6 @@ from studies import (
     sam_family,
     swa,
     swap,
-    wsam_gamma,
 )
 
 ROOT = Path(__file__).parents[3]

@@ -4,7 +4,7 @@ import torch
 from cells import executed
 
 from sharpnb import lab, optim
-from sharpnb.lab import models
+from sharpnb.lab import Record, models
 from studies import sam_family as study
 from studies.tiny_vit import tiny_vit
 
