@@ -58,6 +58,7 @@ def _of_prediction(family: Any, s: Settings, claim: Callable[..., None]) -> None
     for column, name in (("information", "conditional mutual information with the gap"),
                          ("tau", "rank correlation with the gap")):
         claim(family, f"sam-fig3-{column}",
-              f"The {name} is higher at m = {small} than at m = {large} (difference above 0)", lambda column=column: rise(column), paper_value="rises as m falls", **note)
+              f"The {name} is higher at m = {small} than at m = {large} (difference above 0)",
+              lambda column=column: rise(column), paper_value="rises as m falls", **note)
     claim(family, "sam-fig3-positive", f"m-sharpness orders nets by their gap: τ is above 0 at m = {small}",
           lambda: table[table["m"] == small]["tau"], **note | {"item": "section 4.1"})
