@@ -117,20 +117,17 @@ class Claim:
         if not math.isfinite(self.measured) or not math.isfinite(h):
             return "inconclusive"
         if self.kind == "value":
-            return self._value_verdict(h)
+            off = abs(self.measured - float(self.paper_value or 0))  # a number here
+            if off > self.tolerance + h:
+                return "contradicted"
+            if h > self.tolerance:
+                return "inconclusive"
+            return "reproduced" if off <= self.tolerance else "consistent within uncertainty"
         if self.measured - h > self.tolerance:
             return "reproduced"
         if self.measured + h < self.tolerance:
             return "contradicted"
         return "consistent within uncertainty" if self.measured > self.tolerance else "inconclusive"
-
-    def _value_verdict(self, h: float) -> Verdict:
-        off = abs(float(self.measured or 0) - float(self.paper_value or 0))  # both are numbers here
-        if off > self.tolerance + h:
-            return "contradicted"
-        if h > self.tolerance:
-            return "inconclusive"
-        return "reproduced" if off <= self.tolerance else "consistent within uncertainty"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the claim as the scoreboard reads it."""
@@ -200,15 +197,10 @@ def as_markdown(claims: Sequence[Claim], verdicts: Mapping[str, Verdict] | None 
     for c in claims:
         paper = "–" if c.paper_value is None else f"{c.paper_value}"
         verdict = verdicts[c.id] if verdicts else c.verdict
+        spread = f" ± {c.stderr:.2g} (n = {c.n})" if c.stderr else ""
+        measured = "–" if c.measured is None else f"{c.measured:.3g}{spread}{' ' + c.unit if c.unit else ''}"
         lines.append(
-            f"| {in_words(verdict, c.withdrawn)} | {c.statement} ({c.paper}, {c.item}) | {paper} | {_measured(c)} | "
+            f"| {in_words(verdict, c.withdrawn)} | {c.statement} ({c.paper}, {c.item}) | {paper} | {measured} | "
             f"{c.profile}{'; ' + c.protocol if c.protocol else ''} |"
         )
     return "\n".join(lines)
-
-
-def _measured(c: Claim) -> str:
-    if c.measured is None:
-        return "–"
-    spread = "" if not c.stderr else f" ± {c.stderr:.2g} (n = {c.n})"
-    return f"{c.measured:.3g}{spread}{' ' + c.unit if c.unit else ''}"

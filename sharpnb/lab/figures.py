@@ -150,32 +150,23 @@ def _as_it_was(path: Path, csv: str, png: bytes, rtol: float, atol: float) -> bo
         _compare_picture(path, png)
     except RecordMismatch:
         return False
-    if not drawing.exists() or _text(path.read_bytes()) != _text(png):
-        return False
-    same_numbers, committed = table.read_text(encoding="utf-8") == csv, path.read_bytes()
-    return not same_numbers or committed == png or _largest_difference(committed, png) < 0.2  # measured: 0.08
-
-
-def _text(png: bytes) -> str | None:
+    from matplotlib import image
     from PIL import Image
 
-    return Image.open(io.BytesIO(png)).info.get("Description")
-
-
-def _largest_difference(a: bytes, b: bytes) -> float:
-    """Return by how much a pixel of one picture is off in the other, of [0, 1]; infinite for other sizes."""
-    import matplotlib.image as mpimg
-    import numpy as np
-
-    one, other = (mpimg.imread(io.BytesIO(png)) for png in (a, b))
-    return float(np.abs(one - other).max()) if one.shape == other.shape else float("inf")
+    committed = path.read_bytes()
+    texts = [Image.open(io.BytesIO(each)).info.get("Description") for each in (committed, png)]
+    if not drawing.exists() or texts[0] != texts[1]:
+        return False
+    if table.read_text(encoding="utf-8") != csv or committed == png:
+        return True
+    one, other = (image.imread(io.BytesIO(each)) for each in (committed, png))
+    return one.shape == other.shape and float(abs(one - other).max()) < 0.2  # measured: 0.08
 
 
 def _compare_table(path: Path, fresh: str, rtol: float, atol: float) -> None:
     import pandas as pd
 
-    if not path.exists():
-        raise RecordMismatch(f"{path.name}: no committed figure data to compare with; run the notebook and commit it.")
+    _demand(path)
     try:
         old = pd.read_csv(path)
     except ValueError as error:  # pandas' own errors are such, and what is no text
@@ -185,6 +176,11 @@ def _compare_table(path: Path, fresh: str, rtol: float, atol: float) -> None:
         pd.testing.assert_frame_equal(old, new, check_dtype=False, check_exact=False, rtol=rtol, atol=atol)
     except AssertionError as error:
         raise RecordMismatch(f"{path.name} differs from the committed numbers: {error}") from error
+
+
+def _demand(path: Path) -> None:
+    if not path.exists():
+        raise RecordMismatch(f"{path.name}: no committed figure to compare with; run the notebook and commit it.")
 
 
 def _damaged(path: Path, error: Exception) -> RecordMismatch:
@@ -197,8 +193,7 @@ def _compare_picture(path: Path, fresh: bytes, blocks: int = 24, allowed: float 
     import matplotlib.image as mpimg
     import numpy as np
 
-    if not path.exists():
-        raise RecordMismatch(f"{path.name}: no committed figure to compare with; run the notebook and commit it.")
+    _demand(path)
     if path.read_bytes() == fresh:
         return  # decoding both takes as long as a simple drawing
 

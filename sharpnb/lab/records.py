@@ -115,21 +115,20 @@ class Record:
             return True
         if withdrawn.of(self.notebook, self.profile, self.name):
             return True
-        same = {part: old.provenance.get(part) == self.provenance.get(part) for part in ("parameters", "settings")}
-        made_by = [origin.get("sources") for origin in (old.provenance, self.provenance)]
-        if self.profile != "quick" and made_by[0] != made_by[1]:
+        same = {part: old.provenance.get(part) == self.provenance.get(part)
+                for part in ("parameters", "settings", "sources")}
+        if not same["settings"] or (self.profile != "quick" and not same["sources"]):
             return True
         if not keeping("records") and _clean(self.provenance) and not _clean(old.provenance):
             return True
         rtol, atol = (self.rtol, self.atol) if keeping("records") and same["parameters"] else (0.0, 0.0)
-        return not same["settings"] or first_difference(old.values, self.values, rtol, atol) is not None
+        return first_difference(old.values, self.values, rtol, atol) is not None
 
     @classmethod
     def find(cls, notebook: str, name: str, profile: str) -> Record | None:
         """Return a committed record, or None where that profile has not been run."""
         path = paths.records(notebook, profile) / f"{name}.json"
         return cls.load(path) if path.exists() else None
-
 
 
 def _clean(provenance: dict[str, Any]) -> bool:

@@ -45,8 +45,10 @@ class Withdrawal:
     @property
     def commits(self) -> set[str]:
         """The commits that made the committed record and its pieces; none where there is no such record."""
+        notebook, profile, name = self.record.split("/")
         try:
-            made: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))["provenance"]
+            text = (paths.records(notebook, profile) / f"{name}.json").read_text(encoding="utf-8")
+            made: dict[str, Any] = json.loads(text)["provenance"]
         except (OSError, ValueError, KeyError):
             return set()
         return {*filter(None, [made.get("commit"), *(piece.get("commit") for piece in made.get("pieces", []))])}
@@ -63,11 +65,6 @@ class Withdrawal:
     def __str__(self) -> str:
         part = "" if self.whole else f" in part ({', '.join(self.claims)})"
         return f"{self.record} of commit {self.commit} was withdrawn{part}: {self.why}."
-
-    @property
-    def _path(self) -> Any:
-        notebook, profile, name = self.record.split("/")
-        return paths.records(notebook, profile) / f"{name}.json"
 
 
 def entries() -> list[Withdrawal]:
@@ -109,11 +106,7 @@ def why(notebook: str, profile: str, claim: str) -> str:
 
 
 def check(board: Sequence[Any]) -> None:
-    """Check that each entry still holds for a record, and that all claims that rest on it stand as withdrawn.
-
-    Raises:
-        ValueError: if not; the message names the entry or the claim and says what to do.
-    """
+    """Raise a ValueError unless each entry holds for a record, and each claim that rests on it stands as withdrawn."""
     for entry in entries():
         named = [row for row in board if entry.names(row.notebook, row.profile, row.id)]
         if not entry.holds:
