@@ -139,6 +139,11 @@ def test_nothing_of_the_users_is_written_over(name, out, there, words, call, fol
     assert not (folder / "root").exists() and (there in (None, "folder", "link") or target.read_text() == there)
 
 
+def test_a_file_that_is_not_there(call, monkeypatch):
+    monkeypatch.setattr(Path, "write_text", lambda *_: None)
+    assert "s.toml: [Errno 2] No such file" in call("")[1]
+
+
 def test_a_former_table_is_replaced(call, folder):
     for _ in range(2):
         assert call(FILE, "--out", "t.csv")[0] == 0
