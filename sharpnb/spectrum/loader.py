@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from sharpnb import usercode
-from sharpnb.counts import Count
 from sharpnb.datafiles import NAMES
 from sharpnb.trees import tensors
 
@@ -63,7 +62,7 @@ def load_batches(
     return batches
 
 
-def load_count(spec: str | None) -> Count | None:
+def load_count(spec: str | None) -> Any:
     """Return how many loss terms batches hold: a number for each, or what ``module:function`` says of ``(x, y)``.
 
     Raises:

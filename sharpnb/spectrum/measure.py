@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from sharpnb.counts import Count
 from sharpnb.curvature import (
     FisherOperator,
     GGNOperator,
@@ -64,7 +63,7 @@ class Settings:
 
 def measure_spectrum(
     model: nn.Module, loss: Any, batches: Sequence[Any], settings: Settings, folder: Path, *,
-    count: Count | None = None, origin: dict[str, Any] | None = None, progress: bool = False,
+    count: Any = None, origin: dict[str, Any] | None = None, progress: bool = False,
     say: Callable[[str], None] = lambda _: None, checkpoint_every: float = 60.0,
 ) -> Spectrum:
     """Look at everything (:func:`sharpnb.spectrum.preflight.examine`), measure, and go on from there after a kill.
