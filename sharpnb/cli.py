@@ -273,6 +273,9 @@ def spectrum_command(
     split: Annotated[str, Option(help="train or test, of a data set named.")] = "train",
     batch_size: Annotated[int, Option(min=1, help="How data sets are cut.")] = 256,
     batches: Annotated[int | None, Option(min=1, help="Take so many batches. Default: all.")] = None,
+    count: Annotated[str | None, Option(
+        help="Samples of a batch, or terms that its loss averages over, where shapes do not say it: module:function of "
+        "(x, y); or 1 for the plain mean over batches.")] = None,
     top: Annotated[int, Option(min=0, help="Largest eigenvalues to find and verify; 0 for none.")] = 5,
     steps: Annotated[int, Option(min=1, help="Lanczos steps a probe.")] = 60,
     probes: Annotated[int, Option(min=0, help="Random probes of the density; 0 for no density.")] = 8,
@@ -303,12 +306,12 @@ def spectrum_command(
         own.seed_everything(seed)  # again, so that the data do not hang on what the model's function drew
         pieces = own.load_batches(data, split=split, batch_size=batch_size, limit=batches, dtype=kind, say=say)
         found = own.measure_spectrum(
-            network, own.load_loss(loss), pieces, settings, out,
+            network, own.load_loss(loss), pieces, settings, out, count=own.load_count(count),
             origin={"model": model, "checkpoint": checkpoint and checkpoint.name, "weights": weights, "data": data,
-                    "split": split, "loss": loss},
+                    "split": split, "loss": loss, **({"count": count} if count else {})},
             progress=sys.stderr.isatty(), say=say)
     except ValueError as error:
-        raise RunnerError(str(error)) from None
+        raise RunnerError(f"{error}{' Here: --count file.py:function.' if 'count=' in str(error) else ''}") from None
     written = found.write(out)  # before anything is printed, which a terminal may refuse
     if found.complete:
         found.forget_state()

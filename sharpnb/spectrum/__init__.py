@@ -1,6 +1,7 @@
 """``sharpnb spectrum``: a network, its data and its weights by name; the spectrum measured and written down."""
 
 from sharpnb.spectrum.loader import load_batches as load_batches
+from sharpnb.spectrum.loader import load_count as load_count
 from sharpnb.spectrum.loader import seed_everything as seed_everything
 from sharpnb.spectrum.measure import Settings as Settings
 from sharpnb.spectrum.measure import measure_spectrum as measure_spectrum

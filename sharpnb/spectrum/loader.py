@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,24 @@ def load_batches(
         if len(batches) == limit:
             break
     return batches
+
+
+def load_count(spec: str | None) -> Any:
+    """Return how many loss terms batches hold: a number for each, or what ``module:function`` says of ``(x, y)``.
+
+    Raises:
+        ValueError: for another text.
+    """
+    if spec is None:
+        return None
+    if ":" in spec:
+        made = usercode.find(spec, "count")
+        return wraps(made.value)(lambda *batch: made(*batch)) if callable(made.value) else made.value
+    try:
+        return float(spec)
+    except ValueError:
+        raise ValueError(f"count {spec!r}: give a number, which every batch counts, or file.py:function of (x, y) that "
+                         "returns the number of samples, or of terms which the loss averages over.") from None
 
 
 def seed_everything(seed: int) -> None:

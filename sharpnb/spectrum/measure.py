@@ -27,7 +27,6 @@ from sharpnb.spectrum.cost import stated
 from sharpnb.spectrum.loader import fingerprint
 from sharpnb.spectrum.preflight import examine, is_constant, refuse_products
 from sharpnb.spectrum.results import Spectrum
-from sharpnb.trees import tensors
 
 OPERATORS: dict[str, type[ModelOperator]] = {"hessian": HessianOperator, "ggn": GGNOperator, "fisher": FisherOperator}
 
@@ -64,8 +63,8 @@ class Settings:
 
 def measure_spectrum(
     model: nn.Module, loss: Any, batches: Sequence[Any], settings: Settings, folder: Path, *,
-    origin: dict[str, Any] | None = None, progress: bool = False, say: Callable[[str], None] = lambda _: None,
-    checkpoint_every: float = 60.0,
+    count: Any = None, origin: dict[str, Any] | None = None, progress: bool = False,
+    say: Callable[[str], None] = lambda _: None, checkpoint_every: float = 60.0,
 ) -> Spectrum:
     """Look at everything (:func:`sharpnb.spectrum.preflight.examine`), measure, and go on from there after a kill.
 
@@ -79,6 +78,7 @@ def measure_spectrum(
         batches: list of batches ``(inputs, target)``.
         settings: what to measure.
         folder: where the state is kept.
+        count: number of loss terms of each batch, as the operators take it.
         origin: names for the report.
         progress: show bars.
         say: is told the memory before the first product, the cost before the measurement, and what is worth a word.
@@ -91,17 +91,17 @@ def measure_spectrum(
     _check_place(folder)
     chosen = list(settings.params) or None
     notes = examine(model, loss, batches, settings.mode, chosen)
-    op = OPERATORS[settings.operator](model, loss, list(batches), chosen, settings.mode)
-    samples = sum(len(next(tensors(inputs))) for inputs, _ in batches)
+    op = OPERATORS[settings.operator](model, loss, list(batches), chosen, settings.mode, count=count)
+    samples = op._batches.samples or (round(op._batches.total) if count is not None else None)
     marks = {"weights_fingerprint": fingerprint(model.state_dict()), "data_fingerprint": fingerprint(batches)}
     result = Spectrum(op, settings, origin={**(origin or {}), **marks, "samples": samples, "batches": len(batches)})
     plan = memory_plan(op, settings.steps, max(1, settings.probes), "auto", settings.memory)
     result.memory = f"{plan}; a batch's gradient graph takes {op.graph_bytes() / 1e9:.3g} GB"
     named = _mark(origin, settings, op.names, op.dtype)
-    result.mark = _mark(named, marks)
+    result.mark = _mark(named, marks, *([] if count is None else [[batch.count for batch in op._batches]]))
     result.states = [folder / f"state-{named}-{result.mark}-{part}.npz" for part in ("largest", "density")]
     notes += _other_states(folder, named, result.mark)
-    say(f"{op.n:,} parameters, {samples:,} samples in {len(batches)} batches: {result.memory}.")
+    say(f"{op.n:,} parameters, {result.amount}: {result.memory}.")
     for note in notes:
         say(note)
     result.cost = stated(op, settings, plan.group)

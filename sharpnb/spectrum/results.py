@@ -65,6 +65,12 @@ class Spectrum:
                    for part, wanted in ((self.eigenvalues, s.top), (self.density, s.probes)) if wanted)
 
     @property
+    def amount(self) -> str:
+        """How much data: samples, where their number is known, and batches."""
+        samples = self.origin.get("samples")
+        return f"{f'{samples:,} samples in ' if samples else ''}{self.origin.get('batches', 0)} batches"
+
+    @property
     def products(self) -> int:
         """Operator-vector products used."""
         return sum(part.products for part in (self.eigenvalues, self.density) if part is not None)
@@ -78,8 +84,7 @@ class Spectrum:
         """Return what a terminal shows: names and texts."""
         s, op, top, density = self.settings, self.op, self.eigenvalues, self.density
         rows = [("operator", f"{s.operator} of {op.n:,} parameters, mode {op.mode}, {op.dtype}, {op.device}"),
-                ("data", f"{self.origin.get('data', '')}: {self.origin.get('samples', 0):,} samples in "
-                         f"{self.origin.get('batches', 0)} batches")]
+                ("data", f"{self.origin.get('data', '')}: {self.amount}")]
         if top is not None and len(top.values):
             rows.append((f"largest {len(top.values)}", ", ".join(f"{value:.5g}" for value in top.values)))
             if len(top.values) > 1 and top.values[-1]:

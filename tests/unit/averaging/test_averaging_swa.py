@@ -343,3 +343,20 @@ def test_compiled_parts_are_weighed_too():
     update_bn(whole, [X[:40], X[40:]])
     update_bn(plain, [X[:40], X[40:]])
     torch.testing.assert_close(inner[1].running_mean, plain[1].running_mean)
+
+
+@pytest.mark.parametrize("count", [[4, 1, 2], lambda x: x.shape[2], lambda x: 3 * x.shape[2]])
+def test_count_weighs_batches_of_swa_as_of_update_bn(count):
+    """BatchNorm over (samples, channels, length): by the lengths, whatever a padded layer counts itself."""
+    model, batches = nn.Sequential(nn.BatchNorm1d(3)), [torch.randn(2, 3, length) * length for length in (4, 1, 2)]
+    average = SWA(model)
+    average.update()
+    average.update_bn(batches, count=count)
+    weights = torch.tensor([4.0, 1.0, 2.0]) / 7
+    variances = [batch.transpose(0, 1).flatten(1).var(1) for batch in batches]
+    truth = sum(w * v for w, v in zip(weights, variances, strict=True))
+    torch.testing.assert_close(average.statistics["0.running_var"], truth, rtol=1e-5, atol=1e-6)
+    even = SWA(model)
+    even.update()
+    even.update_bn(batches, count=1)
+    assert (even.statistics["0.running_var"] - truth).abs().max() > 0.1

@@ -139,6 +139,11 @@ def test_nothing_of_the_users_is_written_over(name, out, there, words, call, fol
     assert not (folder / "root").exists() and (there in (None, "folder", "link") or target.read_text() == there)
 
 
+def test_a_file_that_is_not_there(call, monkeypatch):
+    monkeypatch.setattr(Path, "write_text", lambda *_: None)
+    assert "s.toml: [Errno 2] No such file" in call("")[1]
+
+
 def test_a_former_table_is_replaced(call, folder):
     for _ in range(2):
         assert call(FILE, "--out", "t.csv")[0] == 0
@@ -179,13 +184,15 @@ def test_the_help_says_what_the_file_holds_and_that_it_names_code(call):
         "names code that is run", "--example", "TOML with [data], [model], [train] and one or several [[grid]].", "Exit status", "rule, lr"))
 
 
-def interrupted(folder: Path, text: str, *arguments: str) -> tuple[int, str]:
-    """Run the command in a process group as a terminal does, and press Ctrl-C once it has said how many cells there are."""
+def interrupted(folder: Path, text: str, *arguments: str, until: str = "cells") -> tuple[int, str]:
+    """Run the command in a process group as a terminal does, and press Ctrl-C some time after it has said something."""
     (folder / "s.toml").write_text(text)
     process = subprocess.Popen([sys.executable, "-m", "sharpnb.cli", "sweep", "s.toml", *arguments], text=True, bufsize=1,
                                start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1]), "PYTHONUNBUFFERED": "1"})
-    first = process.stdout.readline()
+    first = ""
+    while until not in first and process.poll() is None:
+        first += process.stdout.readline()
     time.sleep(4)
     os.killpg(process.pid, signal.SIGINT)
     try:
@@ -202,8 +209,7 @@ def test_ctrl_c_is_obeyed_at_once(how, folder):
     if how == "a scheduler without workers":
         distributed = pytest.importorskip("distributed")
         with distributed.LocalCluster(n_workers=0, dashboard_address=None) as cluster:
-            status, said = interrupted(folder, text, "--scheduler", cluster.scheduler_address)
-        assert "has no worker yet" in said
+            status, said = interrupted(folder, text, "--scheduler", cluster.scheduler_address, until="has no worker yet")
     elif how == "a scheduler that is not there":
         status, said = interrupted(folder, text, "--scheduler", "tcp://127.0.0.1:1")
     else:
