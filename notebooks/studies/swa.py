@@ -1,24 +1,15 @@
-r"""Notebook 14: schedules of SGD and of averaging, the window of a plane, and the experiment on CIFAR-10."""
+r"""Notebook 14: schedules of SGD and of averaging, the window of a plane, and the settings of both experiments."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from sharpnb.averaging import SWA
 from sharpnb.lab import models
 from sharpnb.lab.augment import Augment, shift_and_flip
-from sharpnb.lab.data import Data, load_data
-from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.pieces import Work
-from sharpnb.lab.training import evaluate, train
 from sharpnb.landscape import Plane
 
 
@@ -125,36 +116,3 @@ FULL = Full("ResNet-18 of width 16, CIFAR-10, 12 epochs", "cifar10", None,
             lambda seed: models.resnet18(width=16, seed=seed), 12, 3, shift_and_flip(4, flip=True))
 TOY = Full("ResNet-18 of width 4, digits", "digits", 200, lambda seed: models.resnet18(width=4, channels=1, seed=seed),
            12, 2, shift_and_flip(1, flip=False))
-
-
-def full_rows(s: Full, nb: Notebook) -> list[dict[str, Any]]:
-    """Train SGD and SWA for every seed: test errors, of SWA those of the last iterate and of the average."""
-    def make(work: Work) -> dict[str, Any]:
-        data = nb.uses(load_data(s.data, train_size=s.train_size))
-        return {"rows": [work.do(name, partial(_full_row, s, data, name, seed, nb), seed=seed)
-                         for seed in range(s.seeds) for name in ("sgd", "swa")]}
-
-    return nb.recorded("cifar", make, of=s, rtol=5e-2)["rows"]
-
-
-def _full_row(s: Full, data: Data, name: str, seed: int, nb: Notebook) -> dict[str, Any]:
-    model, epoch = s.model(seed).to(nb.device), s.epoch
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=3e-4)
-    swa, count = SWA(model), itertools.count(1)
-
-    def collect(*_: Any) -> None:
-        step = next(count)
-        if step >= 0.75 * s.epochs * epoch and step % epoch == 0:
-            swa.update()
-
-    optimizer.register_step_post_hook(collect)
-    train(model, data, optimizer, steps=s.epochs * epoch, batch_size=s.batch, seed=seed, device=nb.device,
-          schedule=sgd_schedule if name == "sgd" else swa_schedule(0.1, 0.75), bf16=nb.bf16,
-          augment=s.augment, graphs=True)
-    test = tuple(part.to(nb.device) for part in data.test)
-    row = {"method": name, "seed": seed, "test_error": evaluate(model, test)[1]}
-    if name == "swa":
-        swa.update_bn(data.train_x.to(nb.device).split(s.batch))
-        with swa.average_weights():
-            row["average_test_error"] = evaluate(model, test)[1]
-    return row

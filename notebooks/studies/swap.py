@@ -1,9 +1,8 @@
-"""Notebook 15: its settings, what is measured, the phases of SWAP for sharpnb.averaging.swap, and CIFAR-10."""
+"""Notebook 15: its settings, what is measured, and two of the phases of sharpnb.averaging.swap."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sharpnb.averaging import swap, update_bn
+from sharpnb.averaging import update_bn
 from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
-from sharpnb.lab.data import Data, load_data
-from sharpnb.lab.notebook import Notebook
-from sharpnb.lab.pieces import Work
+from sharpnb.lab.data import Data
 from sharpnb.lab.training import batches, evaluate, train
 from sharpnb.many.engine import Nets, losses
 
@@ -180,38 +177,3 @@ class Worker:
         train(model, self.data, optimizer, steps=self.s.late_epochs * updates(self.data, self.s.small),
               batch_size=self.s.small, schedule=falling, seed=self.seed + worker, augment=self.s.augment(),
               device=where, bf16=self.bf16, progress=False, graphs=True)
-
-
-def full_rows(s: Settings, nb: Notebook) -> list[dict[str, Any]]:
-    """Large batch, small batch and SWAP on CIFAR-10: test errors and the critical path, one row a seed."""
-    seeds = FULL_SEEDS if nb.profile == "full" else TOY_SEEDS
-
-    def make(work: Work) -> dict[str, Any]:
-        data = nb.uses(load_data(s.data, train_size=s.train_size)).to(nb.device, torch.float32)
-        one = partial(_full_row, data, s=s, bf16=nb.bf16)
-        return {"rows": [work.do("seed", partial(one, seed), seed=seed) for seed in range(seeds)]}
-
-    return nb.recorded("cifar", make, of={**vars(s), "net of": s.model}, rtol=5e-2)["rows"]
-
-
-def _full_row(data: Data, seed: int, s: Settings, bf16: bool) -> dict[str, Any]:
-    where, row = data.train_x.device, {"seed": seed}
-    for name, batch, lr in (("large", s.large, s.large_lr), ("small", s.small, s.lr)):
-        model = s.model(seed)
-        optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=s.decay)
-        train(model, data, optimizer, steps=s.epochs * updates(data, batch), batch_size=batch, seed=seed, device=where,
-              schedule=rising_and_falling, augment=s.augment(), bf16=bf16, graphs=True)
-        row[name] = evaluate(model, data.test)[1]
-    model = s.model(seed).to(where)
-    done = swap(model, LargeBatch(data, seed, s, bf16), Worker(data, 100 * seed, s, bf16), statistics(data), tau=s.tau,
-                max_epochs=s.epochs, workers=s.workers)
-    row |= {"after": evaluate(model, data.test)[1], "large_epochs": len(done.accuracies), "reached": done.reached}
-    before = []
-    for weights in done.workers:
-        nn.utils.vector_to_parameters(weights.clone(), model.parameters())
-        update_bn(model, statistics(data))
-        before.append(evaluate(model, data.test)[1])
-    paths = {"large": {"large": s.epochs}, "small": {"small": s.epochs},
-             "swap": {"large": row["large_epochs"], "small": s.late_epochs, "averaged": True}}
-    times = {f"{name}_updates": critical_path(data, s=s, **phases) for name, phases in paths.items()}
-    return row | {"before": float(np.mean(before))} | times

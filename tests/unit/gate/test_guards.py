@@ -62,7 +62,7 @@ def shown(text):
     return lambda nb: cell(nb, "fig")["outputs"][0]["data"].update({"text/markdown": text})
 
 
-ELEVEN = "def long():\n" + "    x = 1\n" * 10
+TOO_LONG = "def long():\n" + "    x = 1\n" * 40
 
 MUTANTS = {
     "stripped": (strip, "executed: no cell has an output: the notebook was stripped"),
@@ -95,7 +95,7 @@ MUTANTS = {
     "no alt in html": (shown('<img src="../figures/01_toy/path.png">'), "without alternative text"),
     "no picture": (shown("![A line.](../figures/01_toy/lost.png)"), "and there is no lost.png"),
     "picture from elsewhere": (shown("![A line.](https://example.org/a.png)"), "a picture from elsewhere"),
-    "long function": (source("loss", ELEVEN), "defines long in 11 lines"),
+    "long function": (source("loss", TOO_LONG), "defines long in 41 lines"),
     "magic": (source("loss", "%time 1"), "not plain Python"),
     "no title": (source("head", "Is it one?"), "the first cell must be Markdown and begin with the title"),
     "two titles": (source("head", "# A\n\n# B"), "there must be one title (# …), not 2"),

@@ -13,10 +13,9 @@ import torch
 from toy import checkout, code, notebook
 
 from sharpnb import lab, paths, sources
-from sharpnb.lab import Record, models, pieces
+from sharpnb.lab import Record, models, pieces, training
 from sharpnb.lab.pieces import GpuLost, Work, described
 from studies import hessian_spectra as study
-from studies import swa
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 FORK = multiprocessing.get_context("fork")  # a child need not import torch again
@@ -255,7 +254,7 @@ def test_a_record_made_in_one_place_is_drawn_and_verified_in_another_without_tra
     here, there = tmp_path / "here", tmp_path / "there"
     assert execute(here) == ""
     shutil.copytree(here / "data" / "records", there / "data" / "records")
-    monkeypatch.setattr(swa, "_full_row", None)
+    monkeypatch.setattr(training, "train", None)
     assert execute(there, SHARPNB_CHECK="1") == ""
     (there / "data/records/14_swa_landscapes/toy/cifar.json").unlink()
     assert execute(there).startswith("TypeError"), "so training would have been noticed"

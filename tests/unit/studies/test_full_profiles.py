@@ -11,10 +11,7 @@ from sharpnb.lab import Record, pieces
 from studies import (
     adamw_generalization,
     alpha_lambda,
-    lookahead,
     sam_family,
-    swa,
-    swap,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -32,9 +29,6 @@ STUDIES = {
         {"rule": "sgd", "lr": 0.05, "weight_decay": decay, "schedule": "cosine", "seed": seed}
         for decay in (0.0, 0.001) for seed in range(alpha_lambda.TOY.seeds)]).to_dict("list"),
     "12_adamw_generalization": lambda nb: adamw_generalization.compare("toy", adamw_generalization.REGIMES["toy"]["toy"], nb),
-    "14_swa_landscapes": lambda nb: swa.full_rows(swa.TOY, nb),
-    "15_swap": lambda nb: swap.full_rows(swap.TOY, nb),
-    "16_lookahead": lambda nb: lookahead.full_rows(lookahead.TOY, nb),
 }
 
 
@@ -53,7 +47,9 @@ def test_a_second_call_makes_no_piece_and_a_lost_record_is_put_together_from_the
     assert json.dumps(STUDIES[name](nb)) == json.dumps(first)
 
 
-@pytest.mark.parametrize(("name", "count"), [("13_warm_restarts", 2 + 12 + 8), ("17_filter_grafting", 10)])
+@pytest.mark.parametrize(("name", "count"), [
+    ("13_warm_restarts", 2 + 12 + 8), ("14_swa_landscapes", 4), ("15_swap", 2), ("16_lookahead", 4),
+    ("17_filter_grafting", 10)])
 def test_what_a_notebook_trains_in_its_cells_runs_at_toy_size_and_is_kept(name, count, tmp_path, monkeypatch):
     pyplot = pytest.importorskip("matplotlib.pyplot")
     pyplot.switch_backend("agg")

@@ -1,18 +1,6 @@
 import pytest
 
-from sharpnb import lab
-from studies import lookahead as study
 from studies import lookahead_claims
-
-
-def test_the_full_profile_runs_as_a_toy(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "sharpnb").mkdir()
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    nb = lab.start("16_lookahead", profile="toy", device="cpu")
-    rows = study.full_rows(study.TOY, nb)
-    assert {(row["rule"], row["seed"]) for row in rows} == {(rule, seed) for rule in ("sgd", "lookahead") for seed in range(2)}
-    assert study.full_rows(study.TOY, nb) == rows  # a finished record is not run again
 
 
 def test_claims_of_the_full_record_are_of_its_last_evaluation_or_not_run():

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from sharpnb import lab
 from sharpnb.landscape import Plane
 from studies import swa as study
 from studies import swa_claims
@@ -15,14 +14,6 @@ def test_schedules_are_the_authors():
     teeth = study.cyclic_schedule(1.0, 0.1, 0.5, 100, 10)
     values = np.array([teeth(step / 100) for step in range(50, 100)]).reshape(5, 10)
     np.testing.assert_allclose(values, np.tile(1 - 0.9 * np.arange(1, 11) / 10, (5, 1)), rtol=1e-9)
-
-
-def test_the_full_profile_runs_as_a_toy(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "sharpnb").mkdir()
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    rows = study.full_rows(study.TOY, lab.start("14_swa_landscapes", profile="toy", device="cpu"))
-    assert [row["method"] for row in rows] == ["sgd", "swa"] * 2 and "average_test_error" in rows[1]
 
 
 def test_the_window_of_a_plane_is_square_and_as_wide_as_its_points_with_the_margin():

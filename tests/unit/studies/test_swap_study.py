@@ -44,16 +44,6 @@ def test_the_critical_path_in_closed_form(data):
     assert study.critical_path(data, large=3, small=2, averaged=True, s=SHORT) == pytest.approx(6 + 8 + 4 / 3)
 
 
-def test_the_full_profile_runs_as_a_toy(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "sharpnb").mkdir()
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    nb = lab.start("15_swap", profile="toy", device="cpu")
-    rows = study.full_rows(study.TOY, nb)
-    assert [row["seed"] for row in rows] == [0, 1] and rows[0]["swap_updates"] > rows[0]["large_updates"]
-    assert study.full_rows(study.TOY, nb) == rows  # a finished record is not run again
-
-
 def test_claims_of_the_full_record_are_paired_by_seed_or_not_run():
     larger = pd.DataFrame({"large": [25.0, 26.0], "small": [16.0, 16.5], "before": [20.0, 21.0], "after": [19.0, 20.5],
                            "small_updates": [1950.0, 1950.0], "swap_updates": [975.0, 975.0]})
