@@ -159,7 +159,8 @@ def test_gauss_newton_refuses_a_network_without_second_derivative():
 def on_black(*activation):
     """Two convolutions of images with a black margin, where a bias of 0 puts the first one's outputs exactly on kinks."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), *activation, nn.Conv2d(4, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), *activation, nn.Conv2d(4, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     nn.init.zeros_(net[0].bias)
     return net, F.pad(torch.randn(20, 1, 4, 4, generator=torch.Generator().manual_seed(0)), (3,) * 4)
 
