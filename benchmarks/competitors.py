@@ -49,7 +49,7 @@ class PopularSAM(torch.optim.Optimizer):
 class NoStep(torch.optim.SGD):
     """A base that does nothing, to see the wrapper alone."""
 
-    def step(self, closure: Any = None) -> Any:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Do nothing."""
 
 

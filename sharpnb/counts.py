@@ -197,10 +197,7 @@ def _apart_and_together(loss: Any, outputs: list[Any], targets: list[Any]) -> tu
     for cast in (lambda t: t.double() if t.is_floating_point() else t, lambda t: t):
         try:
             z, y = ([mapped(cast, tree) for tree in trees] for trees in (outputs, targets))
-            values = [loss(*pair) for pair in zip(z, y, strict=True)]
-            values.append(loss(joined(z), joined(y)))
-            found = torch.stack([value.detach().reshape(()).double().cpu() for value in values])
-            epsilon = torch.finfo(values[0].dtype).eps
+            found, epsilon = _values(loss, z, y, lambda z=z: joined(z))
         except Exception:  # whatever a loss says to such arguments: then it is not compared
             continue
         if not bool(found.isfinite().all()):
@@ -210,14 +207,19 @@ def _apart_and_together(loss: Any, outputs: list[Any], targets: list[Any]) -> tu
     return None
 
 
+def _values(loss: Any, outputs: list[Any], targets: list[Any], together: Callable[[], Any]) -> tuple[Tensor, float]:
+    """Return each batch's loss and last that of all, and their type's epsilon."""
+    values = [*(loss(*pair) for pair in zip(outputs, targets, strict=True)), loss(together(), joined(targets))]
+    found = torch.stack([value.detach().reshape(()).double().cpu() for value in values])
+    return found, torch.finfo(values[0].dtype).eps
+
+
 def _through_the_model(
     loss: Any, run: Any, inputs: list[Any], outputs: list[Any], targets: list[Any]
 ) -> tuple[Tensor, float, float] | None:
     """The same where the outputs have no samples: the model runs on all inputs together, with its own rounding."""
     try:
-        values = [loss(*pair) for pair in zip(outputs, targets, strict=True)]
-        values.append(loss(run(joined(inputs)), joined(targets)))
-        found = torch.stack([value.detach().reshape(()).double().cpu() for value in values])
+        found, _ = _values(loss, outputs, targets, lambda: run(joined(inputs)))
     except Exception:  # whatever a model says to such inputs: then it is not compared
         return None
     if not bool(found.isfinite().all()):

@@ -11,7 +11,6 @@ the product is left). Networks with code of their own type only are stepped in t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from itertools import combinations
 from typing import Any
 
@@ -69,17 +68,18 @@ class Differences:
 
     def gradient(self) -> Tensor:
         """Return the gradient ``(n,)`` over this process's data, of networks that refuse ``torch.autograd.grad``."""
-        batches = ((batch, self.op._batches.weight(batch)) for batch in self.op._batches)
-        return self._gradients(batches, None, [0.0], wide=False)[0].to(self.op.dtype)
+        return self._gradients(self._weighted(), None, [0.0], wide=False)[0].to(self.op.dtype)
 
     def gradient_at(self, parts: Any, v: Tensor) -> Tensor:
         """Return the gradient ``(n,)`` at w + v of parts of the data: inputs, target and share of the loss."""
         batches = ((Batch(0, inputs, target, 0, share), share) for inputs, target, share in parts)
         return self._gradients(batches, v, [1.0], wide=False)[0].to(self.op.dtype)
 
+    def _weighted(self) -> Iterator[tuple[Batch, float]]:
+        return ((batch, self.op._batches.weight(batch)) for batch in self.op._batches)
+
     def _summed(self, v: Tensor, h: float) -> Tensor:
-        batches = ((batch, self.op._batches.weight(batch)) for batch in self.op._batches)
-        plus, minus = self._gradients(batches, v, [h, -h], bool(self._is_wide))
+        plus, minus = self._gradients(self._weighted(), v, [h, -h], bool(self._is_wide))
         out = (plus - minus) / (2 * h)
         if self.op._group is not None:
             dist.all_reduce(out, group=self.op._group)
@@ -89,10 +89,7 @@ class Differences:
         """Return the gradients ``(n,)`` at w + h v for each h, summed over weighted batches; float64 if ``wide``."""
         op = self.op
         out = torch.zeros(len(steps), op.n, dtype=torch.float64 if wide else op.dtype, device=op.device)
-        with ExitStack() as stack:
-            for context in (measuring(op.model, op.mode), eager()):
-                stack.enter_context(context)
-            leaves = stack.enter_context(replaced(op.model, op.params, wide))
+        with measuring(op.model, op.mode), eager(), replaced(op.model, op.params, wide) as leaves:
             start = [leaf.detach().clone() for leaf in leaves] if v is not None else []
             for batch, weight in batches:
                 if wide:
@@ -188,7 +185,13 @@ class Differences:
             return [((plus - minus) / (2 * h)).double()]
 
         found = compare([exact.double()], differ, self._steps(), self._right)
-        return None if found is None else found[1]
+        if found is None:
+            return None
+        # On a kink (a ReLU at exactly 0, equal entries of a pool) autograd takes one side, a central difference both.
+        h = self._steps()[0]
+        plus, here, minus = self._outputs(batch, v, [h, 0.0, -h])
+        kink = 2 * float((plus - 2 * here + minus).norm() / (plus - minus).norm())
+        return None if kink >= found[1] else found[1]
 
     def _outputs(self, batch: Batch, v: Tensor, steps: Sequence[float]) -> list[Tensor]:
         op, wide = self.op, bool(self._is_wide)

@@ -142,12 +142,14 @@ class SpectralDensity:
         """
         powers = np.arange(1, k + 1)[:, None]
         exact = (self.atoms**powers).sum(axis=1) / self.n
-        return _scalars(self._over_probes([(run.values**powers) @ run.weights for run in self.runs], exact))
+        return Estimate(*map(np.asarray, self._over_probes(
+            [(run.values**powers) @ run.weights for run in self.runs], exact)))
 
     @property
     def trace(self) -> Estimate:
         r"""Trace: :math:`\sum_i\lambda_i + (n-r)\,\overline{\alpha_1}`."""
-        return self._times_n(self.moments(1))
+        value, stderr = self.moments(1)
+        return Estimate(float(self.n * value[0]), float(self.n * stderr[0]))
 
     @property
     def frobenius(self) -> Estimate:
@@ -155,9 +157,6 @@ class SpectralDensity:
         square = self._over_probes([run.values**2 @ run.weights for run in self.runs], (self.atoms**2).sum() / self.n)
         value = float(np.sqrt(self.n * square.value))
         return Estimate(value, float(self.n * square.stderr / (2 * value)) if value else 0.0)
-
-    def _times_n(self, moments: Estimate) -> Estimate:
-        return Estimate(float(self.n * moments.value[0]), float(self.n * moments.stderr[0]))
 
     def ratio(self, i: int, j: int) -> float:
         r"""Return :math:`\lambda_i/\lambda_j`, counted from the largest (``ratio(1, 5)`` is SAM's measure of a bulk).
@@ -184,7 +183,7 @@ class SpectralDensity:
         exact = (self.atoms <= x[..., None]).sum(axis=-1) / self.n
         cuts = [_cut(run, x) for run in self.runs]
         value, lower, upper = (self._over_probes([cut[i] for cut in cuts], exact) for i in range(3))
-        return Bracket(_scalar(value.value), _scalar(lower.value), _scalar(upper.value), _scalar(value.stderr))
+        return Bracket(*map(_scalar, (value.value, lower.value, upper.value, value.stderr)))
 
     def negative_share(self, tol: float = 1e-2) -> Bracket:
         r"""Return the share of eigenvalues below :math:`-\mathrm{tol}\cdot\max|\lambda|`.
@@ -289,10 +288,6 @@ def _cut(run: LanczosResult, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
 
 def _scalar(value: Any) -> Any:
     return float(value) if np.ndim(value) == 0 else value
-
-
-def _scalars(estimate: Estimate) -> Estimate:
-    return Estimate(np.asarray(estimate.value), np.asarray(estimate.stderr))
 
 
 def wasserstein(a: np.ndarray, u: np.ndarray, b: np.ndarray, v: np.ndarray) -> float:

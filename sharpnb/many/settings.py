@@ -71,7 +71,7 @@ def validated(config: Mapping[str, Any], k: int) -> Setting:
     if config.get("perturbation", "sam") not in PERTURBATIONS:
         names = ", ".join(PERTURBATIONS)
         raise ValueError(f"{where}: perturbation = {config['perturbation']!r} is not known. Choose one of {names}.")
-    annotations, required = _hyperparameters(config, rule, base)
+    annotations, required = _signature(rule, base, config.get("perturbation", "sam"))
     unknown = set(config) - set(annotations) - set(COMMON) - {"rule"}
     if unknown:
         meant = near(min(unknown), [*annotations, *COMMON])
@@ -87,13 +87,9 @@ def validated(config: Mapping[str, Any], k: int) -> Setting:
     return {"seed": 0, **config, **augment}
 
 
-def _hyperparameters(config: Mapping[str, Any], rule: str, base: str) -> tuple[Mapping[str, str], Set[str]]:
-    """Return the annotation of each hyperparameter by its name, and the names of those without a default."""
-    return _signature(rule, base, config.get("perturbation", "sam"))
-
-
 @cache
 def _signature(rule: str, base: str, perturbation: str) -> tuple[Mapping[str, str], Set[str]]:
+    """Return the annotation of each hyperparameter by its name, and the names of those without a default."""
     functions = [BASES[base], *([ASCENTS[rule]] if rule in ASCENTS else [])]
     parameters = {p.name: p for function in functions for p in inspect.signature(function).parameters.values()
                   if p.kind is p.KEYWORD_ONLY and p.name not in _SUPPLIED}
@@ -164,7 +160,7 @@ def _is_column(config: Setting, name: str) -> bool:
         return True
     rule = config["rule"]
     base = config.get("base", "sgd") if rule in ASCENTS else rule
-    return _hyperparameters(config, rule, base)[0].get(name) in ("Column", _PAIRS)
+    return _signature(rule, base, config.get("perturbation", "sam"))[0].get(name) in ("Column", _PAIRS)
 
 
 def columns(configs: Sequence[Setting], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

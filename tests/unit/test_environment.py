@@ -114,15 +114,15 @@ def test_the_runner_plans_without_torch():
 
 
 def test_layers_import_only_what_stands_below_them():
-    tools = {"paths", "resume", "rules", "trees", "caches", "counts", "batches", "fallbacks"}
+    tools = {"paths", "resume", "rules", "trees", "caches", "counts", "batches", "fallbacks", "progress"}
     below = {
         **{file: set() for file in ("paths.py", "rules.py", "trees.py", "caches.py", "usercode.py", "devices.py", "progress.py")},
         "counts.py": {"trees"}, "batches.py": {"trees", "counts"}, "fallbacks.py": {"trees"},
         "datafiles.py": {"paths"}, "sources.py": {"paths"}, "kept.py": {"paths", "sources"}, "resume.py": {"paths"}, "optim": tools, "curvature": tools, "averaging": tools,
         "checkpoints": set(),
         "landscape": tools | {"averaging", "many"},  # BatchNorm's statistics at a point are those of an average
-        "many": tools - {"caches", "counts", "resume"} | {"optim", "devices", "progress"},
-        "lab": tools - {"resume"} | {"datafiles", "sources", "kept", "optim", "averaging", "curvature", "landscape", "checkpoints", "usercode", "many", "devices", "progress"},
+        "many": tools - {"caches", "counts", "resume"} | {"optim", "devices"},
+        "lab": tools - {"resume"} | {"datafiles", "sources", "kept", "optim", "averaging", "curvature", "landscape", "checkpoints", "usercode", "many", "devices"},
         "spectrum": {"paths", "datafiles", "trees", "usercode", "checkpoints", "curvature", "lab"},  # lab: for data sets by name
         "runner": {"paths", "datafiles", "sources"},
     }

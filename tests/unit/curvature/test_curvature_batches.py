@@ -51,7 +51,8 @@ def test_time_first_is_refused_or_right(net, target, count):
     with pytest.raises(ValueError, match=r"count="):
         sharpness(net, F.cross_entropy, whole, 0.5, m=4)
     v = torch.ones(sum(p.numel() for p in net.parameters()), dtype=torch.float64)
-    assert_close(HessianOperator(net, F.cross_entropy, whole) @ v, dense_hessian(net, F.cross_entropy, *whole) @ v, 1e-10)
+    assert_close(HessianOperator(net, F.cross_entropy, whole) @ v,
+                 dense_hessian(net, F.cross_entropy, *whole) @ v, 1e-10)
 
 
 def test_a_loader_that_lays_time_first_is_known():
@@ -59,7 +60,8 @@ def test_a_loader_that_lays_time_first_is_known():
         return torch.stack([x for x, _ in samples], 1), torch.stack([y for _, y in samples])
 
     net, loader = TimeFirst(), DataLoader(TensorDataset(S.transpose(0, 1), Y), 5, collate_fn=collate)
-    assert_close(HessianOperator(net, F.cross_entropy, loader).to_dense(), HessianOperator(net, F.cross_entropy, (S, Y)).to_dense(), 1e-10)
+    assert_close(HessianOperator(net, F.cross_entropy, loader).to_dense(),
+                 HessianOperator(net, F.cross_entropy, (S, Y)).to_dense(), 1e-10)
 
 
 # ---- what a loss averages over --------------------------------------------------------------------------------------
@@ -103,7 +105,8 @@ def test_the_loss_over_batches_is_that_of_one_large_batch(name):
                 call()
     op = HessianOperator(net, loss, cut, **(options or {}))
     assert_close(op.to_dense(), truth, 1e-10)
-    assert_close(torch.tensor(sharpness(net, loss, cut, 0.1, **(options or {})).value), torch.tensor(sharpness(net, loss, (X, target), 0.1).value), 1e-10)
+    assert_close(torch.tensor(sharpness(net, loss, cut, 0.1, **(options or {})).value),
+                 torch.tensor(sharpness(net, loss, (X, target), 0.1).value), 1e-10)
     if name == "mean over tokens":
         with pytest.raises(ValueError, match="reduction='mean'"):
             HessianOperator(net, loss, cut, reduction="sum")
@@ -124,9 +127,11 @@ def test_a_loss_inside_the_model_is_compared_too():
     with pytest.raises(ValueError, match="count="):
         HessianOperator(net, loss, cut)
     whole = HessianOperator(net, loss, ({"x": X, "labels": IGNORED}, None)).to_dense()
-    assert_close(HessianOperator(net, loss, cut, count=lambda x, _: (x["labels"] != -100).sum()).to_dense(), whole, 1e-10)
+    assert_close(HessianOperator(net, loss, cut, count=lambda x, _: (x["labels"] != -100).sum()).to_dense(),
+                 whole, 1e-10)
     same = [({"x": X[s], "labels": C[s]}, None) for s in (slice(7), slice(7, None))]
-    assert_close(HessianOperator(net, loss, same).to_dense(), HessianOperator(net, loss, ({"x": X, "labels": C}, None)).to_dense(), 1e-10)
+    assert_close(HessianOperator(net, loss, same).to_dense(),
+                 HessianOperator(net, loss, ({"x": X, "labels": C}, None)).to_dense(), 1e-10)
 
 
 def test_a_coupled_loss_is_asked_for_and_an_interpolating_net_is_not():
@@ -152,7 +157,8 @@ def test_count_is_everywhere():
     net, cut = nn.Linear(3, 2).double(), [(X[:7], IGNORED[:7]), (X[7:], IGNORED[7:])]
     one, cuts = (measure(net, loss, data, steps=8, probes=1, **o) for data, o in (((X, IGNORED), {}), (iter(cut), options)))
     assert cuts == pytest.approx(one, rel=1e-6, abs=1e-12, nan_ok=True)
-    assert_close(GGNOperator(net, loss, cut, **options).to_dense(), GGNOperator(net, loss, (X, IGNORED)).to_dense(), 1e-10)
+    assert_close(GGNOperator(net, loss, cut, **options).to_dense(),
+                 GGNOperator(net, loss, (X, IGNORED)).to_dense(), 1e-10)
     groups = sharpness(net, loss, cut, 0.1, m=5, **options)
     assert len(groups.each) == 3
     terms = torch.tensor([float((IGNORED[s] != -100).sum()) for s in (slice(5), slice(5, 10), slice(10, None))])
@@ -193,7 +199,8 @@ def test_packed_sequences_are_inputs():
     net, of = Packed(), torch.tensor([6, 6, 5, 4, 4, 4, 3, 3, 2, 2, 2, 1, 1])
     packed = [pack_padded_sequence(S[:, s], of[s]) for s in (slice(8), slice(8, None))]
     op = HessianOperator(net, F.cross_entropy, [(packed[0], Y[:8]), (packed[1], Y[8:])])
-    assert_close(op.to_dense(), HessianOperator(net, F.cross_entropy, (pack_padded_sequence(S, of), Y)).to_dense(), 1e-10)
+    assert_close(op.to_dense(),
+                 HessianOperator(net, F.cross_entropy, (pack_padded_sequence(S, of), Y)).to_dense(), 1e-10)
     assert "samples=13" in repr(op)
 
 
