@@ -194,7 +194,7 @@ def test_sparse_gradients_are_the_dense_ones(name: str) -> None:
         for _ in range(5):
             optimizer.step(family.closure_of(
                 name, lambda model=model: F.cross_entropy(model(ids), ids % 2, reduction="none")))
-        ends.append(nn.utils.parameters_to_vector(model.parameters()))
+        ends.append(family.vector(model))
     assert torch.allclose(*ends, rtol=0, atol=1e-13)
 
 
@@ -222,6 +222,14 @@ def test_two_dtypes_under_one_norm() -> None:
 # -- mixed precision --------------------------------------------------------------------------------------------------
 
 
+def _scaled(name: str, enabled: bool = True, **options: Any) -> tuple[nn.Module, Any, torch.amp.GradScaler]:
+    torch.manual_seed(0)
+    model = nn.Linear(6, 3)
+    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return (model, family.CLASSES[name](base, rho=0.3, **options),
+            torch.amp.GradScaler("cpu", enabled=enabled, init_scale=1024.0))
+
+
 def _scaled_closure(model: nn.Module, scaler: torch.amp.GradScaler, calls: list[int], bad: int = -1) -> Any:
     x, y = _batch()
 
@@ -238,14 +246,11 @@ def _scaled_closure(model: nn.Module, scaler: torch.amp.GradScaler, calls: list[
 def test_grad_scaler_changes_nothing(name: str) -> None:
     ends = []
     for enabled in (False, True):
-        torch.manual_seed(0)
-        model = nn.Linear(6, 3)
-        optimizer = family.CLASSES[name](torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.3)
-        scaler = torch.amp.GradScaler("cpu", enabled=enabled, init_scale=1024.0)
+        model, optimizer, scaler = _scaled(name, enabled)
         for _ in range(4):
             optimizer.step(_scaled_closure(model, scaler, []), scaler=scaler)
             scaler.update()
-        ends.append(nn.utils.parameters_to_vector(model.parameters()))
+        ends.append(family.vector(model))
     assert torch.allclose(*ends, rtol=0, atol=2e-6)
 
 
@@ -253,11 +258,7 @@ def test_grad_scaler_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("bad", [1, 2])
 @pytest.mark.parametrize("skip", [True, False])
 def test_an_overflow_in_either_pass_halves_the_scale_and_changes_nothing_else(name: str, bad: int, skip: bool) -> None:
-    torch.manual_seed(0)
-    model = nn.Linear(6, 3)
-    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    optimizer = family.CLASSES[name](base, rho=0.3, skip_nonfinite=skip)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    model, optimizer, scaler = _scaled(name, skip_nonfinite=skip)
     optimizer.step(_scaled_closure(model, scaler, []), scaler=scaler)
     scaler.update()
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
@@ -275,10 +276,7 @@ def test_two_halves_under_a_grad_scaler(name: str, unscale: bool) -> None:
     """scaler.step(optimizer) makes the second half, after scaler.unscale_(optimizer) or without, overflow or not."""
     ends = []
     for scaled in (False, True):
-        torch.manual_seed(0)
-        model = nn.Linear(6, 3)
-        optimizer = family.CLASSES[name](torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.3)
-        scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=1024.0)
+        model, optimizer, scaler = _scaled(name, scaled)
         for step in range(4):
             calls: list[int] = []
             closure = _scaled_closure(model, scaler, calls, bad=2 if step == 2 else -1)
@@ -287,13 +285,13 @@ def test_two_halves_under_a_grad_scaler(name: str, unscale: bool) -> None:
             closure()
             if unscale:
                 scaler.unscale_(optimizer)
-            start = nn.utils.parameters_to_vector(model.parameters())
+            start = family.vector(model)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
-            assert not torch.equal(start, nn.utils.parameters_to_vector(model.parameters()))  # never left perturbed
+            assert not torch.equal(start, family.vector(model))  # never left perturbed
         assert scaler.get_scale() == (512.0 if scaled else 1.0)
-        ends.append(nn.utils.parameters_to_vector(model.parameters()))
+        ends.append(family.vector(model))
     assert torch.allclose(*ends, rtol=0, atol=2e-6)
 
 
