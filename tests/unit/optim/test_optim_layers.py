@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sharpnb.optim import ASAM, ESAM, GSAM, SAM, WSAM
+from sharpnb.optim import ASAM, ESAM, GSAM, SAM
 
 
 class OwnNorm(nn.Module):
@@ -108,22 +108,6 @@ def test_same_dropout_shares_the_masks_and_then_goes_on(name: str) -> None:
     if name == "SAM":
         with pytest.raises(RuntimeError, match="same_dropout"):
             build(True).first_step()
-
-
-def test_recurrent_weights_stay_in_their_storage() -> None:
-    torch.manual_seed(0)
-    model = nn.LSTM(3, 4, num_layers=2, batch_first=True)
-    optimizer, x = WSAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.1), torch.randn(2, 5, 3)
-    places = [p.data_ptr() for p in model.parameters()]
-
-    def closure() -> Tensor:
-        loss = model(x)[0].square().mean()
-        loss.backward()
-        return loss
-
-    first = optimizer.step(closure)
-    assert optimizer.step(closure) < first
-    assert [p.data_ptr() for p in model.parameters()] == places
 
 
 @pytest.mark.parametrize("what", ["model", "closure"])
