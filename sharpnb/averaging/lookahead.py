@@ -300,7 +300,8 @@ class Lookahead(Optimizer):
 
 def _refuse_others(state_dict: dict[str, Any]) -> None:
     states = state_dict.get("state", {}).values()
-    for name in (*state_dict, *(name for state in states if isinstance(state, dict) for name in state)):
+    inside = {name for state in states if isinstance(state, dict) for name in state}
+    for name in (*state_dict, *(inside - {"base"})):  # which an optimizer may well keep for a parameter
         if name in _OTHERS:
             raise ValueError(f"The checkpoint holds {name!r}: it is that of {_OTHERS[name]} Lookahead, which keeps its "
                              "slow weights otherwise. Load the base's part of it: the cycle begins anew.")
