@@ -138,6 +138,20 @@ def test_compiled_is_eager(what: str) -> None:
     assert all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(*ends, strict=True))
 
 
+def test_layers_hidden_in_a_compiled_function_are_noticed_at_the_first_step() -> None:
+    torch._dynamo.reset()
+    model, (x, y) = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)), _batch()
+    loss_of = torch.compile(lambda: F.cross_entropy(model(x), y), backend="eager")
+
+    def closure() -> Tensor:
+        loss = loss_of()
+        loss.backward()
+        return loss
+
+    with pytest.warns(RuntimeWarning, match=r"of BatchNorm1d move in both passes.*model=model"):
+        SAM(torch.optim.SGD(model.parameters(), lr=0.1)).step(closure)
+
+
 # -- complex, sparse, half precision ----------------------------------------------------------------------------------
 
 
