@@ -38,13 +38,12 @@ class Lookahead(Optimizer):
     ``param_groups`` and ``state`` *are* the base's, ours in them, so checkpoints hold both, and resume bit by bit, in
     the middle of a cycle too.
 
-    How it differs from the popular code, and why: (1) the slow weights start at the weights before the first fast step,
-    and the first pull is after the k-th (others copy them at the first pull, or pull after the first step); (2) the
-    checkpoint holds slow weights, position in the cycle and the base's state; (3) ``"pullback"`` keeps a *copy* of the
-    momentum (others alias the live buffer, which turns the weight :math:`\alpha` into :math:`\alpha(2-\alpha)` from the
-    second pull on) and works on Adam's first moment too; (4) every parameter that can move is pulled, whether or not it
-    has a gradient at that moment, and a frozen one (``requires_grad=False``) stays where it is; (5) slow weights of
-    half-precision parameters are float32: there a small :math:`\alpha` would leave them where they are for good.
+    How it differs from the popular code, and why: (1) the slow weights start at the weights before the first fast step
+    (others copy them at the first pull, or pull after the first step); (2) ``"pullback"`` keeps a *copy* of the
+    momentum (others alias the live buffer, which turns the weight :math:`\alpha` into :math:`\alpha(2-\alpha)`), and
+    works on Adam's first moment too; (3) every parameter that can move is pulled, with a gradient at that moment or
+    without, and a frozen one stays; (4) slow weights of half-precision parameters are float32: there a small
+    :math:`\alpha` would leave them where they are for good.
 
     Args:
         optimizer: the base, an instance; its ``step`` is called with whatever :meth:`step` is given.
@@ -155,7 +154,8 @@ class Lookahead(Optimizer):
                 result = self.base_optimizer.step(*args, **kwargs)
         finally:
             self._moment = ""
-            self._put_back(own)
+            for p, found in own.items():
+                self.state.setdefault(p, {}).update(found)
         if self.momentum == "pullback":
             self._begin_moments()
         for group in self.param_groups:
@@ -176,10 +176,6 @@ class Lookahead(Optimizer):
             elif p.requires_grad:
                 own[p] = {slow: p.detach().to(wide(p.dtype), copy=True)}
         return own
-
-    def _put_back(self, own: dict[Tensor, dict[str, Tensor]]) -> None:
-        for p, found in own.items():
-            self.state.setdefault(p, {}).update(found)
 
     def _pull(self, group: dict[str, Any]) -> None:
         alpha = group[f"{self.prefix}alpha"]
@@ -304,7 +300,8 @@ class Lookahead(Optimizer):
 
 def _refuse_others(state_dict: dict[str, Any]) -> None:
     states = state_dict.get("state", {}).values()
-    for name in (*state_dict, *(name for state in states if isinstance(state, dict) for name in state)):
+    inside = {name for state in states if isinstance(state, dict) for name in state}
+    for name in (*state_dict, *(inside - {"base"})):  # which an optimizer may well keep for a parameter
         if name in _OTHERS:
             raise ValueError(f"The checkpoint holds {name!r}: it is that of {_OTHERS[name]} Lookahead, which keeps its "
                              "slow weights otherwise. Load the base's part of it: the cycle begins anew.")

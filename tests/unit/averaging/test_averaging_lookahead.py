@@ -30,13 +30,6 @@ def test_it_is_the_loop_written_by_hand(base, momentum):
     assert (flat(model) - by_hand(BASES[base], 3, 0.5, 20, momentum=momentum)).abs().max() > 1e-4  # the comparison can tell
 
 
-def test_alpha_one_is_the_base_bit_by_bit():
-    model, bare = net(), net()
-    advance(model, Lookahead(BASES["adam"](model.parameters()), k=4, alpha=1.0), 13)
-    advance(bare, BASES["adam"](bare.parameters()), 13)
-    assert torch.equal(flat(model), flat(bare))
-
-
 def test_slow_weights_are_the_exponential_average_of_the_end_points():
     # phi_T = alpha * sum_t (1 - alpha)^(T - t) theta_t,k + (1 - alpha)^T phi_0
     model = net()

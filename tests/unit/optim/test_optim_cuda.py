@@ -5,7 +5,6 @@ They run where there is a GPU. SHARPNB_TEST_DEVICE=cpu runs on the CPU what does
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import io
 import os
@@ -105,18 +104,6 @@ def test_masks_of_weights_are_drawn_on_the_device_and_come_again() -> None:
         params = _parameters()
         ends.append(_steps("ESAM", family.ESAM(BASES["momentum"](params), rho=0.3, seed=seed), params, 5))
     assert (ends[0] - ends[1]).abs().max() < 1e-12 < 1e-6 < (ends[0] - ends[2]).abs().max()
-
-
-@pytest.mark.parametrize("way", ["fused", "foreach"])
-@pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("name", ["SAM", "WSAM", "GSAM"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_fused_and_foreach_bases_are_the_plain_one(name: str, base: str, way: str, dtype: torch.dtype) -> None:
-    ends = []
-    for options in ({"foreach": False}, {way: True}):
-        params = _parameters(dtype=dtype)
-        ends.append(_steps(name, CLASSES[name](BASES[base](params, **options), rho=0.1), params, 10))
-    torch.testing.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-5 if dtype is torch.float32 else 1e-7)
 
 
 def test_a_checkpoint_moves_between_the_devices() -> None:
@@ -350,23 +337,6 @@ def test_same_dropout_shares_the_masks_and_the_default_does_not(name: str) -> No
         assert passes == (3 if "inner" in name else 2)
         assert all(torch.equal(masks[0], mask) == same for mask in masks[1:passes])
         assert not torch.equal(masks[0], masks[passes])  # the next step draws new ones
-
-
-@pytest.mark.parametrize("named", [False, True])
-@pytest.mark.parametrize("name", ["SAM", "SAM inner", "GSAM", "WSAM", "LookSAM", "ESAM"])
-def test_norm_statistics_move_once_a_step(name: str, named: bool) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).double()
-    x, y = torch.randn(12, 1, 6, 6).double(), torch.arange(12) % 3
-    plain = copy.deepcopy(model)
-    plain(x)
-    model, x, y = model.to(DEVICE), x.to(DEVICE), y.to(DEVICE)
-    places = [b.data_ptr() for b in model.buffers()]
-    optimizer = family.CLASSES[name](BASES["momentum"](model.parameters()), rho=0.5, model=model if named else None)
-    optimizer.step(family.closure_of(name, lambda: F.cross_entropy(model(x), y, reduction="none")))
-    assert model[1].num_batches_tracked == 1 and [b.data_ptr() for b in model.buffers()] == places
-    for buffer, expected in zip(model.buffers(), plain.buffers(), strict=True):
-        torch.testing.assert_close(buffer.cpu(), expected, rtol=1e-9, atol=1e-12)
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------

@@ -137,32 +137,23 @@ def test_a_bad_gradient_on_one_rank_skips_the_step_on_all(ranks: list[dict[str, 
 
 def _by_hand(name: str) -> Tensor:
     """Each rank's loop written out: its own two gradients, their mean over the ranks, one SGD step for all."""
-    model, momenta = Net(), {}
+    model, momentum, a = Net(), None, {"SAM": 1.0, "WSAM coupled": 0.7 / 0.3}[name]
     params = [p for part, p in model.named_parameters() if part.startswith(("first", "last"))]  # what the loss reaches
 
-    def gradient(rank: int) -> list[Tensor]:
+    def gradient(rank: int, w: Tensor) -> Tensor:
+        nn.utils.vector_to_parameters(w, params)
         x, y = _shard(rank)
-        return list(torch.autograd.grad(F.cross_entropy(model(x, False), y), params))
+        return nn.utils.parameters_to_vector(torch.autograd.grad(F.cross_entropy(model(x, False), y), params))
 
+    w = nn.utils.parameters_to_vector(params).detach().clone()
     for _ in range(STEPS):
-        outcomes = []
+        u = 0.01 * w
         for rank in range(2):
-            g, before = gradient(rank), [p.detach().clone() for p in params]
-            length = torch.sqrt(sum((t**2).sum() for t in g))
-            with torch.no_grad():
-                for p, t in zip(params, g, strict=True):
-                    p += 0.3 * t / length
-            moved = gradient(rank)
-            with torch.no_grad():
-                for p, w in zip(params, before, strict=True):
-                    p.copy_(w)
-            a = {"SAM": 1.0, "WSAM coupled": 0.7 / 0.3}[name]
-            outcomes.append([(1 - a) * t + a * h for t, h in zip(g, moved, strict=True)])
-        with torch.no_grad():
-            for i, p in enumerate(params):
-                u = (outcomes[0][i] + outcomes[1][i]) / 2 + 0.01 * p
-                momenta[i] = u if i not in momenta else 0.9 * momenta[i] + u
-                p -= 0.1 * momenta[i]
+            g = gradient(rank, w)
+            u = u + ((1 - a) * g + a * gradient(rank, w + 0.3 * g / g.norm())) / 2
+        momentum = u if momentum is None else 0.9 * momentum + u
+        w = w - 0.1 * momentum
+    nn.utils.vector_to_parameters(w, params)
     return _vector(model)
 
 

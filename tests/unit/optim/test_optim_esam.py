@@ -40,17 +40,6 @@ def test_exactly_the_ceiling_of_the_share_is_back_propagated(gamma: float, expec
     assert p.item() == pytest.approx(-slopes[expected].mean().item()) and loss.item() == 0.0
 
 
-def test_all_equal_increases_keep_the_first_ones() -> None:
-    p, seen = nn.Parameter(torch.ones(1)), []
-
-    def closure(rows: Tensor | None = None) -> Tensor:
-        seen.append(rows)
-        return p.expand(10 if rows is None else len(rows)) * 1.0
-
-    ESAM(torch.optim.SGD([p], lr=1.0), gamma=0.3).step(closure)
-    assert seen[0] is None and seen[1] is None and seen[2].tolist() == [0, 1, 2]
-
-
 def test_the_closure_must_return_the_vector() -> None:
     p = nn.Parameter(torch.ones(1))
     with pytest.raises(ValueError, match=r"returned \(\).*per-sample.*reduction='none'"):

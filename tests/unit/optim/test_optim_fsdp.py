@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import family
 import pytest
 import torch
 import torch.distributed as dist
@@ -141,7 +142,7 @@ def _alone(name: str, steps: int = STEPS) -> Tensor:
     optimizer = BUILDS[name](model.parameters())
     for _ in range(steps):
         _step(optimizer, model, slice(None))
-    return nn.utils.parameters_to_vector(model.parameters()).detach()
+    return family.vector(model)
 
 
 @pytest.mark.parametrize("name", [*BUILDS, *(f"{name} halves" for name in HALVES), "SAM resumed", "LookSAM resumed", "AdamW resumed"])
@@ -176,7 +177,7 @@ def test_pytorchs_optimizer_state_dict_goes_around_in_one_process(name: str) -> 
     """A fresh optimizer has its states made by a step with every rate 0; nothing may move."""
     model = _net()
     optimizer = BUILDS[name](model.parameters())
-    before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    before = family.vector(model)
     get_optimizer_state_dict(model, optimizer)
     assert torch.equal(before, nn.utils.parameters_to_vector(model.parameters()))
     with pytest.raises(RuntimeError, match="no first_step"):

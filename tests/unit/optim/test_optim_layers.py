@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sharpnb.optim import ASAM, ESAM, GSAM, SAM, WSAM
+from sharpnb.optim import ASAM, ESAM, GSAM, SAM
 
 
 class OwnNorm(nn.Module):
@@ -110,22 +110,6 @@ def test_same_dropout_shares_the_masks_and_then_goes_on(name: str) -> None:
             build(True).first_step()
 
 
-def test_recurrent_weights_stay_in_their_storage() -> None:
-    torch.manual_seed(0)
-    model = nn.LSTM(3, 4, num_layers=2, batch_first=True)
-    optimizer, x = WSAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.1), torch.randn(2, 5, 3)
-    places = [p.data_ptr() for p in model.parameters()]
-
-    def closure() -> Tensor:
-        loss = model(x)[0].square().mean()
-        loss.backward()
-        return loss
-
-    first = optimizer.step(closure)
-    assert optimizer.step(closure) < first
-    assert [p.data_ptr() for p in model.parameters()] == places
-
-
 @pytest.mark.parametrize("what", ["model", "closure"])
 def test_compiled_is_eager(what: str) -> None:
     x, y = _batch()
@@ -152,6 +136,20 @@ def test_compiled_is_eager(what: str) -> None:
         assert model[1].num_batches_tracked == 5
         ends.append([t.clone() for t in model.state_dict().values()])
     assert all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(*ends, strict=True))
+
+
+def test_layers_hidden_in_a_compiled_function_are_noticed_at_the_first_step() -> None:
+    torch._dynamo.reset()
+    model, (x, y) = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)), _batch()
+    loss_of = torch.compile(lambda: F.cross_entropy(model(x), y), backend="eager")
+
+    def closure() -> Tensor:
+        loss = loss_of()
+        loss.backward()
+        return loss
+
+    with pytest.warns(RuntimeWarning, match=r"of BatchNorm1d move in both passes.*model=model"):
+        SAM(torch.optim.SGD(model.parameters(), lr=0.1)).step(closure)
 
 
 # -- complex, sparse, half precision ----------------------------------------------------------------------------------
@@ -194,7 +192,7 @@ def test_sparse_gradients_are_the_dense_ones(name: str) -> None:
         for _ in range(5):
             optimizer.step(family.closure_of(
                 name, lambda model=model: F.cross_entropy(model(ids), ids % 2, reduction="none")))
-        ends.append(nn.utils.parameters_to_vector(model.parameters()))
+        ends.append(family.vector(model))
     assert torch.allclose(*ends, rtol=0, atol=1e-13)
 
 
@@ -222,6 +220,14 @@ def test_two_dtypes_under_one_norm() -> None:
 # -- mixed precision --------------------------------------------------------------------------------------------------
 
 
+def _scaled(name: str, enabled: bool = True, **options: Any) -> tuple[nn.Module, Any, torch.amp.GradScaler]:
+    torch.manual_seed(0)
+    model = nn.Linear(6, 3)
+    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return (model, family.CLASSES[name](base, rho=0.3, **options),
+            torch.amp.GradScaler("cpu", enabled=enabled, init_scale=1024.0))
+
+
 def _scaled_closure(model: nn.Module, scaler: torch.amp.GradScaler, calls: list[int], bad: int = -1) -> Any:
     x, y = _batch()
 
@@ -238,14 +244,11 @@ def _scaled_closure(model: nn.Module, scaler: torch.amp.GradScaler, calls: list[
 def test_grad_scaler_changes_nothing(name: str) -> None:
     ends = []
     for enabled in (False, True):
-        torch.manual_seed(0)
-        model = nn.Linear(6, 3)
-        optimizer = family.CLASSES[name](torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.3)
-        scaler = torch.amp.GradScaler("cpu", enabled=enabled, init_scale=1024.0)
+        model, optimizer, scaler = _scaled(name, enabled)
         for _ in range(4):
             optimizer.step(_scaled_closure(model, scaler, []), scaler=scaler)
             scaler.update()
-        ends.append(nn.utils.parameters_to_vector(model.parameters()))
+        ends.append(family.vector(model))
     assert torch.allclose(*ends, rtol=0, atol=2e-6)
 
 
@@ -253,11 +256,7 @@ def test_grad_scaler_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("bad", [1, 2])
 @pytest.mark.parametrize("skip", [True, False])
 def test_an_overflow_in_either_pass_halves_the_scale_and_changes_nothing_else(name: str, bad: int, skip: bool) -> None:
-    torch.manual_seed(0)
-    model = nn.Linear(6, 3)
-    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    optimizer = family.CLASSES[name](base, rho=0.3, skip_nonfinite=skip)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    model, optimizer, scaler = _scaled(name, skip_nonfinite=skip)
     optimizer.step(_scaled_closure(model, scaler, []), scaler=scaler)
     scaler.update()
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
@@ -275,10 +274,7 @@ def test_two_halves_under_a_grad_scaler(name: str, unscale: bool) -> None:
     """scaler.step(optimizer) makes the second half, after scaler.unscale_(optimizer) or without, overflow or not."""
     ends = []
     for scaled in (False, True):
-        torch.manual_seed(0)
-        model = nn.Linear(6, 3)
-        optimizer = family.CLASSES[name](torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.3)
-        scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=1024.0)
+        model, optimizer, scaler = _scaled(name, scaled)
         for step in range(4):
             calls: list[int] = []
             closure = _scaled_closure(model, scaler, calls, bad=2 if step == 2 else -1)
@@ -287,13 +283,13 @@ def test_two_halves_under_a_grad_scaler(name: str, unscale: bool) -> None:
             closure()
             if unscale:
                 scaler.unscale_(optimizer)
-            start = nn.utils.parameters_to_vector(model.parameters())
+            start = family.vector(model)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
-            assert not torch.equal(start, nn.utils.parameters_to_vector(model.parameters()))  # never left perturbed
+            assert not torch.equal(start, family.vector(model))  # never left perturbed
         assert scaler.get_scale() == (512.0 if scaled else 1.0)
-        ends.append(nn.utils.parameters_to_vector(model.parameters()))
+        ends.append(family.vector(model))
     assert torch.allclose(*ends, rtol=0, atol=2e-6)
 
 
