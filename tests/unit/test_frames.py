@@ -11,6 +11,7 @@ from sharpnb import rules
 FRAMES, FILES = 6, 3  # at most, the cell itself not counted
 TRAINING = {  # the cell of the settings, and the cell that trains
     "11_alpha_lambda_heatmaps": ["settings", "fig2-train"],
+    "12_adamw_generalization": ["settings", "train"],
 }
 
 
