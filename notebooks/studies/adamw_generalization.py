@@ -14,7 +14,8 @@ from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.figures import COLOURS, MARKERS
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
-from studies.decay_runs import Rows, World, band, recorded, run
+from sharpnb.many.train import Many
+from studies.decay_runs import Rows, World, band, recorded, rows_of, run
 
 ROLES = {"Adam + L2": "adam", "AdamW": "adamw", "SGD + L2": "sgd"}
 
@@ -78,16 +79,14 @@ REGIMES = {
 }
 
 
-def compare(name: str, r: Regime, nb: Notebook) -> Rows:
-    """Train and record a regime: rows of all three methods with ``decay``, the coefficient of the method's own kind."""
-    grids = [("Adam + L2", {"rule": "adam", "lr": r.lr}, "weight_decay", r.l2),
-             ("AdamW", {"rule": "adamw", "lr": r.lr}, "lambda_norm", r.lambda_norm),
-             ("SGD + L2", {"rule": "sgd", "lr": r.lr_sgd, "momentum": 0.9}, "weight_decay", r.l2_sgd)]
-    configs = [{"method": method, **fixed, kind: decay, "seed": seed}
-               for method, fixed, kind, decays in grids for decay in decays for seed in range(r.seeds)]
+def compare(name: str, r: Regime, nb: Notebook, configs: list[dict[str, Any]], many: Many | None = None) -> Rows:
+    """Record a regime: rows of all three methods with ``decay``, the coefficient of the method's own kind.
 
+    ``many`` is what has been trained; without it the full profile trains, a seed as one piece.
+    """
     def make(work: Work | None) -> Rows:
-        rows = run(r.world, nb, configs, r.steps, r.every, work, "seed")
+        rows = (rows_of((configs[row["member"]], row) for row in many.rows) if many
+                else run(r.world, nb, configs, r.steps, r.every, work, "seed"))
         return [{**row, "decay": row.get("lambda_norm", row.get("weight_decay"))} for row in rows]
 
     return recorded(nb, name.replace(" ", "_"), make, of=r)

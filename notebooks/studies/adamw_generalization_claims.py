@@ -15,6 +15,19 @@ from studies.decay_runs import Rows
 _PAPER = {"paper": "AdamW (ICLR 2019)", "why": "threshold 0; seeds decide"}
 
 
+def live(rows: dict[str, Rows], regimes: dict[str, Regime], profile: str) -> list[Claim]:
+    """Return the claims on every live regime."""
+    return [claim for name, r in regimes.items() for claim in claims(
+        name.lower().replace(" ", "-"), rows[name], r, profile=profile, protocol=f"{r.world.label} ({name})")]
+
+
+def full(rows: Rows | None) -> list[Claim]:
+    """Return the claims of the full profile's record."""
+    r = study.REGIMES["full"]["CIFAR-10"]
+    protocol = f"{r.world.label}; the paper: 26 2x96d, 1800 epochs"
+    return claims("full", rows, r, profile="full", protocol=protocol)
+
+
 def claims(key: str, rows: Rows | None, r: Regime, **note: Any) -> list[Claim]:
     """Return the claims on one regime, whose ids end in ``key``; without rows they are not run.
 

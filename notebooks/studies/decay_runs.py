@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,11 +65,31 @@ class World:
         return load_data(self.data, train_size=self.train_size, seed=seed, dtype=self.dtype)
 
 
+def images(world: World, nb: Notebook, configs: Sequence[Config]) -> list[Data]:
+    """Return each setting's clean data, noted for the provenance."""
+    first = min(config["seed"] for config in configs)
+    seeds = [config["seed"] if world.data == "digits" else first for config in configs]
+    sets = {seed: nb.uses(world.images(seed)) for seed in sorted(set(seeds))}
+    return [sets[seed] for seed in seeds]
+
+
+def bare(world: World, configs: Sequence[Config]) -> list[dict[str, Any]]:
+    """Return settings as :func:`sharpnb.lab.train_many` takes them, without ``method``, with the wrong labels."""
+    noise = {"label_noise": world.label_noise}
+    return [noise | {k: v for k, v in config.items() if k != "method"} for config in configs]
+
+
+def rows_of(pairs: Iterable[tuple[Config, Mapping[str, Any]]]) -> Rows:
+    """Return a row an evaluation: ``method``, ``seed``, ``step``, the setting's rate and decay, :data:`MEASURES`."""
+    return [{**{name: config[name] for name in _KEPT if name in config}, "step": int(row["step"]),
+             **{name: row[name] for name in MEASURES}} for config, row in pairs]
+
+
 def run(
     world: World, nb: Notebook, configs: Sequence[Config], steps: int, every: int = 0, work: Work | None = None,
     label: str = "",
 ) -> Rows:
-    """Train every setting and return one row an evaluation.
+    """Train every setting and return one row an evaluation, see :func:`rows_of`.
 
     Args:
         world: what is trained.
@@ -80,29 +100,20 @@ def run(
         every: evaluate each so many steps (0: at the end alone).
         work: of the full profile, for which the settings of one seed are a piece.
         label: of those pieces.
-
-    Returns:
-        Rows with ``method``, ``seed``, ``step``, the setting's rate and decay, and :data:`MEASURES`.
     """
-    seeds = sorted({config["seed"] for config in configs})
     if work and nb.full:
+        seeds = sorted({config["seed"] for config in configs})
         parts = [[config for config in configs if config["seed"] == seed] for seed in seeds]
         return [row for seed, part in zip(seeds, parts, strict=True) for row in work.do(
             label, lambda part=part: {"rows": run(world, nb, part, steps, every)}, seed=seed, steps=steps,
             members=[dict(config) for config in part])["rows"]]
-    sets = {seed: nb.uses(world.images(seed)) for seed in (seeds if world.data == "digits" else seeds[:1])}
-    data = [sets.get(config["seed"], sets[seeds[0]]) for config in configs]
-    noise = {"label_noise": world.label_noise}
-    bare = [noise | {k: v for k, v in config.items() if k != "method"} for config in configs]
+    data, told = images(world, nb, configs), bare(world, configs)
     if world.many:
-        found = train_many(bare, data, world.model, steps=steps, batch_size=world.batch_size, augment=world.augment,
+        found = train_many(told, data, world.model, steps=steps, batch_size=world.batch_size, augment=world.augment,
                            dtype=world.dtype, device=str(nb.device), evaluate_every=every).rows
-        pairs = [(configs[row["member"]], row) for row in found]
-    else:
-        histories = [_alone(world, nb, config, d, steps, every) for config, d in zip(bare, data, strict=True)]
-        pairs = [(config, row) for config, h in zip(configs, histories, strict=True) for row in h.rows]
-    return [{**{name: config[name] for name in _KEPT if name in config}, "step": int(row["step"]),
-             **{name: row[name] for name in MEASURES}} for config, row in pairs]
+        return rows_of((configs[row["member"]], row) for row in found)
+    histories = [_alone(world, nb, config, d, steps, every) for config, d in zip(told, data, strict=True)]
+    return rows_of((config, row) for config, h in zip(configs, histories, strict=True) for row in h.rows)
 
 
 def _alone(world: World, nb: Notebook, config: Config, data: Data, steps: int, every: int) -> History:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,11 +20,6 @@ from sharpnb.lab.data import load_data
 from sharpnb.lab.training import batches
 
 Rule = Callable[[Tensor, Tensor, Any], tuple[Tensor, Any]]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A real, convex loss: softmax regression on digits
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class Regression:
@@ -66,36 +63,24 @@ class Regression:
 
 
 def shrinkage_by_gradient(
-    task: Regression, *, lr: float = 1e-3, decay: float = 1e-3, l2: float = 0.02, steps: int = 400, seeds: int = 8,
-    groups: int = 10,
-) -> list[dict[str, Any]]:
-    r"""How much Adam + L2 and AdamW shrink weights of small and of large gradients (paper, section 2 end).
+    task: Regression, plain: Rule, decayed: Mapping[str, Rule], *, steps: int, seeds: int, groups: int = 10
+) -> pd.DataFrame:
+    r"""How much rules with a decay shrink weights of small and of large gradients (paper, section 2 end).
 
-    Each is compared with plain Adam on the same batches: the shrinkage of a group of weights is
+    Each is compared with the plain rule on the same batches: the shrinkage of a group of weights is
     :math:`1-\langle w,w_{plain}\rangle/\|w_{plain}\|^2` over the group, the groups being tenths of the weights by their
     root mean square gradient at the start. Weights that never see a gradient (pixels always 0) are left out.
     """
-    decayed = {
-        "Adam + L2": lambda w, g, s: rules.adam(w, g, s, lr=lr, weight_decay=l2),
-        "AdamW": lambda w, g, s: rules.adamw(w, g, s, lr=lr, weight_decay=decay),
-    }
     rows = []
     for seed in range(seeds):
         size = task.root_mean_square_gradient(task.start(seed), seed=seed)[0]
-        plain = task.path(lambda w, g, s: rules.adam(w, g, s, lr=lr), steps, seed)[-1]
+        ends = {name: task.path(rule, steps, seed)[-1] for name, rule in {"": plain, **decayed}.items()}
         parts = size.argsort()[int((size == 0).sum()) :].tensor_split(groups)
-        for name, rule in decayed.items():
-            end = task.path(rule, steps, seed)[-1]
-            for group, part in enumerate(parts):
-                shrinkage = 1 - (end[part] @ plain[part]) / (plain[part] @ plain[part])
-                rows.append({"rule": name, "seed": seed, "group": group, "gradient": size[part].mean().item(),
-                             "shrinkage": shrinkage.item()})
-    return rows
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Pure noise: the decay alone
-# ---------------------------------------------------------------------------------------------------------------------
+        for name, (group, part) in product(decayed, enumerate(parts)):
+            free = ends[""][part]
+            rows.append({"rule": name, "seed": seed, "group": group, "gradient": size[part].mean().item(),
+                         "shrinkage": (1 - (ends[name][part] @ free) / (free @ free)).item()})
+    return pd.DataFrame(rows)
 
 
 def decay_rates(
@@ -120,11 +105,6 @@ def decay_rates(
             w, state = rule(w, torch.cat([noise, -noise]), state)
         found[name] = -w.mean(0).log() / steps
     return found
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A quadratic in two dimensions: where each method ends
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -161,11 +141,6 @@ def quadratic() -> Quadratic:
     """The example of the notebook: weight 2 has seen gradients eight times larger than weight 1."""
     as_tensor = lambda values: torch.tensor(values, dtype=torch.float64)  # noqa: E731
     return Quadratic(as_tensor([[1.0, 0.3], [0.3, 2.0]]), as_tensor([2.0, 1.5]), as_tensor([0.5, 4.0]))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The Bayesian filter
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -224,10 +199,6 @@ class Drift:
         return float(gain @ y), float(prior[-1, -1] - gain @ prior[:, -1])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What the classes do
-# ---------------------------------------------------------------------------------------------------------------------
-
 CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "torch.optim.SGD": torch.optim.SGD, "torch.optim.Adam": torch.optim.Adam, "torch.optim.AdamW": torch.optim.AdamW,
     "sharpnb.optim.SGDW": optim.SGDW, "sharpnb.optim.AdamW": optim.AdamW,
@@ -266,10 +237,7 @@ def rule_path(
     return task.path(lambda w, g, state: rule(w, g, state, eta=next(factors), **options), steps)
 
 
-def rank_correlation(rows: Sequence[Mapping[str, Any]], rule: str) -> list[float]:
+def rank_correlation(shrunk: pd.DataFrame, rule: str) -> list[float]:
     """For each seed the rank correlation of shrinkage and gradient over the groups of weights."""
-    import pandas as pd
-
-    seeds = sorted({row["seed"] for row in rows})
-    part = {seed: [row for row in rows if row["seed"] == seed and row["rule"] == rule] for seed in seeds}
-    return [float(pd.DataFrame(p)[["gradient", "shrinkage"]].rank().corr().iloc[0, 1]) for p in part.values()]
+    by_seed = shrunk[shrunk["rule"] == rule].groupby("seed")
+    return [float(part[["gradient", "shrinkage"]].rank().corr().iloc[0, 1]) for _, part in by_seed]

@@ -15,6 +15,7 @@ TRAINING = {  # the cell of the settings, and the cell that trains
     "03_hessian_spectra": ["settings", "train"],
     "05_label_noise": ["settings", "train"],
     "11_alpha_lambda_heatmaps": ["settings", "fig2-train"],
+    "12_adamw_generalization": ["settings", "train"],
 }
 
 

@@ -2,16 +2,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from cells import executed
 
-from sharpnb import lab
 from studies import adamw_generalization as study
-
-
-@pytest.fixture
-def nb(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-    return lab.start("12_adamw_generalization", profile="toy", device="cpu")
 
 
 def _cloud(method, losses, errors, seed=0):
@@ -48,9 +41,11 @@ def test_quick_regimes_have_the_papers_numbers_of_decays():
         assert len(regime.l2) == 12 and len(regime.lambda_norm) == 7 and regime.steps % regime.every == 0
 
 
-def test_the_full_profiles_code_runs_at_the_size_of_a_test(nb):
+def test_the_full_profiles_code_runs_at_the_size_of_a_test(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
     regime = study.REGIMES["toy"]["toy"]
-    rows = study.compare("toy", regime, nb)
+    rows = executed("12_adamw_generalization", "settings", "train", profile="toy", device="cpu")["rows"]["toy"]
     assert len(rows) == 5 * regime.seeds * 2  # settings, seeds, evaluations
     table = pd.DataFrame(rows)
     assert set(table["method"]) == set(study.ROLES) and table["decay"].notna().all()

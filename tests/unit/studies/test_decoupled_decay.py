@@ -1,6 +1,8 @@
 import math
+from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -52,13 +54,15 @@ def test_l2_shrinks_by_the_inverse_of_the_gradient_and_decay_does_not():
 
 
 def test_shrinkage_has_a_row_a_method_seed_and_tenth_and_falls_under_l2():
-    rows = study.shrinkage_by_gradient(TASK, steps=150, seeds=2)
+    adam, adamw = partial(rules.adam, lr=1e-3), partial(rules.adamw, lr=1e-3)
+    decayed = {"Adam + L2": partial(adam, weight_decay=0.02), "AdamW": partial(adamw, weight_decay=1e-3)}
+    rows = study.shrinkage_by_gradient(TASK, adam, decayed, steps=150, seeds=2)
     assert len(rows) == 2 * 2 * 10
     assert all(x < -0.7 for x in study.rank_correlation(rows, "Adam + L2"))
-    of = {(r["rule"], r["seed"], r["group"]): r["shrinkage"] for r in rows}
+    of = rows.set_index(["rule", "seed", "group"])["shrinkage"]
     assert of["Adam + L2", 0, 0] > 2 * of["Adam + L2", 0, 9] and of["AdamW", 0, 0] < 2 * of["AdamW", 0, 9]
-    none = study.shrinkage_by_gradient(TASK, steps=5, seeds=1, l2=0.0, decay=0.0)
-    assert all(abs(r["shrinkage"]) < 1e-12 for r in none)
+    none = study.shrinkage_by_gradient(TASK, adam, {"Adam + L2": adam, "AdamW": adamw}, steps=5, seeds=1)
+    assert (none["shrinkage"].abs() < 1e-12).all()
 
 
 def test_resting_points_are_where_the_updates_rest():
@@ -92,4 +96,4 @@ def test_the_truth_has_its_stationary_spread():
 
 def test_rank_correlation_is_plus_or_minus_one_on_ordered_groups():
     rows = [{"rule": "x", "seed": s, "gradient": float(g), "shrinkage": float(np.exp(-g) if s else g)} for s in (0, 1) for g in range(5)]
-    assert study.rank_correlation(rows, "x") == pytest.approx([1.0, -1.0])
+    assert study.rank_correlation(pd.DataFrame(rows), "x") == pytest.approx([1.0, -1.0])

@@ -9,7 +9,6 @@ from cells import executed
 from sharpnb import lab, paths
 from sharpnb.lab import Record, pieces
 from studies import (
-    adamw_generalization,
     alpha_lambda,
     sam_family,
 )
@@ -17,9 +16,9 @@ from studies import (
 ROOT = Path(__file__).parents[3]
 
 
-def of_cells(name: str, *idents: str):
-    """Return the table that these cells of a notebook make in the toy profile."""
-    return executed(name, *idents, profile="toy", device="cpu")["table"]
+def of_cells(name: str, *idents: str, what: str = "table"):
+    """Return what these cells of a notebook make in the toy profile."""
+    return executed(name, *idents, profile="toy", device="cpu")[what]
 
 
 STUDIES = {
@@ -28,7 +27,7 @@ STUDIES = {
     "11_alpha_lambda_heatmaps": lambda nb: alpha_lambda.recorded(nb, "cells", alpha_lambda.TOY, [
         {"rule": "sgd", "lr": 0.05, "weight_decay": decay, "schedule": "cosine", "seed": seed}
         for decay in (0.0, 0.001) for seed in range(alpha_lambda.TOY.seeds)]).to_dict("list"),
-    "12_adamw_generalization": lambda nb: adamw_generalization.compare("toy", adamw_generalization.REGIMES["toy"]["toy"], nb),
+    "12_adamw_generalization": lambda nb: of_cells("12_adamw_generalization", "settings", "train", what="rows"),
 }
 
 
