@@ -62,6 +62,20 @@ def runs(profile: str) -> Path:
     return root() / "data" / "runs" / profile
 
 
+def readers_own() -> bool:
+    """Return whether this is a reader's own kernel: one that neither `sharpnb run` nor the gate has started."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None and not {"SHARPNB_KEEP", "SHARPNB_CHECK"} & os.environ.keys()
+
+
+def written(path: Path) -> Path:
+    """Return where what belongs at ``path`` is written: there, from a reader's own kernel under ``data/runs/mine``.
+
+    A reader's experiment so never replaces a committed result.
+    """
+    return runs("mine") / path.relative_to(root()) if readers_own() and path.is_relative_to(root()) else path
+
+
 def datasets() -> Path:
     """Return the folder of the data sets in torchvision's layout: ``$SHARPNB_DATA``, else ``data/datasets``."""
     chosen = os.environ.get("SHARPNB_DATA")

@@ -19,6 +19,8 @@ from studies.scoreboard import shown
 # Re-made and measured; its code is there and waits for a machine; its notebook, or what that should hold, is missing;
 # not re-made, with a reason.
 STATES = ("shown", "not run", "not yet", "not shown")
+# From live code; by something else in its place; neither. ``site/papers.toml`` says which, and never a measurement.
+KINDS = ("re-made", "stand-in", "missing")
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,10 @@ def elsewhere(known: Sequence[Item], board: Sequence[scoreboard.Row]) -> list[sc
 
 
 def as_markdown(known: Sequence[Item]) -> str:
-    """Return how many figures and tables are shown, and all of them."""
-    states = [item.state for item in known]
+    """Return how many figures and tables are re-made, have a stand-in or are missing, and all of them."""
+    kinds = [item.kind for item in known]
     lines = ["| figures and tables | number |", "|:--|--:|"]
-    lines += [f"| {state} | {states.count(state)} |" for state in STATES]
+    lines += [f"| {kind} | {kinds.count(kind)} |" for kind in KINDS]
     lines += [f"| all | {len(known)} |", "",
               "| paper | item | what it shows there | here | verdicts | pictures | remark |",
               "|:--|:--|:--|:--|:--|:--|:--|"]
@@ -104,7 +106,8 @@ def _line(item: Item) -> str:
     folder, number = quote(item.notebook), shown(item.notebook.split("_")[0])
     pictures = " · ".join(f"[{shown(name)}](figures/{folder}/{quote(name)}.png)" for name in item.figures) or "–"
     link = f"[{number}](notebooks/{folder}.ipynb)"
-    here = {"shown": link, "not run": f"**not run**, {link}"}.get(item.state, f"**{item.state}**")
+    by_another = " (stand-in)" if item.kind == "stand-in" else ""
+    here = {"shown": link + by_another, "not run": f"**not run**, {link}"}.get(item.state, f"**{item.state}**")
     wanted = f"belongs to notebook {number}" if item.state == "not yet" else ""
     remark = "; ".join(filter(None, [wanted, shown(item.why)]))
     told = map(shown, (item.paper, item.item, item.shows))

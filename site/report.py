@@ -68,9 +68,11 @@ def page() -> str:
     ]
     if known:
         parts += ["## Figures and tables of the papers", "",
-                  "Also those that are not re-made, with the reason. *Not run*: the code is in the notebook and waits "
-                  "for a machine, or what it gave was withdrawn. *Not yet*: its notebook, or what that should hold, "
-                  "is missing. " + _outside(known, board), "", papers.as_markdown(known), ""]
+                  "*Re-made*: from live code, with the paper's quantities, on smaller nets or images. *Stand-in*: "
+                  "another data set, task or quantity, or a part. *Missing*: neither, with the reason. *Not run*: the "
+                  "code is in the notebook and waits for a machine, or what it gave was withdrawn. *Not yet*: its "
+                  "notebook, or what that should hold, is missing. " + _outside(known, board), "",
+                  papers.as_markdown(known), ""]
     parts += ["## Claims", "", "Measured numbers are means over seeds ± standard error (number of seeds). "
               "*Stale*: the sources changed since the record was made, or were not noted then.", "",
               scoreboard.claims_table(board, (_links(row, known) for row in board)), ""]
@@ -106,9 +108,9 @@ def with_head(readme: str) -> str:
         return readme
     board = scoreboard.rows()
     known = papers.items(board)
-    shown = sum(item.state == "shown" for item in known)
-    line = (f"\n\n{shown} of the papers' {len(known)} figures and tables are shown, at the scale that each claim "
-            f"names; the others stand with the reason. {SCALES}")
+    made, by_another, missing = (sum(item.kind == kind for item in known) for kind in papers.KINDS)
+    line = (f"\n\nOf the papers' {len(known)} figures and tables {made} are re-made, {by_another} have a stand-in and "
+            f"{missing} are missing, each with the reason. {SCALES}")
     return f"{before}{opening}\n{scoreboard.head(board)}{line if known else ''}\n{closing}{after}"
 
 

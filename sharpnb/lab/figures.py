@@ -109,7 +109,7 @@ def save(
     frame = pd.DataFrame(data) if isinstance(data, Mapping) else data
     if frame.empty:
         raise ValueError(f"figure {name}: data is empty. Give the plotted numbers as a tidy table.")
-    csv, path = frame.to_csv(index=False, float_format="%.8g"), folder / f"{name}.png"
+    csv, path = frame.to_csv(index=False, float_format="%.8g"), paths.written(folder / f"{name}.png")
     with mpl.rc_context():
         use_style()
         _write_or_compare(figure, path, alt, csv, rtol, atol)

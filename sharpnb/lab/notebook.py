@@ -226,5 +226,8 @@ def start(name: str, *, profile: str = "quick", device: str = "auto", seed: int 
         torch.backends.cudnn.benchmark = True  # the fastest convolutions, which may round otherwise in another run
     figures.use_style()
     paths.let_studies_be_imported()
+    if paths.readers_own():
+        notebook._say(f"What you make here goes to {Path(os.path.relpath(paths.runs('mine'))).as_posix()}; the committed "
+                      f"results stay as they are. `sharpnb run {name} --update` renews those.")
     return notebook
 

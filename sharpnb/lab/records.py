@@ -73,6 +73,7 @@ class Record:
     def save(self) -> Path:
         """Write the record whole or not at all; under ``SHARPNB_CHECK=1`` compare it with the committed one instead.
 
+        A reader's own kernel writes it under ``data/runs/mine``, see :func:`sharpnb.paths.written`.
         A result that comes out the same keeps the file, and so its first provenance; one of the same parameters and
         settings also where it agrees within its tolerance, see :func:`keeping`. A withdrawn record is replaced.
         Two provenances give way: under ``--update`` one whose sources are in no commit to one whose sources are; and
@@ -90,9 +91,11 @@ class Record:
             difference = first_difference(self.load(self.path).values, self.values, self.rtol, self.atol)
             if difference:
                 raise RecordMismatch(f"{self.notebook}/{self.profile}/{self.name}.json: {difference}")
-        elif not self.path.exists() or self._is_new():
-            kept.write(self.path, asdict(self), indent=1)
-        return self.path
+            return self.path
+        path = paths.written(self.path)
+        if not path.exists() or self._is_new(path):
+            kept.write(path, asdict(self), indent=1)
+        return path
 
     @classmethod
     def load(cls, path: Path) -> Record:
@@ -108,9 +111,9 @@ class Record:
             raise ValueError(f"{path} is damaged ({error}). Delete it and run its notebook again: `sharpnb run "
                              f"{path.parent.parent.name} --force`.") from error
 
-    def _is_new(self) -> bool:
+    def _is_new(self, path: Path) -> bool:
         try:
-            old = Record.load(self.path)
+            old = Record.load(path)
         except ValueError:
             return True
         if withdrawn.of(self.notebook, self.profile, self.name):

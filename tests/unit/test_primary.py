@@ -61,7 +61,8 @@ def test_negative_control_a_claim_that_is_left_out_or_listed_twice_or_unknown_is
 
 def test_claims_stand_with_their_own_paper_and_numbers_are_judged_once():
     for _, paper, pattern in patterns(LIST):
-        assert {CLAIMS[name]["paper"] for name in CLAIMS if fnmatchcase(name, pattern)} == {paper} or paper is None, pattern
+        found = {claim["paper"] for name, claim in CLAIMS.items() if fnmatchcase(name, pattern)}
+        assert found == {paper} or paper is None, pattern
     judged = []
     for entry in LIST["primary"]:
         for profile, name in entry.get("claims", {}).items():
