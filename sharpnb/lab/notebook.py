@@ -227,7 +227,8 @@ def start(name: str, *, profile: str = "quick", device: str = "auto", seed: int 
     figures.use_style()
     paths.let_studies_be_imported()
     if paths.readers_own():
-        notebook._say(f"What you make here goes to {Path(os.path.relpath(paths.runs('mine'))).as_posix()}; the committed "
-                      f"results stay as they are. `sharpnb run {name} --update` renews those.")
+        mine = Path(os.path.relpath(paths.runs('mine'))).as_posix()
+        notebook.say(f"What you make here goes to {mine}; the committed results stay as they are. "
+                     f"`sharpnb run {name} --update` renews those.")
     return notebook
 

@@ -11,11 +11,12 @@ import matplotlib.pyplot as plt
 from sharpnb import lab
 nb = lab.start("01_mine")
 nb.record("numbers", {"x": 2.0})
-nb.claims([lab.Claim("c", paper="P", statement="more", item="Fig. 1", measured=2.0, stderr=0.1, paper_value=1, kind="order",
-                     why="w", protocol="p", profile="quick")])
+nb.claims([lab.Claim("c", paper="P", statement="more", item="Fig. 1", measured=2.0, stderr=0.1, paper_value=1,
+                     kind="order", why="w", protocol="p", profile="quick")])
 figure, ax = plt.subplots()
 ax.plot([0, 1], [0, 2])
-nb.figure(figure, "line", alt="A line that rises from nought to two, drawn for this test.", caption="c", data={"x": [0, 1]})
+nb.figure(figure, "line", alt="A line that rises from nought to two, drawn for this test.", caption="c",
+          data={"x": [0, 1]})
 """
 KINDS = ("records/01_mine/quick/numbers.json", "records/01_mine/quick/claims.json", "figures/01_mine/line.csv")
 

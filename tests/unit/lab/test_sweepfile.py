@@ -61,7 +61,8 @@ def test_cells_are_counted_first_and_the_status_is_0(call, folder):
 
 @pytest.mark.parametrize(("change", "status", "words"), [
     (('"mlp", sizes = [64, 4, 10]', '"mine.py:bad"'), 1, ["2 failed", "2 cells, the first is row 2", "division by zero"]),
-    (("[0.1, 0.2]", "[0.1, 1e300]"), 0, ["0 failed", "2 diverged"]), (("[0.1, 0.2]", "[1e300]"), 1, ["0 failed, 2 diverged"]),
+    (("[0.1, 0.2]", "[0.1, 1e300]"), 0, ["0 failed", "2 diverged"]),
+    (("[0.1, 0.2]", "[1e300]"), 1, ["0 failed, 2 diverged"]),
 ])
 def test_the_status_says_whether_cells_failed(change, status, words, call, folder):
     (folder / "mine.py").write_text(OWN.format(4))
@@ -84,23 +85,34 @@ def test_ranges_are_counted_and_not_made():
 
 @pytest.mark.parametrize(("old", "new", "words"), [
     ("train_size", "train_sise", ["[data]", "'train_sise'", "Did you mean 'train_size'?"]),
-    ('"digits"', '"digit"', ["[data]", "'digit'", "Did you mean 'digits'?"]), ('name = "digits", ', "", ["[data] needs name"]),
+    ('"digits"', '"digit"', ["[data]", "'digit'", "Did you mean 'digits'?"]),
+    ('name = "digits", ', "", ["[data] needs name"]),
     ('"digits"', "3", ["[data] needs name"]), ('"mlp"', '"mpl"', ["[model]", "Did you mean 'mlp'?"]),
     ('"mlp"', '"nn"', ["[model]", "no such model"]), ("sizes", "size", ["'size'", "Did you mean 'sizes'?"]),
     ("sizes =", "seed = 3, sizes =", ["[model]", "'seed'"]), ("[64, 4, 10]", '"64"', ["model", "64"]),
     ("steps = 2", "step = 2", ["[train]", "Did you mean 'steps'?", "steps is missing"]),
-    ("steps = 2", "steps = 2.5", ["steps = 2.5", "whole number, 1"]), ("steps = 2", "steps = true", ["steps = True", "whole"]),
-    ("batch_size = 20", "batch_size = 0", ["batch_size = 0", "1 or more"]), ("steps = 2", 'steps = "2"', ["steps = '2'"]),
+    ("steps = 2", "steps = 2.5", ["steps = 2.5", "whole number, 1"]),
+    ("steps = 2", "steps = true", ["steps = True", "whole"]),
+    ("batch_size = 20", "batch_size = 0", ["batch_size = 0", "1 or more"]),
+    ("steps = 2", 'steps = "2"', ["steps = '2'"]),
     ('"cpu"', "0", ["device = 0", "a text"]), ('"cpu"', '"cpu", dtype = "float16"', ["'float16'", "float32, float64"]),
-    ('"cpu"', '"cpu", schedule = "cosin"', ["Did you mean 'cosine'?"]), ('"cpu"', '"cpu", bf16 = 1', ["bf16 = 1", "true or false"]),
-    ('"cpu"', '"gpu"', ["gpu"]), ("[[grid]]", "[[grids]]", ["[grids] is no part", "Did you mean 'grid'?", "[grid] is missing"]),
+    ('"cpu"', '"cpu", schedule = "cosin"', ["Did you mean 'cosine'?"]),
+    ('"cpu"', '"cpu", bf16 = 1', ["bf16 = 1", "true or false"]),
+    ('"cpu"', '"gpu"', ["gpu"]),
+    ("[[grid]]", "[[grids]]", ["[grids] is no part", "Did you mean 'grid'?", "[grid] is missing"]),
     ('"sgd"', '"sgdd"', ["[[grid]]", "Did you mean 'sgd'?"]), ("lr =", "learning_rate = 1\nlr =", ["learning_rate"]),
-    ("lr = [0.1, 0.2]", 'lr = ["0.1"]', ["lr = '0.1'", "a number"]), ("lr = [0.1, 0.2]", "lr = true", ["lr = True", "a number"]),
-    ("lr = [0.1, 0.2]", "lr = [[0.1]]", ["lr = [0.1]"]), ("lr = [0.1, 0.2]", "lr = {log2 = [3]}", ["log2 = [low, high]"]),
-    ("lr = [0.1, 0.2]", "lr = {log2 = [0, -3]}", ["low first"]), ("lr = [0.1, 0.2]", "lr = {log2 = [0, 5000]}", ["1023"]),
-    ("lr = [0.1, 0.2]", "lr = {log2 = [0, 1], times = 'x'}", ["times"]), ("lr = [0.1, 0.2]", "lr = nan", ["lr = nan", "finite"]),
-    ('"sgd"', '"adamw"\nbetas = 0.9', ["betas = 0.9", "two numbers"]), ("rule", "momentun = 0.9\nrule", ["Did you mean 'momentum'?"]),
-    ("[[grid]]", "[grid]\nx = 3\n[[grid]]", ["overwrite"]), ("[0, 1]", "[0, 0]", ["same"]), ("[0, 1]", "2000-01-01", ["seed: datetime.date(2000"]),
+    ("lr = [0.1, 0.2]", 'lr = ["0.1"]', ["lr = '0.1'", "a number"]),
+    ("lr = [0.1, 0.2]", "lr = true", ["lr = True", "a number"]),
+    ("lr = [0.1, 0.2]", "lr = [[0.1]]", ["lr = [0.1]"]),
+    ("lr = [0.1, 0.2]", "lr = {log2 = [3]}", ["log2 = [low, high]"]),
+    ("lr = [0.1, 0.2]", "lr = {log2 = [0, -3]}", ["low first"]),
+    ("lr = [0.1, 0.2]", "lr = {log2 = [0, 5000]}", ["1023"]),
+    ("lr = [0.1, 0.2]", "lr = {log2 = [0, 1], times = 'x'}", ["times"]),
+    ("lr = [0.1, 0.2]", "lr = nan", ["lr = nan", "finite"]),
+    ('"sgd"', '"adamw"\nbetas = 0.9', ["betas = 0.9", "two numbers"]),
+    ("rule", "momentun = 0.9\nrule", ["Did you mean 'momentum'?"]),
+    ("[[grid]]", "[grid]\nx = 3\n[[grid]]", ["overwrite"]),
+    ("[0, 1]", "[0, 0]", ["same"]), ("[0, 1]", "2000-01-01", ["seed: datetime.date(2000"]),
 ])
 def test_each_fault_of_a_file_is_a_sentence(old, new, words, call, folder):
     assert old in FILE
