@@ -39,11 +39,6 @@ def test_real_effects_in_a_paper_do_not_loosen_the_rule_for_its_other_claims():
     assert 0 < false <= stats.binom.ppf(0.999, papers, 0.05)
 
 
-def test_every_law_of_the_page_is_tested():
-    marks = test_of_papers_without_an_effect_at_most_one_in_twenty_gets_a_verdict.pytestmark
-    assert {case[0] for case in marks[0].args[1]} == set(simulated.LAWS)
-
-
 def test_large_effects_are_found_and_small_ones_called_so():
     got = simulated.found(4 * simulated.DELTA, 15, 20, papers=10)
     assert got["found"] == 1 and got["opposite"] == 0 and got["= said of them"] == 0
@@ -81,11 +76,8 @@ def test_coarse_values_are_held_by_the_flips_of_their_signs(d):
     student = stats.ttest_1samp(d, 0).pvalue
     assert share > student  # the case is one where t alone is too bold
     assert Effect.of(d).p == pytest.approx(share)
-
-
-def test_many_seeds_are_flipped_by_lot():
-    d = np.array([1.0] * 15 + [-1.0] * 5)
-    assert Effect.of(d).p == pytest.approx(2 * stats.binom.cdf(5, 20, 0.5), rel=0.1)
+    many = np.array([1.0] * 15 + [-1.0] * 5)  # flipped by lot
+    assert Effect.of(many).p == pytest.approx(2 * stats.binom.cdf(5, 20, 0.5), rel=0.1)
 
 
 def test_holm_steps_down_and_stops():
