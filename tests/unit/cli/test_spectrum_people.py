@@ -17,6 +17,7 @@ from sharpnb.spectrum import load_batches, measure, seed_everything
 from sharpnb.spectrum.cost import duration
 from sharpnb.spectrum.preflight import examine
 
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     (tmp_path / "theirs.py").write_text(MODULE)

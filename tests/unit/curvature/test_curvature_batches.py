@@ -228,3 +228,12 @@ def test_several_inputs_and_outputs_with_ids_beside_them():
         assert sharpness(net, loss, cut, 0.1).value == pytest.approx(sharpness(net, loss, ((x1, x2), (y1, y2)), 0.1).value, rel=1e-9)
     in_groups = [sharpness(net, loss, data, 0.1, m=4).each for data in (((x1, x2), (y1, y2)), [((x1[:7], x2[:7]), (y1[:7], y2[:7])), ((x1[7:], x2[7:]), (y1[7:], y2[7:]))])]
     assert in_groups[0] == pytest.approx(in_groups[1], rel=1e-9)
+
+
+def test_negative_control_without_counts_and_check_the_mean_is_over_other_terms():
+    batches = [(X[:6], IGNORED[:6]), (X[6:], IGNORED[6:])]
+    model, loss = nn.Linear(3, 2).double(), by_token(ignore_index=-100)
+    whole = HessianOperator(model, loss, (X, IGNORED)).to_dense()
+    assert not torch.allclose(HessianOperator(model, loss, batches, check=False).to_dense(), whole)
+    counted = HessianOperator(model, loss, batches, count=lambda x, y: int((y != -100).sum()))
+    assert torch.allclose(counted.to_dense(), whole, rtol=1e-10)
