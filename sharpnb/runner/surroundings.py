@@ -11,6 +11,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from sharpnb import paths
+
 # glibc's own adaptation ends at these two limits. As it starts, it gives freed megabytes back to the system and takes
 # them again page by page, a third of the time of a batched CNN. Other C libraries do not look at them.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**26)}
@@ -19,6 +21,8 @@ FIXED = {
     "MPLBACKEND": "module://matplotlib_inline.backend_inline", "MATPLOTLIBRC": os.devnull, "TZ": "UTC",
     "LC_ALL": "C.UTF-8", "PYTHONUTF8": "1", "PYTHONHASHSEED": "0",
 }
+# matplotlib reads a matplotlibrc beside the notebooks whatever the environment says, and warns of what is wrong in it.
+START = 'import logging\n\nlogging.getLogger("matplotlib").setLevel("ERROR")\n'
 # A start-up file; other words, colours and widths; warnings as errors; no asserts; another command as the kernel.
 REMOVED = (
     "PYTHONSTARTUP", "LANGUAGE", "PYTHONIOENCODING", "COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "CLICOLOR",
@@ -29,11 +33,14 @@ REMOVED = (
 def without_profile(environment: Mapping[str, str], root: Path) -> dict[str, str]:
     """Return ``environment`` for a kernel: without what a user's profile sets, with :data:`FIXED` in its place.
 
-    IPython gets a folder of its own below ``data/runs`` of the checkout at ``root``; it is made here. A checkout that
+    IPython gets a folder of its own below ``data/runs`` of the checkout at ``root``, with :data:`START` as its one
+    start-up file; it is made here. A checkout that
     cannot be written has none: IPython then takes a temporary one, and says so.
     """
     folder = root / "data" / "runs" / ".ipython"
+    first = folder / "profile_default" / "startup" / "quiet.py"
     with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
+        if not first.exists():
+            paths.write_whole(first, START)
     kept = {name: value for name, value in environment.items() if name not in REMOVED}
     return kept | FIXED | {"IPYTHONDIR": str(folder)}

@@ -93,7 +93,8 @@ def test_one_notebook_alone_is_green_as_it_is(green):
 def test_a_users_profile_neither_turns_the_gate_red_nor_changes_a_file(green, tmp_path):
     root, own = tmp_path / "own", toy.profile(tmp_path / "user")
     shutil.copytree(green, root)
-    shutil.copy(tmp_path / "user" / "matplotlibrc", root / "notebooks")
+    settings = (tmp_path / "user" / "matplotlibrc").read_text(encoding="utf-8")
+    (root / "notebooks" / "matplotlibrc").write_text(settings + "no.such.key: 1\nfont.size: huge\n", encoding="utf-8")
     before = committed(root)
     assert check(root, "notebooks", **own) == (0, {"01_toy": "", "02_lab": ""})
     assert committed(root) == before

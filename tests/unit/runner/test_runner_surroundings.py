@@ -62,7 +62,7 @@ def test_what_is_no_profile_stays(tmp_path):
     own = {"PATH": "/bin", "HOME": "/home/me", "SHARPNB_DATA": "/data", "COLUMNS": "9", "TZ": "Asia/Tokyo"}
     found = surroundings.without_profile(own, tmp_path)
     assert {name: found.get(name) for name in own} == own | {"COLUMNS": None, "TZ": "UTC"}
-    assert own["COLUMNS"] == "9" and os.listdir(found["IPYTHONDIR"]) == []
+    assert own["COLUMNS"] == "9" and os.listdir(found["IPYTHONDIR"]) == ["profile_default"]
 
 
 def test_a_checkout_that_cannot_be_written_is_no_error(tmp_path):
