@@ -9,12 +9,17 @@ import family
 import numpy as np
 import pytest
 import torch
+from small import batches as _data
+from small import closure_of as _closure
+from small import model_of as _model
+from small import sgd as _sgd
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from sharpnb.optim import ASAM, ESAM, GSAM, SAM, WSAM, FisherSAM, LookSAM
 
+_weights = family.vector
 SNIPPET = """
 base_optimizer = torch.optim.SGD  # define an optimizer for the "sharpness-aware" update
 optimizer = SAM(model.parameters(), base_optimizer, lr=0.1, momentum=0.9)
@@ -29,35 +34,6 @@ for input, output in data:
     loss_function(output, model(input)).backward()  # make sure to do a full forward pass
     optimizer.second_step(zero_grad=True)
 """
-
-
-def _model(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).double()
-
-
-def _data(steps: int = 5) -> list[tuple[Tensor, Tensor]]:
-    draw = torch.Generator().manual_seed(1)
-    return [(torch.randn(16, 4, generator=draw, dtype=torch.float64), torch.randn(16, 1, generator=draw).double())
-            for _ in range(steps)]
-
-
-_weights = family.vector
-
-
-def _closure(model: nn.Module, x: Tensor, y: Tensor, zero: bool = False) -> Callable[[], Tensor]:
-    def closure() -> Tensor:
-        if zero:
-            model.zero_grad()
-        loss = F.mse_loss(model(x), y)
-        loss.backward()
-        return loss
-
-    return closure
-
-
-def _sgd(model: nn.Module, **kwargs: Any) -> torch.optim.SGD:
-    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, **kwargs)
 
 
 def test_the_circulating_snippet_runs_with_only_its_import_replaced() -> None:

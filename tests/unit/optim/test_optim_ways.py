@@ -10,42 +10,17 @@ import family
 import pytest
 import torch
 import torch.nn.functional as F
+from small import batches as _data
+from small import closure_of as _closure
+from small import model_of as _model
+from small import sgd as _sgd
 from torch import Tensor, nn
 
 from sharpnb.optim import ESAM, SAM, SGDW, WSAM, AdamW
 from sharpnb.optim.schedules import CosineRestarts
 
 N = 4  # batches an epoch
-
-
-def _model(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).double()
-
-
-def _data(steps: int = 5) -> list[tuple[Tensor, Tensor]]:
-    draw = torch.Generator().manual_seed(1)
-    return [(torch.randn(16, 4, generator=draw, dtype=torch.float64), torch.randn(16, 1, generator=draw).double())
-            for _ in range(steps)]
-
-
-def _sgd(model: nn.Module, **kwargs: Any) -> torch.optim.SGD:
-    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, **kwargs)
-
-
-def _closure(model: nn.Module, x: Tensor, y: Tensor, zero: bool = False) -> Callable[[], Tensor]:
-    def closure() -> Tensor:
-        if zero:
-            model.zero_grad()
-        loss = F.mse_loss(model(x), y)
-        loss.backward()
-        return loss
-
-    return closure
-
-
-def _weights(model: nn.Module) -> Tensor:
-    return nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+_weights = family.vector
 
 
 @pytest.mark.parametrize("name", family.CLASSES)
