@@ -69,10 +69,7 @@ def readers_own() -> bool:
 
 
 def written(path: Path) -> Path:
-    """Return where what belongs at ``path`` is written: there, from a reader's own kernel under ``data/runs/mine``.
-
-    A reader's experiment so never replaces a committed result.
-    """
+    """Return where what belongs at ``path`` is written: there, from a reader's own kernel under ``data/runs/mine``."""
     return runs("mine") / path.relative_to(root()) if readers_own() and path.is_relative_to(root()) else path
 
 

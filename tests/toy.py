@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import struct
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
 
+# Python held to ASCII, where it then starts: from a path with an accent PyTorch does not, nor does an editable install.
+ASCII = {"LC_ALL": "C", **({"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"} if sys.prefix.isascii() else {})}
 KERNEL = {"kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}}
 PARAMETERS = """profile: str = "quick"  # quick | full
 device: str = "auto"  # auto | cpu | cuda
@@ -127,8 +130,8 @@ def profile(folder: Path) -> dict[str, str]:
     kernel.write_text('{"argv": ["false"], "display_name": "mine", "language": "python"}', encoding="utf-8")
     return {
         "IPYTHONDIR": str(folder / "ipython"), "PYTHONSTARTUP": str(startup), "MPLBACKEND": "svg",
-        "MATPLOTLIBRC": str(folder / "matplotlibrc"), "MPLCONFIGDIR": str(folder), "TZ": "Asia/Kathmandu", "LC_ALL": "C",
-        "LANG": "C", "PYTHONUTF8": "0", "LANGUAGE": "de", "COLUMNS": "23", "FORCE_COLOR": "1", "NO_COLOR": "1",
+        "MATPLOTLIBRC": str(folder / "matplotlibrc"), "MPLCONFIGDIR": str(folder), "TZ": "Asia/Kathmandu", **ASCII,
+        "LANG": "C", "LANGUAGE": "de", "COLUMNS": "23", "FORCE_COLOR": "1", "NO_COLOR": "1",
         "PYTHONWARNINGS": "error::DeprecationWarning", "PYTHONOPTIMIZE": "1",
         "JUPYTER_PATH": str(folder / "jupyter"),
     }

@@ -1,7 +1,4 @@
-"""The path of :func:`sharpnb.lab.sweep` as a module: ``from sharpnb.lab.sweep import sweep``.
-
-The module is the function itself, so that ``from sharpnb.lab import sweep`` is the function after that import too.
-"""
+"""``from sharpnb.lab.sweep import sweep``: the module is the function, which ``sharpnb.lab.sweep`` so remains."""
 
 import sys
 from typing import Any, cast

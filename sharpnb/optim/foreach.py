@@ -217,9 +217,6 @@ def nonfinite(tensors: Iterable[Tensor]) -> Tensor | float:
 
     On the CPU the sum is asked first, at a twentieth of the time of asking each number. Where it is finite everything
     is. Where it is not, it may be the sum alone that overflows.
-
-    Args:
-        tensors: of any kinds and layouts.
     """
     found = [t if type(t) in _PLAIN else local(t, t) for t in tensors]
     if all(map(on_host, found)):

@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDEST, LONGEST = 120, 400
-LINES = {"sharpnb": 18_516, "notebooks/studies": 7_487, "": 52_589}
-WIDE = {"tests": 547, "notebooks/*.ipynb": 35}  # lines over WIDEST that are still there; nowhere else is one
+LINES = {"sharpnb": 18_514, "notebooks/studies": 7_487, "": 52_578}
+WIDE = {"tests": 546, "notebooks/*.ipynb": 35}  # lines over WIDEST that are still there; nowhere else is one
 LONG: dict[str, int] = {}  # files over LONGEST that are still there
 
 

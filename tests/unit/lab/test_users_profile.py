@@ -10,6 +10,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from toy import ASCII
 
 from sharpnb import lab
 from sharpnb.lab import figures
@@ -131,8 +132,7 @@ def test_a_matplotlibrc_in_the_working_folder_or_the_home_changes_no_file(place,
 
 
 def test_locale_and_time_zone_change_no_file(plain, tmp_path):
-    without_utf8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TZ": "Asia/Kathmandu"}
-    assert drawn_by_a_process(tmp_path, without_utf8) == plain
+    assert drawn_by_a_process(tmp_path, ASCII | {"TZ": "Asia/Kathmandu"}) == plain
 
 
 PROFILE = {
