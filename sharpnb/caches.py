@@ -25,9 +25,6 @@ def refuse_parametrization_cache(what: str) -> None:
 
     It asks a module of its own twice for its weight: the same object means the cache. That takes some ten microseconds.
 
-    Args:
-        what: what moves the weights, for the message.
-
     Raises:
         RuntimeError: inside that context.
     """

@@ -42,5 +42,4 @@ def without_profile(environment: Mapping[str, str], root: Path) -> dict[str, str
     with contextlib.suppress(OSError):
         if not first.exists():
             paths.write_whole(first, START)
-    kept = {name: value for name, value in environment.items() if name not in REMOVED}
-    return kept | FIXED | {"IPYTHONDIR": str(folder)}
+    return {n: value for n, value in environment.items() if n not in REMOVED} | FIXED | {"IPYTHONDIR": str(folder)}

@@ -23,3 +23,12 @@ def _same_numbers_every_time():
     # Where one test compiled something, the first step of every optimizer after it would look for hidden layers.
     if compiled := sys.modules.get("torch._dynamo.utils"):
         compiled.counters.clear()
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """Make an empty folder the project, in which results are neither compared nor kept."""
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    for name in ("SHARPNB_CHECK", "SHARPNB_KEEP"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path

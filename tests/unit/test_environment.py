@@ -141,3 +141,13 @@ def test_of_many_the_net_stands_below_landscape_and_the_training_above():
         for file in [base] if base.is_file() else base.rglob("*.py"):
             used = set(re.findall(r"from sharpnb\.many(?:\.(\w+)| import)", file.read_text()))
             assert used <= below, f"{file.name} imports {used - below} of many"
+
+
+def test_older_paths_lead_to_the_same_objects():
+    code = """
+from sharpnb import checkpoints, lab
+from sharpnb.lab.checkpoint import fit, read_state
+from sharpnb.lab.sweep import sweep
+assert lab.sweep is sweep and (fit, read_state) == (checkpoints.fit, checkpoints.read_state)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,13 +8,7 @@ import pytest
 from sharpnb import lab, paths
 from sharpnb.lab import Claim, Record, RecordMismatch, claims
 
-
-@pytest.fixture(autouse=True)
-def project(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    monkeypatch.delenv("SHARPNB_CHECK", raising=False)
-    monkeypatch.delenv("SHARPNB_KEEP", raising=False)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("project")
 
 
 def _claim(kind="order", **fields):

@@ -8,14 +8,7 @@ from sharpnb import paths
 from sharpnb.lab import RecordMismatch, figures
 
 ALT = "A line that rises from zero to one as the number of steps grows."
-
-
-@pytest.fixture(autouse=True)
-def project(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    monkeypatch.delenv("SHARPNB_CHECK", raising=False)
-    monkeypatch.delenv("SHARPNB_KEEP", raising=False)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("project")
 
 
 def _picture(slope=1.0, draw=True):

@@ -15,14 +15,7 @@ from sharpnb.lab import Record, RecordMismatch, pieces, records
 from sharpnb.lab.records import first_difference
 
 ALT = "A line that rises from zero to one as the number of steps grows."
-
-
-@pytest.fixture(autouse=True)
-def project(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    monkeypatch.delenv("SHARPNB_CHECK", raising=False)
-    monkeypatch.delenv("SHARPNB_KEEP", raising=False)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("project")
 
 
 def test_a_record_comes_back_as_it_was_and_knows_where_it_is_from():

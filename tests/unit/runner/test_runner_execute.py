@@ -58,6 +58,7 @@ def test_a_run_from_end_to_end(root, tmp_path, monkeypatch):
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "sitecustomize.py").write_text("print('welcome')\nprint('[1]')")  # no event of a worker's
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "own"))
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)  # Dask sets it for its workers, and leaves it
     log = Log()
     ended = run(["0", "1", "2", "3"], jobs=4, parameters={"seed": 5}, watcher=log)
     results = {result.name: result for result in ended}
