@@ -94,9 +94,7 @@ def agreement(live: pd.DataFrame, table: pd.DataFrame, columns: Sequence[str] = 
     return pd.DataFrame(off).median().rename("median relative difference")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Drawing
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Drawing --------------------------------------------------------------------------------------------------------
 
 
 def scatter(ax: Any, table: pd.DataFrame, measure: str, target: str, group: str) -> None:

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sharpnb.averaging.lookahead_state import converted
 from sharpnb.averaging.precision import wide
 from sharpnb.averaging.wrapped import is_sharded, local, reshard
 from sharpnb.caches import forget_casts, refuse_parametrization_cache
 
 Momentum = Literal["keep", "reset", "pullback"]
 _FIRST_MOMENTS = ("momentum_buffer", "exp_avg")  # what SGD and the Adam family of torch.optim call it
-_OTHERS = {"slow_state": "lookahead_pytorch's", "lookahead_slow_buff": "timm's", "la_step": "the paper's code's",
-           "lookahead_state": "pytorch_optimizer's", "base": "an earlier version's"}  # what is in their checkpoints
 
 
 class Lookahead(Optimizer):
@@ -272,7 +271,7 @@ class Lookahead(Optimizer):
 
     def _load(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Let the base load, then see to what is ours; return what is left for PyTorch to do."""
-        _refuse_others(state_dict)
+        state_dict = converted(state_dict, self.prefix, self._names, self.base_optimizer.defaults)
         kept = [{name: group[name] for name in self.options if name in group} for group in self.param_groups]
         self.base_optimizer.load_state_dict(state_dict)
         params = [p for group in self.param_groups for p in group["params"]]
@@ -296,15 +295,6 @@ class Lookahead(Optimizer):
         if "base_optimizer" in state:  # a copy or a pickle; else Optimizer.load_state_dict, after the base has loaded
             super().__setstate__({**state, "_moment": ""})
         self._complete()
-
-
-def _refuse_others(state_dict: dict[str, Any]) -> None:
-    states = state_dict.get("state", {}).values()
-    inside = {name for state in states if isinstance(state, dict) for name in state}
-    for name in (*state_dict, *(inside - {"base"})):  # which an optimizer may well keep for a parameter
-        if name in _OTHERS:
-            raise ValueError(f"The checkpoint holds {name!r}: it is that of {_OTHERS[name]} Lookahead, which keeps its "
-                             "slow weights otherwise. Load the base's part of it: the cycle begins anew.")
 
 
 def _lerp(slow: list[Tensor], fast: list[Tensor], alpha: float) -> None:

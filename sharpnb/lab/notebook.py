@@ -227,8 +227,7 @@ def start(name: str, *, profile: str = "quick", device: str = "auto", seed: int 
     figures.use_style()
     paths.let_studies_be_imported()
     if paths.readers_own():
-        mine = Path(os.path.relpath(paths.runs('mine'))).as_posix()
-        notebook.say(f"What you make here goes to {mine}; the committed results stay as they are. "
-                     f"`sharpnb run {name} --update` renews those.")
+        notebook.say(f"What you make here goes to {os.path.relpath(paths.runs('mine'))}; the committed results stay as "
+                     f"they are. `sharpnb run {name} --update` renews those.")
     return notebook
 

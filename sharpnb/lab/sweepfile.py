@@ -90,9 +90,7 @@ def _at_home(part: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {**part, "name": usercode.absolute(name, folder) if ":" in name else name}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What is wrong with a file
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- What is wrong with a file --------------------------------------------------------------------------------------
 
 
 def _faults(told: dict[str, Any], folder: Path) -> Iterator[str]:

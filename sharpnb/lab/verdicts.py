@@ -28,10 +28,6 @@ from scipy.special import nctdtrinc, stdtr, stdtrit
 Verdict = Literal[
     "supported", "refuted", "no effect larger than δ", "undecided", "not comparable", "not in the regime", "not run"
 ]
-SIGNS: dict[Verdict, str] = {
-    "supported": "✔", "refuted": "✘", "no effect larger than δ": "=", "undecided": "?", "not comparable": "≠",
-    "not in the regime": "◦", "not run": "–",
-}
 ALPHA = 0.05
 FEWEST_SEEDS = 5
 POWER = 0.8
@@ -77,13 +73,6 @@ class Effect:
             return cls(mean, 0.0, n - 1, 2.0 ** (1 - n) if mean else 1.0)
         p = _student(mean, stderr, n - 1)
         return cls(mean, stderr, n - 1, max(p, _flips(d)) if p <= ALPHA else p)
-
-    @classmethod
-    def from_moments(cls, estimate: float, stderr: float, df: float) -> Effect:
-        """Take an estimate with its standard error (above 0) where the single seeds are not at hand: t alone."""
-        if not (stderr > 0 and df > 0 and math.isfinite(estimate)):
-            raise ValueError(f"estimate = {estimate}, stderr = {stderr}, df = {df}: the last two must be above 0.")
-        return cls(estimate, stderr, df, _student(estimate, stderr, df))
 
     @property
     def interval(self) -> tuple[float, float]:

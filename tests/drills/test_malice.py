@@ -92,9 +92,7 @@ def test_there_is_no_other_place_that_unpickles():
     assert len(unsafe("torch.load(f)\nnp.load(f, allow_pickle=True)\npickle.loads(b)\nnp.load(f, allow_pickle=False)")) == 3
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Parameters
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Parameters -----------------------------------------------------------------------------------------------------
 
 CELL = 'profile: str = "quick"  # quick | full\nword: str = "a"\nseed: int = 0\nrho: float = 0.05\nmany: list = [1]\nyes: bool = True'
 RUNS = "__import__('pathlib').Path('ran').touch()"

@@ -1,4 +1,4 @@
-"""Lookahead's checkpoints: edited, hooked, by torch.distributed.checkpoint, refused."""
+"""Lookahead's checkpoints: today's form and the earlier, edited, hooked, by torch.distributed.checkpoint, refused."""
 
 from __future__ import annotations
 
@@ -38,6 +38,15 @@ def through_a_file(state: Any) -> Any:
     return torch.load(file, weights_only=True)
 
 
+def as_before(lookahead: Lookahead) -> dict[str, Any]:
+    """The form of version 0.1: two states apart, the groups in both."""
+    today, names = copy.deepcopy(lookahead.state_dict()), ("slow", "slow_momentum_buffer", "slow_exp_avg")
+    ours = {i: {name: t for name, t in state.items() if name in names} for i, state in today["state"].items()}
+    theirs = {i: {name: t for name, t in state.items() if name not in names} for i, state in today["state"].items()}
+    base = {"state": {i: state for i, state in theirs.items() if state}, "param_groups": today["param_groups"]}
+    return {"state": ours, "param_groups": copy.deepcopy(today["param_groups"]), "base": base}
+
+
 def resumed(build: Build, saved: Callable[[nn.Module, Lookahead], Any], load: Callable[[nn.Module, Lookahead, Any], None]) -> None:
     """Train 17 steps; the same with a new model and optimizer after 6, in the middle of a cycle: the same bits."""
     straight = net()
@@ -58,11 +67,38 @@ def test_a_checkpoint_resumes_bit_by_bit(name: str) -> None:
     resumed(OPTIMIZERS[name], lambda _, o: through_a_file(o.state_dict()), lambda _, o, state: o.load_state_dict(state))
 
 
-def test_a_rate_edited_in_a_checkpoint_holds_everywhere() -> None:
+@pytest.mark.parametrize("name", ["SGD", "momentum", "Adam", "Adam pullback", "SAM"])
+def test_a_checkpoint_of_version_0_1_resumes_bit_by_bit(name: str) -> None:
+    resumed(OPTIMIZERS[name], lambda _, o: through_a_file(as_before(o)), lambda _, o, state: o.load_state_dict(state))
+
+
+def test_a_checkpoint_of_version_0_1_over_a_base_with_an_alpha_keeps_its_place_in_the_cycle() -> None:
+    model = net()
+    optimizer = OPTIMIZERS["RMSprop"](model.parameters())
+    advance(model, optimizer, 6)
+    state = as_before(optimizer)
+    for state_of in state["base"]["state"].values():  # where the names had no prefix
+        state["state"].setdefault(len(state["state"]), {})
+        state_of.pop("lookahead_slow")
+    state["state"] = {i: {"slow": optimizer.state[p]["lookahead_slow"].clone()} for i, p in enumerate(model.parameters())}
+    for groups in (state["param_groups"], state["base"]["param_groups"]):
+        for name in ("k", "alpha", "fast_steps"):
+            groups[0].pop(f"lookahead_{name}")
+        groups[0] |= {"k": 4, "fast_steps": 6, "alpha": 0.99}
+    other = copy.deepcopy(model)
+    again = OPTIMIZERS["RMSprop"](other.parameters())
+    again.load_state_dict(through_a_file(state))
+    advance(model, optimizer, 7), advance(other, again, 7)
+    assert torch.equal(flat(other), flat(model))
+    assert "k" not in again.param_groups[0] and again.param_groups[0]["alpha"] == 0.99
+
+
+@pytest.mark.parametrize("form", ["today", "before"])
+def test_a_rate_edited_in_a_checkpoint_holds_everywhere(form: str) -> None:
     model = net()
     optimizer = OPTIMIZERS["Adam"](model.parameters())
     advance(model, optimizer, 6)
-    state = through_a_file(optimizer.state_dict())
+    state = through_a_file(optimizer.state_dict() if form == "today" else as_before(optimizer))
     state["param_groups"][0] |= {"lr": 0.0, "alpha": 1.0}
     optimizer.load_state_dict(state)
     at = flat(model)
@@ -150,7 +186,6 @@ def test_the_bare_bases_checkpoint_begins_a_new_cycle_and_keeps_each_groups_own_
 @pytest.mark.parametrize("foreign, whose", [
     ({"state": {}, "slow_state": {}, "param_groups": []}, "lookahead_pytorch"),
     ({"state": {0: {"exp_avg": torch.ones(1), "lookahead_slow_buff": torch.ones(1)}}, "param_groups": []}, "timm"),
-    ({"state": {0: {"slow": torch.ones(1)}}, "param_groups": [], "base": {"state": {}, "param_groups": []}}, "an earlier"),
     ({"lookahead_state": {}, "base_optimizer": {}}, "pytorch_optimizer"),
     ({"state": {}, "optimizer": None, "la_alpha": 0.5, "la_step": 3, "total_la_steps": 5}, "the paper's code"),
 ])

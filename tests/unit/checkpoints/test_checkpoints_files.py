@@ -148,9 +148,7 @@ def test_other_kinds_of_files_are_named(net, tmp_path):
         assert all(word in told for word in words) and "weights_only" not in told and "\n" not in told, told
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Where the weights are
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Where the weights are ------------------------------------------------------------------------------------------
 
 DEEP = {
     "a state dict": lambda sd: sd,
@@ -225,9 +223,7 @@ def test_our_own_average_counts_with_its_statistics(tmp_path):
             assert all(torch.equal(a, b) for a, b in zip(mine.state_dict().values(), net.state_dict().values(), strict=True))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# safetensors
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- safetensors ----------------------------------------------------------------------------------------------------
 
 
 def written(folder, state):

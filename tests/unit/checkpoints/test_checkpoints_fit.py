@@ -85,9 +85,7 @@ def test_both_wrapped_and_unwrapped_in_one_file():
     assert fit(mine, state, allow_unexpected=["module.*"]) and torch.equal(mine.weight, one.weight)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Which network
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Which network --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("one", "two"), [("student.", "teacher."), ("module.encoder_q.", "module.encoder_k."), ("online_model.", "ema_model.")])
 def test_of_two_towers_none_is_chosen_and_each_can_be_named(one, two, tmp_path):
@@ -147,9 +145,7 @@ def test_of_several_state_dicts_the_one_that_fits(tmp_path):
         checkpoints.load(mine, tmp_path / "other.pt")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What is missing, unexpected, or more than tensors
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- What is missing, unexpected, or more than tensors --------------------------------------------------------------
 
 
 def test_missing_and_unexpected_say_what_the_options_would_do():

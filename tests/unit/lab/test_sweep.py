@@ -232,9 +232,7 @@ def test_what_is_kept_is_whole_and_readable(tmp_path):
     assert json.loads(file.read_text())["about"]["cells"] == [{"rule": "sgd", "lr": 0.1, "seed": 0}]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Networks of one's own, and scripts as people write them
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Networks of one's own, and scripts as people write them --------------------------------------------------------
 
 OWN = "from nets import build as built\ndef build(width=6, *, seed):\n    return built(width, seed)\n"
 NETS = "from sharpnb.lab import models\ndef build(width, seed):\n    return models.mlp((64, width, 10), seed=seed)\n"
