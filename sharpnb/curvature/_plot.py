@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def plot_spectrum(
-    result: SpectralDensity, ax: Axes | None = None, *, color: str = "C0"
+    result: SpectralDensity, ax: Axes | None = None, *, points: int = 2000, color: str = "C0", label: str | None = None
 ) -> Axes:
     """Draw a spectral density and return its axes.
 
@@ -23,17 +23,19 @@ def plot_spectrum(
     Args:
         result: what to draw.
         ax: axes to draw on; default new ones.
+        points: of the curve.
         color: of curve and stems.
+        label: for the legend; the default states probes, steps and products.
     """
     if ax is None:
         from matplotlib import pyplot as plt
 
         _, ax = plt.subplots()
     one = 1 / (result.n * np.sqrt(2 * np.pi) * result.width)
-    grid = result.grid()
+    grid = result.grid(points)
     bulk = result.density_band(grid, atoms=False)
     shown = bulk.value > 0.1 * one
-    label = f"{result.probes} probes, {result.steps} steps, {result.products} products"
+    label = label or f"{result.probes} probes, {result.steps} steps, {result.products} products"
     style: dict[str, Any] = {"color": color}
     ax.plot(grid, np.where(shown, bulk.value, np.nan), label=label, **style)
     band = 2 * np.nan_to_num(bulk.stderr)

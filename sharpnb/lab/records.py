@@ -73,11 +73,11 @@ class Record:
     def save(self) -> Path:
         """Write the record whole or not at all; under ``SHARPNB_CHECK=1`` compare it with the committed one instead.
 
-        A reader's own kernel writes it under ``data/runs/mine``, see :func:`sharpnb.paths.written`.
-        A result that comes out the same keeps the file, and so its first provenance; one of the same parameters and
-        settings also where it agrees within its tolerance, see :func:`keeping`. A withdrawn record is replaced.
-        Two provenances give way: under ``--update`` one whose sources are in no commit to one whose sources are; and
-        that of a record that is read back (not one of the quick profile, made live) to one of other sources.
+        A reader's own kernel writes to ``data/runs/mine`` (:func:`sharpnb.paths.written`). A result that comes out the
+        same keeps the file, and so its first provenance; one of the same parameters and settings also where it agrees
+        within its tolerance, see :func:`keeping`. A withdrawn record is replaced. Two provenances give way: under
+        ``--update`` one whose sources are in no commit to one whose are; and that of a record that is read back (not
+        made live, as the quick profile's) to one of other sources.
 
         Raises:
             RecordMismatch: in checking mode, when the result differs or nothing is committed.

@@ -28,9 +28,7 @@ from scipy.special import nctdtrinc, stdtr, stdtrit
 Verdict = Literal[
     "supported", "refuted", "no effect larger than δ", "undecided", "not comparable", "not in the regime", "not run"
 ]
-ALPHA = 0.05
-FEWEST_SEEDS = 5
-POWER = 0.8
+ALPHA, FEWEST_SEEDS, POWER = 0.05, 5, 0.8
 
 
 def paired(first: Sequence[float], second: Sequence[float], worst: float = math.nan) -> np.ndarray:
