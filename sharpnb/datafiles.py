@@ -18,7 +18,9 @@ LAYOUT: dict[str, tuple[str, tuple[str, ...]]] = {
     "cifar100": ("cifar-100-python", ("train", "test")),
     "svhn": (".", ("train_32x32.mat", "test_32x32.mat")),
 }
-NAMES = ("digits", *LAYOUT)
+# name -> the package that ships it or makes it.
+PACKAGES = {"digits": "scikit-learn", "mnist1d": "mnist1d"}
+NAMES = (*PACKAGES, *LAYOUT)
 
 
 def files(name: str, root: Path) -> list[Path]:
@@ -34,10 +36,10 @@ def mark(name: str, root: Path) -> str:
 
 
 def fingerprint(name: str) -> str:
-    """Return :func:`mark` of a data set where it is looked for; of ``digits``, the scikit-learn that ships them."""
-    if name != "digits":
+    """Return :func:`mark` of a data set where it is looked for; or the package that it comes from."""
+    if name not in PACKAGES:
         return mark(name, paths.datasets())
     try:
-        return f"scikit-learn {metadata.version('scikit-learn')}"
+        return f"{PACKAGES[name]} {metadata.version(PACKAGES[name])}"
     except metadata.PackageNotFoundError:
         return "missing"

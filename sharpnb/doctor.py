@@ -147,11 +147,13 @@ def folders() -> Iterator[Finding]:
 
 def data_sets() -> Iterator[Finding]:
     """Look at the data sets' files; a missing one is downloaded when it is first used."""
+    from sharpnb import datafiles
     from sharpnb.lab import data
 
     for name in data.NAMES:
         state = data.status(name)
-        kind = "ok" if state == "ready" else "note" if state.startswith("missing") and name != "digits" else "problem"
+        shipped = name in datafiles.PACKAGES
+        kind = "ok" if state == "ready" else "problem" if shipped or not state.startswith("missing") else "note"
         yield Finding(name, kind, state + ("; see sharpnb data" if state != "ready" else ""))
 
 

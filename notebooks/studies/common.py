@@ -24,7 +24,7 @@ class Training:
         data, train_size: name of the data set; training images, drawn by each seed where the set is split by us.
         model: seed -> net (of notebook 04: width and seed -> net).
         steps, batch_size, lr, momentum: of SGD, and of SAM's base.
-        seeds: number of seeds.
+        seeds: of the judging; a number stands for the first ones.
         dtype: of weights and images.
     """
 
@@ -33,7 +33,7 @@ class Training:
     train_size: int | None
     model: Callable[..., nn.Module]
     steps: int
-    seeds: int
+    seeds: int | range
     batch_size: int = 64
     lr: float = 0.1
     momentum: float = 0.9

@@ -1,151 +1,85 @@
-"""All claims of all notebooks in one table: what the papers state, what was measured, the verdict.
+"""The board as tables: every primary claim, its verdicts by profile, and where the numbers come from.
 
-Everything is read from ``data/records/<notebook>/quick/claims.json``, where each notebook judges its live results and
-its committed records of the full profile, and from the provenance of those records. Nothing is typed by hand, and equal
-records give equal text. ``site/report.py`` makes the pages of it, the notebook ``00_index`` shows it.
+Everything is read from the records (:mod:`sharpnb.lab.board`); nothing is typed by hand, and equal records give equal
+text. ``site/report.py`` makes the pages of it, the notebook ``00_index`` shows it.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from sharpnb import kept, paths, sources
-from sharpnb.lab.claims import SYMBOLS, in_words
-
-_HEAD = ("paper", "where", "claim", "paper's number", "measured ± std. error (n)", "rests on", "verdict", "notebook")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One claim with its verdict; the fields are those of :class:`sharpnb.lab.Claim`.
-
-    Attributes:
-        notebook: whose record it comes from.
-        profile: the profile that the measurement rests on.
-    """
-
-    notebook: str
-    id: str
-    paper: str
-    item: str
-    statement: str
-    verdict: str
-    profile: str
-    paper_value: float | str | None = None
-    measured: float | None = None
-    stderr: float | None = None
-    n: int = 1
-    unit: str = ""
-    protocol: str = ""
-    withdrawn: str = ""
-    record: str = ""
-
-    @property
-    def records(self) -> list[Path]:
-        """The files that the measurement rests on; the claims of the quick profile are a record themselves."""
-        if self.measured is None:
-            return []
-        folder = paths.root() / "data" / "records" / self.notebook
-        told = folder / (self.record or ("quick/claims" if self.profile == "quick" else self.profile))
-        file = told.with_name(f"{told.name}.json")
-        return [file] if file.is_file() else sorted(told.glob("*.json"))
-
-    @property
-    def rests_on(self) -> str:
-        """The profile, the devices that made its records, and ``stale`` where the sources are not those of today."""
-        devices = sorted({_provenance(file).get("device", "–") for file in self.records})
-        old = any(_age(file) in ("changed since", "not noted") for file in self.records)
-        return ", ".join([self.profile, *devices, *(["stale"] if old else [])])
-
-    @property
-    def paper_text(self) -> str:
-        """The paper's number, or a dash."""
-        return "–" if self.paper_value is None else f"{self.paper_value}"
-
-    @property
-    def measured_text(self) -> str:
-        """The measured number, its standard error to two digits and the number of seeds; a dash where not run."""
-        if self.measured is None:
-            return "–"
-        unit = f" {self.unit}" if self.unit else ""
-        if not self.stderr or not math.isfinite(self.stderr) or not math.isfinite(self.measured):
-            return f"{self.measured:.3g}{unit}"
-        digits = max(0, 1 - math.floor(math.log10(self.stderr)))
-        return f"{self.measured:.{digits}f} ± {self.stderr:.{digits}f} ({self.n}){unit}"
+from sharpnb.lab import board
+from sharpnb.lab.board import PROFILES, Row
+from sharpnb.lab.verdicts import SYMBOLS
 
 
-def rows() -> list[Row]:
-    """Return one row a claim, by paper and then in the notebooks' order.
-
-    Raises:
-        ValueError: if a record is damaged, or a notebook has two claims of one id; the message names the file and says
-            what to do.
-    """
-    found: list[Row] = []
-    fields = list(Row.__dataclass_fields__)
-    for file in sorted((paths.root() / "data" / "records").glob("*/quick/claims.json")):
-        try:
-            own = [Row(file.parents[1].name, **{field: claim[field] for field in fields if field in claim})
-                   for claim in kept.read(file)["values"]["claims"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise _damaged(file, error) from None
-        ids = [row.id for row in own]
-        if twice := [i for i in ids if ids.count(i) > 1]:
-            raise _damaged(file, ValueError(f"two claims bear the id {twice[0]!r}"))
-        found += own
-    return sorted(found, key=lambda row: row.paper)  # stable: within a paper as read
-
-
-def counts(table: Sequence[Row]) -> dict[str, int]:
-    """Return how many claims have each verdict, all six verdicts in their order."""
-    return {verdict: sum(row.verdict == verdict for row in table) for verdict in SYMBOLS}
-
-
-def head(table: Sequence[Row]) -> str:
-    """Return how many claims have each verdict, in each profile and in all, as Markdown; and how many are withdrawn."""
-    profiles = {name: counts([row for row in table if row.profile == name])
-                for name in ("quick", "full") if any(row.profile == name for row in table)}
-    columns = [*profiles.values(), counts(table)]
+def head(rows: Sequence[Row]) -> str:
+    """Return how many primary claims have each verdict, by profile, as Markdown; and how many are withdrawn."""
+    columns = [board.counts([row for row in rows if row.profile == profile]) for profile in PROFILES]
     total = [line(f"{SYMBOLS[verdict]} {verdict}", *(str(column[verdict]) for column in columns))
-             for verdict in columns[-1]]
-    gone = sum(bool(row.withdrawn) for row in table)
-    said = ["", f"{gone} of the claims that are not run rested on records that were withdrawn; each says why."]
-    return "\n".join([line("verdict", *profiles, "claims"), "|:--|" + "--:|" * len(columns), *total,
-                      line("all", *(str(sum(column.values())) for column in columns)), *(said if gone else [])])
+             for verdict in SYMBOLS]
+    gone = sum(bool(row.claim and row.claim.withdrawn) for row in rows)
+    said = ["", f"{gone} of those that are not run rested on records that were withdrawn; each says why."]
+    return "\n".join([line("verdict", *PROFILES), "|:--|" + "--:|" * len(columns), *total,
+                      line("primary claims", *(str(sum(column.values())) for column in columns)),
+                      *(said if gone else [])])
 
 
-def as_markdown(table: Sequence[Row], notebooks: str = "notebooks/") -> str:
-    """Return counts and table as Markdown; ``notebooks`` is the way from the page to the notebooks' folder."""
-    links = (f"[{shown(row.notebook.split('_')[0])}]({notebooks}{quote(row.notebook)}.ipynb)" for row in table)
-    return f"{head(table)}\n\n{claims_table(table, links)}"
+def as_markdown(rows: Sequence[Row], notebook: Callable[[Row], str], records: str = "") -> str:
+    """Return one line per primary claim.
+
+    Args:
+        rows: from :func:`sharpnb.lab.board.rows`.
+        notebook: returns the address of the cell that shows a row's claims.
+        records: the way from the page to the project's root, for links to the records.
+    """
+    lines = [line("paper", "where", "claim", *PROFILES, "notebook"), "|:--|:--|:--|:--|:--|:--|:--|"]
+    for entry in dict.fromkeys(row.primary for row in rows):
+        own = {row.profile: row for row in rows if row.primary == entry}
+        cells = [cell(own[profile], records) if profile in own else "" for profile in PROFILES]
+        places = dict.fromkeys(f"[{shown(row.notebook.split('_')[0])}](<{notebook(row)}>)" for row in own.values())
+        lines.append(line(*map(shown, (entry.paper, entry.where, entry.statement)), *cells, " ".join(places)))
+    return "\n".join(lines)
 
 
-def claims_table(table: Sequence[Row], links: Iterable[str]) -> str:
-    """Return the claims as a Markdown table whose last column holds ``links``, one text a claim."""
-    lines = [
-        line(*map(shown, (row.paper, row.item)),
-             shown(row.statement) + (f" *({shown(row.protocol)})*" if row.protocol else ""),
-             *map(shown, (row.paper_text, row.measured_text, row.rests_on)),
-             shown(in_words(row.verdict, row.withdrawn)), link)
-        for row, link in zip(table, links, strict=True)
-    ]
-    return "\n".join([line(*_HEAD), "|:--|:--|:--|--:|--:|:--|:--|:--|", *lines])
+def cell(row: Row, records: str = "") -> str:
+    """Return a row's verdict, effect with interval, seeds and devices, linked to its record; and what limits it."""
+    if row.claim is None or row.claim.estimated is None:
+        return f"{row.symbol} {row.verdict}" + (f" ({shown(row.reason)})" if row.reason else "")
+    files = records_of(row)
+    number = shown(board.interval(row.primary, row.claim.estimated)).replace("-", "−")
+    if files:
+        place = files[0] if len(files) == 1 else files[0].parent
+        number = f"[{number}](<{records}{quote(place.relative_to(paths.root()).as_posix())}>)"
+    devices = sorted({_provenance(file).get("device", "–") for file in files})
+    old = ["stale"] if any(_age(file) in ("changed since", "not noted") for file in files) else []
+    told = ", ".join([f"n = {row.claim.seeds}", *map(shown, devices), *old])
+    return f"{row.symbol} {number} ({told})" + (f": {shown(row.reason)}" if row.reason else "")
 
 
-def origins() -> list[tuple[str, str, str, str, str]]:
+def records_of(row: Row) -> list[Path]:
+    """Return the files that a row rests on; the claims of the quick profile are a record themselves."""
+    if row.claim is None or row.claim.estimated is None:
+        return []
+    folder = paths.root() / "data" / "records" / row.notebook
+    told = folder / (row.claim.record or ("quick/claims" if row.profile == "quick" else row.profile))
+    file = told.with_name(f"{told.name}.json")
+    return [file] if file.is_file() else sorted(told.glob("*.json"))
+
+
+def origins(rows: Sequence[Row]) -> list[tuple[str, str, str, str, str]]:
     """Return of each record that claims rest on its file below ``data/records``, device, torch, commit and sources.
 
     The last says how the sources that made it stand to those of today.
     """
     folder, found = paths.root() / "data" / "records", []
-    for file in sorted({file for row in rows() for file in row.records}):
+    for file in sorted({file for row in rows for file in records_of(row)}):
         made = _provenance(file)
         found.append((file.relative_to(folder).as_posix(), made.get("device", "–"),
                       made.get("versions", {}).get("torch", "–"), made.get("commit") or "–", _age(file)))

@@ -1,15 +1,18 @@
 """Data sets as tensors: where they are looked for, whether they are whole, and what to do when they are not.
 
-``digits`` (1,797 images of 8x8) ships inside scikit-learn and needs nothing. The others are torchvision's own files in
-torchvision's own layout, under ``$SHARPNB_DATA`` or ``data/datasets``; they are downloaded when a network is there.
+``digits`` (1,797 images of 8x8) ships inside scikit-learn and needs nothing. ``mnist1d`` (signals of 40 values; Greydanus, Kobak
+2024) is made from its seed by the package of that name. The others are torchvision's own files in its layout,
+under ``$SHARPNB_DATA`` or ``data/datasets``; they are downloaded when a network is there.
 """
 
 from __future__ import annotations
 
 import hashlib
+import random
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -89,9 +92,11 @@ def load_data(
     Args:
         name: one of :data:`NAMES`.
         train_size: number of training images. For ``digits`` the seed draws them and all others are the test set
-            (default 1,000); for the others the first ``train_size`` of the official training set (default all).
-        seed: of the split of ``digits``; unused elsewhere.
-        dtype: of the images. ``digits`` are scaled to [0, 1]; the others are normalised by channel mean and deviation.
+            (default 1,000); for ``mnist1d`` the seed makes them (default 4,000), and 10,000 other signals are every
+            seed's test set; else the first ``train_size`` of the official training set (default all).
+        seed: as above; unused for torchvision's.
+        dtype: of the images. ``digits`` are scaled to [0, 1]; ``mnist1d`` has images of 1x40 as its package scales
+            them, of mean 0 and deviation 1; the others are normalised by channel mean and deviation.
         root: folder of torchvision's layout; default ``$SHARPNB_DATA``, else ``data/datasets``.
         download: whether torchvision may fetch what is missing.
 
@@ -103,6 +108,8 @@ def load_data(
         raise ValueError(f"There is no data set {name!r}. Choose one of {', '.join(NAMES)}.")
     if name == "digits":
         return _digits(1000 if train_size is None else train_size, seed, dtype)
+    if name == "mnist1d":
+        return _mnist1d(4000 if train_size is None else train_size, seed, dtype)
     data = _from_torchvision(name, Path(root) if root is not None else paths.datasets(), download, dtype)
     if train_size is None:
         return data
@@ -124,9 +131,9 @@ def with_label_noise(data: Data, rate: float, seed: int = 0) -> Data:
 
 def status(name: str, root: str | Path | None = None) -> str:
     """Say ``"ready"``, ``"missing: …"`` or ``"damaged: …"`` of a data set; every file is read and its MD5 compared."""
-    if name == "digits":
+    if package := datafiles.PACKAGES.get(name):
         found = datafiles.fingerprint(name) != "missing"
-        return "ready" if found else "missing: scikit-learn is not installed; pip install 'sharpnb[notebooks]'"
+        return "ready" if found else f"missing: {package} is not installed; pip install 'sharpnb[notebooks]'"
     folder = Path(root) if root is not None else paths.datasets()
     files = dict(zip(datafiles.files(name, folder), _md5s(name), strict=True))
     absent = [file.name for file in files if not file.exists()]
@@ -160,6 +167,34 @@ def _digits(train_size: int, seed: int, dtype: torch.dtype) -> Data:
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     train, test = order[:train_size], order[train_size:]
     return Data("digits", x[train], y[train], x[test], y[test], classes=10)
+
+
+_TEST_SEED, _TEST_SIZE, _MOST = 2**31, 10_000, 50_000  # of mnist1d; a seed of the training set is below 2**31
+
+
+def _mnist1d(train_size: int, seed: int, dtype: torch.dtype) -> Data:
+    _check_size("mnist1d", train_size, _MOST)
+    (train_x, train_y), (test_x, test_y) = _signals(train_size, seed % _TEST_SEED), _signals(_TEST_SIZE, _TEST_SEED)
+    return Data("mnist1d", train_x.to(dtype), train_y, test_x.to(dtype), test_y, classes=10)
+
+
+@lru_cache(maxsize=64)
+def _signals(size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Make signals, (size, 1, 1, 40), and labels; the generators that the package seeds are as before afterwards."""
+    try:
+        from mnist1d.data import get_dataset_args, make_dataset
+    except ImportError as error:
+        raise DataError("mnist1d is made by the package of that name, which is missing: "
+                        "pip install 'sharpnb[notebooks]'.") from error
+    told = {"num_samples": 10 * -(-size // 10), "train_split": 1.0, "seed": seed}
+    arguments: Any = SimpleNamespace(**dict(get_dataset_args(as_dict=True), **told))
+    before = random.getstate(), np.random.get_state()
+    try:
+        made = make_dataset(arguments)
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+    return torch.from_numpy(made["x"][:size]).view(-1, 1, 1, 40), torch.from_numpy(made["y"][:size]).long()
 
 
 def _torchvision_class(name: str) -> Any:

@@ -13,12 +13,11 @@ import torch
 
 from sharpnb import paths, sources
 from sharpnb.devices import pick_device
-from sharpnb.lab import claims as claims_module
-from sharpnb.lab import figures, withdrawn
+from sharpnb.lab import board, figures, withdrawn
 from sharpnb.lab.claims import Claim
 from sharpnb.lab.data import Data
 from sharpnb.lab.pieces import Work, described
-from sharpnb.lab.records import Record, checking, forced, keeping, provenance
+from sharpnb.lab.records import Record, forced, provenance
 from sharpnb.lab.withdrawn import Withdrawal
 
 # "toy" is the full profile's code at the size of a test; its results are kept apart and never committed.
@@ -35,10 +34,11 @@ class Notebook:
         parameters: what was given to :func:`start`.
     """
 
-    def __init__(self, name: str, profile: str, device: str, parameters: dict[str, Any]) -> None:
+    def __init__(self, name: str, profile: str, device: str, parameters: dict[str, Any], judging: str = "") -> None:
         self.name, self.profile, self.parameters = name, profile, parameters
         self.device = pick_device(device)
         self._started, self._data = time.time(), {}
+        self._judging = _range(judging)
 
     @property
     def full(self) -> bool:
@@ -54,6 +54,10 @@ class Notebook:
     def bf16(self) -> bool:
         """Whether large nets train under bfloat16 autocast: in the full profile on any device, in its toy on a GPU."""
         return self.profile == "full" or (self.full and self.device.type == "cuda")
+
+    def seeds(self, own: int | Sequence[int]) -> list[int]:
+        """Return the judging seeds: a study's ``own`` (of a number the first ones), unless others were asked for."""
+        return list(self._judging or (range(own) if isinstance(own, int) else own))
 
     def uses(self, data: Data) -> Data:
         """Note a data set and its checksum for the provenance of the records that follow."""
@@ -78,12 +82,13 @@ class Notebook:
         ``work`` is what made them: its settings and pieces belong to the provenance of the full profile.
         """
         origin = provenance(self.name, self.parameters, self.device, self._data, self._started)
-        if self.full and work:
+        if work and work.settings is not None:
             origin |= {"settings": work.settings, "pieces": work.log}
         return Record(self.name, name, self.profile, values, rtol, atol, origin).save()
 
     def recorded(
         self, name: str, make: Callable[[Work], dict[str, Any]], *, of: Any, rtol: float = 1e-3, atol: float = 1e-9,
+        kept: bool = False,
     ) -> dict[str, Any]:
         """Make the values of a record, piece by piece, and save it; return them, or those of :meth:`begun`.
 
@@ -93,25 +98,28 @@ class Notebook:
             of: the settings, see :func:`~sharpnb.lab.pieces.described`.
             rtol: as in :meth:`record`.
             atol: likewise.
+            kept: also in the quick profile read back what is committed: for what takes long and is not judged, such as
+                the tuning of hyperparameters. ``sharpnb run --force`` makes it again.
         """
-        work = self.begun(name, of=of)
+        work = self.begun(name, of=of, kept=kept)
         if work.values is None:
             work.values = make(work)
             self.record(name, work.values, rtol=rtol, atol=atol, work=work)
         return work.values
 
-    def begun(self, name: str, *, of: Any) -> Work:
+    def begun(self, name: str, *, of: Any, kept: bool = False) -> Work:
         """Begin the work on a record, with the settings ``of``; a cell that trains in view goes on with it.
 
         In the full profile it has the ``values`` of a finished record of the same parameters and settings, so that a
         machine without a GPU draws from it. One that is withdrawn, wholly or in part, is made again, and under
         ``sharpnb run --force`` any.
         """
-        work = Work(self, name, described(of) if self.full else None)
-        kept = self.full and not forced() and not withdrawn.of(self.name, self.profile, name)
-        found = Record.find(self.name, name, self.profile) if kept else None
-        if found and found.provenance.get("parameters") == self.parameters and _made_with(found, work.settings):
-            self.say(f"Read back and not made: {self.origin_of_full(name)}")
+        work = Work(self, name, described(of) if self.full or kept else None)
+        wanted = (self.full or kept) and not forced() and not withdrawn.of(self.name, self.profile, name)
+        found = Record.find(self.name, name, self.profile) if wanted else None
+        same = found and (kept or found.provenance.get("parameters") == self.parameters)
+        if found and same and _made_with(found, work.settings):
+            self.say(f"Read back and not made: {self.origin(name)}")
             work.values = found.values
         return work
 
@@ -134,12 +142,17 @@ class Notebook:
 
     def origin_of_full(self, name: str) -> str:
         """Say where a committed record of the full profile was made, in how many pieces, how long and with what."""
-        found = Record.find(self.name, name, "full")
+        return self.origin(name, "full")
+
+    def origin(self, name: str, profile: str = "") -> str:
+        """Say where a committed record, by default of this profile, was made, in how many pieces and how long."""
+        profile = profile or self.profile
+        found = Record.find(self.name, name, profile)
         if found is None:
             return ""
         pieces, versions = found.provenance["pieces"], found.provenance["versions"]
-        seconds, peak = sum(p["seconds"] for p in pieces), max(p["peak_bytes"] for p in pieces)
-        return (f"{self.name}/full/{name}: {len(pieces)} pieces on {', '.join({p['device'] for p in pieces})}, "
+        seconds, peak = sum(p["seconds"] for p in pieces), max((p["peak_bytes"] for p in pieces), default=0)
+        return (f"{self.name}/{profile}/{name}: {len(pieces)} pieces on {', '.join({p['device'] for p in pieces})}, "
                 f"{seconds:.0f} s together, at most {peak / 1e9:.1f} GB; PyTorch {versions['torch']}, "
                 f"commit {found.provenance['commit']}")
 
@@ -155,37 +168,22 @@ class Notebook:
                    f"[vector](<{stem}.svg>) · [numbers](<{stem}.csv>)")
 
     def claims(self, claims: Sequence[Claim], *, rtol: float = 2e-2, atol: float = 1e-6) -> None:
-        """Save the claims with their verdicts and show them as a table; in the full profile only show them.
+        """Save the claims and show them with their verdicts; in the full and mid profiles only show them.
 
-        What the full profile has measured is judged, and published, by the quick notebook from the committed records:
-        a run of the full profile may have read those back on another machine. Where results are compared with the
-        committed ones, so are verdicts: see :func:`sharpnb.lab.claims.settled`.
-        What rests on a withdrawn record is not judged.
+        The quick notebook publishes the claims of every profile, those of the others from their committed records: a
+        run of the full profile may have read those back on another machine. A verdict depends on all primary claims of
+        its paper; those of other notebooks are read from their records. What agrees with the committed claims within
+        the tolerances is shown, and judged, with the committed numbers. What rests on a withdrawn record is not judged.
 
         Raises:
-            ValueError: if two claims bear the same id.
+            ValueError: if two claims of one profile bear the same id, or one is not in ``site/primary.toml``.
         """
-        ids = [claim.id for claim in claims]
-        if len(set(ids)) < len(ids):
-            raise ValueError(f"claims need ids of their own; repeated: {sorted({i for i in ids if ids.count(i) > 1})}.")
         claims = [claim.without(withdrawn.why(self.name, claim.profile, claim.id)) for claim in claims]
-        committed = self._committed_claims()
-        verdicts: dict[str, claims_module.Verdict] = {
-            claim.id: claims_module.settled(claim, committed.get(claim.id), rtol, atol) for claim in claims}
-        rows = [claim.as_dict() | {"verdict": verdicts[claim.id]} for claim in claims]
-        if not self.full:
-            self.record("claims", {"claims": rows}, rtol=rtol, atol=atol)
-        self._show(claims_module.as_markdown(claims, verdicts))
-
-    def _committed_claims(self) -> dict[str, dict[str, Any]]:
-        """Return by its id what is committed of each claim; nothing where it is not compared with, or is damaged."""
-        if not (checking() or keeping("records")):
-            return {}
-        try:
-            found = Record.find(self.name, "claims", self.profile)
-        except ValueError:  # it is made anew, or named by the comparison
-            return {}
-        return {row["id"]: row for row in found.values["claims"]} if found else {}
+        board.check(claims)
+        if self.profile == "quick":
+            path = self.record("claims", {"claims": [claim.as_dict() for claim in claims]}, rtol=rtol, atol=atol)
+            claims = [Claim.from_dict(row) for row in Record.load(path).values["claims"]]
+        self._show(board.of_notebook(self.name, claims))
 
     @staticmethod
     def _show(markdown: str) -> None:
@@ -203,7 +201,15 @@ def _made_with(record: Record, settings: Any) -> bool:
     return record.provenance.get("settings") == settings
 
 
-def start(name: str, *, profile: str = "quick", device: str = "auto", seed: int = 0, **parameters: Any) -> Notebook:
+def _range(text: str) -> range:
+    first, colon, end = text.partition(":")
+    if text and not (colon and first.isdecimal() and end.isdecimal() and int(first) < int(end)):
+        raise ValueError(f"seeds = {text!r}: write first:end, such as 7000:7020, or nothing for the study's own.")
+    return range(int(first), int(end)) if text else range(0)
+
+
+def start(name: str, *, profile: str = "quick", device: str = "auto", seed: int = 0, seeds: str = "",
+          **parameters: Any) -> Notebook:
     """Set a notebook up: check its parameters, seed PyTorch's generator, set the figures' look, find its studies.
 
     PyTorch's default dtype is float32 again, and matplotlib's settings are its own, whatever a start-up file says.
@@ -214,12 +220,16 @@ def start(name: str, *, profile: str = "quick", device: str = "auto", seed: int 
     The number of threads stays as it is. ``make`` and ``sharpnb run`` set ``OMP_NUM_THREADS=1`` for the kernels that
     they start: two OpenMP threads on shared cores were measured nine times slower than one.
 
+    ``seeds`` such as ``"7000:7020"`` are judging seeds in the place of the study's own, see :meth:`Notebook.seeds`.
+
     Raises:
-        ValueError: for an unknown profile or a device that is not there, with what is allowed.
+        ValueError: for an unknown profile, a device that is not there, or seeds of another form; with what is allowed.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile = {profile!r}: choose one of {', '.join(PROFILES)}.")
-    notebook = Notebook(name, profile, device, {"profile": profile, "device": device, "seed": seed, **parameters})
+    parameters |= {"seeds": seeds} if seeds else {}
+    notebook = Notebook(name, profile, device, {"profile": profile, "device": device, "seed": seed, **parameters},
+                        seeds)
     torch.manual_seed(seed)
     torch.set_default_dtype(torch.float32)  # an IPython start-up file may have set another
     if notebook.full and notebook.device.type == "cuda":

@@ -20,7 +20,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from scipy.special import nctdtrinc, stdtr, stdtrit
@@ -28,6 +28,7 @@ from scipy.special import nctdtrinc, stdtr, stdtrit
 Verdict = Literal[
     "supported", "refuted", "no effect larger than δ", "undecided", "not comparable", "not in the regime", "not run"
 ]
+SYMBOLS: dict[Verdict, str] = dict(zip(get_args(Verdict), "✔✘=?≠◦–", strict=True))
 ALPHA, FEWEST_SEEDS, POWER = 0.05, 5, 0.8
 
 
@@ -80,7 +81,7 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Claim:
+class Hypothesis:
     """A primary claim: δ, the paper's side, and its effect or the reason why there is none to judge."""
 
     delta: float
@@ -102,7 +103,7 @@ class Judged:
     visible: float | None = None
 
 
-def judge(family: Mapping[str, Claim]) -> dict[str, Judged]:
+def judge(family: Mapping[str, Hypothesis]) -> dict[str, Judged]:
     """Return the verdicts on all primary claims of one paper and profile, Holm's steps taken among those judged."""
     tested = {name: claim.effect for name, claim in family.items()
               if claim.effect and not claim.apart and claim.effect.df + 1 >= FEWEST_SEEDS}
@@ -114,7 +115,7 @@ def judge(family: Mapping[str, Claim]) -> dict[str, Judged]:
     return {name: _judged(claim, name in decided, len(tested)) for name, claim in family.items()}
 
 
-def _judged(claim: Claim, decided: bool, m: int) -> Judged:
+def _judged(claim: Hypothesis, decided: bool, m: int) -> Judged:
     if claim.apart or claim.effect is None:
         return Judged(claim.apart or "not run")
     effect = claim.effect
