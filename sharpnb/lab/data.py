@@ -1,8 +1,8 @@
 """Data sets as tensors: where they are looked for, whether they are whole, and what to do when they are not.
 
-``digits`` (1,797 images of 8x8) ships inside scikit-learn and needs nothing. ``mnist1d`` (signals of 40 values; Greydanus, Kobak
-2024) is made from its seed by the package of that name. The others are torchvision's own files in its layout,
-under ``$SHARPNB_DATA`` or ``data/datasets``; they are downloaded when a network is there.
+``digits`` (1,797 images of 8x8) ships inside scikit-learn and needs nothing. ``mnist1d`` (signals of 40 values, by
+Greydanus and Kobak) is made from its seed by the package of that name. The others are torchvision's own files in its
+layout, under ``$SHARPNB_DATA`` or ``data/datasets``; they are downloaded when a network is there.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import random
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -187,7 +186,8 @@ def _signals(size: int, seed: int) -> tuple[Tensor, Tensor]:
         raise DataError("mnist1d is made by the package of that name, which is missing: "
                         "pip install 'sharpnb[notebooks]'.") from error
     told = {"num_samples": 10 * -(-size // 10), "train_split": 1.0, "seed": seed}
-    arguments: Any = SimpleNamespace(**dict(get_dataset_args(as_dict=True), **told))
+    arguments = cast(Any, get_dataset_args())
+    vars(arguments).update(told)
     before = random.getstate(), np.random.get_state()
     try:
         made = make_dataset(arguments)
