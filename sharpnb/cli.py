@@ -130,25 +130,27 @@ def run(
 @app.command()
 def report() -> None:
     """Write REPORT.md and REPORT.html: every figure, table and claim of the papers, what was measured, the verdict."""
-    pages, scoreboard = _pages()
+    from sharpnb.lab import board
+
+    pages = _pages()
     try:
-        rows = scoreboard.rows()
-        if not rows:
+        rows = board.rows()
+        if not board.measured():
             raise RunnerError("There are no claims in data/records yet. Make them: sharpnb run")
         pages.write()
     except ValueError as error:
         raise RunnerError(str(error)) from None
-    verdicts = [verdict for verdict, number in scoreboard.counts(rows).items() if number]
+    verdicts = [verdict for verdict, number in board.counts(rows).items() if number]
     table = Table("paper", *verdicts)
-    for paper in dict.fromkeys(row.paper for row in rows):
-        counted = scoreboard.counts([row for row in rows if row.paper == paper])
+    for paper in dict.fromkeys(row.primary.paper for row in rows):
+        counted = board.counts([row for row in rows if row.primary.paper == paper])
         table.add_row(Text(paper), *(str(counted[verdict] or "") for verdict in verdicts))
     _console.print(table)
-    _console.say(f"All {len(rows)} claims with their numbers: {paths.root() / 'REPORT.md'}, REPORT.html")
+    _console.say(f"All {len(rows)} rows with their numbers: {paths.root() / 'REPORT.md'}, REPORT.html")
 
 
-def _pages() -> tuple[Any, Any]:
-    """Import ``site/report.py`` and ``notebooks/studies/scoreboard.py``, which make the pages and are in no wheel."""
+def _pages() -> Any:
+    """Import ``site/report.py``, which makes the pages and is in no wheel."""
     checkouts = (paths.root(), Path(__file__).resolve().parents[1])
     here = next((folder for folder in checkouts if (folder / "site" / "report.py").is_file()), None)
     if here is None:
@@ -156,9 +158,8 @@ def _pages() -> tuple[Any, Any]:
                           "not hold. Call it in a checkout, or set SHARPNB_ROOT to one.")
     sys.path[:0] = [str(here / "site"), str(here / "notebooks")]
     import report as pages
-    from studies import scoreboard
 
-    return pages, scoreboard
+    return pages
 
 
 @app.command("data")

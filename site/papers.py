@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import quote
 
 from sharpnb import paths
-from sharpnb.lab.claims import SYMBOLS
+from sharpnb.lab.board import Row
 from studies import scoreboard
 from studies.scoreboard import shown
 
@@ -28,7 +28,7 @@ class Item:
     """A figure or table of a paper; the fields are explained at the head of ``site/papers.toml``.
 
     Attributes:
-        claims: the rows of the scoreboard that speak of it.
+        rows: those of the board that speak of it.
     """
 
     paper: str
@@ -37,29 +37,23 @@ class Item:
     notebook: str = ""
     figures: tuple[str, ...] = ()
     section: str = ""
-    also: tuple[str, ...] = ()
     why: str = ""
     kind: str = ""
-    claims: tuple[scoreboard.Row, ...] = field(default=(), compare=False)
+    rows: tuple[Row, ...] = field(default=(), compare=False)
 
     @property
     def state(self) -> str:
         """One of :data:`STATES`; nothing counts as shown of which not one claim has been measured."""
         if not self.notebook:
             return "not shown"
-        if self.claims and all(row.verdict == "not run" for row in self.claims):
+        if self.rows and all(row.verdict == "not run" for row in self.rows):
             return "not run"
         there = (paths.notebooks() / f"{self.notebook}.ipynb").is_file()
         pictures = [(paths.figures(self.notebook) / f"{name}.png").is_file() for name in self.figures]
-        return "shown" if there and all(pictures) and (pictures or self.claims or self.section) else "not yet"
-
-    def covers(self, text: str) -> bool:
-        """Return whether a claim's item speaks of this one: ``Fig. 3 top`` and ``Fig. 3, appendix`` of ``Fig. 3``."""
-        return any(part == name or part.startswith(f"{name} ") for part in text.split(", ")
-                   for name in (self.item, *self.also)) or text in (self.item, *self.also)
+        return "shown" if there and all(pictures) and (pictures or self.rows or self.section) else "not yet"
 
 
-def items(board: Sequence[scoreboard.Row]) -> list[Item]:
+def items(board: Sequence[Row]) -> list[Item]:
     """Return the figures and tables in the papers' order, each with its claims; none where the catalogue is missing.
 
     Raises:
@@ -70,18 +64,12 @@ def items(board: Sequence[scoreboard.Row]) -> list[Item]:
         return []
     try:
         papers = tomllib.loads(file.read_text(encoding="utf-8"))["paper"]
-        known = [Item(paper["name"], **{**item, "figures": tuple(item.get("figures", ())),
-                                        "also": tuple(item.get("also", ()))})
+        known = [Item(paper["name"], **{**item, "figures": tuple(item.get("figures", ()))})
                  for paper in papers for item in paper["items"]]
     except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"site/papers.toml cannot be read ({type(error).__name__}: {error}); its head says what an "
                          "item may hold.") from None
     return [_with_claims(item, board) for item in known]
-
-
-def elsewhere(known: Sequence[Item], board: Sequence[scoreboard.Row]) -> list[scoreboard.Row]:
-    """Return the claims on what is neither figure nor table of the catalogue: propositions, sections, abstracts."""
-    return [row for row in board if not any(row in item.claims for item in known)]
 
 
 def as_markdown(known: Sequence[Item]) -> str:
@@ -95,14 +83,13 @@ def as_markdown(known: Sequence[Item]) -> str:
     return "\n".join([*lines, *map(_line, known)])
 
 
-def _with_claims(item: Item, board: Sequence[scoreboard.Row]) -> Item:
-    found = tuple(row for row in board if row.paper == item.paper and item.covers(row.item))
-    return Item(**{**item.__dict__, "claims": found})
+def _with_claims(item: Item, board: Sequence[Row]) -> Item:
+    found = tuple(row for row in board if row.primary.paper == item.paper and item.item in row.primary.items)
+    return replace(item, rows=found)
 
 
 def _line(item: Item) -> str:
-    counted = scoreboard.counts(item.claims)
-    verdicts = ", ".join(f"{SYMBOLS[verdict]} {number}" for verdict, number in counted.items() if number) or "–"
+    verdicts = ", ".join(f"{row.symbol} {row.profile}" for row in item.rows if row.verdict != "not run") or "–"
     folder, number = quote(item.notebook), shown(item.notebook.split("_")[0])
     pictures = " · ".join(f"[{shown(name)}](figures/{folder}/{quote(name)}.png)" for name in item.figures) or "–"
     link = f"[{number}](notebooks/{folder}.ipynb)"

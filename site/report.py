@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -14,15 +15,16 @@ from urllib.parse import quote
 
 import papers
 from sharpnb import paths
-from sharpnb.lab import withdrawn
-from studies import scoreboard
+from sharpnb.lab import board, withdrawn
+from sharpnb.lab.board import Row
+from studies import answers, scoreboard
 from studies.scoreboard import shown
 
 _MARKS = ("<!-- scoreboard: sharpnb report -->", "<!-- end of scoreboard -->")
 
 # One field that hides the lines of the long tables without the words typed into it.
 FILTER = """<p><label>Show only lines with <input id="filter" type="search" size="28"
-placeholder="contradicted, Fig. 3, AdamW"></label></p>
+placeholder="✔, Fig. 3, AdamW"></label></p>
 <script>
 document.getElementById("filter").addEventListener("input", event => {
   const words = event.target.value.toLowerCase().split(/\\s+/).filter(Boolean);
@@ -42,50 +44,63 @@ thead th{text-align:left}input{font:inherit;padding:.2rem .4rem}a{color:light-da
 
 
 SCALES = (
-    "*quick*: small nets on 8x8 digits. *full*: small ResNets on CIFAR-10, cut to minutes of a GPU, 5 to 24 epochs and "
-    "two or three seeds. Most of those nets still underfit, where whatever holds the weights back costs accuracy: what "
-    "is contradicted there is the claim at that length of training, not at the papers'."
+    "*quick*: live on two CPU cores, small nets on 8x8 digits or MNIST-1D, twenty seeds. *mid*: hours on two cores, small "
+    "ResNets on Fashion-MNIST and CIFAR-10 that fit their training set. *full*: minutes of a GPU, small ResNets on "
+    "CIFAR-10. Where the baseline does not fit its training set nothing about generalisation is judged (◦)."
+)
+RULE = (
+    "An effect is a paired difference over judging seeds, with its 95 % interval; it is larger than 0, or than ×1, where "
+    "the paper is right. ✔ or ✘: the interval lies on one side, after Holm's correction among the primary claims of one "
+    "paper and profile. =: it lies within ±δ, the smallest effect that matters (0.5 points, 10 % of a ratio, a factor "
+    "1.25 of an eigenvalue, 0.1 of a rank correlation, unless [the list](site/primary.toml) argues another). ?: neither, "
+    "with the smallest effect that this design would have seen in four of five cases. Fewer than five seeds decide "
+    "nothing. [The rule](sharpnb/lab/verdicts.py), [what it promises, measured](benchmarks/RESULTS_verdicts.md)."
 )
 
 
 def page() -> str:
-    """Return ``REPORT.md``: counts by verdict, every figure and table, every claim, the origins.
+    """Return ``REPORT.md``: the answers, counts, a line per primary claim, figures and tables, checks, origins.
 
     Raises:
         ValueError: if a record or a catalogue is damaged, or an entry of the withdrawn records holds for nothing; the
             message names it and says what to do.
     """
-    board = scoreboard.rows()
-    withdrawn.check(board)
-    known = papers.items(board)
+    rows = board.rows()
+    withdrawn.check(board.measured())
+    known = papers.items(rows)
     parts = [
         "# Scoreboard", "",
         "What the papers state and what was measured here. `sharpnb report` makes this page from the records in "
-        "`data/records`; edits by hand are lost.", "",
-        scoreboard.head(board), "",
-        "The verdicts follow by the rule in [sharpnb/lab/claims.py](sharpnb/lab/claims.py). *Contradicted* is a result "
-        "like the others: it says that this protocol, at this scale, measured the opposite.", "", SCALES, "",
+        "`data/records`; edits by hand are lost.", "", *_answers(rows, numbers=True),
+        "## Verdicts", "", scoreboard.head(rows), "", RULE, "", SCALES, "",
+        "## Primary claims", "", "One line per claim. The number leads to its record, the last column to the notebook's "
+        "table, where the details stand below each claim.", "", scoreboard.as_markdown(rows, _cell), "",
     ]
     if known:
         parts += ["## Figures and tables of the papers", "",
                   "*Re-made*: from live code, with the paper's quantities, on smaller nets or images. *Stand-in*: "
                   "another data set, task or quantity, or a part. *Missing*: neither, with the reason. *Not run*: the "
                   "code is in the notebook and waits for a machine, or what it gave was withdrawn. *Not yet*: its "
-                  "notebook, or what that should hold, is missing. " + _outside(known, board), "",
-                  papers.as_markdown(known), ""]
-    parts += ["## Claims", "", "Measured numbers are means over seeds ± standard error (number of seeds). "
-              "*Stale*: the sources changed since the record was made, or were not noted then.", "",
-              scoreboard.claims_table(board, (_links(row, known) for row in board)), ""]
+                  "notebook, or what that should hold, is missing.", "", papers.as_markdown(known), ""]
+    if checks := board.checks():
+        parts += ["## Checks", "", "Identities, counts and constructions: they are tested in the notebooks and count as "
+                  "no evidence.", "", scoreboard.line("paper", "where", "why it is no claim"), "|:--|:--|:--|",
+                  *(scoreboard.line(*map(shown, check)) for check in checks), ""]
     if gone := withdrawn.entries():
         parts += ["## What was withdrawn", "",
                   "These records are in the repository, and nothing that rests on them is judged until they are made "
-                  "again.", "", _withdrawn(gone, board), ""]
+                  "again.", "", _withdrawn(gone), ""]
     origins = (scoreboard.line(f"[{shown(name.removesuffix('.json'))}](data/records/{quote(name)})", shown(device),
                                shown(torch), shown(made), age)
-               for name, device, torch, made, age in scoreboard.origins())
-    parts += ["## Where the numbers come from", "",
-              "| record | device | torch | commit | sources |", "|:--|:--|:--|:--|:--|", *origins, ""]
+               for name, device, torch, made, age in scoreboard.origins(rows))
+    parts += ["## Where the numbers come from", "", "*Stale*: the sources changed since the record was made, or were not "
+              "noted then.", "", "| record | device | torch | commit | sources |", "|:--|:--|:--|:--|:--|", *origins, ""]
     return "\n".join(parts)
+
+
+def _answers(rows: Sequence[Row], numbers: bool) -> list[str]:
+    found = answers.answers(rows)
+    return [answers.as_markdown(found, numbers), ""] if found else []
 
 
 def html(markdown: str) -> str:
@@ -101,17 +116,19 @@ def html(markdown: str) -> str:
 
 
 def with_head(readme: str) -> str:
-    """Return the README with the counts by verdict between its two marks; without the marks as it was."""
+    """Return the README with the answers and the counts between its two marks; without the marks as it was."""
     before, opening, rest = readme.partition(_MARKS[0])
     _, closing, after = rest.partition(_MARKS[1])
     if not (opening and closing):
         return readme
-    board = scoreboard.rows()
-    known = papers.items(board)
+    rows = board.rows()
+    known = papers.items(rows)
     made, by_another, missing = (sum(item.kind == kind for item in known) for kind in papers.KINDS)
-    line = (f"\n\nOf the papers' {len(known)} figures and tables {made} are re-made, {by_another} have a stand-in and "
-            f"{missing} are missing, each with the reason. {SCALES}")
-    return f"{before}{opening}\n{scoreboard.head(board)}{line if known else ''}\n{closing}{after}"
+    parts = [*_answers(rows, numbers=False), scoreboard.head(rows)]
+    if known:
+        parts += ["", f"Of the papers' {len(known)} figures and tables {made} are re-made, {by_another} have a stand-in "
+                  f"and {missing} are missing, each with the reason. {SCALES}"]
+    return f"{before}{opening}\n" + "\n".join(parts) + f"\n{closing}{after}"
 
 
 def write() -> list[str]:
@@ -129,47 +146,16 @@ def write() -> list[str]:
     return changed
 
 
-def _outside(known: list[papers.Item], board: list[scoreboard.Row]) -> str:
-    number = len(papers.elsewhere(known, board))
-    return (f"{number} claims are about something else, such as propositions or papers whose figures are not listed; "
-            "they stand among the claims below.")
-
-
-def _withdrawn(gone: list[withdrawn.Withdrawal], board: list[scoreboard.Row]) -> str:
-    lines = ["| record | commit | withdrawn | claims | why |", "|:--|:--|:--|--:|:--|"]
-    for entry in gone:
-        number = sum(entry.names(row.notebook, row.profile, row.id) for row in board)
-        lines.append(scoreboard.line(f"[{entry.record}](data/records/{entry.record}.json)", f"`{entry.commit}`",
-                                     entry.date, f"{number}", entry.why))
+def _withdrawn(gone: list[withdrawn.Withdrawal]) -> str:
+    lines = ["| record | commit | withdrawn | why |", "|:--|:--|:--|:--|"]
+    lines += [scoreboard.line(f"[{entry.record}](data/records/{entry.record}.json)", f"`{entry.commit}`", entry.date,
+                              entry.why) for entry in gone]
     return "\n".join(lines)
 
 
-def _links(row: scoreboard.Row, known: list[papers.Item]) -> str:
-    """Return links from the project's root: the cell that shows the claim, its record, the pictures it is about."""
-    number, cell = shown(row.notebook.split("_")[0]), quote(_claims_cell(row.notebook), safe="#=")
-    parts = [f"[{number}](<notebooks/{quote(row.notebook)}.ipynb{cell}>)"]
-    parts += _record_links(row)
-    own = [item for item in known if item.notebook == row.notebook and row in item.claims]
-    pictures = [f"figures/{row.notebook}/{name}.png" for name in dict.fromkeys(n for item in own for n in item.figures)]
-    there = [picture for picture in pictures if (paths.root() / picture).is_file()]
-    if there:
-        parts += [f"[{shown(Path(picture).stem)}]({quote(picture)})" for picture in there]
-    elif paths.figures(row.notebook).is_dir():
-        parts.append(f"[figures](figures/{quote(row.notebook)})")
-    return " · ".join(parts)
-
-
-def _record_links(row: scoreboard.Row) -> list[str]:
-    """Return links to the records that a claim rests on: by their names where there are some, to the folder of many."""
-    if len(row.records) > 3:
-        return [f"[{len(row.records)} records]({_address(row.records[0].parent)})"]
-    names = ["record"] if len(row.records) == 1 else [file.stem for file in row.records]
-    return [f"[{shown(name)}]({_address(file)})"
-            for name, file in zip(names, row.records, strict=True)]
-
-
-def _address(file: Path) -> str:
-    return quote(file.relative_to(paths.root()).as_posix())
+def _cell(row: Row) -> str:
+    """Return the address of the cell that shows a row's claims, from the project's root."""
+    return f"notebooks/{quote(row.notebook)}.ipynb{quote(_claims_cell(row.notebook), safe='#=')}"
 
 
 @cache

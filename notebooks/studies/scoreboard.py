@@ -48,12 +48,19 @@ def as_markdown(rows: Sequence[Row], notebook: Callable[[Row], str], records: st
     return "\n".join(lines)
 
 
+def undecided(rows: Sequence[Row]) -> str:
+    """Return a line per undecided primary claim with the smallest effect that it could have seen in 80 % of cases."""
+    told = [row for row in rows if row.verdict == "undecided"]
+    return "\n".join([f"undecided: {len(told)}",
+                      *(f"  {row.primary.id} ({row.profile}): {row.reason}" for row in told)])
+
+
 def cell(row: Row, records: str = "") -> str:
     """Return a row's verdict, effect with interval, seeds and devices, linked to its record; and what limits it."""
     if row.claim is None or row.claim.estimated is None:
         return f"{row.symbol} {row.verdict}" + (f" ({shown(row.reason)})" if row.reason else "")
     files = records_of(row)
-    number = shown(board.interval(row.primary, row.claim.estimated)).replace("-", "−")
+    number = shown(board.interval(row.primary, row.claim.estimated))
     if files:
         place = files[0] if len(files) == 1 else files[0].parent
         number = f"[{number}](<{records}{quote(place.relative_to(paths.root()).as_posix())}>)"

@@ -54,7 +54,7 @@ class Primary:
         """Return a value of its unit for a table: a logarithm as the factor that it is."""
         if self.unit.startswith("log10"):
             return f"×{10.0**value:.3g}"
-        return f"{value:{'+' if signed else ''}.2f}"
+        return f"{value:{'+' if signed else ''}.2f}".replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -108,19 +108,33 @@ def primaries() -> dict[str, Primary]:
     Raises:
         ValueError: if the list cannot be read; the message says why.
     """
-    file = paths.root() / _FILE
-    if not file.is_file():
-        return {}
     names = Primary.__dataclass_fields__
+    listed: list[dict[str, Any]] = [{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items() if k in names}
+                                    for entry in _listed("primary")]
     try:
-        entries = tomllib.loads(file.read_text(encoding="utf-8"))["primary"]
-        listed: list[dict[str, Any]] = [{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()
-                                         if k in names} for entry in entries]
-        found = [Primary(**entry) for entry in listed]
-    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{_FILE} cannot be read ({type(error).__name__}: {error}); its head says what an entry "
-                         "holds.") from None
-    return {entry.id: entry for entry in found}
+        return {entry["id"]: Primary(**entry) for entry in listed}
+    except (KeyError, TypeError) as error:
+        raise _unreadable(error) from None
+
+
+def checks() -> list[tuple[str, str, str]]:
+    """Return paper, figure or table, and reason of what is no claim: identities, counts, constructions."""
+    try:
+        return [(entry["paper"], ", ".join(entry["items"]), entry["why"]) for entry in _listed("check")]
+    except (KeyError, TypeError) as error:
+        raise _unreadable(error) from None
+
+
+def _listed(kind: str) -> list[dict[str, Any]]:
+    file = paths.root() / _FILE
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8")).get(kind, []) if file.is_file() else []
+    except (tomllib.TOMLDecodeError, AttributeError) as error:
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: Exception) -> ValueError:
+    return ValueError(f"{_FILE} cannot be read ({type(error).__name__}: {error}); its head says what an entry holds.")
 
 
 def measured() -> dict[str, list[Claim]]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from sharpnb import paths
+from sharpnb.lab.claims import Claim
 
 _FILE = "data/withdrawn.toml"
 
@@ -105,10 +106,14 @@ def why(notebook: str, profile: str, claim: str) -> str:
     return next((entry.why for entry in entries() if entry.names(notebook, profile, claim) and entry.holds), "")
 
 
-def check(board: Sequence[Any]) -> None:
-    """Raise a ValueError unless each entry holds for a record, and each claim that rests on it stands as withdrawn."""
+def check(measured: Mapping[str, Sequence[Claim]]) -> None:
+    """Raise a ValueError unless each entry holds for a record, and each claim that rests on it stands as withdrawn.
+
+    ``measured`` are the claims of the records by their notebooks.
+    """
     for entry in entries():
-        named = [row for row in board if entry.names(row.notebook, row.profile, row.id)]
+        notebook, profile, _ = entry.record.split("/")
+        named = [claim for claim in measured.get(notebook, []) if entry.names(notebook, claim.profile, claim.id)]
         if not entry.holds:
             found = f"the one there is of {', '.join(sorted(entry.commits))}" if entry.commits else "there is none"
             raise ValueError(f"{_FILE} withdraws {entry.record} of commit {entry.commit}, and {found}. If it has been "
@@ -116,7 +121,7 @@ def check(board: Sequence[Any]) -> None:
         if not named:
             raise ValueError(f"{_FILE}: no claim that rests on {entry.record} is named {' or '.join(entry.claims)}. "
                              "Mend the names, or delete the entry.")
-        for row in named:
-            if row.withdrawn != why(row.notebook, row.profile, row.id):
-                raise ValueError(f"{row.notebook}: claim {row.id} rests on {entry.record}, which is withdrawn, and its "
-                                 f"table does not say so. Run it again: sharpnb run {row.notebook} --force --update")
+        for claim in named:
+            if claim.withdrawn != why(notebook, profile, claim.id):
+                raise ValueError(f"{notebook}: claim {claim.id} rests on {entry.record}, which is withdrawn, and its "
+                                 f"table does not say so. Run it again: sharpnb run {notebook} --force --update")

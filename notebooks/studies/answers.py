@@ -1,0 +1,131 @@
+"""What a reader asks, answered from the board: a sentence, the effects behind it, what to do.
+
+Questions and advice stand in ``site/answers.toml``; which advice is shown follows from the verdicts.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sharpnb import paths
+from sharpnb.lab import board
+from sharpnb.lab.board import Row
+from sharpnb.lab.verdicts import SYMBOLS
+from studies.scoreboard import line, shown
+
+COLOURS = dict(zip(SYMBOLS, ("#029e73", "#d55e00", "#0173b2", "#949494", "#cccccc", "#cccccc", "#eeeeee"), strict=True))
+WORDS = {"supported": "for it", "refuted": "against it", "no effect larger than δ": "without a difference that matters",
+         "undecided": "undecided"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question with the rows of the board that speak of it."""
+
+    question: str
+    rows: tuple[Row, ...]
+    advice: dict[str, str]
+
+    @property
+    def judged(self) -> list[Row]:
+        """The rows that have an effect to show."""
+        return [row for row in self.rows if row.verdict in WORDS and row.claim and row.claim.estimated]
+
+    @property
+    def kind(self) -> str:
+        """``yes``, ``no``, ``mixed`` or ``open``: what the decided rows say together; a null counts as no."""
+        verdicts = {row.verdict for row in self.judged}
+        yes, no = "supported" in verdicts, bool(verdicts & {"refuted", "no effect larger than δ"})
+        return "mixed" if yes and no else "yes" if yes else "no" if no else "open"
+
+    @property
+    def sentence(self) -> str:
+        """What was seen, in words: how many effects say what; where nothing was judged, why."""
+        found = board.counts(self.judged or self.rows)
+        told = ", ".join(f"{number} {WORDS.get(verdict, verdict)}" for verdict, number in found.items() if number)
+        opening = {"yes": "Yes", "no": "No", "mixed": "In part", "open": "Not known"}[self.kind]
+        return f"{opening}: {told}."
+
+    @property
+    def numbers(self) -> str:
+        """The effects with their intervals."""
+        return "; ".join(f"{row.symbol} {row.primary.where} ({row.profile}) {board.interval(row.primary, effect)}"
+                         for row in self.judged if row.claim and (effect := row.claim.estimated))
+
+
+def answers(rows: Sequence[Row]) -> list[Answer]:
+    """Return the questions in their order, each with the rows of the board that speak of it; none without the list.
+
+    Raises:
+        ValueError: if ``site/answers.toml`` cannot be read or names a claim that is not in the list.
+    """
+    file = paths.root() / "site" / "answers.toml"
+    if not file.is_file():
+        return []
+    known = board.primaries()
+    try:
+        listed: list[dict[str, Any]] = tomllib.loads(file.read_text(encoding="utf-8"))["answer"]
+        found = [Answer(entry["question"], tuple(row for row in rows if row.primary.id in entry["claims"]),
+                        {kind: entry[kind] for kind in ("yes", "no", "mixed", "open")}) for entry in listed]
+        unknown = [name for entry in listed for name in entry["claims"] if name not in known]
+    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"site/answers.toml cannot be read ({type(error).__name__}: {error}); its head says what an "
+                         "entry holds.") from None
+    if unknown:
+        raise ValueError(f"site/answers.toml: {unknown} are no primary claims of site/primary.toml.")
+    return found
+
+
+def as_markdown(found: Sequence[Answer], numbers: bool = True) -> str:
+    """Return the answers as a table; ``numbers`` adds the effects behind each."""
+    head = ("question", "answer", *(["effects, 95 % intervals"] if numbers else []), "what to do")
+    lines = [line(*head), "|" + ":--|" * len(head)]
+    for answer in found:
+        told = [shown(answer.numbers) or "–"] if numbers else []
+        lines.append(line(shown(answer.question), shown(answer.sentence), *told, shown(answer.advice[answer.kind])))
+    return "\n".join(lines)
+
+
+def draw(found: Sequence[Answer]) -> tuple[Any, list[dict[str, Any]]]:
+    """Draw a forest plot: every judged effect with its interval in units of its δ, by question; return it and its data.
+
+    Effects beyond ±10 δ stand at the edge, marked by an arrow.
+    """
+    import matplotlib.pyplot as plt
+
+    told = [answer for answer in found if answer.judged]
+    lines = sum(len(answer.judged) + 1.4 for answer in told)
+    figure, ax = plt.subplots(figsize=(9.5, 0.6 + 0.21 * lines))
+    y, data, edge = 0.0, [], 10.0
+    for answer in told:
+        ax.text(-edge, y, answer.question, fontsize=8.5, weight="bold", va="center")
+        y += 1
+        for row in answer.judged:
+            assert row.claim and row.claim.estimated
+            effect, delta = row.claim.estimated, row.primary.delta
+            low, mid, high = (v / delta for v in (effect.interval[0], effect.estimate, effect.interval[1]))
+            colour = COLOURS[row.verdict]
+            ax.plot(np.clip([low, high], -edge, edge), [y, y], color=colour, lw=1.8, solid_capstyle="butt")
+            beyond = abs(mid) > edge
+            marker = ("<" if mid < 0 else ">") if beyond else "o"
+            ax.plot(np.clip(mid, -edge, edge), y, marker, color=colour, ms=5, clip_on=False)
+            place = f"{row.symbol} {row.primary.paper.split(' (')[0]}, {row.primary.where} ({row.profile})"
+            ax.text(edge * 1.04, y, place, fontsize=7.5, va="center")
+            data.append({"question": answer.question, "claim": row.primary.id, "profile": row.profile, "low": low,
+                         "effect": mid, "high": high, "verdict": row.verdict})
+            y += 1
+        y += 0.4
+    ax.axvspan(-1, 1, color="0.92", zorder=0)
+    ax.axvline(0, color="0.4", lw=0.8, zorder=1)
+    ax.set(ylim=(y, -1), xlim=(-edge, edge), yticks=[],
+           xlabel="effect in units of the smallest that matters (grey band); right: the paper's side")
+    ax.grid(axis="y", visible=False)
+    for verdict in WORDS:
+        ax.plot([], [], "o-", color=COLOURS[verdict], label=f"{SYMBOLS[verdict]} {verdict}")
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8)
+    return figure, data
