@@ -128,6 +128,26 @@ def run(
 
 
 @app.command()
+def replicate(
+    seeds: Annotated[str, Option(help="Fresh judging seeds, first:end, such as 7000:7020.")],
+    names: _Names = None,
+    jobs: Annotated[int, Option(min=1, help="Notebooks at once.")] = 2,
+) -> None:
+    """Run notebooks' judged settings on fresh seeds: old and new effect side by side, in data/replications."""
+    from sharpnb.runner import replicate as replication
+
+    try:
+        file, rows = replication.replicate(names, seeds, jobs)
+    except ValueError as error:
+        raise RunnerError(str(error)) from None
+    table = Table("claim", "committed", "fresh")
+    for row in rows:
+        table.add_row(Text(row["claim"]), *(Text(f"{row[k]['verdict']} {row[k]['text']}") for k in ("old", "fresh")))
+    _console.print(table)
+    _console.say(f"{replication.summary(rows)} {file}")
+
+
+@app.command()
 def report() -> None:
     """Write REPORT.md and REPORT.html: every figure, table and claim of the papers, what was measured, the verdict."""
     from sharpnb.lab import board

@@ -69,8 +69,11 @@ def readers_own() -> bool:
 
 
 def written(path: Path) -> Path:
-    """Return where what belongs at ``path`` is written: there, from a reader's own kernel under ``data/runs/mine``."""
-    return runs("mine") / path.relative_to(root()) if readers_own() and path.is_relative_to(root()) else path
+    """Return where what belongs at ``path`` is written: there, from a reader's own kernel under ``data/runs/mine``.
+
+    ``SHARPNB_MINE`` names another folder in the place of ``mine`` (`sharpnb replicate` sets it).
+    """
+    return runs(os.environ.get("SHARPNB_MINE", "mine")) / path.relative_to(root()) if readers_own() and path.is_relative_to(root()) else path
 
 
 def datasets() -> Path:

@@ -56,6 +56,16 @@ def plain(number: str, body: str, **metadata: Any) -> dict[str, Any]:
     return notebook(heading, code(PARAMETERS, "params", ("parameters",)), code(body, "body"), **metadata)
 
 
+def listed(root: Path, *ids: str, **fields: Any) -> None:
+    """Write a list of primary claims under ``root``: these ids, of the paper P in points of error unless told else."""
+    entry = {"paper": "P", "items": ["Fig. 1"], "statement": "It holds.", "effect": "a difference", "delta": 0.5,
+             "unit": "points of error", "side": 1, "notebook": "01_a", "profiles": ["quick", "full"], **fields}
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in entry.items()]
+    (root / "site").mkdir(parents=True, exist_ok=True)
+    text = "\n".join("\n".join(["[[primary]]", f"id = {json.dumps(name)}", *lines]) for name in ids)
+    (root / "site" / "primary.toml").write_text(text + "\n", encoding="utf-8")
+
+
 def checkout(root: Path, notebooks: dict[str, dict[str, Any]], sources: dict[str, str] | None = None) -> Path:
     """Write a checkout with these notebooks and package files."""
     for folder in ("notebooks", "sharpnb"):

@@ -34,7 +34,7 @@ nb.figure(figure, "path", alt="A line that falls from the upper left to the lowe
 
 
 def lab_notebook() -> dict:
-    claim = 'lab.Claim("a", paper="P", item="Fig. 1", statement="s", kind="sign", measured=0.5, stderr=0.0)'
+    claim = 'lab.Claim("a", (0.5, 0.6, 0.7))'
     return toy.notebook(
         toy.markdown("# 02 · The lab\n\nDoes it compare?", "head"), toy.code(toy.PARAMETERS, "params", ("parameters",)),
         toy.code(LAB.strip(), "fig", ("figure",)), toy.code(f"nb.claims([{claim}])", "claims", ("claims",)),
@@ -47,6 +47,7 @@ def green(tmp_path_factory):
     root = tmp_path_factory.mktemp("checkout") / "green"
     toy.checkout(root, {"01_toy": toy.guarded(), "02_lab": lab_notebook()})
     toy.picture(root)
+    toy.listed(root, "a")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHARPNB_ROOT", str(root))
         assert [result.outcome for result in run(["2"], update=True)] == ["done"]
@@ -117,7 +118,7 @@ def test_each_mutant_is_red(green, tmp_path):
     copied(root, "02_lab", "07_record")
     record = root / "data" / "records" / "07_record" / "quick" / "claims.json"
     content = kept.read(record)
-    content["values"]["claims"][0]["measured"] *= 1 + 2 * content["rtol"]
+    content["values"]["claims"][0]["samples"][0] *= 1 + 2 * content["rtol"]
     kept.write(record, content)
     table = root / "figures" / "02_lab" / "path.csv"
     table.write_text(table.read_text().replace("0.25", "0.2505"))
@@ -128,5 +129,5 @@ def test_each_mutant_is_red(green, tmp_path):
     assert "Unexpected output fields" in failed["03_stripped"]
     assert "mismatch" in failed["04_moved"] and "0.123703" in failed["04_moved"]
     assert "without alternative text" in failed["06_dropped"]
-    assert "claims.json: claims[0].measured is 0.5" in failed["07_record"]  # and its figure compared well
+    assert "claims.json: claims[0].samples[0] is 0.5" in failed["07_record"]  # and its figure compared well
     assert "path.csv differs from the committed numbers" in failed["02_lab"]

@@ -10,8 +10,8 @@ from markdown_it import MarkdownIt
 
 import report
 from sharpnb import paths
-from sharpnb.lab import Claim
-from studies import scoreboard
+from sharpnb.lab import Claim, board
+from studies import answers, scoreboard
 
 OWN = 'document.title="owned"'
 HOSTILE = [
@@ -47,22 +47,39 @@ class Live(HTMLParser):
             self.shown += text
 
 
+def toml(name, **tables):
+    """Write a list of the site; JSON's texts and lists are TOML's too, and its objects are once ``:`` is ``=``."""
+    def shown(value):
+        if isinstance(value, dict):
+            return "{ " + ", ".join(f"{key} = {shown(part)}" for key, part in value.items()) + " }"
+        return "[" + ", ".join(map(shown, value)) + "]" if isinstance(value, list) else json.dumps(value)
+
+    lines = [f"[[{table}]]\n" + "\n".join(f"{key} = {shown(value)}" for key, value in entry.items())
+             for table, entries in tables.items() for entry in entries]
+    paths.write_whole(paths.root() / "site" / f"{name}.toml", "\n".join(lines) + "\n")
+
+
 @pytest.fixture(autouse=True)
 def root(tmp_path, monkeypatch):
     """A checkout whose every text is hostile."""
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    entries, answers, items = [], [], []
     for k, text in enumerate(HOSTILE):
-        claims = [Claim(id=f"a{k}", paper=text, item=f"Fig. 3 {text}", statement=text, kind="order", paper_value=text, measured=1.0,
-                        stderr=0.1, n=8, protocol=text, unit=text, profile=text, record="full/x").as_dict() | {"verdict": text}]
+        name = f"{NAME}{k}"
+        claim = Claim(f"a{k}", (1.0, 1.1, 1.2), protocol=text, unit=text, paper_value=text, apart=text, record="full/x")
+        detail = Claim(f"d{k}", (1.0, 1.1), below=f"a{k}", statement=text, unit=text)
         made = {"device": text, "commit": text, "versions": {"torch": text}}
-        for file, values in (("quick/claims", {"claims": claims}), ("full/x", {})):
+        for file, values in (("quick/claims", {"claims": [claim.as_dict(), detail.as_dict()]}), ("full/x", {})):
             content = json.dumps({"values": values, "provenance": made})
-            paths.write_whole(tmp_path / "data" / "records" / f"{NAME}{k}" / f"{file}.json", content)
-    items = [{"item": f"Fig. 3 {text}", "shows": text, "why": text, "figures": [f"x{k}"], "notebook": f"{NAME}{k}"}
-             for k, text in enumerate(HOSTILE)]
-    lines = [f"[[paper]]\nname = {json.dumps(text)}\nitems = [{{ " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in item.items())
-             + " }]" for text, item in zip(HOSTILE, items, strict=True)]
-    (tmp_path / "data" / "papers.toml").write_text("\n".join(lines))
+            paths.write_whole(tmp_path / "data" / "records" / name / f"{file}.json", content)
+        entries.append({"id": f"a{k}", "paper": text, "items": [f"Fig. 3 {text}"], "statement": text, "effect": text,
+                        "unit": text, "side": 1, "delta": 0.1, "notebook": name, "profiles": ["quick"]})
+        answers.append({"question": text, "claims": [f"a{k}"], **dict.fromkeys(("yes", "no", "mixed", "open"), text)})
+        items.append({"name": text, "items": [{"item": f"Fig. 3 {text}", "shows": text, "why": text, "figures": [f"x{k}"],
+                                               "notebook": name, "kind": "re-made"}]})
+    toml("primary", primary=entries, check=[{"paper": text, "items": [text], "why": text} for text in HOSTILE])
+    toml("answers", answer=answers)
+    toml("papers", paper=items)
     cell = {"cell_type": "code", "id": f"c'><script>{OWN}</script>", "metadata": {"tags": ["claims"]}, "source": []}
     paths.write_whole(tmp_path / "notebooks" / f"{NAME}0.ipynb", json.dumps({"cells": [cell]}))
     return tmp_path
@@ -84,7 +101,8 @@ def test_no_text_of_a_file_is_alive_in_the_report():
 
 
 def test_nor_where_a_page_of_the_site_is_made_of_it_with_tags_allowed():
-    markdown = report.page() + scoreboard.as_markdown(scoreboard.rows())
+    markdown = report.page() + scoreboard.as_markdown(board.rows(), lambda row: row.notebook) + answers.as_markdown(
+        answers.answers(board.rows()))
     seen = Live(MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown))
     assert seen.found == []
     assert not any(text in markdown for text in HOSTILE), "no text stands in the Markdown as it is in the file"

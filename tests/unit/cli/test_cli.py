@@ -176,12 +176,13 @@ def test_a_full_disk_is_a_message_with_what_is_untouched(sharpnb, monkeypatch):
 
 
 def test_the_report_is_written_and_summed_up(sharpnb, root):
-    claim = Claim("a", "SAM (ICLR 2021)", "Fig. 3", "s", "sign", measured=1.0, stderr=0.1, n=8)
+    toy.listed(root, "a", paper="SAM (ICLR 2021)", unit="cosine")
+    claim = Claim("a", (0.9, 1.0, 1.1))
     record = paths.records("01_toy", "quick") / "claims.json"
     paths.write_whole(record, json.dumps({"values": {"claims": [claim.as_dict()]}, "provenance": {}}))
     status, out, _ = sharpnb("report")
-    assert status == 0 and "SAM (ICLR 2021)" in out and "All 1 claims" in out
-    assert "| 1.00 ± 0.10 (8) |" in (root / "REPORT.md").read_text()
+    assert status == 0 and "SAM (ICLR 2021)" in out and "All 2 rows" in out
+    assert "[+1.00 \\[+0.75, +1.25\\] cosine]" in (root / "REPORT.md").read_text()
     paths.write_whole(record, "{")
     status, _, err = sharpnb("report")
     assert status == 2 and "is damaged" in err

@@ -4,6 +4,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+import toy
 from sharpnb.lab import Record
 
 CODE = """
@@ -11,8 +12,7 @@ import matplotlib.pyplot as plt
 from sharpnb import lab
 nb = lab.start("01_mine")
 nb.record("numbers", {"x": 2.0})
-nb.claims([lab.Claim("c", paper="P", statement="more", item="Fig. 1", measured=2.0, stderr=0.1, paper_value=1,
-                     kind="order", why="w", protocol="p", profile="quick")])
+nb.claims([lab.Claim("c", (1.0, 2.0, 3.0))])
 figure, ax = plt.subplots()
 ax.plot([0, 1], [0, 2])
 nb.figure(figure, "line", alt="A line that rises from nought to two, drawn for this test.", caption="c",
@@ -25,6 +25,7 @@ def made_by_a_kernel(root, monkeypatch, **around) -> tuple[set[str], str]:
     """Return the results that a kernel has written below ``root``, and what it printed first."""
     for name in ("SHARPNB_KEEP", "SHARPNB_CHECK"):
         monkeypatch.delenv(name, raising=False)
+    toy.listed(root, "c")
     for name, value in {"SHARPNB_ROOT": str(root), "IPYTHONDIR": str(root / "ipython"), **around}.items():
         monkeypatch.setenv(name, value)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CODE)])

@@ -8,12 +8,12 @@ import pytest
 import verdicts as simulated
 from scipy import stats
 
-from sharpnb.lab.verdicts import Claim, Effect, judge, paired
+from sharpnb.lab.verdicts import Effect, Hypothesis, judge, paired
 
 
 def one(samples, delta=0.5, side=1, **fields):
     effect = Effect.of(samples) if isinstance(samples, (list, np.ndarray)) else samples
-    return judge({"it": Claim(delta, side, effect, **fields)})["it"]
+    return judge({"it": Hypothesis(delta, side, effect, **fields)})["it"]
 
 
 @pytest.mark.parametrize(("law", "papers", "caught"), [
@@ -62,7 +62,7 @@ def test_interval_p_and_visible_effect_are_those_of_student():
     effect = Effect.of(d)
     assert effect.interval == pytest.approx(stats.ttest_1samp(d, 0).confidence_interval(0.95))
     assert stats.ttest_1samp(d, 0).pvalue <= effect.p < 0.01  # the flips may say more, never less
-    claims = {str(i): Claim(0.5, 1, effect) for i in range(7)}
+    claims = {str(i): Hypothesis(0.5, 1, effect) for i in range(7)}
     visible = judge(claims)["0"].visible
     crit = stats.t.isf(0.025 / 7, 19)
     assert stats.nct.sf(crit, 19, visible / effect.stderr) == pytest.approx(0.8, abs=1e-3)
@@ -81,7 +81,7 @@ def test_coarse_values_are_held_by_the_flips_of_their_signs(d):
 
 def test_holm_steps_down_and_stops():
     p = {"a": 0.001, "b": 0.012, "c": 0.02, "d": 0.04, "e": 0.9}
-    family = {name: Claim(0.5, 1, Effect(1.0, 0.5, 19, value)) for name, value in p.items()}
+    family = {name: Hypothesis(0.5, 1, Effect(1.0, 0.5, 19, value)) for name, value in p.items()}
     decided = {name for name, judged in judge(family).items() if judged.verdict == "supported"}
     assert decided == {"a", "b"}  # 0.02 > 0.05 / 3, and what follows waits with it
     assert judge({"d": family["d"]})["d"].verdict == "supported"
@@ -92,9 +92,9 @@ def test_what_is_apart_or_has_few_seeds_is_not_judged_and_costs_the_others_nothi
     assert one(clear).verdict == "undecided" and one(clear).visible is None
     assert one(Effect.of(5 + np.linspace(-1, 1, 5))).verdict == "supported"
     edge = Effect(1.0, 0.4, 19, 0.03)
-    family = {"edge": Claim(0.5, 1, edge), "few": Claim(0.5, 1, clear), "none": Claim(0.5, 1)}
+    family = {"edge": Hypothesis(0.5, 1, edge), "few": Hypothesis(0.5, 1, clear), "none": Hypothesis(0.5, 1)}
     reasons = ("not comparable", "not in the regime", "not run")
-    family |= {why: Claim(0.5, 1, edge, why) for why in reasons}
+    family |= {why: Hypothesis(0.5, 1, edge, why) for why in reasons}
     judged = judge(family)
     assert judged["edge"].verdict == "supported"
     assert judged["none"].verdict == "not run"
@@ -121,12 +121,12 @@ def test_a_run_that_diverged_counts_as_guessing_for_both():
 def test_one_lucky_small_spread_of_a_few_seeds_is_not_enough_in_a_large_family():
     """Five seeds, +0.70 ± 0.15: a ✔ by itself, none among twenty claims."""
     effect = Effect.of([0.3, 0.5, 0.7, 0.9, 1.1])
-    noise = {str(i): Claim(0.5, 1, Effect(0.1, 0.5, 4, 0.85)) for i in range(19)}
-    assert judge({"it": Claim(0.5, 1, effect)})["it"].verdict == "supported"
-    assert judge({"it": Claim(0.5, 1, effect), **noise})["it"].verdict == "undecided"
+    noise = {str(i): Hypothesis(0.5, 1, Effect(0.1, 0.5, 4, 0.85)) for i in range(19)}
+    assert judge({"it": Hypothesis(0.5, 1, effect)})["it"].verdict == "supported"
+    assert judge({"it": Hypothesis(0.5, 1, effect), **noise})["it"].verdict == "undecided"
 
 
 @pytest.mark.parametrize(("delta", "side"), [(0.0, 1), (-1.0, 1), (math.nan, 1), (0.5, 0)])
 def test_a_claim_needs_a_delta_and_a_side(delta, side):
     with pytest.raises(ValueError, match="must be 1 or -1"):
-        Claim(delta, side)
+        Hypothesis(delta, side)

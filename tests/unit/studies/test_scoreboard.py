@@ -1,24 +1,22 @@
+"""The pages: answers, a line per primary claim, figures and tables, origins; equal records give equal pages."""
+
 import json
 import re
 
 import pytest
 
 import report
+import toy
 from sharpnb import paths, sources
-from sharpnb.lab import Claim
-from studies import scoreboard
+from sharpnb.lab import Claim, board
+from studies import answers, scoreboard
 
-PAPER = {"paper": "SAM (ICLR 2021)", "item": "Fig. 3", "kind": "sign"}
-CLAIMS = {
-    ("03_b", "quick"): [
-        Claim("a", statement="a | b\nis above 0", measured=1.23456, stderr=0.0456, n=8, protocol="MLP", **PAPER),
-        Claim("b", statement="full only", profile="full", **PAPER),
-    ],
-    ("02_a", "quick"): [Claim("a", statement="exact", measured=-16.8, stderr=0.0, **{**PAPER, "paper": "Another"})],
-}
+UP = tuple(1 + k / 20 for k in range(20))
+DOWN = tuple(-x for x in UP)
+TOLD = "+1.48 \\[+1.34, +1.61\\] cosine"
 
 
-def commit(notebook: str, profile: str, claims: list[Claim]) -> None:
+def commit(notebook: str, *claims: Claim, profile: str = "quick") -> None:
     made = {"versions": {"torch": "2.15.0"}, "device": "cpu (x86_64)", "commit": "abc+"}
     content = {"values": {"claims": [claim.as_dict() for claim in claims]}, "provenance": made}
     paths.write_whole(paths.records(notebook, profile) / "claims.json", json.dumps(content))
@@ -27,44 +25,14 @@ def commit(notebook: str, profile: str, claims: list[Claim]) -> None:
 @pytest.fixture(autouse=True)
 def root(tmp_path, monkeypatch):
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    for (notebook, profile), claims in CLAIMS.items():
-        commit(notebook, profile, claims)
+    toy.listed(tmp_path, "a", "b", unit="cosine", notebook="03_b", statement="a | b\nis above 0.")
+    commit("03_b", Claim("a", UP), Claim("a", profile="full"), Claim("b", DOWN))
+    report._claims_cell.cache_clear()
     return tmp_path
 
 
-def test_rows_come_by_paper_and_then_by_notebook():
-    assert [(row.paper, row.notebook, row.id) for row in scoreboard.rows()] == [
-        ("Another", "02_a", "a"), ("SAM (ICLR 2021)", "03_b", "a"), ("SAM (ICLR 2021)", "03_b", "b")]
-
-
-def test_every_verdict_is_counted_also_those_that_no_claim_has():
-    assert scoreboard.counts(scoreboard.rows()) == {
-        "reproduced": 1, "consistent within uncertainty": 0, "contradicted": 1, "inconclusive": 0, "not comparable": 0,
-        "not run": 1}
-
-
-@pytest.mark.parametrize(
-    ("measured", "stderr", "expected"),
-    [(1.23456, 0.0456, "1.235 ± 0.046 (8)"), (123.4, 12.0, "123 ± 12 (8)"), (1.5, None, "1.5"), (-16.8, 0.0, "-16.8"),
-     (None, None, "–"), (float("nan"), 0.1, "nan")],
-)
-def test_a_measurement_is_shown_to_two_digits_of_its_error(measured, stderr, expected):
-    row = scoreboard.Row("03_b", "a", "P", "Fig. 1", "s", "reproduced", "quick", measured=measured, stderr=stderr, n=8)
-    assert row.measured_text == expected
-
-
-def test_what_a_run_of_the_full_profile_leaves_behind_replaces_no_claim():
-    before = report.page()
-    commit("03_b", "full", [Claim("a", statement="s", measured=2.0, stderr=0.1, n=3, profile="full", **PAPER),
-                            Claim("c", statement="s", measured=2.0, stderr=0.1, n=3, profile="full", **PAPER)])
-    assert [(row.id, row.profile) for row in scoreboard.rows()] == [("a", "quick"), ("a", "quick"), ("b", "full")]
-    assert scoreboard.head(scoreboard.rows()) in before
-
-
-def test_two_claims_of_one_id_are_refused():
-    commit("03_b", "quick", [*CLAIMS["03_b", "quick"], Claim("b", statement="again", **PAPER)])
-    with pytest.raises(ValueError, match=r"03_b/quick/claims.json is damaged .*two claims bear the id 'b'"):
-        scoreboard.rows()
+def line(page, start):
+    return next(line for line in page.splitlines() if line.startswith(start))
 
 
 def _record(name: str, device: str, made_by: str | None = "") -> None:
@@ -75,60 +43,72 @@ def _record(name: str, device: str, made_by: str | None = "") -> None:
     paths.write_whole(file, json.dumps({"values": {}, "provenance": made}))
 
 
+def test_the_page_has_counts_one_line_per_claim_and_origins_and_is_the_same_each_time():
+    page = report.page()
+    assert page == report.page()
+    assert line(page, "| ✔ supported") == "| ✔ supported | 1 | 0 | 0 |"
+    assert line(page, "| ✘ refuted") == "| ✘ refuted | 1 | 0 | 0 |"
+    assert line(page, "| primary claims") == "| primary claims | 2 | 0 | 2 |"
+    assert [text for text in page.splitlines() if text.startswith("| P |")] == [
+        rf"| P | Fig. 1 | a \| b is above 0. | ✔ [{TOLD}](<data/records/03_b/quick/claims.json>) (n = 20, cpu (x86_64)) |  | "
+        "– not run | [03](<notebooks/03_b.ipynb>) |",
+        rf"| P | Fig. 1 | a \| b is above 0. | ✘ [−1.48 \[−1.61, −1.34\] cosine](<data/records/03_b/quick/claims.json>) "
+        "(n = 20, cpu (x86_64)) |  | – not run | [03](<notebooks/03_b.ipynb>) |"]
+    assert "| [03_b/quick/claims](data/records/03_b/quick/claims.json) | cpu (x86_64) | 2.15.0 | abc+ | live |" in page
+    own = scoreboard.as_markdown(board.rows(), lambda row: f"{row.notebook}.ipynb", records="../")
+    assert "(<../data/records/03_b/quick/claims.json>)" in own and "(<03_b.ipynb>)" in own
+
+
+def test_what_a_run_of_the_full_profile_leaves_behind_replaces_no_claim():
+    before = report.page()
+    commit("03_b", Claim("a", DOWN, profile="full"), profile="full")
+    assert report.page() == before
+
+
+@pytest.mark.parametrize(("unit", "text"), [
+    ("points of error", "+1.48 [+1.34, +1.61] points"), ("log10 of a ratio", "×29.9 [×21.7, ×41.1]"),
+    ("share", "+1.48 [+1.34, +1.61] share")])
+def test_an_effect_is_shown_in_its_unit_and_a_logarithm_as_a_factor(root, unit, text):
+    toy.listed(root, "a", unit=unit)
+    effect = Claim("a", UP).estimated
+    assert effect and board.interval(board.primaries()["a"], effect) == text
+
+
+def test_an_undecided_claim_says_what_it_could_have_seen():
+    commit("03_b", Claim("a", tuple((-1) ** k + 0.1 for k in range(20))))
+    row = next(row for row in board.rows() if row.claim)
+    assert row.verdict == "undecided" and row.judged.visible
+    assert scoreboard.undecided(board.rows()) == f"undecided: 1\n  a (quick): could see {row.judged.visible:.2f}"
+    assert f"could see {row.judged.visible:.2f} |" in report.page()
+
+
 @pytest.mark.parametrize(("made_by", "rests", "age"), [
-    ("", "full, NVIDIA H200", "as today"), ("0123456789abcdef", "full, NVIDIA H200, stale", "changed since"),
-    (None, "full, NVIDIA H200, stale", "not noted")])
+    ("", "NVIDIA H200", "as today"), ("0123456789abcdef", "NVIDIA H200, stale", "changed since"),
+    (None, "NVIDIA H200, stale", "not noted")])
 def test_a_record_of_other_sources_than_todays_is_marked_stale(made_by, rests, age):
     _record("full/clean", "NVIDIA H200", made_by)
-    commit("03_b", "quick", [Claim("b", statement="s", measured=2.0, stderr=0.1, n=3, profile="full", **PAPER)])
+    commit("03_b", Claim("a", UP, profile="full"))
     page = report.page()
-    assert f"| {rests} | ✔ reproduced |" in page
+    assert f"✔ [{TOLD}](<data/records/03_b/full/clean.json>) (n = 20, {rests}) |" in page
     assert f"| [03_b/full/clean](data/records/03_b/full/clean.json) | NVIDIA H200 | 2.11.0 | 616 | {age} |" in page
 
 
-@pytest.mark.parametrize(("record", "rests", "links"), [
-    ("full/clean", "full, NVIDIA H200", "[record](data/records/03_b/full/clean.json)"),
-    ("", "full, NVIDIA H200, cpu (x86_64)", "[clean](data/records/03_b/full/clean.json) · [noisy](data/records/03_b/full/noisy.json)"),
-    ("survey", "full, cpu (arm64)", "[5 records](data/records/03_b/survey)"),
-    ("full/gone", "full", "[03](<notebooks/03_b.ipynb>)"),
+@pytest.mark.parametrize(("record", "cell"), [
+    ("full/clean", f"[{TOLD}](<data/records/03_b/full/clean.json>) (n = 20, NVIDIA H200)"),
+    ("", f"[{TOLD}](<data/records/03_b/full>) (n = 20, NVIDIA H200, cpu (x86_64))"),
+    ("survey", f"[{TOLD}](<data/records/03_b/survey>) (n = 20, cpu (arm64))"), ("full/gone", f"{TOLD} (n = 20)"),
 ])
-def test_a_row_names_the_devices_and_leads_to_the_records_that_it_rests_on(record, rests, links):
+def test_a_row_names_the_devices_and_leads_to_the_records_that_it_rests_on(record, cell):
     _record("full/clean", "NVIDIA H200")
     _record("full/noisy", "cpu (x86_64)")
     for k in range(5):
         _record(f"survey/{k}", "cpu (arm64)")
-    claim = Claim("b", statement="s", measured=2.0, stderr=0.1, n=3, profile="full", record=record, **PAPER)
-    commit("03_b", "quick", [claim])
-    line = next(line for line in report.page().splitlines() if "2.00 ± 0.10 (3)" in line)
-    assert f"| {rests} |" in line and line.endswith(f"{links} |")
+    commit("03_b", Claim("a", UP, profile="full", record=record))
+    assert f"✔ {cell} |" in line(report.page(), "| P |")
 
 
-def test_every_record_that_claims_rest_on_is_listed_with_its_origin():
-    _record("full/clean", "NVIDIA H200")
-    _record("full/other", "cpu (arm64)")  # of which no claim speaks
-    _record("quick/curves", "cpu (arm64)")  # live: its claims' record stands for it
-    full = Claim("b", statement="s", measured=2.0, stderr=0.1, n=3, profile="full", record="full/clean", **PAPER)
-    commit("03_b", "quick", [CLAIMS["03_b", "quick"][0], full])
-    assert scoreboard.origins() == [
-        ("02_a/quick/claims.json", "cpu (x86_64)", "2.15.0", "abc+", "live"),
-        ("03_b/full/clean.json", "NVIDIA H200", "2.11.0", "616", "as today"),
-        ("03_b/quick/claims.json", "cpu (x86_64)", "2.15.0", "abc+", "live")]
-
-
-def test_the_page_has_counts_table_links_and_origins_and_is_the_same_each_time():
-    page = report.page()
-    assert page == report.page()
-    for row in ("| verdict | quick | full | claims |", "| ✔ reproduced | 1 | 0 | 1 |", "| – not run | 0 | 1 | 1 |",
-                "| all | 2 | 1 | 3 |"):
-        assert row in page.splitlines()
-    row = (r"| SAM (ICLR 2021) | Fig. 3 | a \| b is above 0 *(MLP)* | – | 1.235 ± 0.046 (8) | quick, cpu (x86_64) | ✔ reproduced | "
-           "[03](<notebooks/03_b.ipynb>) · [record](data/records/03_b/quick/claims.json) |")
-    assert row in page.splitlines()
-    assert "| [03_b/quick/claims](data/records/03_b/quick/claims.json) | cpu (x86_64) | 2.15.0 | abc+ | live |" in page
-    assert "](03_b.ipynb)" in scoreboard.as_markdown(scoreboard.rows(), notebooks="")
-
-
-@pytest.mark.parametrize("left", ["{", "[]", '{"values": {"claims": [{"id": "a"}]}}', '{"values": {"claims": [1]}}'])
+@pytest.mark.parametrize("left", ["{", "[]", '{"values": {"claims": [{"id": 3, "x": 1}]}}', '{"values": {"claims": [1]}}',
+                                  '{"values": {"claims": [{"id": "b"}, {"id": "b"}]}}', '{"values": {"claims": [{"id": "zz"}]}}'])
 def test_a_damaged_record_is_named_with_what_to_do(left):
     paths.write_whole(paths.records("03_b", "quick") / "claims.json", left)
     with pytest.raises(ValueError, match=r"data/records/03_b/quick/claims.json is damaged .*sharpnb run 03_b"):
@@ -137,16 +117,16 @@ def test_a_damaged_record_is_named_with_what_to_do(left):
 
 CATALOGUE = """
 [[paper]]
-name = "SAM (ICLR 2021)"
+name = "P"
 items = [
-  { kind = "re-made", item = "Fig. 3", shows = "spectra", notebook = "03_b", figures = ["fig3"] },
+  { kind = "re-made", item = "Fig. 1", shows = "spectra", notebook = "03_b", figures = ["fig3"] },
   { kind = "stand-in", item = "Fig. 4", shows = "curves", notebook = "04_c" },
   { kind = "missing", item = "Table 2", shows = "ImageNet", why = "out of reach" },
 ]
 """
 
 
-def test_every_figure_and_table_is_listed_with_its_claims_or_the_reason(root):
+def test_every_figure_and_table_is_listed_with_its_verdicts_or_the_reason(root):
     paths.write_whole(root / "site" / "papers.toml", CATALOGUE)
     assert report.page().count("| **not yet** |") == 2, "the notebook and its picture are missing"
     paths.write_whole(root / "figures" / "03_b" / "fig3.png", b"x")
@@ -156,27 +136,54 @@ def test_every_figure_and_table_is_listed_with_its_claims_or_the_reason(root):
     report._claims_cell.cache_clear()
     page = report.page()
     assert all(f"| {kind} | 1 |" in page for kind in ("re-made", "stand-in", "missing"))
-    assert ("| SAM (ICLR 2021) | Fig. 3 | spectra | [03](notebooks/03_b.ipynb) | ✔ 1, – 1 | "
+    assert ("| P | Fig. 1 | spectra | [03](notebooks/03_b.ipynb) | ✔ quick, ✘ quick | "
             "[fig3](figures/03_b/fig3.png) |  |") in page
-    assert "| SAM (ICLR 2021) | Fig. 4 | curves | **not yet** | – | – | belongs to notebook 04 |" in page
-    assert "| SAM (ICLR 2021) | Table 2 | ImageNet | **not shown** | – | – | out of reach |" in page
-    assert "[03](<notebooks/03_b.ipynb#cell-id=c1>) · [record](data/records/03_b/quick/claims.json) · [fig3](figures/03_b/fig3.png)" in page
-    assert "1 claims are about something else" in page
+    assert "| P | Fig. 4 | curves | **not yet** | – | – | belongs to notebook 04 |" in page
+    assert "| P | Table 2 | ImageNet | **not shown** | – | – | out of reach |" in page
+    assert "[03](<notebooks/03_b.ipynb#cell-id=c1>)" in page
+
+
+ADVICE = 'yes = "Do."\nno = "Do not."\nmixed = "Look."\nopen = "Wait."\n'
+
+
+@pytest.mark.parametrize(("claims", "sentence", "advice"), [
+    (["a"], "Yes: 1 for it.", "Do."), (["b"], "No: 1 against it.", "Do not."),
+    (["a", "b"], "In part: 1 for it, 1 against it.", "Look."), ([], "Not known: .", "Wait.")])
+def test_an_answer_follows_from_the_verdicts(root, claims, sentence, advice):
+    (root / "site" / "answers.toml").write_text(f'[[answer]]\nquestion = "Is it?"\nclaims = {json.dumps(claims)}\n{ADVICE}')
+    found = answers.answers(board.rows())
+    assert found[0].sentence == sentence
+    assert f"| Is it? | {sentence} |" in report.page() and f"| {advice} |" in report.page()
+    _, data = answers.draw(found)
+    assert [(point["claim"], point["effect"] > 0) for point in data] == [(name, name == "a") for name in claims]
+
+
+def test_an_answer_whose_claims_were_not_judged_says_why_and_one_of_unknown_claims_is_refused(root):
+    commit("03_b", Claim("a", UP, apart="another net"))
+    file = root / "site" / "answers.toml"
+    file.write_text(f'[[answer]]\nquestion = "Is it?"\nclaims = ["a"]\n{ADVICE}')
+    assert answers.answers(board.rows())[0].sentence == "Not known: 1 not comparable, 1 not run."
+    file.write_text(f'[[answer]]\nquestion = "Is it?"\nclaims = ["zz"]\n{ADVICE}')
+    with pytest.raises(ValueError, match=r"\['zz'\] are no primary claims"):
+        report.page()
 
 
 def test_the_html_page_says_the_same_and_asks_no_network():
     page = report.html(report.page())
     assert page.startswith("<!doctype html>") and "<title>Scoreboard · sharpnb</title>" in page
     assert page.count("<tr>") == sum(line.startswith("|") and not line.startswith("|:") for line in report.page().splitlines())
-    assert "1.235 ± 0.046 (8)" in page and not re.search(r"(src|href)=.https?:", page)
+    assert "+1.48 [+1.34, +1.61]" in page and not re.search(r"(src|href)=.https?:", page)
 
 
-def test_the_readme_gets_the_counts_between_its_marks_and_is_else_left_alone(root):
+def test_the_readme_moves_with_the_records_between_its_marks_and_is_else_left_alone(root):
     opening, closing = report._MARKS
     (root / "README.md").write_text(f"a\n{opening}\nold\n{closing}\nb\n")
     assert sorted(report.write()) == ["README.md", "REPORT.html", "REPORT.md"]
     text = (root / "README.md").read_text()
     assert text.startswith(f"a\n{opening}\n| verdict") and text.endswith(f"{closing}\nb\n") and "old" not in text
-    assert "| ✘ contradicted | 1 |" in text
+    assert "| ✘ refuted | 1 | 0 | 0 |" in text
     assert report.write() == [], "equal records give equal pages"
+    commit("03_b", Claim("a", DOWN), Claim("b", DOWN))
+    assert sorted(report.write()) == ["README.md", "REPORT.html", "REPORT.md"]
+    assert "| ✘ refuted | 2 | 0 | 0 |" in (root / "README.md").read_text()
     assert report.with_head("no marks") == "no marks"

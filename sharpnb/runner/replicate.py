@@ -1,0 +1,92 @@
+"""A notebook's judged settings on fresh seeds, beside the committed effects.
+
+The notebook runs as it is, with its parameter ``seeds`` set; what it writes goes to ``data/runs``, so that nothing
+committed changes but the table of the replication.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sharpnb import kept, paths
+from sharpnb.lab import board
+from sharpnb.lab.board import Row
+from sharpnb.lab.claims import Claim
+from sharpnb.lab.records import commit
+from sharpnb.runner import catalogue, surroundings
+from sharpnb.runner.catalogue import Notebook, RunnerError
+
+DECIDED = ("supported", "refuted")
+
+
+def replicate(names: Sequence[str] | None, seeds: str, jobs: int = 1) -> tuple[Path, list[dict[str, Any]]]:
+    """Run notebooks on other judging seeds; write and return a row per primary claim of the quick profile.
+
+    Args:
+        names: numbers or names of notebooks; all that have the parameter ``seeds`` without.
+        seeds: ``first:end``, none of which a notebook has used.
+        jobs: notebooks at once.
+
+    Returns:
+        The file ``data/replications/<first>-<end>.json``, and its rows: ``claim``, ``paper``, and of ``old`` and
+        ``fresh`` the verdict, the effect and the seeds.
+
+    Raises:
+        RunnerError: if a notebook has no such parameter, or fails.
+    """
+    from joblib import Parallel, delayed
+
+    found = catalogue.select(list(names)) if names else [nb for nb in catalogue.find_all() if "seeds" in nb.parameters]
+    if without := [notebook.name for notebook in found if "seeds" not in notebook.parameters]:
+        raise RunnerError(f"{', '.join(without)}: no parameter `seeds`, so there is nothing to judge on other seeds.")
+    folder = paths.runs("replicate") / seeds.replace(":", "-")
+    Parallel(n_jobs=jobs)(delayed(_execute)(notebook, folder, seeds) for notebook in found)
+    fresh = {notebook.name: _claims(folder, notebook.name) for notebook in found}
+    after = {(row.primary.id, row.profile): row for row in board.rows(fresh)}
+    rows = [{"claim": row.primary.id, "paper": row.primary.paper, "old": _told(row),
+             "fresh": _told(after[row.primary.id, "quick"])}
+            for row in board.rows() if row.profile == "quick" and row.notebook in fresh and row.claim]
+    file = paths.root() / "data" / "replications" / f"{folder.name}.json"
+    made = {"seeds": seeds, "commit": commit(""), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    kept.write(file, {**made, "notebooks": [notebook.name for notebook in found], "rows": rows}, indent=1)
+    return file, rows
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> str:
+    """Say of how many decided claims the fresh estimate lies on the same side, and how many got the opposite verdict."""
+    decided = [row for row in rows if row["old"]["verdict"] in DECIDED]
+    same = sum(row["old"]["effect"]["estimate"] * row["fresh"]["effect"]["estimate"] > 0 for row in decided)
+    opposite = sum({row["old"]["verdict"], row["fresh"]["verdict"]} == set(DECIDED) for row in decided)
+    return (f"Of {len(decided)} decided claims {same} have their fresh estimate on the same side; {opposite} got the "
+            "opposite verdict.")
+
+
+def _told(row: Row) -> dict[str, Any]:
+    effect = row.claim.estimated if row.claim else None
+    return {"verdict": row.verdict, "effect": asdict(effect) if effect else None,
+            "seeds": row.claim.seeds if row.claim else 0, "text": board.interval(row.primary, effect) if effect else "–"}
+
+
+def _execute(notebook: Notebook, folder: Path, seeds: str) -> None:
+    import papermill
+
+    os.environ.update({**dict.fromkeys(surroundings.THREADS, "1"), "SHARPNB_MINE": f"replicate/{folder.name}",
+                       "TQDM_DISABLE": "1"})
+    for name in ("SHARPNB_KEEP", "SHARPNB_CHECK", "SHARPNB_FORCE"):
+        os.environ.pop(name, None)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(notebook.path, folder / f"{notebook.name}.ipynb", {"seeds": seeds},
+                                   cwd=notebook.path.parent, progress_bar=False)
+    except papermill.PapermillExecutionError as error:
+        raise RunnerError(f"{notebook.name} failed on seeds {seeds}; the executed copy is {folder}. {error}") from None
+
+
+def _claims(folder: Path, name: str) -> list[Claim]:
+    file = folder / (paths.records(name, "quick") / "claims.json").relative_to(paths.root())
+    return [Claim.from_dict(row) for row in kept.read(file)["values"]["claims"]]
