@@ -96,7 +96,7 @@ class Bootstrap:
         random = np.random.default_rng(seed)
         u = random.multinomial(self.methods, np.full(self.methods, 1 / self.methods), draws)
         v = random.multinomial(self.seeds, np.full(self.seeds, 1 / self.seeds), draws)
-        self.weights = (u[:, :, None] * v[:, None, :]).reshape(draws, -1).astype(float)  # (draws, clusters)
+        self.weights = (u[:, :, None] * v[:, None, :]).reshape(draws, self.clusters).astype(float)
 
     def sums(self, values: np.ndarray, over: Pairs) -> np.ndarray:
         """Return the sum of ``values``, one a pair, and its draws, (1 + draws,)."""

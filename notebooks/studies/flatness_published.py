@@ -10,7 +10,6 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from sharpnb import paths
@@ -24,7 +23,6 @@ from studies.flatness_pool import AXES, Settings
 from studies.panel import with_controls
 
 NOTEBOOK = "18_flatness"
-COLLAPSED = 50.0  # percent of test error: no net of the pool that fits its images comes near it
 CARD = Path(__file__).parents[2] / "data" / "flatness_card.md"  # its text, and a row for each column of the table
 COLUMNS = re.findall(r"(?m)^\| `(\w+)` \| ", CARD.read_text(encoding="utf-8"))
 
@@ -47,8 +45,8 @@ def publish(rows: Sequence[dict[str, Any]], spent: float, s: Settings, nb: Noteb
     return published(nb.profile)
 
 
-def published(profile: str = "full", whole: bool = False) -> pd.DataFrame:
-    """Return the published pool; nets that collapsed (see :data:`COLLAPSED`) only if ``whole``.
+def published(profile: str = "full") -> pd.DataFrame:
+    """Return the published pool, whole: nets that collapsed count as they are.
 
     Raises:
         FileNotFoundError: if it is not there.
@@ -60,13 +58,7 @@ def published(profile: str = "full", whole: bool = False) -> pd.DataFrame:
     text, record = file.read_text(encoding="utf-8"), Record.load(file.with_name("pool.json"))
     if _digest(text) != record.values["sha256"]:
         raise ValueError(f"{file.name} is not the table that {record.path.name} was written with: restore both.")
-    table = pd.read_csv(file)
-    return table if whole else usable(table)
-
-
-def usable(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the nets that learned: a finite loss, and a test error below :data:`COLLAPSED`."""
-    return table[np.isfinite(table["train_loss"]) & (table["test_error"] < COLLAPSED)].reset_index(drop=True)
+    return pd.read_csv(file)
 
 
 def _digest(text: str) -> str:
@@ -78,7 +70,7 @@ def card(table: pd.DataFrame, spent: float, s: Settings) -> str:
     axes = "\n".join(f"| {AXIS_NAMES[a]} (`{a}`) | {'; '.join(map(str, pd.unique(table[a])))} |" for a in AXES)
     return Template(CARD.read_text(encoding="utf-8")).substitute(
         axes=axes, nets=len(table), images=s.train_size, updates=s.steps, seeds=s.seeds, minutes=f"{spent / 60:.1f}",
-        shards=len(flatness_pool.shards(s)), collapsed_at=f"{COLLAPSED:g}", collapsed=len(table) - len(usable(table)))
+        shards=len(flatness_pool.shards(s)), collapsed=int((table["test_error"] >= 50).sum()))
 
 
 def recorded(s: Settings, nb: Notebook) -> pd.DataFrame:
