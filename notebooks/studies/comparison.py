@@ -147,8 +147,8 @@ def _validation_errors(s: Setting, w: Tensor, own: Sequence[Split], device: torc
 def _measured(w: Tensor, val_error: float, final: Mapping[str, float], classes: int) -> dict[str, float]:
     if not w.isfinite().all():
         constant = 100.0 * (1 - 1 / classes)
-        return {"val_error": constant, "test_error": constant, "train_loss": float("nan")}
-    return {"val_error": val_error, "test_error": final["test_error"], "train_loss": final["train_loss"]}
+        return {"val_error": constant, "test_error": constant, "train_error": constant, "train_loss": float("nan")}
+    return {"val_error": val_error, **{name: final[name] for name in ("test_error", "train_error", "train_loss")}}
 
 
 def lambda_max(s: Setting, w: Tensor, data: Data, tol: float = 1e-2, device: torch.device | str = "cpu") -> float:

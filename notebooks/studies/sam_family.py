@@ -162,7 +162,7 @@ def _chosen(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _as_config(row: pd.Series) -> Config:
-    measured = ("val_error", "test_error", "train_loss", "lambda_max", "length")
+    measured = ("val_error", "test_error", "train_error", "train_loss", "lambda_max", "length")
     config = {str(k): v for k, v in row.items() if k not in measured and not (isinstance(v, float) and math.isnan(v))}
     return config | {key: int(config[key]) for key in ("seed", "trial", "k") if key in config}
 
@@ -302,7 +302,7 @@ def train_on(study: Study, nb: Notebook, work: Work | None = None) -> pd.DataFra
     going = [go("AdamW", {"rule": "adamw_torch"}, "", (0.0,)), sam,
              go("GSAM", {"rule": "gsam", **rho}, "alpha", VIT_ALPHAS),
              go("WSAM", {"rule": "wsam", **rho}, "gamma", VIT_GAMMAS)]
-    columns = ["method", "trial", "rho", "seed", "val_error", "test_error", "train_loss"]
+    columns = ["method", "trial", "rho", "seed", "val_error", "test_error", "train_error", "train_loss"]
     return pd.concat([start, *going], ignore_index=True)[columns]
 
 

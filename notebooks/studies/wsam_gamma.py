@@ -102,7 +102,8 @@ def lambdas(
     return work.do("lambda_max", make, noise=s.noise, weights=mark)["values"]
 
 
-COLUMNS = ["net", "noise", "method", "trial", "rho", "seed", "val_error", "test_error", "train_loss", "lambda_max"]
+COLUMNS = ["net", "noise", "method", "trial", "rho", "seed", "val_error", "test_error", "train_error", "train_loss",
+           "lambda_max"]
 
 
 def rivals(table: pd.DataFrame, study: Study) -> pd.DataFrame:
