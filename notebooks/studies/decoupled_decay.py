@@ -31,8 +31,8 @@ class Regression:
 
     n = 640
 
-    def __init__(self, images: int = 300, batch_size: int = 32) -> None:
-        self.data = load_data("digits", train_size=images, dtype=torch.float64)
+    def __init__(self, images: int = 300, batch_size: int = 32, seed: int = 0) -> None:
+        self.data = load_data("digits", train_size=images, seed=seed, dtype=torch.float64)
         self.x, self.y = self.data.train_x.flatten(1), F.one_hot(self.data.train_y, 10).double()
         self.batch_size = batch_size
 
@@ -63,16 +63,17 @@ class Regression:
 
 
 def shrinkage_by_gradient(
-    task: Regression, plain: Rule, decayed: Mapping[str, Rule], *, steps: int, seeds: int, groups: int = 10
+    tasks: Mapping[int, Regression], plain: Rule, decayed: Mapping[str, Rule], *, steps: int, groups: int = 10
 ) -> pd.DataFrame:
     r"""How much rules with a decay shrink weights of small and of large gradients (paper, section 2 end).
 
     Each is compared with the plain rule on the same batches: the shrinkage of a group of weights is
     :math:`1-\langle w,w_{plain}\rangle/\|w_{plain}\|^2` over the group, the groups being tenths of the weights by their
-    root mean square gradient at the start. Weights that never see a gradient (pixels always 0) are left out.
+    root mean square gradient at the start. Weights that never see a gradient (pixels always 0) are left out. ``tasks``
+    are by seed.
     """
     rows = []
-    for seed in range(seeds):
+    for seed, task in tasks.items():
         size = task.root_mean_square_gradient(task.start(seed), seed=seed)[0]
         ends = {name: task.path(rule, steps, seed)[-1] for name, rule in {"": plain, **decayed}.items()}
         parts = size.argsort()[int((size == 0).sum()) :].tensor_split(groups)
@@ -157,18 +158,16 @@ class Drift:
     q: float
     r: Tensor
 
-    def simulate(self, steps: int, seeds: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    def simulate(self, steps: int, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return truth and observations, each (seeds, steps, D), the truth from its stationary law."""
-        generator = torch.Generator().manual_seed(seed)
-        shape = (seeds, len(self.r))
-        draw = lambda: torch.randn(shape, dtype=torch.float64, generator=generator)  # noqa: E731
-        theta, truth = (self.q / (1 - (1 - self.a) ** 2)) ** 0.5 * draw(), []
-        for _ in range(steps):
-            theta = (1 - self.a) * theta + self.q**0.5 * draw()
+        noise = torch.stack([torch.randn(2, steps + 1, len(self.r), dtype=torch.float64,
+                                         generator=torch.Generator().manual_seed(seed)) for seed in seeds], 2)
+        theta, truth = (self.q / (1 - (1 - self.a) ** 2)) ** 0.5 * noise[0, 0], []
+        for drift in noise[0, 1:]:
+            theta = (1 - self.a) * theta + self.q**0.5 * drift
             truth.append(theta)
-        truth = torch.stack(truth, 1)
-        noise = torch.randn(truth.shape, dtype=torch.float64, generator=generator)
-        return truth, truth + self.r.sqrt() * noise
+        seen = torch.stack(truth) + self.r.sqrt() * noise[1, 1:]
+        return torch.stack(truth, 1), seen.transpose(0, 1)
 
     def filter(self, y: Tensor, *, l2: float | Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""Return posterior means, (seeds, steps, D), and variances, (steps, D).

@@ -2,7 +2,6 @@ r"""Notebook 13: warm restarts, anytime performance, normalised decay (Loshchilo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -146,13 +145,6 @@ def at(rows: Sequence[dict[str, Any]], method: str, step: int, column: str = "te
     """Return a method's values at a step, one a seed, in the order of the seeds."""
     found = {row["seed"]: row[column] for row in rows if row["method"] == method and row["step"] == step}
     return np.array([found[seed] for seed in sorted(found)])
-
-
-def first_reached(rows: Sequence[dict[str, Any]], method: str, level: np.ndarray, steps: Sequence[int]) -> np.ndarray:
-    """Return for each seed the first of ``steps`` at which the error is at or below ``level``; infinite if none."""
-    errors = np.stack([at(rows, method, step) for step in steps])  # (steps, seeds)
-    reached = errors <= level
-    return np.where(reached.any(0), np.asarray(steps, dtype=float)[reached.argmax(0)], math.inf)
 
 
 def optimum(table: pd.DataFrame) -> pd.DataFrame:

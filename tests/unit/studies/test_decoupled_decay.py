@@ -56,12 +56,12 @@ def test_l2_shrinks_by_the_inverse_of_the_gradient_and_decay_does_not():
 def test_shrinkage_has_a_row_a_method_seed_and_tenth_and_falls_under_l2():
     adam, adamw = partial(rules.adam, lr=1e-3), partial(rules.adamw, lr=1e-3)
     decayed = {"Adam + L2": partial(adam, weight_decay=0.02), "AdamW": partial(adamw, weight_decay=1e-3)}
-    rows = study.shrinkage_by_gradient(TASK, adam, decayed, steps=150, seeds=2)
+    rows = study.shrinkage_by_gradient({0: TASK, 1: TASK}, adam, decayed, steps=150)
     assert len(rows) == 2 * 2 * 10
     assert all(x < -0.7 for x in study.rank_correlation(rows, "Adam + L2"))
     of = rows.set_index(["rule", "seed", "group"])["shrinkage"]
     assert of["Adam + L2", 0, 0] > 2 * of["Adam + L2", 0, 9] and of["AdamW", 0, 0] < 2 * of["AdamW", 0, 9]
-    none = study.shrinkage_by_gradient(TASK, adam, {"Adam + L2": adam, "AdamW": adamw}, steps=5, seeds=1)
+    none = study.shrinkage_by_gradient({0: TASK}, adam, {"Adam + L2": adam, "AdamW": adamw}, steps=5)
     assert (none["shrinkage"].abs() < 1e-12).all()
 
 
@@ -74,7 +74,7 @@ def test_resting_points_are_where_the_updates_rest():
 
 def test_the_filter_is_the_dense_posterior_and_l2_needs_a_coefficient_for_each_weight():
     drift = study.Drift(0.05, 0.02, torch.tensor([0.5, 20.0], dtype=torch.float64))
-    _, y = drift.simulate(300, 3, seed=1)
+    _, y = drift.simulate(300, range(3))
     means, variances = drift.filter(y)
     for i in range(2):
         mean, variance = drift.posterior(y[1, :40, i], i)
@@ -88,8 +88,9 @@ def test_the_filter_is_the_dense_posterior_and_l2_needs_a_coefficient_for_each_w
 
 def test_the_truth_has_its_stationary_spread():
     drift = study.Drift(0.1, 0.5, torch.ones(1, dtype=torch.float64))
-    truth, seen = drift.simulate(200, 400)
+    truth, seen = drift.simulate(200, range(400))
     assert truth.shape == seen.shape == (400, 200, 1)
+    assert torch.equal(drift.simulate(200, [7])[1][0], seen[7])  # a seed has its own draw
     assert float(truth.var()) == pytest.approx(0.5 / (1 - 0.81), rel=0.1)
     assert float((seen - truth).var()) == pytest.approx(1.0, rel=0.05)
 

@@ -23,10 +23,9 @@ def _rows(errors):
             for seed, own in enumerate(errors) for step, error in zip((10, 20, 30), own, strict=True)]
 
 
-def test_values_go_by_seed_and_the_first_time_is_found():
+def test_values_go_by_seed():
     rows = _rows([[5, 3, 4], [9, 9, 9]])
     assert study.at(rows[::-1], "a", 20).tolist() == [3, 9]
-    assert study.first_reached(rows, "a", np.array([3.5, 8]), (10, 20, 30)).tolist() == [20, np.inf]
 
 
 @pytest.mark.parametrize("power", [-0.5, 0.3])
@@ -52,12 +51,20 @@ def test_the_best_cell_is_that_of_the_lowest_mean():
     assert study.best_cell(rows, "m") == [5, 5]
 
 
-def test_claims_take_the_best_cells_and_the_exponents():
+def test_the_claim_on_anytime_performance_is_positive_where_restarts_lead_and_a_diverged_run_counts_as_guessing():
+    s = study.ANYTIME["quick"]
+    rows = [{"method": method, "seed": seed, "step": step, "test_error": error + seed, "train_loss": 0.1 * error}
+            for method, error in {"AdamW": 9.0, "AdamWR": 7.0, "SGDW": 20.0, "SGDWR": np.nan}.items() for seed in (0, 1)
+            for step in range(s.every, s.steps + 1, s.every)]
+    found = {claim.id: claim for claim in warm_restarts_claims.fig4(rows, s, None)}
+    assert found["adamw-fig-4"].samples == pytest.approx([2, 2])
+    assert found["adamw-fig4-anytime-sgd"].samples == pytest.approx([-70, -69])
+    assert found["adamw-suppfig-5"].samples == pytest.approx([np.log10(20 / 9)] * 2)
+
+
+def test_falling_decay_and_long_adam_count_for_the_paper():
     law = pd.DataFrame([{"method": "AdamW", "seed": k, "budget": t, "log2_decay": -0.5 * np.log2(t), "edge": False}
                         for k in range(3) for t in (50, 200, 800)])
-    falls, exponent = warm_restarts_claims.budgets(law, study.BUDGETS["quick"], profile="quick")
-    assert falls.measured == pytest.approx(0.5) and exponent.verdict == "reproduced"
-    s, rows = study.LONG["quick"], []
-    for method, errors in {"Adam, fixed": {1e-4: 5.0, s.l2s[2]: 7.0}, "Adam, cosine": {s.l2s[2]: 6.0}, "AdamW, 1/18": {0.0: 9.0}}.items():
-        rows += [{"method": method, "lr": 1e-3, "weight_decay": l2, "seed": k, "test_error": e} for l2, e in errors.items() for k in (0, 1)]
-    assert [claim.measured for claim in warm_restarts_claims.long_adam(rows, s, profile="quick")] == [-4.0, 1.0]
+    assert warm_restarts_claims.budgets(law, "")[0].samples == pytest.approx([0.5] * 3)
+    long = warm_restarts_claims.long_adam(np.array([30.0, 32.0]), np.array([31.0, 31.0]), None, "")
+    assert long.samples == (-0.5, 1.5)
