@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {"re-made", "stand-in", "missing"}
 FIELDS = {"id", "paper", "statement", "effect", "unit", "side", "delta", "notebook", "profiles", "control", "folds"}
-MAYBE = {"items", "place", "why", "premise", "claims"}
+MAYBE = {"items", "place", "why", "premise", "regime", "claims"}
 DEFAULTS = {"points of error": 0.5, "log10 of a ratio": math.log10(1.1),
             "log10 of an eigenvalue ratio": math.log10(1.25), "rank correlation": 0.1}
 
