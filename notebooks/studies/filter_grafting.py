@@ -93,5 +93,6 @@ def row(net: nn.Module, data: Data) -> dict[str, float]:
     """
     relative = torch.cat([norms / norms.median() for norms in filter_norms(net).values()])
     total = sum(entropy(layer.weight) for layer in filter_layers(net).values())  # type: ignore[arg-type]
-    return {"test_error": evaluate(net, data.test)[1], "train_loss": evaluate(net, data.train)[0], "entropy": total,
+    (train_loss, train_error), test_error = evaluate(net, data.train), evaluate(net, data.test)[1]
+    return {"test_error": test_error, "train_loss": train_loss, "train_error": train_error, "entropy": total,
             "weak": float((relative < 0.5).sum()), "smallest": float(relative.min())}

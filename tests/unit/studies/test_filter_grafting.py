@@ -29,11 +29,13 @@ def test_weak_filters_are_counted_against_their_layer(data):
 
 def test_claims_are_paired_by_seed_and_not_run_without_a_record():
     errors = {"baseline": 12.0, "external": 10.0, "external, own lr": 11.0, "3 nets": 10.5, "4 nets": 13.0}
-    rows = [{"method": name, "seed": k, "test_error": e + k, "ensemble": e - 3 + k, "entropy": e / 2, "weak": 0.0}
-            for k in (0, 1, 2) for name, e in errors.items()]
-    found = {claim.id: claim for claim in filter_grafting_claims.full(rows)}
-    assert [found[f"graft-{name}-full"].measured for name in ("slr", "dlr", "dlr-slr", "three", "four")] == [2, 1, -1, 0.5, -2.5]
-    assert found["graft-ensemble-full"].measured == -2 and found["graft-entropy-up-full"].measured == -0.5
-    assert found["graft-weak-down-full"].verdict == "not comparable" and found["graft-full"].measured == 88.0
-    assert {claim.verdict for claim in filter_grafting_claims.full(None)} == {"not run"}
-    assert len(filter_grafting_claims.here(rows, "toy", "toy")) == 5
+    rows = [{"method": name, "seed": k, "test_error": e + k, "ensemble": e - 3 + k, "entropy": 10.0 ** (e - 10),
+             "weak": 6.0 - e / 3} for k in (0, 1, 2) for name, e in errors.items()]
+    found = {claim.id: claim for claim in filter_grafting_claims.claims(rows, study.FULL, "full")}
+    wanted = {"graft-main": 2, "graft-dlr": 1, "graft-number": 0.5, "graft-four": -2.5, "graft-ensemble": -1,
+              "graft-entropy": -1}
+    assert {name: found[name].estimated.estimate for name in wanted} == pytest.approx(wanted)
+    filters = sum(map(len, filter_norms(study.FULL.net(0)).values()))
+    assert found["graft-invalid"].samples == pytest.approx([-1 / 3 / filters] * 3)
+    assert "0.6 % of the filters" in found["graft-invalid"].regime.missing and not found["graft-main"].regime.missing
+    assert {claim.samples for claim in filter_grafting_claims.claims(None, study.FULL, "full")} == {None}

@@ -23,9 +23,9 @@ def test_the_window_of_a_plane_is_square_and_as_wide_as_its_points_with_the_marg
 
 
 def test_claims_of_the_full_record_are_made_from_it_or_not_run():
-    rows = [{"method": m, "seed": s, "test_error": e + s} | ({"average_test_error": e - 1.0} if m == "swa" else {})
-            for m, e in (("sgd", 14.0), ("swa", 15.0)) for s in (0, 1, 2)]
-    found = {claim.id: claim for claim in swa_claims.full({"rows": rows})}
-    assert found["swa-tab1-full-order"].measured == pytest.approx(1.0) and found["swa-tab1-full-last"].measured == 2.0
-    assert found["swa-tab1-full-sgd"].measured == 85.0 and found["swa-tab1-full-swa"].measured == 86.0
-    assert {claim.verdict for claim in swa_claims.full(None)} == {"not run"} and len(swa_claims.full(None)) == len(found)
+    rows = [{"method": m, "seed": s, "test_error": e + s} | ({"average_test_error": e - 1.0 + s} if m == "swa" else {})
+            for m, e in (("sgd", 14.0), ("swa", 15.5)) for s in (0, 1, 2)]
+    order, last = swa_claims.full(rows)
+    assert order.samples == (-0.5, -0.5, -0.5) and order.regime.fault == "the baseline's training error was not recorded"
+    assert last.below == order.id == "swa-table-1" and last.samples == (1.0, 1.0, 1.0)
+    assert [claim.samples for claim in swa_claims.full(None)] == [None]

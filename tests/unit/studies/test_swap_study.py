@@ -45,10 +45,10 @@ def test_the_critical_path_in_closed_form(data):
 
 
 def test_claims_of_the_full_record_are_paired_by_seed_or_not_run():
-    larger = pd.DataFrame({"large": [25.0, 26.0], "small": [16.0, 16.5], "before": [20.0, 21.0], "after": [19.0, 20.5],
-                           "small_updates": [1950.0, 1950.0], "swap_updates": [975.0, 975.0]})
-    found = {claim.id: claim.measured for claim in swap_claims.full(larger)}
-    assert found["swap-tab1-gain-full"] == 0.75 and found["swap-tab1-over-small-full"] == -3.5
-    assert found["swap-tab1-time-full"] == 2.0 and found["swap-tab1-full-after"] == 80.25
-    assert [claim.measured for claim in swap_claims.made(larger, "toy", "toy")] == [0.75, 5.75]
-    assert {claim.verdict for claim in swap_claims.full(None)} == {"not run"} and len(found) == 9
+    larger = pd.DataFrame({"large": [25.0, 26.0], "small": [16.0, 16.5], "before": [20.0, 21.0], "after": [19.0, 20.5]})
+    found = {claim.id: claim for claim in swap_claims.full(larger)}
+    assert found["swap-table-1"].samples == (6.0, 5.5) and found["swap-fig-1"].samples == (1.0, 0.5)
+    assert found["swap-tab1-over-small"].samples == (-3.0, -4.0) and not found["swap-table-1"].regime.missing
+    better = {claim.id: claim for claim in swap_claims.full(larger.assign(large=15.0))}
+    assert better["swap-table-1"].regime.missing and not better["swap-fig-1"].regime.missing
+    assert {claim.samples for claim in swap_claims.full(None)} == {None}
