@@ -1,20 +1,19 @@
 """What this machine has and lacks for the project, and what to do about it.
 
-Each check yields :class:`Finding` objects. "note" is for what only the full profile misses.
+Each check yields :class:`Finding` objects. "note" is for what only the other profiles miss.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 from sharpnb import paths
 
@@ -23,15 +22,8 @@ MEMORY = 2e9  # bytes: two quick notebooks at once stay below 1 GB each
 DISK = 1e9  # bytes: records, figures and executed copies of all profiles need a tenth of it; CIFAR-10 a fifth
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the examination.
-
-    Attributes:
-        what: the thing looked at.
-        state: ``ok``, ``note`` (the quick profile runs without) or ``problem``.
-        text: what was found, and what to do.
-    """
+class Finding(NamedTuple):
+    """What was looked at, ``ok``, ``note`` or ``problem``, and what was found, with what to do about it."""
 
     what: str
     state: str
@@ -50,10 +42,8 @@ def examine() -> Iterator[Finding]:
 def python() -> Iterator[Finding]:
     """Look at Python's version."""
     found = f"{platform.python_version()} ({sys.executable})"
-    if sys.version_info[:2] < OLDEST_PYTHON:
-        yield Finding("Python", "problem", f"{found}: 3.11 or newer is needed; make an environment with one")
-    else:
-        yield Finding("Python", "ok", found)
+    old = sys.version_info[:2] < OLDEST_PYTHON
+    yield _found("Python", found, f"{found}: 3.11 or newer is needed; make an environment with one" if old else "")
 
 
 def packages() -> Iterator[Finding]:
@@ -66,15 +56,12 @@ def packages() -> Iterator[Finding]:
     for requirement in needed:
         try:
             version = metadata.version(requirement.name)
+            if not requirement.specifier.contains(version, prereleases=True):
+                wrong.append(f"{requirement.name} is {version}, wanted is {requirement.specifier}")
         except metadata.PackageNotFoundError:
             wrong.append(f"{requirement.name} is missing")
-            continue
-        if not requirement.specifier.contains(version, prereleases=True):
-            wrong.append(f"{requirement.name} is {version}, wanted is {requirement.specifier}")
-    if wrong:
-        yield Finding("packages", "problem", f"{'; '.join(wrong)}: pip install -e '.[notebooks]'")
-    else:
-        yield Finding("packages", "ok", f"{len(needed)} packages, all as asked for")
+    yield _found("packages", f"{len(needed)} packages, all as asked for",
+                 f"{'; '.join(wrong)}: pip install -e '.[notebooks]'" if wrong else "")
 
 
 def accelerator() -> Iterator[Finding]:
@@ -93,25 +80,21 @@ def accelerator() -> Iterator[Finding]:
 
 
 def machine() -> Iterator[Finding]:
-    """Look at cores, threads, memory and disk."""
+    """Look at cores, memory and disk."""
     import psutil
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Finding("cores", "ok", f"{cores}; sharpnb run starts {min(2, cores)} notebooks at once (--jobs)")
-    threads = os.environ.get("OMP_NUM_THREADS")
-    said = f"OMP_NUM_THREADS={threads}" if threads else "OMP_NUM_THREADS is not set"
-    yield Finding("threads", "ok", f"{said}; sharpnb run gives every quick notebook one, which is the fastest")
-    memory = psutil.virtual_memory()
-    yield _enough("memory", memory.available, memory.total, MEMORY, "close other programs, or run with --jobs 1")
-    disk = shutil.disk_usage(paths.root())
-    yield _enough("disk", disk.free, disk.total, DISK, f"make room on the disk of {paths.root()}")
+    yield Finding("cores", "ok", f"{cores}; sharpnb run starts {min(2, cores)} notebooks at once, one thread each")
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(paths.root())
+    for what, free, total, needed, remedy in (
+        ("memory", memory.available, memory.total, MEMORY, "close other programs, or run with --jobs 1"),
+        ("disk", disk.free, disk.total, DISK, f"make room on the disk of {paths.root()}")):
+        found = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+        yield _found(what, found, f"{found}, wanted are {needed / 1e9:.0f}: {remedy}" if free < needed else "")
 
 
 def kernel() -> Iterator[Finding]:
     """Look whether the kernel ``python3``, which every notebook asks for, is this Python."""
-    if not importlib.util.find_spec("ipykernel"):
-        yield Finding("kernel", "problem", "ipykernel is missing: pip install -e '.[notebooks]'")
-        return
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
     remedy = "python -m ipykernel install --sys-prefix"
@@ -122,10 +105,8 @@ def kernel() -> Iterator[Finding]:
         return
     # A bare "python" is replaced by the Python that starts the kernel.
     bare = {"python", "python3", f"python3.{sys.version_info.minor}"}
-    if command in bare or Path(command).resolve() == Path(sys.executable).resolve():
-        yield Finding("kernel", "ok", "python3 is this Python")
-    else:
-        yield Finding("kernel", "problem", f"python3 starts another Python ({command}): {remedy}")
+    own = command in bare or Path(command).resolve() == Path(sys.executable).resolve()
+    yield _found("kernel", "python3 is this Python", "" if own else f"python3 starts another Python ({command}): {remedy}")
 
 
 def folders() -> Iterator[Finding]:
@@ -137,12 +118,13 @@ def folders() -> Iterator[Finding]:
         return
     yield Finding("checkout", "ok", f"{count} notebooks in {paths.root()}")
     for folder in (paths.root() / "data" / "runs", paths.root() / "data" / "records", paths.root() / "figures"):
-        existing = next(each for each in (folder, *folder.parents) if each.is_dir())
+        fault = ""
         try:
-            with tempfile.TemporaryFile(dir=existing):
-                yield Finding("writing", "ok", str(folder))
+            with tempfile.TemporaryFile(dir=next(each for each in (folder, *folder.parents) if each.is_dir())):
+                pass
         except OSError as error:
-            yield Finding("writing", "problem", f"{folder}: {error.strerror}; change its owner, or copy the checkout")
+            fault = f"{folder}: {error.strerror}; change its owner, or copy the checkout"
+        yield _found("writing", str(folder), fault)
 
 
 def data_sets() -> Iterator[Finding]:
@@ -157,12 +139,10 @@ def data_sets() -> Iterator[Finding]:
         yield Finding(name, kind, state + ("; see sharpnb data" if state != "ready" else ""))
 
 
+def _found(what: str, found: str, fault: str) -> Finding:
+    return Finding(what, "problem" if fault else "ok", fault or found)
+
+
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     python, packages, accelerator, machine, kernel, folders, data_sets,
 )
-
-
-def _enough(what: str, free: float, total: float, needed: float, remedy: str) -> Finding:
-    found = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
-    return Finding(what, "ok", found) if free >= needed else Finding(
-        what, "problem", f"{found}, wanted are {needed / 1e9:.0f}: {remedy}")

@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from html import escape
-from pathlib import Path
 from urllib.parse import quote
 
 import papers

@@ -15,10 +15,8 @@ FILES = {
     "rules.py": "import math\n",
     "alone.py": "",
     "late.py": "",
-    "named.py": "",
     "lab/__init__.py": "from sharpnb.lab.train import train\nfrom . import figures\n",
-    "lab/train.py": "from .. import rules\ndef train():\n    from sharpnb import late\n    import importlib\n"
-                    "    importlib.import_module('sharpnb.named')\n",
+    "lab/train.py": "from .. import rules\ndef train():\n    from sharpnb import late\n",
     "lab/figures.py": "from ..lab import train\n",  # a circle
 }
 
@@ -142,32 +140,18 @@ def test_a_recipe_that_a_study_imports_counts_and_no_other(root):
     assert found == {"__init__.py", "rules.py", "notebooks/studies/a.py", "recipes/one.py", "recipes/two.py"}
 
 
-LATER = {
-    "lab/__init__.py": "from typing import TYPE_CHECKING\nfrom sharpnb.lab.core import start\nif TYPE_CHECKING:\n"
-                       "    from sharpnb.lab.many import train_many as train_many\n",
-    "lab/core.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sharpnb import alone\ndef start(): ...\n",
-    "lab/many.py": "from sharpnb import rules\n",
-}
+def test_what_a_package_imports_when_it_is_asked_for_counts(root):
+    later = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sharpnb.alone import x as x\n"
+    (root / "sharpnb" / "lab" / "__init__.py").write_text(later)
+    assert reached("from sharpnb import lab") == {"__init__.py", "lab/__init__.py", "alone.py"}
 
 
-@pytest.mark.parametrize(
-    ("code", "later"),
-    [(["from sharpnb import lab", "lab.start()"], False), (["from sharpnb import lab", "lab.train_many(1)"], True),
-     (["import sharpnb.lab as tools\ndef f():\n    return tools.train_many"], True), (["import sharpnb.lab", "sharpnb.lab.train_many"], True),
-     (["from sharpnb.lab import train_many as fit"], True), (["from sharpnb.lab import many"], True), (["from sharpnb.lab import start"], False)],
-)
-def test_what_a_package_imports_when_it_is_asked_for_counts_where_it_is_asked_for(tmp_path, monkeypatch, code, later):
-    monkeypatch.setenv("SHARPNB_ROOT", str(checkout(tmp_path, {}, {**FILES, "lab/train.py": "", **LATER})))
-    assert reached(*code) == {"__init__.py", "lab/__init__.py", "lab/core.py"} | ({"lab/many.py", "rules.py"} if later else set())
-
-
-def test_the_set_up_call_imports_what_is_found_and_nothing_else():
+def test_the_set_up_call_imports_nothing_that_is_not_found():
     found = sources.digests(["from sharpnb import lab", "lab.start('x')"])
     code = ("import sys; from sharpnb import lab; lab.start('x'); "
-            "print(*sorted(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'sharpnb'), sep='\\n')")
+            "print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'sharpnb'), sep='\\n')")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert [str(ROOT / name) for name in sorted(found) if name.endswith(".py")] == done.stdout.splitlines()
-    assert not any(name.startswith("sharpnb/optim/") for name in found), "each notebook would hang on every optimizer"
+    assert {*done.stdout.splitlines()} <= {str(ROOT / name) for name in found}
 
 
 def test_what_the_lab_shows_later_is_there():

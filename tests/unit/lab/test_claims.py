@@ -3,8 +3,8 @@
 import json
 
 import pytest
-
 import toy
+
 from sharpnb import lab, paths
 from sharpnb.lab import Claim, Record, RecordMismatch, board, claims
 from sharpnb.lab.claims import Regime

@@ -2,9 +2,9 @@
 
 import nbformat
 import pytest
+import toy
 from nbclient import NotebookClient
 
-import toy
 from sharpnb.lab import Record
 
 CODE = """

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+import toy
 
 import report
-import toy
 from sharpnb import lab, paths
 from sharpnb.lab import Claim, Record, board, withdrawn
 

@@ -4,9 +4,9 @@ import json
 import re
 
 import pytest
+import toy
 
 import report
-import toy
 from sharpnb import paths, sources
 from sharpnb.lab import Claim, board
 from studies import answers, scoreboard
@@ -52,7 +52,7 @@ def test_the_page_has_counts_one_line_per_claim_and_origins_and_is_the_same_each
     assert [text for text in page.splitlines() if text.startswith("| P |")] == [
         rf"| P | Fig. 1 | a \| b is above 0. | ✔ [{TOLD}](<data/records/03_b/quick/claims.json>) (n = 20, cpu (x86_64)) |  | "
         "– not run | [03](<notebooks/03_b.ipynb>) |",
-        rf"| P | Fig. 1 | a \| b is above 0. | ✘ [−1.48 \[−1.61, −1.34\] cosine](<data/records/03_b/quick/claims.json>) "
+        r"| P | Fig. 1 | a \| b is above 0. | ✘ [−1.48 \[−1.61, −1.34\] cosine](<data/records/03_b/quick/claims.json>) "
         "(n = 20, cpu (x86_64)) |  | – not run | [03](<notebooks/03_b.ipynb>) |"]
     assert "| [03_b/quick/claims](data/records/03_b/quick/claims.json) | cpu (x86_64) | 2.15.0 | abc+ | live |" in page
     own = scoreboard.as_markdown(board.rows(), lambda row: f"{row.notebook}.ipynb", records="../")
