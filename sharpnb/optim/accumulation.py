@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
@@ -25,18 +24,13 @@ class EarlierGradients:
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         self.groups = groups
-        self._left: list[Tensor] = []  # what the last step left in .grad
-        self._written: list[int] = []  # and how often each was written to
-        self._found: dict[Tensor, Tensor] = {}
-        self._blank: dict[Tensor, Tensor] = {}
+        self._left: list[tuple[Tensor, int]] = []  # what the last step left in .grad, how often each was written to
+        self.found: dict[Tensor, Tensor] = {}
+        self.blank: dict[Tensor, Tensor] = {}
 
     def leave(self) -> None:
         """Remember the gradients that a step leaves in ``.grad``."""
-        self._left = self._now()
-        self._written = [g._version for g in self._left]
-
-    def _now(self) -> list[Tensor]:
-        return [g for group in self.groups for p in group["params"] if (g := p.grad) is not None]
+        self._left = [(g, g._version) for group in self.groups for p in group["params"] if (g := p.grad) is not None]
 
     def forget(self) -> None:
         """Let go of them: they were cleared."""
@@ -44,20 +38,12 @@ class EarlierGradients:
 
     def look(self) -> None:
         """Before the first pass: take away what is new, and put zeros in its place."""
-        now, left, self._found, self._left = self._now(), self._left, {}, []
-        if len(now) == len(left) and all(map(operator.is_, now, left)) and [g._version for g in now] == self._written:
-            return
-        own = dict(zip(map(id, left), self._written, strict=False))
-        self._found = {p: g for p, g in foreach.gradients(self.groups).items() if own.get(id(g)) != g._version}
-        if any(bool(_dense(g).any()) for g in self._found.values()):
-            self._blank = {p: torch.zeros_like(g) for p, g in self._found.items()}
-        else:
-            self._found = {}
-
-    def place(self) -> None:
-        """Put the zeros there, after the gradients were cleared: a closure that clears them itself takes them away."""
-        for p, zeros in self._blank.items():
-            p.grad = zeros
+        left, self._left, self.found, self.blank = self._left, [], {}, {}
+        own = {id(g): version for g, version in left}
+        new = [(p, g) for group in self.groups for p in group["params"]
+               if (g := p.grad) is not None and own.get(id(g)) != g._version]
+        if any(bool(_dense(g).any()) for _, g in new):
+            self.found, self.blank = dict(new), {p: torch.zeros_like(g) for p, g in new}
 
     def compare(self, who: str) -> None:
         """After the first pass: refuse where the gradients were another batch's; ``.grad`` is then as it was.
@@ -65,9 +51,10 @@ class EarlierGradients:
         Raises:
             RuntimeError: see above.
         """
-        found, blank, self._found, self._blank = self._found, self._blank, {}, {}
-        cleared = all(p.grad is not zeros for p, zeros in blank.items())
-        if not found or cleared or _alike(found, foreach.gradients(self.groups)):
+        if not (found := self.found):
+            return
+        blank, self.found, self.blank = self.blank, {}, {}
+        if all(p.grad is not zeros for p, zeros in blank.items()) or _alike(found, foreach.gradients(self.groups)):
             return
         for p, g in found.items():
             p.grad = g

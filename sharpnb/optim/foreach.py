@@ -12,7 +12,6 @@ a maximum over all weights takes ``ranks`` (:mod:`sharpnb.optim.sharded`), and i
 
 from __future__ import annotations
 
-import cmath
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,14 +77,14 @@ def buckets(
     """Sort the parameters that have a gradient in ``g`` (None: in ``.grad``) or in ``g_adv``; a missing one is zero."""
     found: dict[Any, Bucket] = {}
     for number, group in enumerate(groups):
-        last, bucket = None, Bucket(group)  # where the parameter before this one belongs: most are alike
+        last = bucket = None  # where the parameter before this one belongs: most are alike
         for p in group["params"]:
             one = p.grad if g is None else g.get(p)
             two = None if g_adv is None else g_adv.get(p)
             if one is None and two is None:
                 continue
             here = (p.dtype, p.device, type(p), kind(group, p) if kind else None)
-            if here != last:
+            if bucket is None or here != last:
                 bucket, last = found.setdefault((number, *here), Bucket(group, kind=here[-1])), here
             bucket.params.append(p)
             bucket.g.append(dense(p, one))
@@ -161,23 +160,12 @@ class Copies:
         """Return a copy of a list of one dtype and device; it stays as it is until its number is asked for again."""
         if not on_host(tensors[0]):
             return clone(tensors)
-        if not (room := self._room(number, tensors)):
-            return self._keep(number, clone(tensors))
-        copy_(room, tensors)
-        return room
-
-    def _room(self, number: int, tensors: Tensors) -> list[Tensor]:
-        """Return what is kept under a number, or nothing if that does not fit."""
-        fits = number < len(self._kept) and self._kept[number][0] == _kind(tensors)
-        return self._kept[number][1] if fits else []
-
-    def _keep(self, number: int, copies: list[Tensor]) -> list[Tensor]:
-        self._kept[number:] = [(_kind(copies), copies)]
-        return copies
-
-
-def _kind(tensors: Tensors) -> tuple[torch.dtype, list[torch.Size]]:
-    return tensors[0].dtype, [t.shape for t in tensors]
+        alike = tensors[0].dtype, [t.shape for t in tensors]
+        if number < len(self._kept) and self._kept[number][0] == alike:
+            copy_(self._kept[number][1], tensors)
+        else:
+            self._kept[number:] = [(alike, clone(tensors))]
+        return self._kept[number][1]
 
 
 def clone(tensors: Tensors) -> list[Tensor]:
@@ -220,7 +208,8 @@ def nonfinite(tensors: Iterable[Tensor]) -> Tensor | float:
     """
     found = [t if type(t) in _PLAIN else local(t, t) for t in tensors]
     if all(map(on_host, found)):
-        return 0.0 if all(cmath.isfinite(t.sum().item()) or _numbers(t).isfinite().all() for t in found) else 1.0
+        sums = [t.sum().item() for t in found]
+        return 0.0 if all(s - s == 0 or _numbers(t).isfinite().all() for s, t in zip(sums, found, strict=True)) else 1.0
     kinds: dict[Any, list[Tensor]] = {}
     for t in map(_numbers, found):
         if t.numel():

@@ -70,9 +70,10 @@ class FrozenStatistics:
 
     def _remember(self, module: nn.Module, _inputs: Any) -> None:
         self._seen = True
-        if "_orig_mod" in module._modules or isinstance(module, torch.jit.ScriptModule):  # compiled, its layers hidden
+        inside = module._modules  # empty in most layers, as their buffers are, and this runs in all
+        if inside and ("_orig_mod" in inside or isinstance(module, torch.jit.ScriptModule)):  # compiled, layers hidden
             self._keep(module.modules())
-        elif module._buffers and _tracks(module):  # empty in most layers, and this runs in all
+        elif module._buffers and _tracks(module):
             self._ran.add(module)
             if module not in self._kept:
                 self._keep([module])

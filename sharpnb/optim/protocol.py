@@ -298,15 +298,16 @@ class SharpnessAware(WrappingOptimizer):
             self._regrouped()
         self._lengths: list[Tensor | float] = []  # not finite where an ascent gradient was not
         self._proxies: list[SameGroups] = []
-        self._after = {}
 
     def _prepare(self) -> None:
         self._clear()
-        self._earlier.place()
+        for p, zeros in self._earlier.blank.items():  # a closure that clears its gradients itself takes them away
+            p.grad = zeros
         if self._numbers is not None:
             self._numbers.rewind()
 
     def _clear(self) -> None:
+        self._earlier.forget()
         for group in self.param_groups:
             for p in group["params"]:
                 p.grad = None
@@ -380,9 +381,8 @@ class SharpnessAware(WrappingOptimizer):
                 self._replicas.average(self.param_groups, [grads, self._after])
                 for p, g in grads.items():
                     p.grad = g
-            scaled = self._proxies or hasattr(self, "found_inf")  # a GradScaler skips a bad step anyway
-            if (self.skip_nonfinite or scaled) and not self._all_finite():
-                return
+            if (self.skip_nonfinite or self._proxies or hasattr(self, "found_inf")) and not self._all_finite():
+                return  # a GradScaler, which the last two show, skips a bad step anyway
             self.base_optimizer.step()
             self._past_base(self._after)
             forget_casts()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import family
@@ -117,3 +118,18 @@ def test_what_is_no_accumulation_goes_on_as_before(kind: Any, way: Any) -> None:
             loop(optimizer, net, batch)
         ends.append(_vector(net))
     assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("half", ["first_step", "second_step"])
+def test_gradients_that_a_half_clears_are_freed(half: str) -> None:
+    net, batches = _problem()
+    optimizer = SAM(torch.optim.SGD(net.parameters(), lr=0.1))
+    optimizer.step(lambda: _back(net, batches[0]))
+    if half == "second_step":
+        _back(net, batches[0])
+        optimizer.first_step(zero_grad=True)
+        _back(net, batches[0])
+    held = [weakref.ref(p.grad) for p in net.parameters()]
+    getattr(optimizer, half)(zero_grad=True)
+    assert [ref() for ref in held] == [None] * 4
+    optimizer.restore()
