@@ -106,7 +106,8 @@ def kernel() -> Iterator[Finding]:
     # A bare "python" is replaced by the Python that starts the kernel.
     bare = {"python", "python3", f"python3.{sys.version_info.minor}"}
     own = command in bare or Path(command).resolve() == Path(sys.executable).resolve()
-    yield _found("kernel", "python3 is this Python", "" if own else f"python3 starts another Python ({command}): {remedy}")
+    other = f"python3 starts another Python ({command}): {remedy}"
+    yield _found("kernel", "python3 is this Python", "" if own else other)
 
 
 def folders() -> Iterator[Finding]:

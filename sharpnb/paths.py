@@ -73,7 +73,8 @@ def written(path: Path) -> Path:
 
     ``SHARPNB_MINE`` names another folder in the place of ``mine`` (`sharpnb replicate` sets it).
     """
-    return runs(os.environ.get("SHARPNB_MINE", "mine")) / path.relative_to(root()) if readers_own() and path.is_relative_to(root()) else path
+    own = readers_own() and path.is_relative_to(root())
+    return runs(os.environ.get("SHARPNB_MINE", "mine")) / path.relative_to(root()) if own else path
 
 
 def datasets() -> Path:

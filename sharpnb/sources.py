@@ -114,7 +114,7 @@ def _tree(code: str) -> ast.Module:
 
 
 def _reached(names: Iterable[str], roots: Sequence[Path], top: str = "") -> set[Path]:
-    """Return the files below ``roots`` that stand behind modules' full names (of ``top`` alone), and all they import."""
+    """Return the files below ``roots`` that stand behind modules' full names (of ``top``), and all they import."""
     waiting, looked, seen = {*names}, set[str](), set[Path]()
     while waiting:
         name = waiting.pop()

@@ -43,17 +43,17 @@ thead th{text-align:left}input{font:inherit;padding:.2rem .4rem}a{color:light-da
 
 
 SCALES = (
-    "*quick*: live on two CPU cores, small nets on 8x8 digits or MNIST-1D, twenty seeds. *mid*: hours on two cores, small "
-    "ResNets on Fashion-MNIST and CIFAR-10 that fit their training set. *full*: minutes of a GPU, small ResNets on "
-    "CIFAR-10. Where the baseline does not fit its training set nothing about generalisation is judged (◦)."
+    "*quick*: live on two CPU cores, small nets on 8x8 digits or MNIST-1D, twenty seeds. *mid*: hours on two cores, "
+    "small ResNets on Fashion-MNIST and CIFAR-10 that fit their training set. *full*: minutes of a GPU, small ResNets "
+    "on CIFAR-10. Where the baseline does not fit its training set nothing about generalisation is judged (◦)."
 )
 RULE = (
-    "An effect is a paired difference over judging seeds, with its 95 % interval; it is larger than 0, or than ×1, where "
-    "the paper is right. ✔ or ✘: the interval lies on one side, after Holm's correction among the primary claims of one "
+    "An effect is a paired difference over judging seeds, with its 95 % interval; it is above 0, or above ×1, where the "
+    "paper is right. ✔ or ✘: the interval lies on one side, after Holm's correction among the primary claims of one "
     "paper and profile. =: it lies within ±δ, the smallest effect that matters (0.5 points, 10 % of a ratio, a factor "
-    "1.25 of an eigenvalue, 0.1 of a rank correlation, unless [the list](site/primary.toml) argues another). ?: neither, "
-    "with the smallest effect that this design would have seen in four of five cases. Fewer than five seeds decide "
-    "nothing. [The rule](sharpnb/lab/verdicts.py), [what it promises, measured](benchmarks/RESULTS_verdicts.md)."
+    "1.25 of an eigenvalue, 0.1 of a rank correlation, unless [the list](site/primary.toml) argues another). ?: "
+    "neither, with the smallest effect that this design would have seen in four of five cases. Fewer than five seeds decide "
+    "nothing. [The rule](sharpnb/lab/verdicts.py); [what it promises, measured](benchmarks/RESULTS_verdicts.md)."
 )
 
 
@@ -72,8 +72,8 @@ def page() -> str:
         "What the papers state and what was measured here. `sharpnb report` makes this page from the records in "
         "`data/records`; edits by hand are lost.", "", *_answers(rows, numbers=True),
         "## Verdicts", "", scoreboard.head(rows), "", RULE, "", SCALES, "",
-        "## Primary claims", "", "One line per claim. The number leads to its record, the last column to the notebook's "
-        "table, where the details stand below each claim.", "", scoreboard.as_markdown(rows, _cell), "",
+        "## Primary claims", "", "One line per claim. The number leads to its record, the last column to the "
+        "notebook's table, where the details stand below each claim.", "", scoreboard.as_markdown(rows, _cell), "",
     ]
     if known:
         parts += ["## Figures and tables of the papers", "",
@@ -82,8 +82,8 @@ def page() -> str:
                   "code is in the notebook and waits for a machine, or what it gave was withdrawn. *Not yet*: its "
                   "notebook, or what that should hold, is missing.", "", papers.as_markdown(known), ""]
     if checks := board.checks():
-        parts += ["## Checks", "", "Identities, counts and constructions: they are tested in the notebooks and count as "
-                  "no evidence.", "", scoreboard.line("paper", "where", "why it is no claim"), "|:--|:--|:--|",
+        parts += ["## Checks", "", "Identities, counts and constructions: they are tested in the notebooks and count "
+                  "as no evidence.", "", scoreboard.line("paper", "where", "why it is no claim"), "|:--|:--|:--|",
                   *(scoreboard.line(*map(shown, check)) for check in checks), ""]
     if gone := withdrawn.entries():
         parts += ["## What was withdrawn", "",
@@ -92,8 +92,9 @@ def page() -> str:
     origins = (scoreboard.line(f"[{shown(name.removesuffix('.json'))}](data/records/{quote(name)})", shown(device),
                                shown(torch), shown(made), age)
                for name, device, torch, made, age in scoreboard.origins(rows))
-    parts += ["## Where the numbers come from", "", "*Stale*: the sources changed since the record was made, or were not "
-              "noted then.", "", "| record | device | torch | commit | sources |", "|:--|:--|:--|:--|:--|", *origins, ""]
+    parts += ["## Where the numbers come from", "", "*Stale*: the sources changed since the record was made, or were "
+              "not noted then.", "", "| record | device | torch | commit | sources |", "|:--|:--|:--|:--|:--|",
+              *origins, ""]
     return "\n".join(parts)
 
 
@@ -125,8 +126,8 @@ def with_head(readme: str) -> str:
     made, by_another, missing = (sum(item.kind == kind for item in known) for kind in papers.KINDS)
     parts = [*_answers(rows, numbers=False), scoreboard.head(rows)]
     if known:
-        parts += ["", f"Of the papers' {len(known)} figures and tables {made} are re-made, {by_another} have a stand-in "
-                  f"and {missing} are missing, each with the reason. {SCALES}"]
+        parts += ["", f"Of the papers' {len(known)} figures and tables {made} are re-made, {by_another} have a "
+                  f"stand-in and {missing} are missing, each with the reason. {SCALES}"]
     return f"{before}{opening}\n" + "\n".join(parts) + f"\n{closing}{after}"
 
 

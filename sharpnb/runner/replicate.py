@@ -58,7 +58,7 @@ def replicate(names: Sequence[str] | None, seeds: str, jobs: int = 1) -> tuple[P
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> str:
-    """Say of how many decided claims the fresh estimate lies on the same side, and how many got the opposite verdict."""
+    """Say how many decided claims have their fresh estimate on the same side, and how many the opposite verdict."""
     decided = [row for row in rows if row["old"]["verdict"] in DECIDED]
     same = sum(row["old"]["effect"]["estimate"] * row["fresh"]["effect"]["estimate"] > 0 for row in decided)
     opposite = sum({row["old"]["verdict"], row["fresh"]["verdict"]} == set(DECIDED) for row in decided)
@@ -69,7 +69,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
 def _told(row: Row) -> dict[str, Any]:
     effect = row.claim.estimated if row.claim else None
     return {"verdict": row.verdict, "effect": asdict(effect) if effect else None,
-            "seeds": row.claim.seeds if row.claim else 0, "text": board.interval(row.primary, effect) if effect else "–"}
+            "seeds": row.claim.seeds if row.claim else 0,
+            "text": board.interval(row.primary, effect) if effect else "–"}
 
 
 def _execute(notebook: Notebook, folder: Path, seeds: str) -> None:
