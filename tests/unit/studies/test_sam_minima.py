@@ -67,7 +67,7 @@ def test_the_ascent_pass_alone_has_the_true_gradient():
 def cell_of(*made, **own):
     return study.cells([{"data": "d", "model": "a", "augmentation": "b", "method": method, "seed": seed, **own,
                          "test_error": test + seed, "train_error": 0.0, "held_out": held_out, "rise": 1.0,
-                         "lambda_max": 1.0}
+                         "lambda_max": 1.0, "edge": "no"}
                         for method, test, held_out in made for seed in (1, 0)])
 
 
