@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from typing import Any, cast
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -17,11 +20,14 @@ from sharpnb.lab import models
 from sharpnb.lab.augment import Augment, shift_and_flip
 from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.notebook import Notebook
+from sharpnb.lab.pieces import Work
 from sharpnb.many.engine import Nets
+from sharpnb.many.train import train_many
 from sharpnb.rules import Gradient, State
 from studies.common import Training, spread
 
 KINDS = ("2-norm", "max-norm", "random")
+LIVE = ("2-norm", "second-order", "five steps", "max-norm", "random")  # SAM first
 INNER = (1, 2, 3, 5)  # the paper's (Fig. 7, Table 11)
 
 
@@ -30,10 +36,10 @@ class Settings(Training):
     """What is trained, and over which radii.
 
     Attributes:
-        rho: the radius of the studies that do not sweep it.
-        rhos: for each of :data:`KINDS` the radii of Fig. 6.
+        rho: the radius of what is not swept.
+        rhos: for each of :data:`KINDS` the radii of Fig. 6, in the quick profile also of the others.
         every: steps between two measurements of a curve.
-        noises: shares of wrong training labels at which the curves are measured.
+        noises: shares of wrong training labels; only none is in use.
         weight_decay: of SGD, and of SAM's base.
         augment: of the training images.
     """
@@ -51,12 +57,15 @@ def powers(first: int, last: int, base: float = 2.0) -> tuple[float, ...]:
     return tuple(base**k for k in range(first, last + 1))
 
 
-# 300 digits and lr = 0.1 are taken over from a survey made before this notebook (a wider net, 600 steps). Its rho = 0.2
-# is halved: with wrong labels a seed of the second-order form collapses there, which another processor may not repeat.
-# The radii of Fig. 6 are powers of two, from where nothing happens to collapse for each kind.
-QUICK = Settings(label="MLP, digits", data="digits", train_size=300, steps=300, seeds=8, dtype=torch.float64,
-                 model=lambda seed: models.mlp((64, 32, 10), seed=seed), rho=0.1, every=50, noises=(0.0, 0.2),
-                 rhos={"2-norm": powers(-5, 0), "max-norm": powers(-10, -5), "random": powers(-1, 4)})
+# Net, images and steps are those of a survey made before this notebook, in which SAM had been looked at (seeds 0 to 7).
+# They are kept because SGD alone fits at its best trial (BASE on TUNING): training error 0, test error about 6 %. Radii
+# are powers of two, as many for each kind, from where little happens to where it collapses.
+TUNING = range(100, 106)
+BASE = {"lr": (0.1, 0.2, 0.4, 0.8), "weight_decay": (0.0, 1e-3, 3e-3, 1e-2)}
+QUICK = Settings(label="MLP 64-32-10, 300 digits", data="digits", train_size=300, steps=300, seeds=range(2000, 2020),
+                 dtype=torch.float64, model=lambda seed: models.mlp((64, 32, 10), seed=seed), rho=0.1, every=50,
+                 rhos={"2-norm": powers(-5, 0), "max-norm": powers(-10, -5), "random": powers(-1, 4),
+                       "second-order": powers(-5, 0), "five steps": powers(-5, 0)})
 # Cut to the budget. The paper's net and schedule: WRN-40-2, 200 epochs; lr and weight decay are those of its Table 6.
 FULL = Settings(label="ResNet-8 of width 8 without BatchNorm, 10,000 images of CIFAR-10, 8 epochs", data="cifar10",
                 train_size=10_000, model=lambda seed: models.resnet(8, width=8, norm=False, seed=seed), steps=8 * 39,
@@ -69,11 +78,45 @@ TOY = Settings(label="CNN, digits", data="digits", train_size=128, model=lambda 
 SETTINGS = {"quick": QUICK, "full": FULL, "toy": TOY}
 
 
-def nets(s: Settings, nb: Notebook, noises: Sequence[float]) -> Nets:
-    """Return a net for each share of wrong labels and seed, the seed varying fastest."""
-    sets = [nb.uses(s.images(seed, noise)) for noise in noises for seed in range(s.seeds)]
-    return Nets(list(range(s.seeds)) * len(noises), sets, s.model, batch_size=s.batch_size, device=nb.device,
+def judging(s: Settings) -> range:
+    """Return the judging seeds, others than those of the radii."""
+    return s.seeds if isinstance(s.seeds, range) else range(1000, 1000 + s.seeds)
+
+
+def with_best_base(nb: Notebook, s: Settings) -> Settings:
+    """Return settings with the learning rate and decay of :data:`BASE` at which SGD has the least error on its seeds.
+
+    The trials are a committed record, ``base``.
+    """
+    def make(_: Work) -> dict[str, Any]:
+        assert isinstance(s.seeds, range)
+        members = [{"rule": "sgd", "lr": lr, "weight_decay": decay, "momentum": s.momentum, "seed": seed}
+                   for lr, decay in product(*BASE.values()) for seed in s.seeds]
+        many = train_many(members, [nb.uses(s.images(member["seed"])) for member in members], s.model, steps=s.steps,
+                          batch_size=s.batch_size, dtype=s.dtype, device="cpu")
+        columns = (*BASE, "seed", "train_error", "test_error")
+        return {"rows": [{column: row[column] for column in columns} for row in many.final()]}
+
+    rows = pd.DataFrame(nb.recorded("base", make, of={"settings": s, **BASE}, kept=True, rtol=2e-2, atol=0.5)["rows"])
+    means = rows.groupby(list(BASE))[["train_error", "test_error"]].mean()
+    nb.say(means.round(2).to_string())
+    lr, decay = cast("tuple[float, float]", means["test_error"].idxmin())
+    return replace(s, lr=lr, weight_decay=decay)
+
+
+def nets(s: Settings, nb: Notebook, seeds: Sequence[int], copies: int = 1) -> Nets:
+    """Return ``copies`` nets of each seed, the seed varying fastest."""
+    sets = [nb.uses(s.images(seed)) for seed in seeds]
+    return Nets(list(seeds) * copies, sets * copies, s.model, batch_size=s.batch_size, device=nb.device,
                 dtype=s.dtype, augment=s.augment)
+
+
+def rule_of(kind: str) -> Callable[..., Any]:
+    """Return the update rule of a kind of perturbation, its radius and SGD's hyperparameters still to be given."""
+    rules_of = {"max-norm": {"p": math.inf}, "second-order": {"second_order": True}, "five steps": {"inner_steps": 5}}
+    if kind == "random":
+        return partial(random_perturbation, generator=torch.Generator().manual_seed(0))
+    return partial(rules.sam, **rules_of.get(kind, {}))
 
 
 def perturbation(w: Tensor, grad: Gradient, rho: rules.Column, inner_steps: int = 1) -> Tensor:
@@ -101,11 +144,15 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     return nn.functional.cosine_similarity(a, b, dim=1)
 
 
-def noted(s: Settings, step: int, about: dict[str, Any], **columns: Tensor) -> list[dict[str, Any]]:
-    """Return a row for each net of :func:`nets`: what it is about, its noise, its seed, its entry in each column."""
-    values = torch.stack(list(columns.values()), 1).view(len(s.noises), s.seeds, -1).tolist()
-    return [{**about, "noise": noise, "seed": seed, "step": step, **dict(zip(columns, numbers, strict=True))}
-            for noise, group in zip(s.noises, values, strict=True) for seed, numbers in enumerate(group)]
+def rises(nets: Nets, rho: rules.Column) -> dict[str, Tensor]:
+    """Return by how much the training error of a batch rises, in points, after each number of :data:`INNER` steps."""
+    found: dict[str, list[Tensor]] = {f"rise {count}": [] for count in INNER}
+    for batch in nets.in_order():
+        grad, before = nets.gradient(batch), nets.error(nets.w, batch)
+        for count in INNER:
+            there = nets.w + perturbation(nets.w, grad, rho, count)
+            found[f"rise {count}"].append(nets.error(there, batch) - before)
+    return {name: torch.stack(values).mean(0) for name, values in found.items()}
 
 
 @dataclass(frozen=True)
@@ -154,9 +201,10 @@ class Bound:
         return j, c * math.exp((1 - j) / self.k)
 
 
-def best_radius(kinds: pd.DataFrame, kind: str) -> float:
-    """Return the radius of least mean test error of a kind."""
-    return float(kinds[kinds["kind"] == kind].groupby("rho", sort=False)["test_error"].mean().idxmin())
+def best_radius(kinds: pd.DataFrame, kind: str, otherwise: float = 0.0) -> float:
+    """Return the radius of least mean error of a kind on the seeds of the radii, or another where it was not swept."""
+    own = kinds[kinds["kind"] == kind]
+    return float(own.groupby("rho", sort=False)["test_error"].mean().idxmin()) if len(own) else otherwise
 
 
 def by_seed(table: pd.DataFrame, column: str, **where: Any) -> pd.Series:
@@ -165,39 +213,50 @@ def by_seed(table: pd.DataFrame, column: str, **where: Any) -> pd.Series:
     return table[rows].groupby("seed")[column].mean()
 
 
-def draw_kinds(ax: Any, table: pd.DataFrame, seeds: int) -> None:
-    """Draw Fig. 6: test error over the radius for each kind of perturbation; two seeds as dots."""
+def draw_kinds(ax: Any, table: pd.DataFrame, judged: pd.DataFrame | None = None) -> None:
+    """Draw Fig. 6: test error over the radius for each kind of perturbation; two seeds as dots.
+
+    ``judged`` are the ends of other seeds at the best radii: large marks, with their intervals.
+    """
+    few = table["seed"].nunique() < 3
     for kind, (role, style) in {"2-norm": ("sam", "s-"), "max-norm": ("adam", "v--"), "random": ("sgd", "o-.")}.items():
         own = table[table["kind"] == kind]
         part = spread(own.groupby("rho")["test_error"])
-        half = part["half"] if seeds > 2 else None
-        ax.errorbar(part.index, part["mean"], half, fmt=style, color=COLOURS[role], capsize=3, label=kind)
-        if seeds < 3:
+        ax.plot(part.index, part["mean"], style, color=COLOURS[role], ms=4, label=kind)
+        if few:
             ax.plot(own["rho"], own["test_error"], ".", color=COLOURS[role], alpha=0.6)
-    none = table.loc[table["kind"] == "none", "test_error"]
-    ax.axhline(none.mean(), color="0.4", ls=":", label="no perturbation (SGD)")
+        if judged is not None:
+            end = spread(judged[judged["kind"] == kind].groupby("rho")["test_error"])
+            ax.errorbar(end.index, end["mean"], end["half"], fmt=style[0], ms=9, mfc="none", capsize=4,
+                        color=COLOURS[role])
+    for found, line, text in ((table, ":", ""), (judged, "--", ", judging seeds")):
+        if found is not None:
+            none = found.loc[found["kind"] == "none", "test_error"]
+            ax.axhline(none.mean(), color="0.4", ls=line, lw=1, label=f"SGD{text}")
     ax.set(xscale="log", xlabel="radius $\\rho$", ylabel="test error (%)")
-    told = f"95 % interval, n = {seeds}" if seeds > 2 else f"dots: the {seeds} seeds"
-    ax.legend(fontsize=9, title=f"mean, {told}", title_fontsize=9)
+    told = f"mean, dots: the {table['seed'].nunique()} seeds" if few else "small: tuning; large: judging, 95 %"
+    ax.legend(fontsize=8, title=told, title_fontsize=8, loc="upper left")
 
 
-def draw_orders(axes: Any, orders: pd.DataFrame, labels: dict[float, str]) -> None:
-    """Draw Figs 4 and 5, a column for each share of wrong labels: above errors, below the cosine; bands of 95 %."""
-    def band(ax: Any, part: pd.DataFrame, column: str, **style: Any) -> None:
-        found = spread(part.groupby("step")[column])
-        ax.plot(found.index, found["mean"], **style)
+def draw_runs(axes: Any, runs: pd.DataFrame) -> None:
+    """Draw Fig. 4 (errors), Fig. 5 (the cosine) and Fig. 7 (the rise after some ascent steps), with bands of 95 %."""
+    def band(ax: Any, kind: str, column: str, **style: Any) -> None:
+        found = spread(runs[(runs["kind"] == kind) & (runs["step"] > 0)].groupby("step")[column])
+        ax.plot(found.index, found["mean"], ms=4, **style)
         ax.fill_between(found.index, found["mean"] - found["half"], found["mean"] + found["half"],
                         color=style["color"], alpha=0.15, lw=0)
 
-    for (above, below), (noise, label) in zip(axes.T, labels.items(), strict=True):
-        for order, colour, marker in (("first", COLOURS["sam"], "s"), ("second", COLOURS["adam"], "v")):
-            part = orders[(orders["noise"] == noise) & (orders["order"] == order) & (orders["step"] > 0)]
-            band(above, part, "test_error", color=colour, marker=marker, ms=4,
-                 label=f"{order}-order, test error at $w$")
-            band(above, part, "train_error", color=colour, ls=":",
-                 label=f"{order}-order, train error at $w+\\hat\\epsilon$")
-            band(below, part, "cosine", color=colour, marker=marker, ms=4, label=f"on the {order}-order path")
-        above.set(title=label, ylim=(0, 30))
-        below.set(xlabel="step", ylim=(0, 1.05))
-    axes[0, 0].set_ylabel("error (%)")
-    axes[1, 0].set_ylabel("cosine of the two updates")
+    for kind, order, colour, marker in (("2-norm", "first", COLOURS["sam"], "s"),
+                                        ("second-order", "second", COLOURS["adam"], "v")):
+        band(axes[0], kind, "test_error", color=colour, marker=marker, label=f"{order}-order, test error at $w$")
+        band(axes[0], kind, "perturbed", color=colour, ls=":",
+             label=f"{order}-order, train error at $w+\\hat\\epsilon$")
+        band(axes[1], kind, "cosine", color=colour, marker=marker, label=f"on the {order}-order path")
+    for count, shade, marker in zip(INNER, (0.0, 0.3, 0.55, 0.8), "osv^", strict=True):
+        band(axes[2], "2-norm", f"rise {count}", color=plt.get_cmap("cividis")(shade), marker=marker,
+             label=f"{count} ascent step{'s' * (count > 1)}")
+    for ax, (title, label) in zip(axes, {
+            "Fig. 4": "error (%)", "Fig. 5": "cosine of the two updates", "Fig. 7": "rise of the batch error (points)",
+    }.items(), strict=True):
+        ax.set(title=title, ylabel=label, xlabel="step")
+        ax.legend(fontsize=7)

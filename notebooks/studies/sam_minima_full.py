@@ -1,18 +1,16 @@
-"""Notebook 02 at the paper's scale: every cell of SAM's Tables 1, 5 and 9, one record each, resumed by training.
+"""Notebook 02 on CIFAR-10 and Fashion-MNIST: cells of SAM's Tables 1 and 5, one record each, resumed by training.
 
 And the survey: the same code on cells that a CPU carries in minutes.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -26,7 +24,7 @@ from sharpnb.lab.training import evaluate, train
 from sharpnb.optim import SAM
 from studies import families
 from studies import sam_minima_published as published
-from studies.sam_minima import Entry, Place, augmentation, cells, flatness, gains, pooled
+from studies.sam_minima import Entry, Place, augmentation, cells, flatness, pooled
 
 Build = Callable[[int], nn.Module]
 SMALL: dict[str, Build] = {  # members of the families of Table 1, of three residual blocks
@@ -73,9 +71,8 @@ class Cell:
 
     @property
     def methods(self) -> dict[str, tuple[float, int]]:
-        """Method -> radius and multiple of the epochs; SAM at 0.05 (Table 9) where that is not the tuned radius."""
-        untuned = {} if self.rho == 0.05 else {"SAM, untuned": (0.05, 1)}
-        return {"SAM": (self.rho, 1), "SGD, E": (0.0, 1), "SGD, 2E": (0.0, 2), **untuned}
+        """Method -> radius and multiple of the epochs."""
+        return {"SAM": (self.rho, 1), "SGD, E": (0.0, 1), "SGD, 2E": (0.0, 2)}
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class Full:
     """
 
     cells: tuple[Cell, ...]
-    seeds: int = 5
+    seeds: int
     batch_size: int = 256
     train_size: int | None = None
     grid: int = 51
@@ -104,17 +101,6 @@ class Full:
     label: str = "one shard of 256, no extra SVHN images"
 
 
-def _builders(classes: int, channels: int) -> dict[str, tuple[Build, int]]:
-    """Return each of Table 1's nets with its epochs. Those of the last three are ours: no source at hand has them."""
-    shape = {"classes": classes, "channels": channels}
-    wide: Build = lambda seed: models.wide_resnet(28, 10, **shape, seed=seed)  # noqa: E731
-    return dict(zip(published.MODELS, (
-        (wide, 200), (wide, 1800), (lambda seed: families.shake_shake(26, 96, **shape, seed=seed), 1800),
-        (lambda seed: families.pyramid_net(272, 200, **shape, seed=seed), 200),
-        (lambda seed: families.pyramid_net(272, 200, last_keep=0.5, **shape, seed=seed), 1800),
-    ), strict=True))
-
-
 def full() -> Full:
     """Return what fits into the budget: two rows of the tables with a small net in the place of WRN-28-10.
 
@@ -122,10 +108,10 @@ def full() -> Full:
     """
     cells, wide = [], published.MODELS[0]
     for data, names in (("cifar10", ("Basic", "Cutout")), ("fashion_mnist", ("Basic",))):
-        lr, decay, rho = published.HYPER[data, wide]
+        lr, decay = published.HYPER[wide]
         grey = data == "fashion_mnist"
         for name in names:
-            cells.append(Cell(data, wide, name, 5, lr, decay, rho, _wide_colour if not grey else _wide_grey,
+            cells.append(Cell(data, wide, name, 5, lr, decay, 0.05, _wide_colour if not grey else _wide_grey,
                               (data, name) == ("cifar10", "Basic"), 28 if grey else 32))
     return Full(tuple(cells), seeds=2, grid=21, images=512, label="WRN-10-2 for WRN-28-10, E = 5 epochs")
 
@@ -138,24 +124,10 @@ def _wide_grey(seed: int) -> nn.Module:
     return models.wide_resnet(10, 2, channels=1, seed=seed)
 
 
-def paper() -> Full:
-    """Return every cell of Tables 1 and 5 at the paper's scale, those of few epochs first: GPU months."""
-    cells = []
-    for (data, model), (lr, decay, rho) in published.HYPER.items():
-        small = data in ("svhn", "fashion_mnist")
-        build, epochs = _builders(100 if data == "cifar100" else 10, 1 if data == "fashion_mnist" else 3)[model]
-        for name in ("Basic", "AA") if small else published.AUGMENTATIONS:
-            flat = (data, model, name) == ("cifar10", published.MODELS[0], "Basic")
-            cells.append(Cell(data, model, name, 200 if small else epochs, lr, decay, rho, build, flat,
-                              28 if data == "fashion_mnist" else 32))
-    return Full(tuple(sorted(cells, key=lambda cell: cell.epochs)))
-
-
 def toy() -> Full:
-    """The full profile's code on digits: all families, all augmentations, both radii."""
-    kinds = zip(SMALL, ("Basic", "Cutout", "AA", "Basic"), (0.05, 0.02, 0.05, 0.05), strict=True)
-    cells = (Cell("digits", net, name, 1, 0.05, 5e-4, rho, SMALL[net], net == "WRN-10-1", 8)
-             for net, name, rho in kinds)
+    """The full profile's code on digits: all families, all augmentations."""
+    cells = (Cell("digits", net, name, 1, 0.05, 5e-4, 0.05, SMALL[net], net == "WRN-10-1", 8)
+             for net, name in zip(SMALL, ("Basic", "Cutout", "AA", "Basic"), strict=True))
     return Full(tuple(cells), seeds=2, batch_size=32, train_size=64, grid=3, images=32)
 
 
@@ -192,14 +164,12 @@ def one(nb: Notebook, scale: Full, cell: Cell, data: Data, method: str, seed: in
     with torch.random.fork_rng(devices=[nb.device] if on_gpu else []):
         torch.manual_seed(seed)
         history = train(model, images, optimizer, steps=times * cell.epochs * epoch, batch_size=scale.batch_size,
-                        seed=seed, device=nb.device, augment=augment, bf16=nb.bf16, keep=(0, epoch),
+                        seed=seed, device=nb.device, augment=augment, bf16=nb.bf16,
                         graphs=not families.shakes(model))
     families.set_true_gradient(model, False)
-    seen = history.weights
     entry = {"data": cell.data, "model": cell.model, "augmentation": cell.augmentation, "method": method, "rho": rho,
              "seed": seed, "test_error": history.rows[-1]["test_error"],
              "train_error": evaluate(model, data.to(nb.device).train)[1],  # of the images themselves
-             "first_epoch": float((seen[epoch] - seen[0]).norm()) if epoch in seen else math.nan,  # distance moved
              "cpu_seconds": round(time.process_time() - began, 2)}
     if cell.flat:
         part = tuple(t[: scale.images].to(nb.device) for t in data.train)
@@ -237,10 +207,10 @@ def run_cell(nb: Notebook, scale: Full, cell: Cell) -> list[Entry]:
     return nb.recorded(cell.name, make, of=[settings, cell], rtol=5e-2, atol=0.5)["entries"]
 
 
-def run_full(nb: Notebook, only: str = "") -> list[Entry]:
-    """Run the cells of the budget one after another; with ``only`` those of the paper whose name contains it."""
-    scale = (paper() if only else full()) if nb.profile == "full" else toy()
-    return [entry for cell in scale.cells if only in cell.name for entry in run_cell(nb, scale, cell)]
+def run_full(nb: Notebook) -> list[Entry]:
+    """Run the cells of the budget one after another."""
+    scale = full() if nb.profile == "full" else toy()
+    return [entry for cell in scale.cells for entry in run_cell(nb, scale, cell)]
 
 
 def full_cells(nb: Notebook) -> dict[Place, pd.DataFrame]:
@@ -250,20 +220,6 @@ def full_cells(nb: Notebook) -> dict[Place, pd.DataFrame]:
         values = nb.full_record(cell.name)
         entries += values["entries"] if values and _complete(values, scale, cell) else []
     return cells(entries)
-
-
-def full_gains(
-    there: dict[Place, pd.DataFrame], data: str, model: str, *, untuned: bool = False
-) -> list[float] | None:
-    """Return SGD's error minus SAM's from the cells of a row in the full profile, or None until all ``there`` are.
-
-    One number a seed: the mean over the augmentations that the budget holds. ``untuned`` is Table 9: the radius 0.05.
-    """
-    row = {(cell.data, cell.model, cell.augmentation): cell for cell in full().cells}
-    row = {place: cell for place, cell in row.items() if place[:2] == (data, model)}
-    if not row or not row.keys() <= there.keys():
-        return None
-    return np.mean([gains(there[place], 0.05 if untuned else cell.rho) for place, cell in row.items()], axis=0).tolist()
 
 
 # -- the survey -------------------------------------------------------------------------------------------------------
@@ -280,10 +236,10 @@ def survey() -> Full:
     cells = []
     for name in published.AUGMENTATIONS:
         for net, paper in zip(SMALL, families_of, strict=True):
-            lr, decay, _ = published.HYPER["cifar10", paper]
+            lr, decay = published.HYPER[paper]
             cells.append(Cell("digits", net, name, 20, lr, decay, 0.05, SMALL[net], size=8))
         if name != "Cutout":
-            lr, decay, _ = published.HYPER["fashion_mnist", published.MODELS[0]]
+            lr, decay = published.HYPER[published.MODELS[0]]
             cells.append(Cell("fashion_mnist", "WRN-10-1", name, 60, lr, decay, 0.05, _halved, size=28))
     return Full(tuple(cells), seeds=3, batch_size=25, train_size=300, test_size=2000, copies=8)
 
@@ -292,11 +248,11 @@ def _halved(seed: int) -> nn.Module:
     return nn.Sequential(nn.AvgPool2d(2), SMALL["WRN-10-1"](seed))
 
 
-def run_survey(only: str = "", seconds: float = math.inf) -> None:
-    """Run what the survey's records lack, cells whose name contains ``only``; start no cell after so many seconds."""
-    scale, began = survey(), time.monotonic()
+def run_survey() -> None:
+    """Run what the survey's records lack."""
+    scale = survey()
     for cell in scale.cells:
-        if only in cell.name and time.monotonic() - began < seconds and not _surveyed(scale, cell):
+        if not _surveyed(scale, cell):
             run_cell(_survey_context(), scale, cell)
 
 
@@ -316,11 +272,3 @@ def surveyed() -> list[Entry]:
 def _surveyed(scale: Full, cell: Cell) -> list[Entry]:
     found = Record.find("02_sam_minima", cell.name, "survey")
     return found.values["entries"] if found and _complete(found.values, scale, cell) else []
-
-
-def again(entry: Entry) -> Entry:
-    """Train one net of the survey anew, to be compared with its ``entry`` in the record."""
-    scale, nb = survey(), _survey_context()
-    where = ("data", "model", "augmentation")
-    cell = next(cell for cell in scale.cells if all(getattr(cell, key) == entry[key] for key in where))
-    return one(nb, scale, cell, _loaded(nb, scale, cell.data), entry["method"], entry["seed"])

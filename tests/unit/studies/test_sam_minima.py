@@ -2,16 +2,18 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from sharpnb import kept, lab, paths
 from sharpnb.averaging import update_bn
+from sharpnb.lab.claims import Regime
 from sharpnb.lab.records import Record
-from sharpnb.many.engine import Nets
 from sharpnb.many.net import BatchedNet
 from studies import families
 from studies import sam_minima as study
+from studies import sam_minima_claims as statements
 from studies import sam_minima_full as full_study
 from studies import sam_minima_published as published
 
@@ -29,16 +31,6 @@ def test_figure_1_left_has_the_paper_s_one_negative_dot_and_its_ranges():
     assert [round(dot, 1) for dots in groups.values() for dot in dots if dot < 0] == [-3.9]  # SVHN, Shake-Shake, AA
     assert np.round(sorted(groups["Noisy CIFAR-10"]), 1).tolist() == [25.8, 30.0, 34.0, 41.4]
     assert round(max(groups["Finetuning"]), 1) == 45.7
-
-
-def test_the_papers_scale_is_every_cell_of_tables_1_and_5_with_a_record_each():
-    cells = full_study.paper().cells
-    assert len(cells) == 30 + 8 and len({cell.name for cell in cells}) == 38
-    assert [cell.name for cell in cells if cell.flat] == ["cifar10-wrn-28-10-200-epochs-basic"]
-    assert all(("SAM, untuned" in cell.methods) == (cell.rho != 0.05) for cell in cells)
-    assert {cell.epochs for cell in cells} == {200, 1800}
-    budget = full_study.full()
-    assert {cell.name for cell in budget.cells} < {cell.name for cell in cells} and "WRN-10-2" in budget.label
 
 
 def test_a_batched_shake_draws_for_each_net_and_rests_in_evaluation():
@@ -72,35 +64,87 @@ def test_the_ascent_pass_alone_has_the_true_gradient():
     assert seen == [True, False]
 
 
-def test_sgd_is_reported_at_its_better_budget_and_sam_at_the_radius_that_validation_chose():
-    made = [("SGD, E", 0.0, 5.0, 0.0), ("SGD, 2E", 0.0, 4.0, 9.0), ("SAM", 0.1, 1.0, 8.0), ("SAM", 0.2, 3.0, 7.0)]
-    entries = [{"data": "d", "model": "a", "augmentation": "b", "method": method, "rho": rho, "seed": seed,
-                "test_error": test + seed, "validation_error": validation}
-               for method, rho, test, validation in made for seed in (1, 0)]
-    cell = study.cells(entries)["d", "a", "b"]
-    assert study.errors(cell, "SGD").tolist() == [4.0, 5.0]
-    assert study.gains(cell).tolist() == [1.0, 1.0]
-    assert study.gains(cell, 0.1).tolist() == [3.0, 3.0]
+def cell_of(*made, **own):
+    return study.cells([{"data": "d", "model": "a", "augmentation": "b", "method": method, "seed": seed, **own,
+                         "test_error": test + seed, "train_error": 0.0, "held_out": held_out, "rise": 1.0,
+                         "lambda_max": 1.0, "edge": "no"}
+                        for method, test, held_out in made for seed in (1, 0)])
+
+
+def test_sgd_is_reported_at_the_budget_that_held_out_images_chose_else_at_the_better_one():
+    (cell,) = cell_of(("SGD, E", 5.0, 3.0), ("SGD, 2E", 4.0, 9.0), ("SAM", 3.0, 1.0)).values()
+    assert study.errors(cell, "SGD").tolist() == [5.0, 6.0] and study.gains(cell).tolist() == [2.0, 2.0]
+    cell = cell.drop(columns="held_out")
+    assert study.errors(cell, "SGD").tolist() == [4.0, 5.0] and study.gains(cell).tolist() == [1.0, 1.0]
     assert study.gains(cell, against="SGD, E").tolist() == [2.0, 2.0]
-    (row,) = study.summary(entries).to_dict("records")
-    assert (row["rho"], row["SAM"], row["SGD, E"], row["reduction"]) == (0.2, 3.5, 5.5, 100 / 4.5)
+    (row,) = study.summary(cell.to_dict("records")).to_dict("records")
+    assert (row["SAM"], row["SGD, E"], row["reduction"]) == (3.5, 5.5, 100 / 4.5)
     assert row["SAM ±"] == pytest.approx(12.706 * 0.5, rel=1e-3)  # of two seeds a point apart
 
 
-@pytest.mark.parametrize("name", [study.NONE, "AA", study.SMOOTHED])
-def test_members_of_the_live_table_are_measured_each_by_itself(name):
-    live = replace(study.LIVE[study.MLP], steps=2, seeds=2)
-    seeds = range(live.seeds)
-    nets = Nets(seeds, [study.split(live, seed, name) for seed in seeds], study.mlp, batch_size=live.batch_size)
-    entries = study.finished(nets, nets.w, [(0.05, seed) for seed in seeds], True, data="digits", method="SAM")
-    assert [(entry["rho"], entry["seed"], entry["method"]) for entry in entries] == [(0.05, 0, "SAM"), (0.05, 1, "SAM")]
-    for entry, w, data in zip(entries, nets.w, nets.sets, strict=True):
-        net = study.mlp(0).double()
+SMALL = replace(study.LIVE[study.MLP], widths=(64, 5, 10), train=40, steps=6, tuning=range(100, 102), seeds=range(2))
+
+
+def trained(live, members, times):
+    images, told = [live.images(member["seed"]) for member in members], list(map(study.setting, members))
+    return lab.train_many(told, images, live.net, steps=times * live.steps, batch_size=8, dtype=torch.float64)
+
+
+def test_each_method_has_equally_many_trials_and_the_record_is_read_back(nb):
+    calls = []
+    first = study.tuned(nb, SMALL, lambda *args: calls.append(args[2]) or trained(*args))
+    assert calls == [1, 2, 1] and len(set(first["method"].value_counts())) == 1
+    chosen = {method: study.best(first, method) for method in study.METHODS}
+    assert set(first.loc[first["method"] == "SAM", "weight_decay"]) == {chosen["SGD, E"]["weight_decay"]}
+    assert study.tuned(nb, SMALL, None).equals(first)
+    with pytest.raises(TypeError):
+        study.tuned(nb, replace(SMALL, steps=7), None)  # other settings are tuned anew
+
+
+def test_what_is_best_at_an_end_of_its_grid_is_named():
+    trials = pd.DataFrame({"method": "SGD, E", "lr": [1, 1, 2, 2, 3, 3], "weight_decay": [0.1, 0.2] * 3, "rho": 0.0})
+    trials["held_out"] = (trials["lr"] - 2).abs() - trials["weight_decay"]
+    assert study.best(trials, "SGD, E")["edge"] == "weight_decay"
+    trials["held_out"] = trials["lr"]
+    assert study.best(trials, "SGD, E")["edge"] == "lr, weight_decay"
+    trials["held_out"] = (trials["lr"] - 2).abs()
+    assert study.best(trials[trials["weight_decay"] == 0.1], "SGD, E")["edge"] == "no"
+
+
+def test_radius_0_is_sgd_so_that_the_control_gains_nothing():
+    member = {"lr": 0.1, "weight_decay": 1e-3, "rho": 0.0, "seed": 3}
+    sam = study.setting(member) | {"rule": "sam", "rho": 0.0}
+    images = SMALL.images(3)
+    both = lab.train_many([study.setting(member), sam], images, SMALL.net, steps=6, batch_size=8, dtype=torch.float64)
+    assert torch.equal(both.weights[0], both.weights[1])
+
+
+def test_nets_of_the_live_table_are_measured_each_by_itself():
+    members = [{"lr": 0.1, "weight_decay": 1e-3, "rho": 0.05, "seed": seed} for seed in SMALL.seeds]
+    many = trained(SMALL, members, 1)
+    entries = study.finished(SMALL, many, True, method="SAM")
+    for entry, w, seed in zip(entries, many.weights, SMALL.seeds, strict=True):
+        net, data = SMALL.net(0).double(), SMALL.images(seed)
         torch.nn.utils.vector_to_parameters(w, net.parameters())
         wrong = 100.0 * (net(data.test_x).argmax(1) != data.test_y).double()
-        assert entry["validation_error"] == pytest.approx(wrong[:200].mean().item())
-        assert entry["test_error"] == pytest.approx(wrong[200:].mean().item()) and len(wrong) == 1200
-        assert np.isfinite(entry["rise"]) and entry["values"].shape == (25, 25)
+        assert (entry["method"], entry["seed"]) == ("SAM", seed) and len(wrong) == 1757
+        assert entry["test_error"] == pytest.approx(wrong.mean().item())
+        assert entry["loss"] == pytest.approx(torch.nn.functional.cross_entropy(net(data.train_x), data.train_y).item())
+        assert np.isfinite(entry["rise"]) and entry["values"].shape == (21, 21)
+
+
+def test_claims_are_paired_by_seed_and_carry_the_regime(nb):
+    live = cell_of(("SGD, E", 5.0, 3.0), ("SGD, 2E", 4.0, 9.0), ("SAM", 3.0, 1.0), ("SAM, untuned", 7.0, 1.0))
+    survey = cell_of(("SGD, E", 9.0, 1.0), ("SGD, 2E", 5.0, 0.5), ("SAM", 8.0, 1.0))
+    nb.profile = "quick"
+    made = {claim.id: claim for claim in statements.claims(nb, live, survey, {})}
+    samples = {name: claim.samples for name, claim in made.items()}
+    assert samples["sam-table-1"] == (2.0, 2.0) and samples["sam-table-9"] == (-2.0, -2.0)
+    assert samples["sam-doubling"] == (-0.5, -0.5) and samples["sam-fig-1-surface"] == (0.0, 0.0)
+    assert samples["sam-survey"] == (-3.0, -3.0) and samples["sam-survey-doubling"] == (-3.5, -3.5)
+    assert made["sam-table-1"].regime == Regime(0.0, 5.5, 4.5) and made["sam-survey"].below == "sam-table-1"
+    later = {("cifar10", "a", "b"): next(iter(live.values()))}
+    assert [claim.profile for claim in statements.claims(nb, live, survey, later)][:5] == ["full"] * 4 + ["quick"]
 
 
 def test_flatness_of_a_quadratic_is_its_own():
@@ -115,19 +159,18 @@ def test_flatness_of_a_quadratic_is_its_own():
 
 
 def test_the_full_profile_runs_as_a_toy_and_goes_on_where_it_was_killed(nb, monkeypatch):
-    first = full_study.run_full(nb, only="wrn")
-    assert {entry["method"] for entry in first} == {"SAM", "SGD, E", "SGD, 2E"} and len(first) == 6
+    first, cells = full_study.run_full(nb), full_study.toy().cells
+    assert {entry["method"] for entry in first} == set(study.METHODS) and len(first) == 6 * len(cells)
     assert len(first[0]["values"]) == 3
-    name = full_study.toy().cells[0].name
-    Record.find(nb.name, name, "toy").path.unlink()
-    for piece in list((paths.runs("toy") / "pieces" / nb.name / name).glob("*.json"))[4:]:
+    for cell in cells:
+        Record.find(nb.name, cell.name, "toy").path.unlink()
+    for piece in list((paths.runs("toy") / "pieces" / nb.name / cells[0].name).glob("*.json"))[4:]:
         piece.unlink()  # killed after the fourth training
     trainings, one = [], full_study.one
     monkeypatch.setattr(full_study, "one", lambda *args: trainings.append(args[-2:]) or one(*args))
     again = full_study.run_full(nb)
-    assert len(trainings) == 2 + 3 * 6 + 2  # the rest of one cell, three cells, of which one has the untuned radius too
-    for a, b in zip(again[:6], first, strict=True):
-        assert a["test_error"] == b["test_error"] and a["method"] == b["method"]
+    assert len(trainings) == 2
+    assert [(a["test_error"], a["method"]) for a in again] == [(b["test_error"], b["method"]) for b in first]
 
 
 def test_the_survey_is_table_1_small_and_part_of_table_5():
@@ -139,25 +182,21 @@ def test_the_survey_is_table_1_small_and_part_of_table_5():
     assert fashion[0].build(0).eval()(torch.rand(2, 1, 28, 28)).shape == (2, 10)
 
 
-def test_a_surveyed_net_trained_again_is_the_one_of_the_record(nb, monkeypatch):
+def test_half_a_cell_of_the_survey_is_not_shown_and_is_run_again(nb, monkeypatch):
     scale = full_study.survey()
-    cells = tuple(replace(cell, epochs=1) for cell in scale.cells if cell.data == "digits")[:2]
+    cells = tuple(replace(cell, epochs=1) for cell in scale.cells if cell.data == "digits")[:1]
     monkeypatch.setattr(full_study, "survey", lambda: replace(scale, cells=cells, seeds=2, train_size=50, test_size=99))
-    full_study.run_survey("wrn")
+    full_study.run_survey()
     entries = full_study.surveyed()
-    assert len(entries) == 6 and full_study.run_survey("wrn") is None  # nothing is left to train
-    again = full_study.again(entries[-1])
-    assert again.pop("cpu_seconds") > 0 and all(entries[-1][key] == value for key, value in again.items())
+    assert len(entries) == 6 and full_study.run_survey() is None  # nothing is left to train
     path = Record.find(nb.name, cells[0].name, "survey").path
     content = kept.read(path)
     content["values"]["entries"].pop()
     kept.write(path, content)
-    assert full_study.surveyed() == []  # half a cell is not shown
-    path.unlink()
-    full_study.run_survey(seconds=0)
     assert full_study.surveyed() == []
+    path.unlink()
     full_study.run_survey()
-    assert len(full_study.surveyed()) == 12 and full_study.surveyed()[5]["test_error"] == entries[-1]["test_error"]
+    assert [entry["test_error"] for entry in full_study.surveyed()] == [entry["test_error"] for entry in entries]
     assert json.loads(path.read_text())["provenance"]["parameters"]["profile"] == "survey"
 
 
@@ -174,8 +213,6 @@ def test_a_full_record_of_other_settings_is_no_answer(tmp_path, monkeypatch):
     nb = lab.start("02_sam_minima", profile="quick", device="cpu")
     where, there = (cell.data, cell.model, cell.augmentation), full_study.full_cells(nb)
     assert committed and len(there[where]) == len(committed.values["entries"])
-    assert len(full_study.full_gains(there, cell.data, cell.model)) == full_study.full().seeds
-    assert full_study.full_gains({where: there[where]}, cell.data, cell.model) is None  # a cell of the row is missing
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
     for values in ({**committed.values, "settings": "others"}, {**committed.values, "entries": []}):
         Record("02_sam_minima", cell.name, "full", values, 5e-2, 0.5, committed.provenance).save()

@@ -1,13 +1,16 @@
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 from cells import executed
 
-from sharpnb import paths, rules
-from sharpnb.lab import Record, pieces
+from sharpnb import lab, paths, rules
+from sharpnb.lab import Record, models, pieces
+from sharpnb.lab.claims import Regime
 from studies import sam as study
+from studies import sam_claims as statements
 
 CURVATURE = torch.tensor([[1.0, 9.0]], dtype=torch.float64)
 
@@ -64,27 +67,71 @@ def test_bound_against_the_formula_written_out():
 def test_best_radius_is_that_of_the_least_mean():
     table = pd.DataFrame([{"kind": "a", "rho": rho, "seed": seed, "test_error": error}
                           for rho, errors in {0.1: (5.0, 7.0), 0.2: (6.5, 5.0)}.items() for seed, error in enumerate(errors)])
-    assert study.best_radius(table, "a") == 0.2
+    assert study.best_radius(table, "a") == 0.2 and study.best_radius(table, "b", 0.3) == 0.3
     assert study.by_seed(table, "test_error", kind="a", rho=0.1).tolist() == [5.0, 7.0]
+
+
+def test_random_and_second_order_and_five_steps_are_their_own_rules():
+    w, options = torch.tensor([[4.0, 1 / 3]], dtype=torch.float64), {"rho": 0.5, "lr": 0.1}
+    ends = {kind: study.rule_of(kind)(w, quadratic, **options)[0] for kind in study.LIVE}
+    assert torch.equal(ends["2-norm"], rules.sam(w, quadratic, **options)[0])
+    assert torch.equal(ends["five steps"], rules.sam(w, quadratic, inner_steps=5, **options)[0])
+    assert torch.equal(ends["max-norm"], rules.sam(w, quadratic, p=math.inf, **options)[0])
+    assert len({tuple(end.flatten().tolist()) for end in ends.values()}) == len(study.LIVE)
+    still = {kind: study.rule_of(kind)(w, quadratic, rho=0.0, lr=0.1)[0] for kind in study.LIVE}
+    assert all(torch.allclose(end, w - 0.1 * quadratic(w)) for end in still.values())  # the control: all are SGD
+
+
+def test_rises_are_those_of_a_perturbation_by_hand(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    s = replace(study.QUICK, train_size=20, batch_size=20, model=lambda seed: models.mlp((64, 4, 10), seed=seed))
+    nets = study.nets(s, lab.start("01_sam", device="cpu"), [5, 6])
+    found, (x, y) = study.rises(nets, 0.7), nets.sets[1].train
+    model = s.model(6).double()
+    params = list(model.parameters())
+    wrong = lambda: 100.0 * (model(x).argmax(1) != y).double().mean().item()
+    before, grads = wrong(), torch.autograd.grad(torch.nn.functional.cross_entropy(model(x), y), params)
+    norm = torch.cat([g.flatten() for g in grads]).norm()
+    with torch.no_grad():
+        for p, g in zip(params, grads, strict=True):
+            p.add_(0.7 * g / norm)
+    assert found["rise 1"][1].item() == pytest.approx(wrong() - before) and len(found) == len(study.INNER)
+
+
+def test_judging_seeds_are_no_seeds_of_the_radii():
+    assert not set(study.judging(study.QUICK)) & {*study.TUNING, *range(100)} and len(study.judging(study.QUICK)) == 20
+    assert not set(study.judging(study.FULL)) & set(range(study.FULL.seeds))
+    assert {len(radii) for radii in study.QUICK.rhos.values()} == {6} and set(study.QUICK.rhos) == set(study.LIVE)
+
+
+def test_claims_are_paired_by_seed_and_above_0_where_the_paper_is_right():
+    error = {"none": 6.0, "2-norm": 5.0, "second-order": 5.5, "five steps": 4.0, "max-norm": 7.0, "random": 8.0}
+    runs = pd.DataFrame([{"kind": kind, "seed": seed, "step": step, "train_error": 0.5, "test_error": value + seed,
+                          "cosine": 1 - step / 1000, "rise 1": 1.0, "rise 5": 3.0}
+                         for kind, value in error.items() for step in (0, 150, 300) for seed in (0, 1)])
+    made = {claim.id: claim for claim in statements.claims(lab.start("01_sam", device="cpu"), study.QUICK, runs, None)}
+    assert {name: pytest.approx(claim.samples[0]) for name, claim in made.items()} == {
+        "sam-fig-4": 0.5, "sam-fig-5": 0.15, "sam-fig-6": 3.0, "sam-fig-6-max-norm": 2.0, "sam-fig-6-none": 1.0,
+        "sam-fig-7": 2.0, "sam-table-11": -0.5}
+    assert made["sam-fig-6"].regime == Regime(0.5, 6.5) and made["sam-fig-6-none"].below == "sam-fig-6"
 
 
 def test_the_experiments_run_at_the_size_of_a_test_and_go_on_after_a_kill(tmp_path, monkeypatch):
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    run = lambda: executed("01_sam", "settings", "orders", "kinds", "inner", profile="toy", device="cpu")
-    space, steps, seeds = run(), [0, 2, 4], range(study.TOY.seeds)
-    orders, kinds, inner = (space[name] for name in ("orders", "kinds", "inner"))
-    assert [tuple(row) for row in orders[["order", "step", "seed"]].to_numpy()] == [
-        (order, step, seed) for order in ("first", "second") for step in steps for seed in seeds]
-    assert orders["cosine"].between(-1, 1 + 1e-6).all()
+    run = lambda: executed("01_sam", "settings", "kinds", "runs", profile="toy", device="cpu")
+    space, steps = run(), [0, 2, 4]
+    kinds, runs = space["kinds"], space["runs"]
     assert set(zip(kinds["kind"], kinds["rho"], strict=True)) == {
         ("none", 0.0)} | {(kind, rho) for kind in study.KINDS for rho in (0.01, 0.1)}
-    assert set(inner["inner"]) == set(study.INNER) and len(inner) == 4 * len(steps) * len(seeds)
+    assert [tuple(row) for row in runs[["kind", "step", "seed"]].to_numpy()] == [
+        (kind, step, seed) for kind in ("none", *study.LIVE) for step in steps for seed in (1000, 1001)]
+    assert runs["cosine"].dropna().between(-1, 1 + 1e-6).all() and runs["rise 5"].notna().sum() == 6
     records = list(paths.records("01_sam", "toy").glob("*.json"))
-    assert len(records) == 3 and all(Record.load(file).provenance["pieces"] for file in records)
+    assert len(records) == 2 and all(Record.load(file).provenance["pieces"] for file in records)
     monkeypatch.setattr(pieces.Work, "_keep", None)  # nothing is trained again
     for _ in range(2):
         again = run()
-        assert all(again[name].equals(space[name]) for name in ("orders", "kinds", "inner"))
+        assert all(again[name].equals(space[name]) for name in ("kinds", "runs"))
         for file in records:
             file.unlink(missing_ok=True)
