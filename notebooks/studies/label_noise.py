@@ -122,6 +122,10 @@ MID = Mid(label="ResNet-8 of width 8, 1,000 images of Fashion-MNIST at 14x14, 64
           tests=5000, steps=640, seeds=10, tuning=(100, 101, 102, 103), judging=tuple(range(10, 20)), noise=0.4,
           weight_decay=8e-3, rhos=(0.05, 0.1, 0.2, 0.4), decays=(0.008, 0.016, 0.032, 0.064),
           gammas=(0.5, 0.8, 0.9, 0.95), alphas=(0.03, 0.1, 0.3, 1.0), chunk=5, chosen_by=_CHOSEN)
+MIDS = {"mid": MID, "toy": replace(
+    MID, data="digits", train_size=96, validation=32, tests=64, steps=4, seeds=3, tuning=(100,), judging=(10, 11, 12),
+    model=lambda seed: models.mlp((16, 8, 10), norm=True, seed=seed), rhos=(0.05, 0.1), mixes=(1.0, 8.0),
+    decays=(0.01, 0.1), trials=3, chunk=2, batch_size=32)}
 TOY = Settings(label="MLP with BatchNorm, digits", data="digits", train_size=96, validation=32, steps=4, seeds=2,
                model=lambda seed: models.mlp((64, 8, 10), norm=True, seed=seed), rhos=(0.0, 0.05), gammas=(0.8,),
                alphas=(0.1,), batch_size=32, lr=0.02, augment=shift_and_flip(1, flip=False), chunk=8)
@@ -189,6 +193,11 @@ def finished(s: Settings, nb: Notebook, members: Sequence[Member], w: Tensor, be
         for member, seen, loss, (test, validation, train) in zip(members, best, losses, columns, strict=True)]}
 
 
+def every(s: Settings, members: Sequence[Member]) -> int:
+    """Return the steps between two evaluations of a training; on seeds that tune there is one, at the end."""
+    return max(1, s.steps // (1 if isinstance(s, Mid) and members[0]["seed"] in s.tuning else s.evaluations))
+
+
 def tuned(values: Sequence[float], error: Callable[[float], float], most: int) -> tuple[float, dict[float, float]]:
     """Return the value of least error, and each error; values go on beyond an end (a factor each) that is the best."""
     found = {value: error(value) for value in values}
@@ -223,13 +232,18 @@ def accuracy(table: pd.DataFrame, method: str, noise: float, column: str = "test
     return 100.0 - own.sort_values("seed")[column].to_numpy()
 
 
+def noises(table: pd.DataFrame) -> list[float]:
+    """Return the shares of wrong labels in a table, but for labels that say nothing."""
+    return sorted({*table["noise"]} - {RANDOM})
+
+
 def accuracies(table: pd.DataFrame, without: Sequence[str] = ()) -> pd.DataFrame:
     """Return the mean accuracy of each method at the end of training and at its best evaluation, a column a noise."""
     there = {"SGD", *table["method"]} - {*without}
-    rows = {(method, when): [accuracy(table, method, noise, column).mean() for noise in NOISES]
+    rows = {(method, when): [accuracy(table, method, noise, column).mean() for noise in noises(table)]
             for method in LOOKS if method in there
             for when, column in (("end", "test_error"), ("best epoch", "best_epoch"))}
-    return pd.DataFrame(rows, index=[f"{noise:.0%}" for noise in NOISES]).T.round(1)
+    return pd.DataFrame(rows, index=[f"{noise:.0%}" for noise in noises(table)]).T.round(1)
 
 
 LOOKS = {
@@ -249,13 +263,13 @@ def draw_accuracies(ax: Any, table: pd.DataFrame, column: str) -> list[tuple[str
     for number, (method, (colour, style)) in enumerate(LOOKS.items()):
         if method not in {"SGD", *table["method"]}:
             continue
-        values = np.array([accuracy(table, method, noise, column) for noise in NOISES])
+        values = np.array([accuracy(table, method, noise, column) for noise in noises(table)])
         half = t95(values.shape[1]) * values.std(1, ddof=1) / np.sqrt(values.shape[1])
-        x = 100 * np.array(NOISES) + 0.7 * (number - 3.5)
+        x = 100 * np.array(noises(table)) + 0.7 * (number - 3.5)
         ax.errorbar(x, values.mean(1), half if values.shape[1] > 2 else None, fmt=style, color=colour, ms=5, lw=1.2,
                     elinewidth=0.8, label=method)
-        drawn += [(method, *row) for row in zip(NOISES, values.mean(1), half, strict=True)]
-    ax.set(xlabel="wrong training labels (%)", xticks=[20, 40, 60, 80])
+        drawn += [(method, *row) for row in zip(noises(table), values.mean(1), half, strict=True)]
+    ax.set(xlabel="wrong training labels (%)", xticks=[100 * noise for noise in noises(table)])
     return drawn
 
 
