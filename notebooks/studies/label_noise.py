@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -15,30 +15,22 @@ from torch import Tensor
 
 from sharpnb.lab import models
 from sharpnb.lab.augment import Augment, shift_and_flip
-from sharpnb.lab.claims import t95
 from sharpnb.lab.data import Data, load_data, with_label_noise
-from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.notebook import Notebook
 from sharpnb.many.engine import Nets
-from studies.common import Training, spread
+from studies.common import Training
 
 NOISES = (0.2, 0.4, 0.6, 0.8)
 RANDOM = 0.9  # of ten classes: every label is then as likely as every other
 Member = dict[str, Any]  # a training: method, value of its hyperparameter, noise, seed; later its errors too
 
-# Accuracies of the paper's Table 4 in percent, by method and NOISES; the rows above the line are quoted from the
-# literature there, and here.
-LITERATURE = {
-    "Sanchez et al. 2019": (94.0, 92.8, 90.3, 74.1), "Zhang & Sabuncu 2018": (89.7, 87.6, 82.7, 67.9),
-    "Lee et al. 2019": (87.1, 81.8, 75.4, None), "Chen et al. 2019": (89.7, None, None, 52.3),
-    "Huang et al. 2019": (92.6, 90.3, 43.4, None), "MentorNet 2017": (92.0, 91.2, 74.2, 60.0),
-    "Mixup 2017": (94.0, 91.5, 86.8, 76.9), "MentorMix 2019": (95.6, 94.2, 91.3, 81.0),
-}
+# Accuracies of the paper's Table 4 in percent, by method and NOISES.
 PAPER = {
     "SGD": (84.8, 68.8, 48.2, 26.2), "Mixup": (93.0, 90.0, 83.8, 70.2), "Bootstrap + Mixup": (93.3, 92.0, 87.6, 72.0),
     "SAM": (95.1, 93.4, 90.5, 77.9), "Bootstrap + SAM": (95.4, 94.2, 91.8, 79.9),
 }
 METHODS = (*PAPER, "ESAM", "GSAM", "WSAM")
+CONTROLS = ("SGD 2E", "SGD, decay tuned")  # of the mid profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +71,8 @@ FULL = Settings(label="ResNet-8, 5,000 images of CIFAR-10, 24 epochs", data="cif
                 model=lambda seed: models.resnet(8, seed=seed), steps=24 * 39, seeds=2, rhos=(0.0, 0.05, 0.1, 0.2),
                 gammas=(0.9,), alphas=(0.1,), mixes=(1.0, 8.0), batch_size=128, weight_decay=5e-4,
                 augment=shift_and_flip(4, flip=True), bf16=True, evaluations=3)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mid(Settings):
     """One noise rate of the mid profile: hyperparameters are tuned on seeds and held-out images of their own.
@@ -158,15 +152,8 @@ def parts(name: str, size: int, validation: int, seed: int, dtype: torch.dtype, 
 def _parts(s: Settings, member: Member) -> tuple[Data, Data]:
     assert s.train_size is not None
     size = s.train_size // (3 if member["noise"] == RANDOM else 1)  # memorising takes long; a third of the images does
-    tests = s.tests if isinstance(s, Mid) else 0
-    found = parts(s.data, size, s.validation, member["seed"], s.dtype, member["noise"], tests)
-    return (found[1], found[1]) if isinstance(s, Mid) and member["seed"] in s.tuning else found
-
-
-def grid(s: Settings, method: str, values: Sequence[float], noises: Sequence[float] = NOISES) -> list[Member]:
-    """Return one training for each hyperparameter, noise and seed of a method."""
-    return [{"method": method, "value": value, "noise": noise, "seed": seed}
-            for value in values for noise in noises for seed in range(s.seeds)]
+    found = parts(s.data, size, s.validation, member["seed"], s.dtype, member["noise"], getattr(s, "tests", 0))
+    return (found[1], found[1]) if member["seed"] in getattr(s, "tuning", ()) else found
 
 
 def sets(s: Settings, members: Sequence[Member], labels: Tensor | None = None) -> list[Data]:
@@ -193,30 +180,6 @@ def finished(s: Settings, nb: Notebook, members: Sequence[Member], w: Tensor, be
         for member, seen, loss, (test, validation, train) in zip(members, best, losses, columns, strict=True)]}
 
 
-def every(s: Settings, members: Sequence[Member]) -> int:
-    """Return the steps between two evaluations of a training; on seeds that tune there is one, at the end."""
-    return max(1, s.steps // (1 if isinstance(s, Mid) and members[0]["seed"] in s.tuning else s.evaluations))
-
-
-def tuned(values: Sequence[float], error: Callable[[float], float], most: int) -> tuple[float, dict[float, float]]:
-    """Return the value of least error, and each error; values go on beyond an end (a factor each) that is the best."""
-    found = {value: error(value) for value in values}
-    while True:
-        order, best = sorted(found), min(found, key=lambda value: found[value])
-        beside = {order[0]: order[1], order[-1]: order[-2]}.get(best)
-        if beside is None or len(found) >= most:
-            return best, found
-        new = float(f"{best * best / beside:.4g}")
-        found[new] = error(new)
-
-
-def rule(method: str, value: float) -> dict[str, Any]:
-    """Return what :func:`sharpnb.lab.train_many` is told of a method of the mid profile at its value."""
-    if method.startswith("SGD") or not value:
-        return {"rule": "sgd"} | ({"weight_decay": value} if value else {})
-    return {"rule": "sam", "rho": value}
-
-
 def picked(table: pd.DataFrame, method: str, noise: float) -> float:
     """Return the hyperparameter of least mean error on the clean validation images; ρ = 0 is SGD and none of SAM's."""
     own = table[(table["method"] == method) & (table["noise"] == noise)]
@@ -230,59 +193,3 @@ def accuracy(table: pd.DataFrame, method: str, noise: float, column: str = "test
     name, value = ("SAM", 0.0) if method == "SGD" else (method, picked(table, method, noise))
     own = table[(table["method"] == name) & (table["noise"] == noise) & (table["value"] == value)]
     return 100.0 - own.sort_values("seed")[column].to_numpy()
-
-
-def noises(table: pd.DataFrame) -> list[float]:
-    """Return the shares of wrong labels in a table, but for labels that say nothing."""
-    return sorted({*table["noise"]} - {RANDOM})
-
-
-def accuracies(table: pd.DataFrame, without: Sequence[str] = ()) -> pd.DataFrame:
-    """Return the mean accuracy of each method at the end of training and at its best evaluation, a column a noise."""
-    there = {"SGD", *table["method"]} - {*without}
-    rows = {(method, when): [accuracy(table, method, noise, column).mean() for noise in noises(table)]
-            for method in LOOKS if method in there
-            for when, column in (("end", "test_error"), ("best epoch", "best_epoch"))}
-    return pd.DataFrame(rows, index=[f"{noise:.0%}" for noise in noises(table)]).T.round(1)
-
-
-LOOKS = {
-    "SGD": (COLOURS["sgd"], "o-"), "Mixup": (COLOURS["adamw"], "D--"), "Bootstrap + Mixup": (COLOURS["adamw"], "d:"),
-    "SAM": (COLOURS["sam"], "s-"), "Bootstrap + SAM": (COLOURS["sam"], "P:"), "ESAM": (COLOURS["extra"], "<-."),
-    "GSAM": (COLOURS["adam"], "v-."), "WSAM": (COLOURS["wsam"], "^-."),
-    "SGD 2E": (COLOURS["sgd"], "o:"), "SGD, decay tuned": (COLOURS["sgd"], "x--"),
-}
-
-
-def draw_accuracies(ax: Any, table: pd.DataFrame, column: str) -> list[tuple[str, float, float, float]]:
-    """Draw each method's accuracy over the noise rate; return method, noise, mean and half of the 95 % interval.
-
-    A method without rows is left out. Two seeds have no interval that fits the picture; they are drawn without.
-    """
-    drawn = []
-    for number, (method, (colour, style)) in enumerate(LOOKS.items()):
-        if method not in {"SGD", *table["method"]}:
-            continue
-        values = np.array([accuracy(table, method, noise, column) for noise in noises(table)])
-        half = t95(values.shape[1]) * values.std(1, ddof=1) / np.sqrt(values.shape[1])
-        x = 100 * np.array(noises(table)) + 0.7 * (number - 3.5)
-        ax.errorbar(x, values.mean(1), half if values.shape[1] > 2 else None, fmt=style, color=colour, ms=5, lw=1.2,
-                    elinewidth=0.8, label=method)
-        drawn += [(method, *row) for row in zip(noises(table), values.mean(1), half, strict=True)]
-    ax.set(xlabel="wrong training labels (%)", xticks=[100 * noise for noise in noises(table)])
-    return drawn
-
-
-def draw_radii(ax: Any, table: pd.DataFrame, method: str, s: Settings) -> None:
-    """Draw a method's test error over the radius, a line a noise rate; from three seeds on with 95 % intervals."""
-    import matplotlib.pyplot as plt
-
-    shades = plt.get_cmap("cividis")(np.linspace(0, 0.85, len(NOISES)))
-    for noise, colour, marker in zip(NOISES, shades, "osv^", strict=True):
-        own = table[(table["method"] == method) & (table["noise"] == noise)]
-        part = spread(own.groupby("value")["test_error"])
-        half = part["half"] if s.seeds > 2 else None
-        ax.errorbar(range(len(s.rhos)), part["mean"], half, fmt=marker + "-", color=colour, capsize=3,
-                    label=f"{noise:.0%} wrong")
-    ax.set_xticks(range(len(s.rhos)), [f"{rho:g}" for rho in s.rhos])
-    ax.set(xlabel="radius $\\rho$ (0: SGD)", title=method, ylim=(0, 100))
