@@ -80,8 +80,7 @@ class Mid(Settings):
     A seed draws images, wrong labels, weights and batches; images are averaged over squares of 2 by 2.
 
     Attributes:
-        noise: share of wrong labels.
-        tests: test images of a seed.
+        noise, tests: share of wrong labels; test images of a seed.
         tuning, judging: seeds; on those that tune, no test image is looked at.
         decays: weight decays of SGD, one more hyperparameter to be tuned at each noise.
         trials: at most, of each method: a range is extended until the best is inside.
@@ -139,10 +138,7 @@ def drawn(name: str, size: int, tests: int, seed: int) -> Data:
 @cache
 def parts(name: str, size: int, validation: int, seed: int, dtype: torch.dtype, noise: float,
           tests: int = 0) -> tuple[Data, Data]:
-    """Return the data with a share of wrong training labels; and the same, its test set the clean validation images.
-
-    With ``tests`` they are :func:`drawn`, else as :func:`sharpnb.lab.load_data` has them.
-    """
+    """Return the data with wrong training labels, and with the clean validation images for a test set; see `drawn`."""
     whole = (drawn(name, size + validation, tests, seed) if tests else
              load_data(name, train_size=size + validation, seed=seed, dtype=dtype))
     data = with_label_noise(replace(whole, train_x=whole.train_x[:size], train_y=whole.train_y[:size]), noise, seed)

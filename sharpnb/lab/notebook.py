@@ -138,7 +138,7 @@ class Notebook:
         if found is None:
             return ""
         pieces, versions = found.provenance["pieces"], found.provenance["versions"]
-        seconds, peak = sum(p["seconds"] for p in pieces), max(p["peak_bytes"] for p in pieces)
+        seconds, peak = sum(p["seconds"] for p in pieces), max([0, *(p["peak_bytes"] for p in pieces)])
         return (f"{self.name}/{profile}/{name}: {len(pieces)} pieces on {', '.join({p['device'] for p in pieces})}, "
                 f"{seconds:.0f} s together, at most {peak / 1e9:.1f} GB; PyTorch {versions['torch']}, "
                 f"commit {found.provenance['commit']}")
