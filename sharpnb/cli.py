@@ -80,18 +80,18 @@ def _name_passed_over() -> None:
 def run(
     names: _Names = None,
     profile: Annotated[str, Option(
-        help="quick: on a CPU, seconds each. full: CIFAR-10 on a GPU, half an hour in all.")] = "quick",
+        help="quick: on a CPU, seconds each. mid (05): hours of a CPU. full: half an hour of a GPU.")] = "quick",
     jobs: Annotated[int | None, Option(
-        min=1, help="Notebooks at once. Default: 2 in the quick profile, 1 in the full.")] = None,
+        min=1, help="Notebooks at once. Default: 2 in the quick profile, else 1.")] = None,
     parameter: Annotated[list[str] | None, Option(
         "-p", "--parameter", metavar="NAME VALUE",
         help="A parameter in the place of the notebook's default, as in -p seed 3. Several times as needed.")] = None,
     force: Annotated[bool, Option(
-        "--force", help="Execute also what is up to date; make finished records of the full profile again.")] = False,
+        "--force", help="Execute also what is up to date; make finished records of a long profile again.")] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would be executed and why, and stop.")] = False,
     timeout: Annotated[float | None, Option(
         min=0,
-        help="Seconds for one notebook, 0 for no limit. Default: 600 in the quick profile, none in the full.")] = None,
+        help="Seconds for one notebook, 0 for no limit. Default: 600 in the quick profile, else none.")] = None,
     update: Annotated[bool, Option(
         "--update", help="For maintainers: store the new outputs in notebooks/, as they are committed.")] = False,
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 # Python held to ASCII, where it then starts: from a path with an accent PyTorch does not, nor does an editable install.
 ASCII = {"LC_ALL": "C", **({"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"} if sys.prefix.isascii() else {})}
 KERNEL = {"kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}}
-PARAMETERS = """profile: str = "quick"  # quick | full
+PARAMETERS = """profile: str = "quick"  # quick | mid | full
 device: str = "auto"  # auto | cpu | cuda
 seed: int = 0
 rho: float = 0.05"""

@@ -20,8 +20,8 @@ from sharpnb.lab.pieces import Work, described
 from sharpnb.lab.records import Record, forced, provenance
 from sharpnb.lab.withdrawn import Withdrawal
 
-# "toy" is the full profile's code at the size of a test; its results are kept apart and never committed.
-PROFILES = ("quick", "full", "toy")
+# "toy" is the code of the long profiles at the size of a test; its results are kept apart and never committed.
+PROFILES = ("quick", "mid", "full", "toy")
 
 
 class Notebook:
@@ -42,7 +42,7 @@ class Notebook:
 
     @property
     def full(self) -> bool:
-        """Whether the code of the full profile is asked for (at its own size, or as a toy)."""
+        """Whether a long profile is asked for: mid, full, or their code as a toy."""
         return self.profile != "quick"
 
     @cached_property
@@ -79,7 +79,7 @@ class Notebook:
     ) -> Path:
         """Save ``values`` as ``data/records/<notebook>/<profile>/<name>.json`` with their provenance.
 
-        ``work`` is what made them: its settings and pieces belong to the provenance of the full profile.
+        ``work`` is what made them: its settings and pieces belong to the provenance of the long profiles.
         """
         origin = provenance(self.name, self.parameters, self.device, self._data, self._started)
         if work and work.settings is not None:
@@ -110,7 +110,7 @@ class Notebook:
     def begun(self, name: str, *, of: Any, kept: bool = False) -> Work:
         """Begin the work on a record, with the settings ``of``; a cell that trains in view goes on with it.
 
-        In the full profile it has the ``values`` of a finished record of the same parameters and settings, so that a
+        In a long profile it has the ``values`` of a finished record of the same parameters and settings, so that a
         machine without a GPU draws from it. One that is withdrawn, wholly or in part, is made again, and under
         ``sharpnb run --force`` any.
         """
@@ -119,39 +119,34 @@ class Notebook:
         found = Record.find(self.name, name, self.profile) if wanted else None
         same = found and (kept or found.provenance.get("parameters") == self.parameters)
         if found and same and _made_with(found, work.settings):
-            self.say(f"Read back and not made: {self.origin(name)}")
+            self.say(f"Read back and not made: {self.origin_of_full(name, self.profile)}")
             work.values = found.values
         return work
 
-    def full_record(self, name: str, of: Any = None) -> dict[str, Any] | None:
-        """Return the values of a committed record of the full profile, or None where it has not been run.
+    def full_record(self, name: str, of: Any = None, profile: str = "full") -> dict[str, Any] | None:
+        """Return the values of a committed record of a profile, or None where it has not been run.
 
         With ``of`` the record must have been made with these settings: a claim's protocol names those of today. What
         is withdrawn of it is said; a record that is withdrawn as a whole is not returned.
         """
-        for entry in self.withdrawn_of_full(name):
+        for entry in self.withdrawn_of_full(name, profile):
             self.say(f"{entry}")
             if entry.whole:
                 return None
-        found = Record.find(self.name, name, "full")
+        found = Record.find(self.name, name, profile)
         return found.values if found and (of is None or _made_with(found, described(of))) else None
 
-    def withdrawn_of_full(self, name: str) -> list[Withdrawal]:
-        """Return what holds of a record of the full profile in ``data/withdrawn.toml``."""
-        return withdrawn.of(self.name, "full", name)
+    def withdrawn_of_full(self, name: str, profile: str = "full") -> list[Withdrawal]:
+        """Return what holds of a record of a profile in ``data/withdrawn.toml``."""
+        return withdrawn.of(self.name, profile, name)
 
-    def origin_of_full(self, name: str) -> str:
-        """Say where a committed record of the full profile was made, in how many pieces, how long and with what."""
-        return self.origin(name, "full")
-
-    def origin(self, name: str, profile: str = "") -> str:
-        """Say where a committed record, by default of this profile, was made, in how many pieces and how long."""
-        profile = profile or self.profile
+    def origin_of_full(self, name: str, profile: str = "full") -> str:
+        """Say where a committed record of a long profile was made, in how many pieces, how long and with what."""
         found = Record.find(self.name, name, profile)
         if found is None:
             return ""
         pieces, versions = found.provenance["pieces"], found.provenance["versions"]
-        seconds, peak = sum(p["seconds"] for p in pieces), max((p["peak_bytes"] for p in pieces), default=0)
+        seconds, peak = sum(p["seconds"] for p in pieces), max([0, *(p["peak_bytes"] for p in pieces)])
         return (f"{self.name}/{profile}/{name}: {len(pieces)} pieces on {', '.join({p['device'] for p in pieces})}, "
                 f"{seconds:.0f} s together, at most {peak / 1e9:.1f} GB; PyTorch {versions['torch']}, "
                 f"commit {found.provenance['commit']}")
@@ -168,10 +163,10 @@ class Notebook:
                    f"[vector](<{stem}.svg>) · [numbers](<{stem}.csv>)")
 
     def claims(self, claims: Sequence[Claim], *, rtol: float = 2e-2, atol: float = 1e-6) -> None:
-        """Save the claims and show them with their verdicts; in the full and mid profiles only show them.
+        """Save the claims and show them with their verdicts; in a long profile only show them.
 
         The quick notebook publishes the claims of every profile, those of the others from their committed records: a
-        run of the full profile may have read those back on another machine. A verdict depends on all primary claims of
+        run of a long profile may have read those back on another machine. A verdict depends on all primary claims of
         its paper; those of other notebooks are read from their records. What agrees with the committed claims within
         the tolerances is shown, and judged, with the committed numbers. What rests on a withdrawn record is not judged.
 

@@ -24,7 +24,7 @@ from sharpnb import datafiles, paths, sources
 from sharpnb.runner import stored
 from sharpnb.runner.catalogue import Notebook, RunnerError, find_all, nearest, select
 
-PROFILES = ("quick", "full")
+PROFILES = ("quick", "mid", "full")
 FORCE = "--force"  # the reason to execute what is up to date
 
 
@@ -35,7 +35,7 @@ class Step:
     Attributes:
         notebook, profile: what would be executed.
         injected: the parameters that differ from the notebook's own defaults, which papermill is given.
-        device: what the parameter of this name comes to: the CPU for ``auto`` in the quick profile.
+        device: what the parameter of this name comes to: the CPU for ``auto`` but in the full profile.
         update: whether the outputs go back into the committed notebook.
         key: the stamp of today.
         why: the reasons to execute it; empty when the last run's result still holds.
@@ -89,7 +89,7 @@ def plan(
 
     Args:
         names: numbers, names or paths of notebooks; all without.
-        profile: ``quick`` or ``full``.
+        profile: one of :data:`PROFILES`.
         given: parameters in the place of the defaults, for every named notebook.
         force: execute also what is up to date.
         update: for maintainers, see :func:`sharpnb.runner.run`.
@@ -115,7 +115,7 @@ def step(notebook: Notebook, given: Mapping[str, Any], profile: str, force: bool
     values = notebook.values(given, profile)
     injected = {name: value for name, value in values.items() if repr(value) != repr(notebook.parameters[name].default)}
     device = str(values.get("device", "auto"))
-    device = "cpu" if device == "auto" and profile == "quick" else device
+    device = "cpu" if device == "auto" and profile != "full" else device
     item = Step(notebook, profile, injected, device, update, stamp(notebook, values, device), {})
     left = _read(item.sidecar)
     if {"key", "wrote", "finished", "seconds"} <= left.keys():
@@ -173,10 +173,10 @@ def stamp(notebook: Notebook, values: Mapping[str, Any], device: str) -> dict[st
 def written(notebook: str, profile: str) -> dict[str, str]:
     """Return what a run has written, its records and figures, with their digests.
 
-    The figures of the full profile lie in a folder ``full`` beside those of the quick one.
+    The figures of a long profile lie in a folder of its name below those of the quick one.
     """
-    figures, full = paths.figures(notebook), paths.figures(notebook) / "full"
-    drawn = [file for file in _files(figures) if file.is_relative_to(full) == (profile == "full")]
+    figures = paths.figures(notebook) / ("" if profile == "quick" else profile)
+    drawn = [file for file in _files(figures) if file.parent == figures]
     return {_name(file): sources.digest(file) for file in (*_files(paths.records(notebook, profile)), *drawn)}
 
 

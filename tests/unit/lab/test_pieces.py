@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -169,48 +168,6 @@ def test_an_error_of_another_kind_is_left_as_it_is(nb):
 
 TINY = replace(study.TOY, train_size=40, batch_size=20, hessian_images=40,
                model=lambda seed: models.mlp((64, 4, 10), seed=seed))
-
-
-def until_killed() -> None:
-    """Go through the study and die within its third training."""
-    train, trainings = study.train, []
-
-    def fatal(*args, augment, **options):
-        trainings.append(1)
-        seen = []
-
-        def deadly(x, generator):
-            seen.append(1)
-            if len(trainings) == 3 and len(seen) == 5:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return augment(x, generator)
-
-        return train(*args, augment=deadly, **options)
-
-    study.train = fatal
-    study.rows_of(TINY, lab.start("03_hessian_spectra", profile="toy", device="cpu"), "clean")
-
-
-def test_a_kill_in_the_middle_of_a_piece_loses_that_piece_alone(nb, tmp_path, monkeypatch):
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path / "whole"))
-    expected, kept = study.rows_of(TINY, nb, "clean")
-
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path / "killed"))
-    child = FORK.Process(target=until_killed)
-    child.start()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
-    assert len(list(nb_files("*.json"))) == 2 and Record.find(nb.name, "clean", "toy") is None
-    train, calls = study.train, []
-    monkeypatch.setattr(study, "train", lambda *a, **k: calls.append(1) or train(*a, **k))
-    rows, again = study.rows_of(TINY, nb, "clean")
-    assert rows == expected and len(calls) == 2
-    assert all(torch.equal(again[key], w) for key, w in kept.items())
-    record = Record.find(nb.name, "clean", "toy")
-    assert record is not None and record.values["rows"] == expected
-    assert [piece["label"] for piece in record.provenance["pieces"]] == ["sgd", "sam", "sgd", "sam"]
-    assert all(piece["peak_bytes"] > 0 and piece["seconds"] > 0 for piece in record.provenance["pieces"])
 
 
 def test_a_record_of_other_settings_is_not_read(nb, monkeypatch):

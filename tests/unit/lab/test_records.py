@@ -211,7 +211,7 @@ def test_a_check_passes_below_its_bound_and_fails_above_it_or_on_nan(capsys):
 
 
 @pytest.mark.parametrize(("parameters", "words"), [
-    ({"profile": "fast"}, "quick, full"), ({"device": "tpu9"}, "device")])
+    ({"profile": "fast"}, "quick, mid, full"), ({"device": "tpu9"}, "device")])
 def test_bad_parameters_are_told_what_is_allowed(parameters, words):
     with pytest.raises(ValueError, match=words):
         lab.start("n", **parameters)

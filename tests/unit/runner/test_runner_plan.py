@@ -119,8 +119,9 @@ def test_what_a_run_wrote_must_still_be_there_unchanged(root):
         paths.write_whole(file, "[1]")
     finish(plan(["1"])[0])
     assert why() == ()
-    paths.write_whole(paths.figures("01_a") / "full" / "path.png", b"drawn by the full profile")
-    assert why() == ()
+    for other in ("full", "mid"):
+        paths.write_whole(paths.figures("01_a") / other / "path.png", b"drawn by another profile")
+    assert why() == () and list(written("01_a", "mid")) == ["figures/01_a/mid/path.png"]
     record.write_text("[2]")
     assert why() == ("data/records/01_a/quick/claims.json was changed since",)
     figure.unlink()
@@ -145,7 +146,7 @@ def test_a_notebook_answers_to_number_name_and_path(root, name):
 def test_what_is_unknown_or_ambiguous_is_refused_with_what_is_there(root):
     with pytest.raises(RunnerError, match=r"no notebook '01_b'. Did you mean '0._.'\? These are there: 00_index, 01_a"):
         plan(["01_b"])
-    with pytest.raises(RunnerError, match=r"no profile 'fully'\. Choose one of quick, full\. Did you mean 'full'"):
+    with pytest.raises(RunnerError, match=r"no profile 'fully'\. Choose one of quick, mid, full\. Did you mean 'full'"):
         plan(profile="fully")
     with pytest.raises(RunnerError, match="leave out -p and --profile"):
         plan(update=True, given={"seed": 1})
@@ -178,8 +179,8 @@ def test_title_and_figures_are_read_from_the_opening(text, expected):
 
 @pytest.mark.parametrize(("profile", "device", "expected"), [
     ("quick", "auto", "cpu"), ("quick", "cuda", "cuda"), ("full", "auto", "auto"), ("full", "cpu", "cpu"),
-    ("full", "cuda:1", "cuda:1")])
-def test_the_quick_profile_stays_on_the_cpu_unless_told(root, profile, device, expected):
+    ("full", "cuda:1", "cuda:1"), ("mid", "auto", "cpu")])
+def test_the_quick_and_the_mid_profile_stay_on_the_cpu_unless_told(root, profile, device, expected):
     (step,) = plan(["1"], profile, {"device": device})
     assert step.device == step.key["device"] == expected
     assert (execute._environment(step).get("CUDA_VISIBLE_DEVICES") == "") == (expected == "cpu")

@@ -8,10 +8,7 @@ from cells import executed
 
 from sharpnb import lab, paths
 from sharpnb.lab import Record, pieces
-from studies import (
-    alpha_lambda,
-    sam_family,
-)
+from studies import alpha_lambda, sam_family
 
 ROOT = Path(__file__).parents[3]
 

@@ -1,5 +1,7 @@
 """Every committed record of the full profile is found by the settings of its study, and so drawn by the notebooks."""
 
+from dataclasses import replace
+
 import pytest
 
 from sharpnb import lab, paths
@@ -63,3 +65,9 @@ def test_the_cells_of_the_sam_paper_are_found_by_their_settings():
     scale, nb = sam_minima_full.full(), lab.start("02_sam_minima", device="cpu")
     there = sam_minima_full.full_cells(nb)
     assert [len(there.get((cell.data, cell.model, cell.augmentation), ())) for cell in scale.cells] == [6, 6, 0]
+
+
+def test_the_mid_records_are_found_by_their_settings():
+    files = [*(paths.root() / "data" / "records").glob("05_label_noise/mid/*.json")]
+    told = [described(replace(label_noise.MID, noise=noise)) for noise in (0.0, *label_noise.NOISES)]
+    assert files and all(Record.load(file).provenance["settings"] in told for file in files)

@@ -1,11 +1,15 @@
 import json
+import multiprocessing
+import os
+import shutil
+import signal
 
 import pandas as pd
 import pytest
 import torch
-from cells import executed
+from cells import executed, programs
 
-from sharpnb import lab
+from sharpnb import lab, paths
 from sharpnb.lab import Record, pieces
 from studies import label_noise as study
 
@@ -27,11 +31,6 @@ def test_the_hyperparameter_is_picked_on_validation_and_not_on_test():
     assert study.accuracy(table, "SGD", 0.2).tolist() == [99.0, 98.0]
 
 
-def test_the_paper_s_rows_are_those_of_its_table():
-    assert study.PAPER["SAM"] == (95.1, 93.4, 90.5, 77.9) and study.PAPER["SGD"] == (84.8, 68.8, 48.2, 26.2)
-    assert all(len(row) == len(study.NOISES) for row in (*study.PAPER.values(), *study.LITERATURE.values()))
-
-
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """Return a function that trains everything at the size of a test, as the notebook does in the full profile."""
@@ -40,7 +39,7 @@ def toy(tmp_path, monkeypatch):
     return lambda: executed("05_label_noise", "settings", "train", profile="toy", device="cpu")
 
 
-def test_the_whole_study_runs_at_the_size_of_a_test_and_goes_on_after_a_kill(toy, monkeypatch):
+def test_the_whole_study_runs_at_the_size_of_a_test(toy):
     table, s = toy()["table"], study.TOY
     assert set(table["method"]) == set(study.METHODS) - {"SGD"}
     errors = table[["test_error", "validation_error", "train_error", "best_epoch"]]
@@ -49,10 +48,6 @@ def test_the_whole_study_runs_at_the_size_of_a_test_and_goes_on_after_a_kill(toy
     record = Record.find("05_label_noise", "table", "toy")
     assert [piece["label"] for piece in record.provenance["pieces"]] == [
         "SAM", "random labels", "Mixup", "ESAM", "GSAM", "WSAM", "Bootstrap + SAM", "Bootstrap + Mixup"]
-    monkeypatch.setattr(pieces.Work, "_keep", None)  # nothing is trained again
-    assert toy()["table"].equals(table)
-    record.path.unlink()
-    assert json.dumps(toy()["work"].values) == json.dumps(record.values)
 
 
 def test_ordinary_rules_and_mixup_start_from_the_same_nets_and_equal_each_other(toy):
@@ -66,3 +61,44 @@ def test_ordinary_rules_and_mixup_start_from_the_same_nets_and_equal_each_other(
     assert torch.equal(again["w"], w[1])
     other = space["trained"]("d", members=one, how=[{"rule": "sgd"}], labels=(labels + 1) % 10)
     assert not torch.equal(other["w"], w[1])
+
+
+def test_the_images_of_the_mid_profile_are_drawn_by_the_seed_and_those_that_tune_see_no_test_image():
+    m = study.MIDS["toy"]
+    (judged,), (tuned,) = (study.sets(m, [{"seed": seed, "noise": 0.25}]) for seed in (m.judging[0], m.tuning[0]))
+    whole, order = lab.load_data("digits"), torch.randperm(1000, generator=torch.Generator().manual_seed(10))
+    assert torch.allclose(judged.train_x[0, 0, 0, 0], whole.train_x[order[0], 0, :2, :2].mean())
+    assert (judged.train_y != whole.train_y[order[:96]]).sum() == 24 and len(judged.test_y) == 64
+    held = whole.train_y[torch.randperm(1000, generator=torch.Generator().manual_seed(100))[96:128]]
+    assert torch.equal(tuned.test_y, held) and tuned.test_x.shape == (32, 1, 4, 4)
+
+
+def test_the_mid_profile_tunes_and_judges_on_seeds_of_their_own_and_after_a_kill_goes_on_to_the_last_digit(toy):
+    space, mid, keep = toy(), programs("05_label_noise")["mid"], pieces.Work._keep
+
+    def deadly(work, file, which, make):
+        keep(work, file, which, lambda: (make(), len(work.log) == 9 and os.kill(os.getpid(), signal.SIGKILL))[0])
+
+    def until_killed():
+        pieces.Work._keep = deadly
+        exec(mid, space)
+
+    child = multiprocessing.get_context("fork").Process(target=until_killed)
+    child.start()
+    child.join()
+    kept = {file: file.stat().st_mtime_ns for file in (paths.runs("toy") / "pieces").rglob("fashion*/*.json")}
+    records = paths.records("05_label_noise", "toy")
+    assert child.exitcode == -signal.SIGKILL and len(kept) == 9 and not [*records.glob("fashion*")]
+    exec(mid, space)
+    after = json.dumps(space["at_noise"])
+    assert kept == {file: file.stat().st_mtime_ns for file in kept}, "not made again"
+    shutil.rmtree(paths.runs("toy"))
+    for file in records.glob("fashion*"):
+        file.unlink()
+    exec(mid, space)
+    assert json.dumps(space["at_noise"]) == after and len([*records.glob("fashion*")]) == 15
+    found = pd.DataFrame(space["at_noise"][0.4]["entries"])
+    assert {*found["seed"]} == {10, 11, 12} and (found["best_epoch"] <= found["test_error"] + 1e-4).all()
+    assert [len(study.accuracy(found, method, 0.4)) for method in (*study.METHODS, *study.CONTROLS)] == [3] * 10
+    assert space["tuned"]((1.0, 2.0), lambda v: abs(v - 15), 9)[0] == 16.0
+    assert {*space["tuned"]((1.0, 2.0), lambda v: v, 4)[1]} == {0.25, 0.5, 1.0, 2.0}
