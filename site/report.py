@@ -13,9 +13,10 @@ from html import escape
 from urllib.parse import quote
 
 import papers
-from sharpnb import paths
+from sharpnb import kept, paths
 from sharpnb.lab import board, withdrawn
 from sharpnb.lab.board import Row
+from sharpnb.runner.replicate import DECIDED, summary
 from studies import answers, scoreboard
 from studies.scoreboard import shown
 
@@ -85,6 +86,7 @@ def page() -> str:
         parts += ["## Checks", "", "Identities, counts and constructions: they are tested in the notebooks and count "
                   "as no evidence.", "", scoreboard.line("paper", "where", "why it is no claim"), "|:--|:--|:--|",
                   *(scoreboard.line(*map(shown, check)) for check in checks), ""]
+    parts += _replications()
     if gone := withdrawn.entries():
         parts += ["## What was withdrawn", "",
                   "These records are in the repository, and nothing that rests on them is judged until they are made "
@@ -96,6 +98,19 @@ def page() -> str:
               "not noted then.", "", "| record | device | torch | commit | sources |", "|:--|:--|:--|:--|:--|",
               *origins, ""]
     return "\n".join(parts)
+
+
+def _replications() -> list[str]:
+    """Return the committed replications: each decided claim with its effect on fresh seeds."""
+    parts: list[str] = []
+    for file in sorted((paths.root() / "data" / "replications").glob("*.json")):
+        told = kept.read(file)
+        lines = [scoreboard.line(shown(row["claim"]), *(shown(f"{row[k]['verdict']}, {row[k]['text']}")
+                                                        for k in ("old", "fresh")))
+                 for row in told["rows"] if row["old"]["verdict"] in DECIDED]
+        parts += [f"## Replication on seeds {shown(told['seeds'])}", "", summary(told["rows"]), "",
+                  scoreboard.line("claim", "committed", "fresh"), "|:--|:--|:--|", *lines, ""]
+    return parts
 
 
 def _answers(rows: Sequence[Row], numbers: bool) -> list[str]:

@@ -168,6 +168,17 @@ def test_an_answer_whose_claims_were_not_judged_says_why_and_one_of_unknown_clai
         report.page()
 
 
+def test_a_replication_is_shown_with_how_many_claims_it_bears_out(root):
+    told = {"verdict": "supported", "effect": {"estimate": 1.0}, "text": "+1.00 [+0.50, +1.50]"}
+    rows = [{"claim": "a", "old": told, "fresh": {**told, "effect": {"estimate": 0.5}}},
+            {"claim": "b", "old": {**told, "verdict": "undecided"}, "fresh": told}]
+    assert "Replication" not in report.page()
+    paths.write_whole(root / "data" / "replications" / "7-9.json", json.dumps({"seeds": "7:9", "rows": rows}))
+    page = report.page()
+    assert "Of 1 decided claims 1 have their fresh estimate on the same side; 0 got the opposite verdict." in page
+    assert r"| a | supported, +1.00 \[+0.50, +1.50\] | supported, +1.00" in page and "| b |" not in page
+
+
 def test_the_html_page_says_the_same_and_asks_no_network():
     page = report.html(report.page())
     assert page.startswith("<!doctype html>") and "<title>Scoreboard · sharpnb</title>" in page

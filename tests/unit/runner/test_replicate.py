@@ -1,0 +1,57 @@
+"""`sharpnb replicate`: old and new effect side by side, and nothing committed changes but their table."""
+
+import json
+
+import pytest
+
+import toy
+from sharpnb import paths
+from sharpnb.lab import Claim, board
+from sharpnb.runner import RunnerError
+from sharpnb.runner.replicate import replicate, summary
+
+BODY = """
+from sharpnb import lab
+nb = lab.start("01_a", profile=profile, device=device, seed=seed, seeds=seeds)
+nb.claims([lab.Claim("up", tuple(1 + s % 7 / 10 for s in nb.seeds(20))),
+           lab.Claim("turns", tuple((1 + s % 7 / 10) * (-1 if s > 5000 else 1) for s in nb.seeds(20)))])
+"""
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    for name in ("SHARPNB_KEEP", "SHARPNB_CHECK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    with_seeds = toy.notebook(
+        toy.markdown("# 01 · A toy", "head"),
+        toy.code(f'{toy.PARAMETERS}\nseeds: str = ""', "params", ("parameters",)), toy.code(BODY, "body"))
+    toy.checkout(tmp_path, {"01_a": with_seeds, "02_b": toy.plain("02", "1")})
+    toy.listed(tmp_path, "up", "turns", unit="cosine", profiles=["quick"])
+    claims = [Claim("up", tuple(1 + s % 7 / 10 for s in range(20))), Claim("turns", tuple(1 + s % 6 / 10 for s in range(20)))]
+    made = {"values": {"claims": [claim.as_dict() for claim in claims]}, "provenance": {}}
+    paths.write_whole(paths.records("01_a", "quick") / "claims.json", json.dumps(made))
+    return tmp_path
+
+
+def test_fresh_seeds_give_their_effects_beside_the_committed_ones(root):
+    committed = (paths.records("01_a", "quick") / "claims.json").read_bytes()
+    file, rows = replicate(None, "7000:7020")
+    assert file == root / "data" / "replications" / "7000-7020.json"
+    kept = json.loads(file.read_text())
+    assert kept["rows"] == rows and kept["seeds"] == "7000:7020" and kept["notebooks"] == ["01_a"]
+    assert [(row["claim"], row["old"]["verdict"], row["fresh"]["verdict"]) for row in rows] == [
+        ("up", "supported", "supported"), ("turns", "supported", "refuted")]
+    assert rows[0]["fresh"]["effect"]["estimate"] == pytest.approx(sum(1 + s % 7 / 10 for s in range(7000, 7020)) / 20)
+    assert summary(rows) == "Of 2 decided claims 1 have their fresh estimate on the same side; 1 got the opposite verdict."
+    assert (paths.records("01_a", "quick") / "claims.json").read_bytes() == committed
+    assert {row.verdict for row in board.rows()} == {"supported"}
+
+
+@pytest.mark.parametrize(("names", "seeds", "words"), [
+    (["02"], "7000:7020", "02_b: no parameter `seeds`"), (None, "7000", "first:end")])
+def test_what_cannot_be_replicated_is_refused(root, names, seeds, words):
+    with pytest.raises((RunnerError, ValueError), match=words):
+        replicate(names, seeds)
+    assert not (root / "data" / "replications").exists()
