@@ -26,8 +26,8 @@ def _wanted(*more):
 
 def test_environment_yml_names_what_pyproject_names():
     text = (ROOT / "environment.yml").read_text()
-    block = text.split("dependencies:")[1].split("  - pip\n")[0].strip().splitlines()
-    conda = _requirements(block)
+    block, by_pip = text.split("dependencies:")[1].split("  - pip\n")
+    conda = _requirements([*block.strip().splitlines(), *(line for line in by_pip.splitlines() if ">=" in line)])
     assert conda.pop("python") == PROJECT["requires-python"]
     wanted = _wanted()
     wanted["pytorch"] = wanted.pop("torch")
@@ -124,7 +124,7 @@ def test_layers_import_only_what_stands_below_them():
         "many": tools - {"caches", "counts", "resume"} | {"optim", "devices"},
         "lab": tools - {"resume"} | {"datafiles", "sources", "kept", "optim", "averaging", "curvature", "landscape", "checkpoints", "usercode", "many", "devices"},
         "spectrum": {"paths", "datafiles", "trees", "usercode", "checkpoints", "curvature", "lab"},  # lab: for data sets by name
-        "runner": {"paths", "datafiles", "sources"},
+        "runner": {"paths", "datafiles", "sources", "kept", "lab"},
     }
     for part, allowed in below.items():
         base = ROOT / "sharpnb" / part

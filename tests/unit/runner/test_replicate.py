@@ -3,8 +3,8 @@
 import json
 
 import pytest
-
 import toy
+
 from sharpnb import paths
 from sharpnb.lab import Claim, board
 from sharpnb.runner import RunnerError
