@@ -50,11 +50,12 @@ SCALES = (
 )
 RULE = (
     "An effect is a paired difference over judging seeds, with its 95 % interval; it is above 0, or above ×1, where "
-    "the paper is right. ✔ or ✘: the interval lies on one side, after Holm's correction among the primary claims of one "
-    "paper and profile. =: it lies within ±δ, the smallest effect that matters (0.5 points, 10 % of a ratio, a factor "
-    "1.25 of an eigenvalue, 0.1 of a rank correlation, unless [the list](site/primary.toml) argues another). ?: "
-    "neither, with the smallest effect that this design would have seen in four of five cases. Fewer than five seeds "
-    "decide nothing. [The rule](sharpnb/lab/verdicts.py); [what it promises, measured](benchmarks/RESULTS_verdicts.md)."
+    "the paper is right. ✔ or ✘: the interval lies on one side, after Holm's correction among the primary claims of "
+    "one paper and profile. =: it lies within ±δ, the smallest effect that matters (0.5 points, 10 % of a ratio, a "
+    "factor 1.25 of an eigenvalue, 0.1 of a rank correlation, unless [the list](site/primary.toml) argues another). "
+    "?: neither, with the smallest effect that this design would have seen in four of five cases. Fewer than five "
+    "seeds decide nothing. [The rule](sharpnb/lab/verdicts.py); [what it promises, "
+    "measured](benchmarks/RESULTS_verdicts.md)."
 )
 
 
