@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,15 @@ from torch import Tensor, nn
 
 from sharpnb.curvature import HessianOperator, SpectralDensity, spectral_density, top_eigenvalues
 from sharpnb.lab import models
-from sharpnb.lab.data import Data, load_data, with_label_noise
+from sharpnb.lab.data import Data
 from sharpnb.lab.figures import COLOURS, MARKERS
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from sharpnb.lab.training import shift_and_flip, train
+from sharpnb.many.train import train_many
 from sharpnb.optim import SAM
 from studies.common import Training, spread
+from studies.trials import Rows, best, trials
 
 TIMES = ("epoch 1", "middle", "end")  # the paper's panels: epochs 1, 50 and 300 of 300
 RULES = ("sgd", "sam")
@@ -48,10 +51,12 @@ class Settings(Training):
     hessian_images: int = 10_000
 
 
-# lr = 0.1 and rho = 0.2 are taken over from a survey made before this notebook (a wider MLP, 300 digits, rho from 0.1
-# to 0.5: test error below SGD's at each of them, collapse from rho = 1 on); nothing was tuned here.
-QUICK = Settings(label="MLP, digits", data="digits", train_size=500, steps=600, rho=0.2, seeds=8, many=True,
-                 model=lambda seed: models.mlp((64, 24, 10), seed=seed), dtype=torch.float64)
+# Net, images and steps: those with which SGD fits its images (training error 0). Its rate and decay, and then SAM's
+# radius there, are tuned on seeds 100-105 by the error on held-out images, twelve trials each: tuned().
+QUICK = Settings(label="MLP, digits", data="digits", train_size=500, steps=600, rho=0.0, seeds=range(2000, 2020),
+                 many=True, model=lambda seed: models.mlp((64, 24, 10), seed=seed), dtype=torch.float64)
+GRID = {"lr": (0.1, 0.3, 0.5, 1.0), "weight_decay": (0.0, 1e-3, 3e-3)}
+RADII = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
 # The paper's net is WRN-40-10, 300 epochs of batch 256, rho = 0.05: `replace(FULL, steps=300 * 195)` is that schedule.
 FULL = Settings(label="WRN-16-2, CIFAR-10, 10 epochs", data="cifar10", train_size=None, steps=10 * 195, batch_size=256,
                 model=lambda seed: models.wide_resnet(16, 2, norm=False, seed=seed), rho=0.05, seeds=2,
@@ -68,10 +73,22 @@ def times(s: Settings) -> dict[int, str]:
     return {max(1, images // s.batch_size): TIMES[0], s.steps // 6: TIMES[1], s.steps: TIMES[2]}
 
 
-def data_of(s: Settings, noise: float = 0.0) -> Data:
-    """Load the experiment's data, with a share of wrong training labels where asked for."""
-    data = load_data(s.data, train_size=s.train_size, dtype=s.dtype)
-    return with_label_noise(data, noise) if noise else data
+def tuned(s: Settings, nb: Notebook) -> tuple[Settings, Rows]:
+    """Return ``s`` with the rate and decay at which SGD is best on held-out images, and SAM's radius there; all trials.
+
+    They are read from the committed record. They stand for images of right labels.
+    """
+    told = {"steps": s.steps, "batch_size": s.batch_size, "dtype": s.dtype}
+
+    def make(_: Work) -> dict[str, Rows]:
+        grid = [dict(zip(GRID, values, strict=True)) for values in product(*GRID.values())]
+        rows = trials([{**s.base, "rule": "sgd"} | own for own in grid], s.images, s.model, **told)
+        at = {**s.base, "rule": "sam"} | best(rows, *GRID)
+        return {"sgd": rows, "sam": trials([at | {"rho": rho} for rho in RADII], s.images, s.model, **told)}
+
+    fixed = {name: value for name, value in vars(s).items() if name not in ("seeds", "rho", "lr", "weight_decay")}
+    found = nb.recorded("tuning", make, of={**fixed, "grid": GRID, "radii": RADII}, kept=True, rtol=5e-2, atol=0.5)
+    return replace(s, **best(found["sgd"], *GRID), **best(found["sam"], "rho")), found["sgd"] + found["sam"]
 
 
 def operator(
@@ -88,25 +105,26 @@ def operator(
 
 def run(
     s: Settings, nb: Notebook, noise: float = 0.0, work: Work | None = None
-) -> tuple[list[dict[str, Any]], dict[tuple[str, int], Tensor]]:
+) -> tuple[Rows, dict[tuple[str, int], Tensor]]:
     """Train SGD and SAM for every seed, one net after another, and measure λ1 … λ5 at the three times.
 
     Returns:
         What :func:`joined` says.
     """
-    data, work = nb.uses(data_of(s, noise)), work or Work(nb)
-    return joined([work.do(rule, partial(_alone, s, data, nb, rule, seed), seed=seed)
-                   for seed in range(s.seeds) for rule in RULES])
+    work = work or Work(nb)
+    return joined([work.do(rule, partial(_alone, s, nb.uses(s.images(seed, noise)), nb, rule, seed), seed=seed)
+                   for seed in nb.seeds(s.seeds) for rule in RULES])
 
 
-def joined(made: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[tuple[str, int], Tensor]]:
+def joined(made: Rows) -> tuple[Rows, dict[tuple[str, int], Tensor]]:
     """Join what :func:`measured` gave of each net.
 
     Returns:
         One row a rule, seed and time: the eigenvalues, their ratio, and loss and error of the finished net; and the
-        weights of seed 0 at each (rule, step).
+        weights of the first seed at each (rule, step).
     """
-    kept = {(row["rule"], row["step"]): w for net in made if net["rows"][0]["seed"] == 0
+    first = made[0]["rows"][0]["seed"]
+    kept = {(row["rule"], row["step"]): w for net in made if net["rows"][0]["seed"] == first
             for row, w in zip(net["rows"], net["weights"], strict=True)}
     return [row for net in made for row in net["rows"]], kept
 
@@ -132,13 +150,13 @@ def measured(
         values = top_eigenvalues(operator(model, data, s, weights[step]), TOP).values.tolist()
         rows.append({"rule": rule, "seed": seed, "time": name, "step": step, "ratio": values[0] / values[-1],
                      **{f"lambda_{i + 1}": value for i, value in enumerate(values)},
-                     "train_loss": final["train_loss"], "test_error": final["test_error"]})
+                     **{name: final[name] for name in ("train_loss", "train_error", "test_error")}})
     return {"rows": rows, "weights": torch.stack([weights[step] for step in times(s)])}
 
 
 def rows_of(
     s: Settings, nb: Notebook, name: str, noise: float = 0.0
-) -> tuple[list[dict[str, Any]], dict[tuple[str, int], Tensor]]:
+) -> tuple[Rows, dict[tuple[str, int], Tensor]]:
     """Run and record an experiment; the full profile returns a finished record instead of training again."""
     kept: dict[tuple[str, int], Tensor] = {}
 
@@ -150,13 +168,13 @@ def rows_of(
     return nb.recorded(name, make, of={**vars(s), "noise": noise}, rtol=2e-2)["rows"], kept
 
 
-def paired(rows: list[dict[str, Any]], time: str, column: str, how: Callable[[float, float], float]) -> list[float]:
+def paired(rows: Rows, time: str, column: str, how: Callable[[float, float], float]) -> list[float]:
     """Return how(SGD's value, SAM's value) for each seed at one time."""
     at = {(row["rule"], row["seed"]): row[column] for row in rows if row["time"] == time}
     return [how(at["sgd", seed], at["sam", seed]) for seed in sorted({seed for _, seed in at})]
 
 
-def change(rows: list[dict[str, Any]], rule: str, column: str, first: str, last: str) -> list[float]:
+def change(rows: Rows, rule: str, column: str, first: str, last: str) -> list[float]:
     """Return log10(value at ``last`` / value at ``first``) for each seed of one rule."""
     at = {(row["time"], row["seed"]): row[column] for row in rows if row["rule"] == rule}
     return [float(np.log10(at[last, seed] / at[first, seed])) for seed in sorted({seed for _, seed in at})]
@@ -222,27 +240,28 @@ def quadrature_and_dense(s: Settings, data: Data, weights: Tensor, seed: int = 0
     return Both(spectral_density(op, seed=seed), torch.linalg.eigvalsh(op.to_dense()).numpy())
 
 
-def batchnorm(nb: Notebook, seeds: int = 4, steps: int = 400, top: int = 10) -> list[dict[str, Any]]:
+def batchnorm(nb: Notebook, own: range = range(2000, 2020), steps: int = 400, top: int = 10) -> Rows:
     """Train a deep MLP with and without BatchNorm and measure what Ghorbani et al. (ICML 2019) state.
 
     Returns:
-        One row a net, seed and time: the ten largest eigenvalues (as many as there are classes), their ratio
-        λ1/λ10, and the share of the squared gradient that lies in their eigenspace. The net with BatchNorm is measured
-        as it is trained, with the statistics of the batch, which is here the whole training set.
+        One row a net, seed and time: the largest eigenvalue, the ratio λ1/λ10 of the ten largest (as many as there are
+        classes), and the share of the squared gradient that lies in their eigenspace. The net with BatchNorm is
+        measured as it is trained, with the statistics of the batch, which is here the whole training set.
     """
-    data = nb.uses(load_data("digits", train_size=500, dtype=torch.float64))
-    measured = {500 // 64: TIMES[0], steps // 6: TIMES[1], steps: TIMES[2]}
-    rows = []
+    measured, seeds, rows = {500 // 64: TIMES[0], steps // 6: TIMES[1], steps: TIMES[2]}, nb.seeds(own), []
+    images = [nb.uses(QUICK.images(seed)) for seed in seeds]
     for norm in (False, True):
-        for seed in range(seeds):
-            model = models.mlp((64, 24, 24, 24, 10), norm=norm, seed=seed).double()
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-            history = train(model, data, optimizer, steps=steps, seed=seed, device="cpu", keep=tuple(measured))
+        net = partial(models.mlp, (64, 24, 24, 24, 10), norm=norm)
+        many = train_many([{"rule": "sgd", "lr": 0.1, "momentum": 0.9, "seed": seed} for seed in seeds], images,
+                          lambda seed, net=net: net(seed=seed), steps=steps, keep=tuple(measured), dtype=torch.float64,
+                          device="cpu")
+        for k, (seed, data) in enumerate(zip(seeds, images, strict=True)):
+            model = net(seed=seed).double()
             for step, name in measured.items():
-                op = operator(model, data, QUICK, history.weights[step], "batch_stats" if norm else "eval")
+                op = operator(model, data, QUICK, many.kept[step][k], "batch_stats" if norm else "eval")
                 found, g = top_eigenvalues(op, top, tol=1e-3), op.gradient()
                 share = (found.vectors.T @ g).square().sum() / g.square().sum()
                 rows.append({"net": "BatchNorm" if norm else "no BatchNorm", "seed": seed, "time": name, "step": step,
                              "lambda_1": found.values[0], "ratio": found.values[0] / found.values[-1],
-                             "gradient_share": share.item(), "values": found.values.tolist()})
+                             "gradient_share": share.item()})
     return rows

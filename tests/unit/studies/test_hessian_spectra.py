@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,9 +9,10 @@ import torch.nn.functional as F
 from sharpnb import lab
 from sharpnb.lab import models
 from studies import hessian_spectra as study
+from studies.hessian_spectra_claims import claims
 
 SMALL = replace(study.QUICK, train_size=80, model=lambda seed: models.mlp((64, 5, 10), seed=seed), steps=12, batch_size=20, seeds=2,
-                many=False)
+                rho=0.2, many=False)
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def test_every_row_is_the_dense_hessians_top_five(s, nb):
     rows, kept = study.run(s, nb)
     assert len(rows) == 2 * s.seeds * 3 and {(row["rule"], row["time"]) for row in rows} == {
         (rule, time) for rule in ("sgd", "sam") for time in study.TIMES}
-    data, model = study.data_of(s), s.model(0).to(s.dtype)
+    data, model = s.images(0), s.model(0).to(s.dtype)
     x, y = (part[: s.hessian_images] for part in data.train)
     row = next(r for r in rows if (r["rule"], r["seed"], r["time"]) == ("sam", 0, "end"))
 
@@ -67,7 +69,7 @@ def test_pairs_and_changes_go_by_seed():
 
 
 def test_the_quadrature_and_the_dense_spectrum_agree(nb):
-    data = study.data_of(SMALL)
+    data = SMALL.images(0)
     both = study.quadrature_and_dense(SMALL, data, torch.nn.utils.parameters_to_vector(SMALL.model(0).double().parameters()))
     assert both.estimated.lambda_max == pytest.approx(both.exact[-1], rel=1e-6)
     moments, truth = both.estimated.moments(5), [np.mean(both.exact**j) for j in range(1, 6)]
@@ -84,6 +86,32 @@ def test_a_finished_full_run_is_not_trained_again(tmp_path, monkeypatch):
 
 
 def test_batchnorm_rows_have_shares_between_nought_and_one(nb):
-    rows = study.batchnorm(nb, seeds=1, steps=60, top=3)
+    rows = study.batchnorm(nb, range(1), steps=60, top=3)
     assert [row["net"] for row in rows] == ["no BatchNorm"] * 3 + ["BatchNorm"] * 3
     assert all(0 <= row["gradient_share"] <= 1 + 1e-9 and row["ratio"] >= 1 for row in rows)
+
+
+def test_what_is_tuned_is_best_on_held_out_images_and_read_back(nb, monkeypatch):
+    monkeypatch.setattr(study, "GRID", {"lr": (1e-6, 0.1), "weight_decay": (0.0,)})
+    monkeypatch.setattr(study, "RADII", (0.05, 50.0))
+    s, rows = study.tuned(SMALL, nb)
+    assert (s.lr, s.weight_decay, s.rho) == (0.1, 0.0, 0.05), "a rate that learns nothing and a radius that collapses lose"
+    assert len(rows) == 2 * 2 * 6 and {row["seed"] for row in rows} == set(range(100, 106))
+    monkeypatch.setattr(study, "trials", lambda *a, **k: pytest.fail("tuned again"))
+    assert study.tuned(replace(SMALL, seeds=9, rho=0.7), nb)[0].rho == 0.05
+
+
+def test_the_effects_are_sgds_over_sams_at_the_end_in_decades():
+    def rows(sgd, sam):
+        return [{"rule": rule, "seed": seed, "time": time, "lambda_1": value * (1 if time == "end" else 10), "ratio": 2.0 + value}
+                for rule, value in (("sgd", sgd), ("sam", sam)) for seed in (5, 6) for time in study.TIMES]
+
+    bn = pd.DataFrame([{"net": net, "seed": seed, "time": time, "ratio": r, "gradient_share": g} for seed in (5, 6)
+                       for net, r, g in (("no BatchNorm", 100.0, 0.2), ("BatchNorm", 10.0, 0.5)) for time in study.TIMES])
+    made = claims(SMALL, rows(8.0, 2.0), rows(4.0, 4.0), bn, {"right labels": {"rows": rows(3.0, 30.0)}}, "quick")
+    found = {(claim.id, claim.profile): claim.samples for claim in made}
+    assert found["sam-fig-3-left", "quick"] == pytest.approx([np.log10(4)] * 2)
+    assert found["sam-fig-3-left", "full"] == pytest.approx([-1, -1]) and found["sam-fig3-lambda-max-noisy", "full"] is None
+    assert found["sam-fig3-lambda-max-noisy", "quick"] == pytest.approx([0, 0])
+    assert found["sam-fig3-rise", "quick"] == pytest.approx([-1, -1]) and found["sam-fig3-ratio", "quick"] == pytest.approx([np.log10(2.5)] * 2)
+    assert found["ghorbani-outliers", "quick"] == pytest.approx([1, 1]) and found["ghorbani-gradient", "quick"] == pytest.approx([-0.3] * 2)
