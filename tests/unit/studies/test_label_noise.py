@@ -27,11 +27,6 @@ def test_the_hyperparameter_is_picked_on_validation_and_not_on_test():
     assert study.accuracy(table, "SGD", 0.2).tolist() == [99.0, 98.0]
 
 
-def test_the_paper_s_rows_are_those_of_its_table():
-    assert study.PAPER["SAM"] == (95.1, 93.4, 90.5, 77.9) and study.PAPER["SGD"] == (84.8, 68.8, 48.2, 26.2)
-    assert all(len(row) == len(study.NOISES) for row in (*study.PAPER.values(), *study.LITERATURE.values()))
-
-
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """Return a function that trains everything at the size of a test, as the notebook does in the full profile."""
