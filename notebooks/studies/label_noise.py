@@ -61,11 +61,19 @@ class Settings(Training):
     evaluations: int = 8
 
 
-# Net, learning rate and the range of radii are taken over from a survey made before this notebook (1,000 images, 1,200
-# steps); images and steps are fewer here, for time. Nothing was tuned here.
-QUICK = Settings(label="MLP, digits", data="digits", train_size=300, validation=200, steps=320, seeds=3,
-                 model=lambda seed: models.mlp((64, 64, 10), seed=seed), rhos=(0.0, 0.1, 0.3, 0.5, 1.0),
-                 gammas=(0.8, 0.9), alphas=(0.03, 0.1), mixes=(1.0, 8.0, 32.0), dtype=torch.float64)
+# Chosen on SGD alone, on the tuning seeds: with one hidden layer (as before) 320 steps left 31 and 33 % of the labels
+# unlearnt at 60 and 80 % wrong ones; with two, 300 steps learn 200 images by heart. Of 12 pairs, rates 0.1, 0.2, 0.4
+# and decays 0.003, 0.005, 0.007, 0.01, this is the one of least validation error at 40 % (34.0; 33.5 to 36.8) whose
+# training error is at most 2 % at each noise rate (1.5, 1.2, 1.5, 0.9). Every other method has 12 trials as well.
+QUICK = Settings(label="MLP 64-64-64-10, 200 digits", data="digits", train_size=200, validation=200, steps=300,
+                 seeds=range(2000, 2020), model=lambda seed: models.mlp((64, 64, 64, 10), seed=seed), lr=0.2,
+                 weight_decay=0.007, dtype=torch.float64,
+                 rhos=(0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+                 gammas=(0.5, 0.6, 0.7, 0.8, 0.85, 0.88, 0.9, 0.92, 0.94, 0.95, 0.96, 0.98),
+                 alphas=(0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0),
+                 mixes=(0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0))
+TUNING = range(100, 106)
+DECAYS = (0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.1)  # of SGD that need not memorise
 # Cut to the budget. The paper: ResNet-32, 45,000 images and 5,000 to choose by, 200 epochs, radii from 0 to 0.5.
 FULL = Settings(label="ResNet-8, 5,000 images of CIFAR-10, 24 epochs", data="cifar10", train_size=5000, validation=1000,
                 model=lambda seed: models.resnet(8, seed=seed), steps=24 * 39, seeds=2, rhos=(0.0, 0.05, 0.1, 0.2),

@@ -1,66 +1,99 @@
-"""The claims of notebook 05, from its tables: the same for the quick and the full profile."""
+"""The claims of notebook 05, from its tables: the same for every profile."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 
-from sharpnb.lab.claims import Claim
+from sharpnb.lab.claims import Claim, Regime
 from studies import label_noise as study
-from studies.label_noise import Settings
 
-_SAM = {"paper": "SAM (ICLR 2021)", "item": "Table 4", "kind": "order", "unit": "points",
-        "why": "threshold 0; seeds decide"}
-_WSAM = _SAM | {"paper": "WSAM (KDD 2023)", "item": "label-noise table"}
-_PAIRS = (("SAM", "SGD"), ("Mixup", "SGD"), ("SAM", "Mixup"), ("Bootstrap + SAM", "SAM"),
-          ("Bootstrap + Mixup", "Mixup"))
+MAIN = 0.4  # the noise rate of the primary claims
+# Which method is to be above which at MAIN, beside those of the primary claims.
+_PAIRS = (("Mixup", "SGD"), ("Bootstrap + SAM", "SAM"), ("Bootstrap + Mixup", "Mixup"), ("SAM", "SGD, decay tuned"),
+          ("WSAM", "ESAM"), ("WSAM", "GSAM"), ("WSAM", "SGD"))
 
 
-def claims(table: Any, s: Settings, profile: str, tag: str = "") -> list[Claim]:
-    """Return the claims on the table of settings ``s``; without it they are not run. ``tag`` ends their ids."""
+def edge(value: float, grid: Sequence[float]) -> str:
+    """Say so where a tuned value is an end of its grid; radius 0, which is SGD, is none of SAM's."""
+    own = [one for one in grid if one > 0]
+    return f"{value:g}" + (", an edge of its grid" if value in (min(own), max(own)) else "")
+
+
+def claims(
+    table: pd.DataFrame | None, label: str, profile: str, record: str = "", tuned: Mapping[str, str] | None = None
+) -> list[Claim]:
+    """Return the claims on a table; without it they are not run.
+
+    Args:
+        table: of one row per training, with the picked hyperparameters, or all of them, from which the least mean
+            validation error picks.
+        label: of the net and the data.
+        profile: that made it.
+        record: that it rests on.
+        tuned: by primary claim what its protocol says of the hyperparameters.
+    """
     made: list[Claim] = []
 
-    def claim(samples: Callable[[], Any], ident: str, statement: str, **more: Any) -> None:
-        found = samples() if table is not None else None
-        made.append(Claim.from_samples(found, id=ident.lower().replace(" + ", "-") + tag, statement=statement,
-                                       **more | {"profile": profile}))
+    def claim(samples: np.ndarray | None, ident: str, noise: float = MAIN, **about: str | None) -> None:
+        told = f"{label}, {noise:.0%} wrong" + (tuned or {}).get(ident, "")
+        regime = None if table is None else _regime(table, noise)
+        if samples is not None or "below" not in about:
+            made.append(Claim.from_samples(samples, id=ident, protocol=told, profile=profile, record=record,
+                                           regime=regime, **about))
 
-    for k, noise in enumerate(study.NOISES):
-        _of_noise(table, s, claim, k, noise)
-    claim(lambda: 90 - _by_heart(table), "zhang-memorise",
-          "SGD fits random labels: its training error is below the 90 % of guessing",
-          **_SAM | {"paper": "Zhang et al. (ICLR 2017)", "item": "section 2", "protocol": s.label})
+    def detail(over: str, under: str, noise: float) -> None:
+        short = "".join(part for part in f"{over} {under}".lower().removesuffix("tuned") if part.isalpha())
+        ident = f"wsam-noise-{under.lower()}" if over == "WSAM" else f"sam-table4-{short}"
+        claim(_lead(table, over, under, noise), f"{ident}-{100 * noise:.0f}", noise,
+              below="wsam-table-6" if over == "WSAM" else "sam-table-4", paper_value=_paper(over, under, noise),
+              statement=f"{noise:.0%} wrong: {over} has a lower error than {under}")
+
+    claim(_lead(table, "SAM", "SGD", MAIN), "sam-table-4", paper_value=_paper("SAM", "SGD"))
+    claim(_smallest(table, MAIN), "sam-table-8", paper_value="31.2 against 6.0")
+    claim(_lead(table, "WSAM", "SAM", MAIN), "wsam-table-6")
+    claim(_lead(table, "SAM", "SGD", MAIN, "best_epoch"), "sam-table4-sam-best-40", below="sam-table-4",
+          statement="40% wrong: SAM at its end has a lower error than SGD at the best of its evaluations")
+    for over, under in _PAIRS:
+        detail(over, under, MAIN)
+    for noise in study.NOISES:
+        detail("SAM", "Mixup", noise)
+        if noise != MAIN:
+            detail("SAM", "SGD", noise)
+            detail("WSAM", "SAM", noise)
+            claim(_smallest(table, noise), f"sam-table8-left-{100 * noise:.0f}", noise, below="sam-table-8",
+                  statement=f"{noise:.0%} wrong: the smallest radius of bootstrapped SAM is worse than a tuned one")
     return made
 
 
-def _of_noise(table: Any, s: Settings, claim: Callable[..., None], k: int, noise: float) -> None:
-    note, short = {"protocol": f"{s.label}, {noise:.0%} wrong"}, f"{100 * noise:.0f}"
-
-    def lead(over: str, under: str) -> np.ndarray:
-        return np.subtract(*(study.accuracy(table, method, noise) for method in (over, under)))
-
-    for over, under in _PAIRS:
-        claim(lambda over=over, under=under: lead(over, under), f"sam-table4-{over}-{under}-{short}",
-              f"{over} is above {under}", paper_value=f"{study.PAPER[over][k]} against {study.PAPER[under][k]}",
-              **_SAM | note)
-    for under in ("SAM", "ESAM", "GSAM"):
-        claim(lambda under=under: lead("WSAM", under), f"wsam-noise-{under}-{short}", f"WSAM is above {under}",
-              **_WSAM | note)
-    for side, edge in (("left", s.rhos[0]), ("right", s.rhos[-1])):
-        claim(lambda edge=edge: _above_inside(table, s, noise, edge), f"sam-table8-{side}-{short}",
-              f"Bootstrapped SAM: the error at the {side} end of the range of ρ is above the least inside",
-              **_SAM | note | {"item": "Table 8"})
+def _paper(over: str, under: str, noise: float = MAIN) -> str | None:
+    at = study.NOISES.index(noise)
+    both = [f"{100 - study.PAPER[method][at]:.1f}" for method in (under, over) if method in study.PAPER]
+    return " against ".join(both) if len(both) == 2 else None
 
 
-def _above_inside(table: Any, s: Settings, noise: float, edge: float) -> Any:
-    """Return, by seed, the bootstrapped SAM's error at an end of the radii less that at the best radius inside."""
+def _regime(table: pd.DataFrame, noise: float) -> Regime:
+    return Regime(*(100.0 - float(study.accuracy(table, "SGD", noise, column).mean())
+                    for column in ("train_error", "test_error")))
+
+
+def _lead(
+    table: pd.DataFrame | None, over: str, under: str, noise: float, column: str = "test_error"
+) -> np.ndarray | None:
+    """Return, per seed, the error of ``under`` (its ``column``) minus that of ``over``; None where one is not there."""
+    if table is None or not {over, under} <= {"SGD", *table[table["noise"] == noise]["method"]}:
+        return None
+    return study.accuracy(table, over, noise) - study.accuracy(table, under, noise, column)
+
+
+def _smallest(table: pd.DataFrame | None, noise: float) -> np.ndarray | None:
+    """Return, per seed, the error of the bootstrapped SAM at the smallest radius minus that at the tuned one."""
+    if table is None:
+        return None
     own = table[(table["method"] == "Bootstrap + SAM") & (table["noise"] == noise)]
-    curve = own.pivot_table(index="seed", columns="value", values="test_error")
-    return curve[edge] - curve[curve[list(s.rhos[1:-1] or s.rhos[-1:])].mean().idxmin()]
-
-
-def _by_heart(table: Any) -> Any:
-    """Return, by seed, SGD's training error on random labels."""
-    return table[(table["noise"] == study.RANDOM) & (table["value"] == 0)].groupby("seed")["train_error"].mean()
+    if own["value"].nunique() < 2:
+        return None
+    least = own[own["value"] == own["value"].min()].sort_values("seed")["test_error"].to_numpy()
+    return least - (100.0 - study.accuracy(table, "Bootstrap + SAM", noise))

@@ -1,3 +1,4 @@
+import pandas as pd
 import pytest
 import torch
 
@@ -7,8 +8,9 @@ from sharpnb.lab import models
 from studies import finetuning as study
 from studies import finetuning_tables as tables
 
-TOY = study.Settings(source=7, labels=(2, 4), pool=4, validation=4, model=lambda c, seed: models.mlp((100, 8, c), seed=seed),
-                     pretrain_steps=4, steps=3, lrs=(0.01, 0.1), rhos=(0.05, 0.2), rho_before=0.2, seeds=2, batch_size=4)
+TOY = study.Settings(source=7, labels=(2, 4), signals=400, validation=4, model=lambda c, seed: models.mlp((40, 8, c), seed=seed),
+                     pretrain_steps=4, steps=3, lrs=(0.01, 0.1), decays=(0.0,), rhos=(0.05, 0.2), tuning=range(2),
+                     seeds=range(5, 7), batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +22,11 @@ def test_a_task_keeps_its_parts_apart():
     task = study.task(study.QUICK, 3)
     few, many = task.target[4], task.target[64]
     assert len(few.train_y) == 12 and len(many.train_y) == 192 and set(few.train_y.tolist()) == {0, 1, 2}
-    assert torch.equal(few.test_x, many.test_x)
-    parts = [{x.numpy().tobytes() for x in part} for part in (many.train_x, task.validation[0], many.test_x, task.source.train_x, task.source.test_x)]
+    assert torch.equal(few.test_x, many.test_x) and len(task.validation.test_y) == 300
+    parts = [{x.numpy().tobytes() for x in part} for part in (
+        many.train_x, task.validation.test_x, many.test_x, task.source.train_x, task.source.test_x)]
     assert all(not a & b for i, a in enumerate(parts) for b in parts[:i])
-    assert sum(len(x) for x in (many.train_x, task.validation[0], many.test_x, task.source.train_x, task.source.test_x)) == 1797
+    assert len(many.test_x) + len(task.source.test_x) == 10_000 and len(task.source.train_y) == 1890
     assert not torch.equal(task.source.train_x, study.task(study.QUICK, 4).source.train_x)
 
 
@@ -35,30 +38,59 @@ def test_a_start_is_the_pretrained_body_under_a_new_head():
     assert not torch.equal(net[1].weight, new[1].weight) and net[-1].out_features == 3
 
 
-def test_training_the_head_leaves_the_rest_and_equals_training_on_features():
-    task, weights = study.task(TOY, 0), torch.nn.utils.parameters_to_vector(TOY.model(7, 0).double().parameters()).detach()
-    net = study.start(TOY, weights, 0)
-    fed = study.features(TOY, weights, 0, task.target[2])
-    assert torch.allclose(net[-1](fed.train_x[:, 0, 0]), net(task.target[2].train_x), atol=1e-12)
+@pytest.fixture(scope="module")
+def tuning():
+    return study.tuned(TOY)
 
 
-def test_the_whole_study_and_what_is_chosen():
-    rows, source = study.study(TOY)
-    assert source.shape == (2, 2)
-    for start in study.STARTS:
-        for labels in TOY.labels:
-            here = [row for row in rows if (row["start"], row["labels"]) == (start, labels)]
-            sgd = [row for row in here if row["method"] == "SGD"]
-            assert len(sgd) == 4 and {row["lr"] for row in sgd if row["chosen"]} == {tables.best(sgd, "lr")}
-            assert {row["lr"] for row in here if row["method"] in ("SAM", "SGD, twice")} == {tables.best(sgd, "lr")}
-            methods = ("SGD", "SGD, twice", "SAM") + (("head",) if start != "scratch" else ())
-            assert all(tables.errors(rows, start, labels, method).shape == (2,) for method in methods)
-            assert {row["method"] for row in here} == set(methods)
+def test_sam_takes_over_the_best_pair_of_sgd_and_has_as_many_trials(tuning):
+    table = pd.DataFrame(tuning)
+    for labels in TOY.labels:
+        here = table[(table["labels"] == labels) & (table["start"] == "pretrained")]
+        best = study.picked(tuning, labels)
+        assert set(here[here["rule"] == "sam"]["lr"]) == {best["pretrained"]["lr"]} == {best["SAM"]["lr"]}
+        assert (here["rule"] == "sam").sum() == (here["rule"] == "sgd").sum() == 4
+    assert len(study.QUICK.lrs) * len(study.QUICK.decays) == len(study.QUICK.rhos)
+    assert set(study.QUICK.tuning).isdisjoint(study.QUICK.seeds)
 
 
-def test_choosing_is_by_validation():
-    rows = [{"rho": rho, "validation_error": v, "test_error": t} for rho, v, t in ((0.1, 5.0, 1.0), (0.2, 4.0, 9.0), (0.5, 4.0, 0.0))]
-    assert tables.best(rows, "rho") == 0.2
+def test_choosing_is_by_validation_and_of_equals_the_first():
+    rows = [{"rule": "sam", "lr": 0.1, "weight_decay": 0.0, "rho": rho, "start": "pretrained", "labels": 4, "seed": 0,
+             "validation_error": v, "test_error": t} for rho, v, t in ((0.1, 5.0, 1.0), (0.2, 4.0, 9.0), (0.5, 4.0, 0.0))]
+    assert study.picked(rows, 4)["SAM"]["rho"] == 0.2
+
+
+def judged(tuning, error):
+    """Return rows of two judging seeds whose test errors are ``error(method, labels, seed)``."""
+    return pd.DataFrame([{"method": method, "labels": labels, "seed": seed, "train_error": 0.0,
+                          "test_error": error(method, labels, seed)}
+                         for method in tables.METHODS for labels in TOY.labels for seed in TOY.seeds])
+
+
+def test_the_effect_is_sgd_minus_sam_per_seed_over_the_labels_that_sgd_fits(tuning, monkeypatch):
+    monkeypatch.setattr(tables, "fitted", lambda *_: [2])
+    points = {"scratch": 9.0, "SGD": 5.0, "SGD, twice": 4.0, "SAM": 3.0, "SAM, 0.05": 6.0}
+    table = judged(tuning, lambda method, labels, seed: points[method] + (seed if method == "SGD" else 0) + 100 * (labels == 4))
+    found = {claim.id: claim for claim in tables.claims(table, tuning, TOY)}
+    assert found["sam-table-3"].samples == (7.0, 8.0) and found["sam-table-10"].samples == (4.0, 5.0)
+    regime = found["sam-table-3"].regime
+    assert (regime.train_error, regime.test_error, regime.twice, regime.missing) == (0.0, 10.5, 4.0, "the pretrained net is not better than one from scratch")
+    table.loc[table["method"] == "scratch", "test_error"] += 5
+    assert tables.claims(table, tuning, TOY)[0].regime.missing == ""
+    assert {claim.below for claim in found.values()} == {"", "sam-table-3", "sam-table-10"}
+
+
+def test_numbers_of_labels_that_sgd_does_not_fit_are_left_out(tuning):
+    table = pd.DataFrame(tuning)
+    table["train_error"] = 2.0 * (table["labels"] == 2) + 2.1 * (table["labels"] == 4)
+    assert tables.fitted(table.to_dict("list"), TOY) == [2]
+
+
+def test_a_net_is_trained_from_its_own_start_and_twice_as_long():
+    bench = study.Bench(TOY, [5, 6])
+    rows = [bench.fit(name, 2, [{"rule": "sgd", "lr": 0.1}], times) for name, times in (("scratch", 1), ("pretrained", 1), ("pretrained", 2))]
+    assert all([row["seed"] for row in own] == [5, 6] and 0 <= own[0]["validation_error"] <= 100 for own in rows)
+    assert len({tuple(row["test_error"] for row in own) for own in rows}) == 3
 
 
 def test_the_paper_s_tables_agree_with_each_other_and_with_figure_1():
