@@ -212,7 +212,7 @@ def _draw_over_gamma(ax: Any, part: pd.DataFrame, noise: float, column: str) -> 
                    label="SAM, same ρ")
         ax.axhline(sgd, color=COLOURS["sgd"], ls="--", lw=1.0, label="SGD (γ = 0)")
         low = forms.groupby(["method", "gamma"])[column].mean().min()
-        ax.set(ylim=(low - 2, sgd + 4), ylabel="test error (%)")
+        ax.set(ylim=(low - 2, sgd + 8), ylabel="test error (%)")
     else:
         ax.set(yscale="log", ylabel="$\\lambda_{\\max}$ of the training loss")
     ax.set_title(f"{noise:.0%} wrong labels, ρ = {rho:g}, n = {n}", fontsize=10)
