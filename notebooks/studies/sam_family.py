@@ -25,8 +25,8 @@ from studies.comparison import Config, Method, Setting, Trials, grid
 from studies.tiny_vit import tiny_vit
 
 # Twelve trials of each. The learning rate and decay of SGD are kept by all that stands on it. As in the WSAM paper, its
-# γ and GSAM's α are tuned at the radius of the tuned SAM (or ASAM, or Fisher SAM). ESAM, which collapses at that radius,
-# tunes its own, and its share of samples, which above 0.6 would save nothing. The ranges hold the papers', and go on
+# γ and GSAM's α are tuned at the radius of the tuned SAM (or ASAM, or Fisher SAM). ESAM, which collapses there, tunes
+# its own radius, and its share of samples, which above 0.6 would save nothing. The ranges hold the papers', and go on
 # until the best point is inside.
 _RADII = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0)
 _GAMMAS = (0.1, 0.3, 0.4, 0.6, 0.7, 0.8, 0.84, 0.88, 0.9, 0.92, 0.94, 0.96)  # not 1/2, where the coupled form is SAM
@@ -35,7 +35,8 @@ _ON_SAM: dict[str, Any] = {"on": "SAM", "keeps": (*_BASE, "rho")}
 METHODS = {
     "SGD": Method({"rule": "sgd", "momentum": 0.9}, grid(lr=(0.4, 0.6, 0.8), weight_decay=(2e-4, 5e-4, 1e-3, 2e-3))),
     "SAM": Method({"rule": "sam"}, grid(rho=_RADII), "SGD", _BASE),
-    "ESAM": Method({"rule": "esam", "beta": 0.5}, grid(rho=(0.02, 0.05, 0.1, 0.2), gamma=(0.4, 0.5, 0.6)), "SGD", _BASE),
+    "ESAM": Method({"rule": "esam", "beta": 0.5}, grid(rho=(0.02, 0.05, 0.1, 0.2), gamma=(0.4, 0.5, 0.6)), "SGD",
+                   _BASE),
     "GSAM": Method({"rule": "gsam"}, grid(alpha=(0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5)),
                    **_ON_SAM),
     "WSAM": Method({"rule": "wsam"}, grid(gamma=_GAMMAS), **_ON_SAM),
