@@ -1,16 +1,17 @@
-r"""Methods compared fairly: a grid each, tuned on images held out, the same seeds for all, a ranking with its spread.
+r"""Methods compared fairly: equally many trials each, tuned on held-out data and tuning seeds, judged on other seeds.
 
-A *method* has some *trials* (settings of its hyperparameters); each trial is trained with every seed. The trial of
-lowest mean validation error is the method's, and its test error is what counts. A seed draws the images, the wrong
-labels, the initial weights and the batches, and is the same for all methods: differences are paired.
+A *method* has some *trials* (settings of its hyperparameters); each is trained with every tuning seed, and that of
+lowest mean held-out error is the method's. It alone is trained with the judging seeds. A seed draws the images, the
+wrong labels, the initial weights and the batches, and is the same for all methods: differences are paired.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,18 @@ from torch import Tensor, nn
 
 from sharpnb.curvature import HessianOperator, top_eigenvalues
 from sharpnb.lab.augment import Augment
+from sharpnb.lab.claims import Regime, t95
 from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.pieces import Work, described, even
+from sharpnb.lab.verdicts import paired
 from sharpnb.many.net import BatchedNet, evaluate_many
 from sharpnb.many.train import train_many
 
-LABELS = ("method", "trial")
-TOLD = (*LABELS, "noise")  # entries of a configuration that say what it is and are none of the training's
+TOLD = ("method", "trial", "noise")  # entries of a configuration that say what it is and are none of the training's
+MEASURED = ("val_error", "test_error", "train_error", "train_loss")
+GUESSING = 90.0  # percent: the error of a constant answer among ten classes
+Config = dict[str, Any]
+Trials = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,26 @@ class Setting:
     steps: int
     batch_size: int
     noise: float = 0.0
-    dtype: torch.dtype = torch.float64
-    together: int = 32
+    dtype: torch.dtype = torch.float32
+    together: int = 40
     augment: Augment | None = None
-    images: int = 2000
+    images: int = 1000
     bf16: bool = False
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method and what is tried of it: its ``fixed`` settings, and those it ``keeps`` of the tuned method ``on``."""
+
+    fixed: Config
+    grid: tuple[Config, ...]
+    on: str = ""
+    keeps: tuple[str, ...] = ()
+
+
+def grid(**values: Sequence[Any]) -> tuple[Config, ...]:
+    """Return a setting for each combination of values."""
+    return tuple(dict(zip(values, taken, strict=True)) for taken in product(*values.values()))
 
 
 @dataclass(frozen=True)
@@ -72,64 +93,59 @@ class Split:
     held_out: tuple[Tensor, Tensor]
 
 
-def splits(s: Setting, seeds: int) -> list[Split]:
+def splits(s: Setting, seeds: Iterable[int]) -> dict[int, Split]:
     """Return the images of each seed; of the larger data sets a seed moves the wrong labels alone."""
-    found, n = [], s.train_size
-    for seed in range(seeds):
-        if seed == 0 or s.data == "digits":
+    found, n, whole = {}, s.train_size, None
+    for seed in seeds:
+        if whole is None or s.data in ("digits", "mnist1d"):
             whole = load_data(s.data, train_size=n + s.validation, seed=seed, dtype=s.dtype)
         data = replace(whole, train_x=whole.train_x[:n], train_y=whole.train_y[:n])
         data = with_label_noise(data, s.noise, seed) if s.noise else data
-        found.append(Split(data, (whole.train_x[n:], whole.train_y[n:])))
+        found[seed] = Split(data, (whole.train_x[n:], whole.train_y[n:]))
     return found
 
 
-def of_each(configs: Sequence[Mapping[str, Any]], images: Sequence[Split]) -> list[Split]:
-    """Return each configuration's images from those of the seeds, as :func:`run` takes them."""
-    return [images[config["seed"]] for config in configs]
-
-
 def run(
-    s: Setting, configs: Sequence[Mapping[str, Any]], images: Sequence[Split], device: torch.device,
+    s: Setting, configs: Sequence[Mapping[str, Any]], images: Mapping[int, Split], device: torch.device,
     work: Work | None = None, label: str = "",
 ) -> tuple[pd.DataFrame, Tensor]:
     """Train every configuration and measure it.
 
     Args:
         s: the setting.
-        configs: as :func:`sharpnb.lab.train_many` takes them, with ``method``, ``trial`` and whatever else of
-            :data:`TOLD` beside.
-        images: of each configuration, from :func:`splits`.
+        configs: as :func:`sharpnb.lab.train_many` takes them, with ``method`` and whatever else of :data:`TOLD` beside.
+        images: of each seed, from :func:`splits`.
         device: where to.
         work: of the full profile, for which ``together`` members each are a piece.
         label: of those pieces.
 
     Returns:
-        A table with a row a configuration: its own entries, ``val_error`` and ``test_error`` (percent) and
-        ``train_loss`` (nats, on the labels that it was trained on); and the final weights, (K, n). A training that left
-        the finite numbers has the error of a constant answer there, 100 · (1 - 1/classes).
+        A table with a row a configuration: its own entries, ``val_error``, ``test_error`` and ``train_error`` (percent)
+        and ``train_loss`` (nats), the last two on the labels that it was trained on; and the final weights, (K, n). A
+        training that left the finite numbers has the errors of a constant answer.
     """
-    def make(part: Sequence[Mapping[str, Any]], own: Sequence[Split]) -> dict[str, Any]:
+    def make(part: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        own = [images[config["seed"]] for config in part]
         bare = [{k: v for k, v in config.items() if k not in TOLD} for config in part]
         many = train_many(bare, [split.data for split in own], s.model, steps=s.steps, batch_size=s.batch_size,
                           augment=s.augment, dtype=s.dtype, bf16=s.bf16, device=str(device), chunk=s.together)
         held_out = _validation_errors(s, many.weights, own, device)
-        rows = [{**config, **_measured(w, error, final, own[0].data.classes)}
+        rows = [{**config, **_measured(w, error, final)}
                 for config, w, error, final in zip(part, many.weights, held_out, many.final(), strict=True)]
         return {"rows": rows, "weights": many.weights}
 
     size = len(configs) if work is None or not work.nb.full else even(len(configs), s.together)[1]
     told = described(s)
-    parts = [(configs[k : k + size], images[k : k + size]) for k in range(0, len(configs), size)]
-    made = [make(*part) if work is None else work.do(label, partial(make, *part), number=number, setting=told,
-                                                     members=described(part[0])) for number, part in enumerate(parts)]
+    parts = [configs[k : k + size] for k in range(0, len(configs), size)]
+    made = [make(part) if work is None else work.do(label, partial(make, part), number=number, setting=told,
+                                                    members=described(part)) for number, part in enumerate(parts)]
     return pd.DataFrame([row for piece in made for row in piece["rows"]]), torch.cat([p["weights"] for p in made])
 
 
 def net_at(s: Setting, w: Tensor, device: torch.device | str = "cpu") -> nn.Module:
     """Return the setting's net with flat weights ``w``."""
     net = s.model(0).to(device, s.dtype)
-    nn.utils.vector_to_parameters(w.to(device), net.parameters())
+    nn.utils.vector_to_parameters(w.to(device, s.dtype), net.parameters())
     return net
 
 
@@ -144,11 +160,10 @@ def _validation_errors(s: Setting, w: Tensor, own: Sequence[Split], device: torc
     return found
 
 
-def _measured(w: Tensor, val_error: float, final: Mapping[str, float], classes: int) -> dict[str, float]:
+def _measured(w: Tensor, val_error: float, final: Mapping[str, float]) -> dict[str, float]:
     if not w.isfinite().all():
-        constant = 100.0 * (1 - 1 / classes)
-        return {"val_error": constant, "test_error": constant, "train_error": constant, "train_loss": float("nan")}
-    return {"val_error": val_error, **{name: final[name] for name in ("test_error", "train_error", "train_loss")}}
+        return dict.fromkeys(MEASURED[:3], GUESSING) | {"train_loss": math.nan}
+    return {"val_error": val_error} | {name: final[name] for name in MEASURED[1:]}
 
 
 def lambda_max(s: Setting, w: Tensor, data: Data, tol: float = 1e-2, device: torch.device | str = "cpu") -> float:
@@ -160,62 +175,74 @@ def lambda_max(s: Setting, w: Tensor, data: Data, tol: float = 1e-2, device: tor
     return float(top_eigenvalues(op, 1, tol=tol, verify=False, vectors=False).values[0])
 
 
-def chosen(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of each method's trial of lowest mean validation error (of equal ones the first)."""
-    means = table.groupby(list(LABELS), sort=False)["val_error"].mean().round(9)
-    best = means.groupby("method", sort=False).idxmin()
-    return pd.concat([table[(table["method"] == m) & (table["trial"] == trial)] for m, trial in best])
+def tune(
+    s: Setting, methods: Mapping[str, Method], seeds: Sequence[int], device: torch.device, work: Work | None = None,
+    before: Trials = (),
+) -> list[Config]:
+    """Train each trial of each method with each tuning seed, in order: a method stands on others, or on some before.
 
-
-@dataclass(frozen=True)
-class Bootstrap:
-    """Seeds drawn anew, methods tuned anew on them: what the comparison could have come to.
-
-    Attributes:
-        methods: names, (M,).
-        errors: mean test error of each method's chosen trial, (draws, M).
+    Returns:
+        A row a trial: ``method``, ``noise``, ``config`` (all its settings), ``own`` (those of its grid), and what it
+        came to, means over the seeds.
     """
-
-    methods: list[str]
-    errors: np.ndarray
-
-    def interval(self, share: float = 0.95) -> np.ndarray:
-        """Return lower and upper percentile of each method's error, (M, 2)."""
-        tail = 100 * (1 - share) / 2
-        return np.percentile(self.errors, [tail, 100 - tail], axis=0).T
-
-    def ranks(self) -> np.ndarray:
-        """Return the rank of each method in each draw, 1 the lowest error, equal ones sharing theirs: (draws, M)."""
-        below = (self.errors[:, None, :] < self.errors[:, :, None]).sum(2)
-        equal = (self.errors[:, None, :] == self.errors[:, :, None]).sum(2)
-        return below + (equal + 1) / 2
-
-    def better(self, a: str, b: str) -> float:
-        """Return the share of draws in which method ``a`` has a lower error than ``b``, ties by halves."""
-        x, y = (self.errors[:, self.methods.index(name)] for name in (a, b))
-        return float((x < y).mean() + 0.5 * (x == y).mean())
+    images, rows = splits(s, seeds), []
+    for name, method in methods.items():
+        base = {key: best([*before, *rows], method.on)["config"][key] for key in method.keeps}
+        trials = [{**base, **method.fixed, **own} for own in method.grid]
+        configs = [{"method": name, "trial": k, **own, "seed": seed} for k, own in enumerate(trials) for seed in seeds]
+        means = run(s, configs, images, device, work, name)[0].groupby("trial")[[*MEASURED]].mean().round(5)
+        rows += [{"method": name, "noise": s.noise, "config": config, "own": own,
+                  **means.loc[k].astype(object).where(means.loc[k].notna(), None)}
+                 for k, (config, own) in enumerate(zip(trials, method.grid, strict=True))]
+    return rows
 
 
-def bootstrap(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> Bootstrap:
-    """Resample the seeds with replacement, tune every method again on the resample, and read its test error.
-
-    So the spread holds both the noise of training and that of choosing the trial. Images are not resampled.
-    """
-    rng = np.random.default_rng(seed)
-    methods = list(dict.fromkeys(table["method"]))
-    seeds = sorted(set(table["seed"]))
-    share = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=draws) / len(seeds)  # (draws, S)
-    errors = []
-    for method in methods:
-        part = table[table["method"] == method]
-        wide = {c: part.pivot(index="trial", columns="seed", values=c)[seeds] for c in ("val_error", "test_error")}
-        val, test = (frame.loc[part["trial"].unique()].to_numpy() for frame in wide.values())  # (trials, S), in order
-        best = (share @ val.T).round(9).argmin(1)
-        errors.append((share * test[best]).sum(1))
-    return Bootstrap(methods, np.stack(errors, 1))
+def best(trials: Trials, method: str) -> Mapping[str, Any]:
+    """Return a method's trial of lowest mean error on held-out images, of equal ones the first."""
+    return min((row for row in trials if row["method"] == method), key=lambda row: row["val_error"])
 
 
-def paired(table: pd.DataFrame, a: str, b: str, column: str = "test_error") -> np.ndarray:
-    """Return ``column`` of method ``a`` minus that of ``b``, one a seed; both must have one trial left."""
-    at = table.set_index(["method", "seed"])[column]
-    return (at[a] - at[b]).to_numpy()
+def edges(trials: Trials, method: str) -> str:
+    """Return which of a method's own settings are best at an end of their grid, where that has three values or more."""
+    chosen, tried = best(trials, method)["own"], [row["own"] for row in trials if row["method"] == method]
+    values = {name: sorted({own[name] for own in tried}) for name in chosen}
+    return ", ".join(f"{name} = {chosen[name]:g}" for name, all_of in values.items()
+                     if len(all_of) > 2 and chosen[name] in (all_of[0], all_of[-1]))
+
+
+def tuning(trials: Trials) -> pd.DataFrame:
+    """Return the table of what was tried and chosen, by method."""
+    return pd.DataFrame.from_dict({name: {
+        "trials": sum(row["method"] == name for row in trials),
+        "chosen": ", ".join(f"{k} = {v:g}" for k, v in best(trials, name)["own"].items()),
+        "best at an end of the grid": edges(trials, name), "held-out %": best(trials, name)["val_error"],
+        "training %": best(trials, name)["train_error"]} for name in dict.fromkeys(row["method"] for row in trials)},
+        orient="index")
+
+
+def judge(
+    s: Setting, configs: Mapping[Any, Config], seeds: Sequence[int], device: torch.device, work: Work | None = None,
+) -> tuple[pd.DataFrame, Tensor, dict[int, Split]]:
+    """Train one setting of each method with each judging seed; return table, weights and images."""
+    images = splits(replace(s, validation=1), seeds)
+    rows = [{"method": name, "noise": s.noise, **config, "seed": seed} for name, config in configs.items()
+            for seed in seeds]
+    return (*run(s, rows, images, device, work, "judged"), images)
+
+
+def gap(table: pd.DataFrame, worse: str, better: str) -> np.ndarray:
+    """Return, seed by seed, the test error of method ``worse`` minus that of ``better``."""
+    at = table.set_index(["method", "seed"])["test_error"]
+    return paired(at[better].to_numpy(), at[worse].to_numpy(), GUESSING)
+
+
+def regime(table: pd.DataFrame, baseline: str = "SGD", twice: str = "") -> Regime:
+    """Return what the baseline reached with the judging seeds, and after twice the budget."""
+    means = table.groupby("method")[["train_error", "test_error"]].mean().map(float)
+    return Regime(*means.loc[baseline], twice=means.loc[twice, "test_error"] if twice else None)
+
+
+def interval(differences: np.ndarray) -> str:
+    """Return mean and half of the 95 % interval."""
+    half = t95(len(differences)) * differences.std(ddof=1) / len(differences) ** 0.5
+    return f"{differences.mean():+.2f} ± {half:.2f}"

@@ -1,4 +1,4 @@
-"""The claims of notebook 09 on the family, from its tuned table: the same for the quick and the full profile."""
+"""The claims of notebook 09 on the family, from its judged table: the same for the quick and the full profile."""
 
 from __future__ import annotations
 
@@ -7,71 +7,53 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sharpnb.lab.claims import Claim, Regime
+from sharpnb.lab.claims import Claim
 from studies import comparison
-from studies.sam_family import FULL, Study
+from studies.comparison import Trials
+from studies.sam_family import COUPLED, TWICE, Study, of_noise
 
-PAIRS = {
-    "decoupled against coupled, SGD": ("WSAM, coupled", "WSAM"),
-    "ASAM + WSAM against ASAM": ("ASAM", "ASAM + WSAM"),
-    "Fisher SAM + WSAM against Fisher SAM": ("Fisher SAM", "Fisher SAM + WSAM"),
-}
-ON_ADAM = {
-    "decoupled against coupled, Adam": ("Adam + WSAM, coupled", "Adam + WSAM"),
-    "WSAM against SAM, Adam": ("Adam + SAM", "Adam + WSAM"),
-    "SAM against nothing, Adam": ("Adam", "Adam + SAM"),
-}
-# primary claim: the worse method and the better by the paper, points that the paper allows the latter
+# primary claim: the worse method and the better by the paper, and the points that the paper allows the latter
 PRIMARY = {
     "wsam-table-2": ("SAM", "WSAM", 0.0), "wsam-table-7": ("ASAM", "ASAM + WSAM", 0.0),
-    "wsam-table-8": ("WSAM, coupled", "WSAM", 0.0), "gsam-main": ("SAM", "GSAM", 0.0),
-    "asam-main": ("SAM", "ASAM", 0.0), "fisher-main": ("SAM", "Fisher SAM", 0.0),
-    "esam-accuracy": ("SAM", "ESAM", 0.5),
+    "wsam-table-8": (COUPLED, "WSAM", 0.0), "gsam-main": ("SAM", "GSAM", 0.0), "asam-main": ("SAM", "ASAM", 0.0),
+    "fisher-main": ("SAM", "Fisher SAM", 0.0), "esam-accuracy": ("SAM", "ESAM", 0.5),
 }
-DETAILS = (("wsam-table-2", "SGD", "WSAM"), ("wsam-table-2", "GSAM", "WSAM"), ("wsam-table-2", "ESAM", "WSAM"),
+DETAILS = (("wsam-table-2", "SGD", "WSAM"), ("wsam-table-2", "ESAM", "WSAM"), ("wsam-table-2", "GSAM", "WSAM"),
            ("wsam-table-7", "Fisher SAM", "Fisher SAM + WSAM"))
 
 
-def gap(final: pd.DataFrame, noise: float, worse: str, better: str, column: str = "test_error") -> np.ndarray:
-    """Return a column of one tuned method minus another's, by seed, at the usual length of training."""
-    part: Any = final[(final["noise"] == noise) & (final["length"] == 1.0)]
-    return comparison.paired(part, worse, better, column)
-
-
-def quick(final: pd.DataFrame, s: Study, profile: str, vit: pd.DataFrame) -> list[Claim]:
-    """Return the claims of what is live: the comparisons, and the transformer trained on."""
-    fits = Regime(*vit[vit["method"] == "AdamW"][["train_error", "test_error"]].mean())
-    about: dict[str, Any] = {"profile": profile, "protocol": s.vit.label}
-    return [
-        *claims(final, s, profile),
-        Claim.from_samples(comparison.paired(vit, "AdamW", "WSAM").tolist(), id="wsam-table-4", regime=fits, **about),
-        *(Claim.from_samples(comparison.paired(vit, rival, "WSAM").tolist(), id=f"wsam-table-4-{rival.lower()}",
-                             below="wsam-table-4", statement=f"WSAM, trained on, ends below {rival}", **about)
-          for rival in ("SAM", "GSAM")),
-    ]
-
-
-def full(final: pd.DataFrame | None) -> list[Claim]:
-    """Return the claims of the full profile's record."""
-    return claims(final, FULL, "full", record="full/family")
-
-
-def claims(final: pd.DataFrame | None, s: Study, profile: str, record: str = "") -> list[Claim]:
-    """Return the claims on the comparisons; without a table of study ``s`` they are not run."""
-    about: dict[str, Any] = {"profile": profile, "record": record, "protocol": s.net.label}
-    if final is None:
-        return [Claim(name, **about) for name in (*PRIMARY, "wsam-minima")]
-    sgd = final[(final["method"] == "SGD") & (final["noise"] == 0.0) & (final["length"] == 1.0)]
-    twice = final[(final["method"] == "SGD, twice as long") & (final["noise"] == 0.0)]["test_error"].mean()
-    fits = float(sgd["train_error"].mean()) if "train_error" in sgd else None
-    about["regime"] = Regime(fits, float(sgd["test_error"].mean()), float(twice))
-    clean = [(*pair, {"id": name}) for name, pair in PRIMARY.items()]
-    clean += [(worse, better, 0.0, {"id": f"{name}-{worse.lower().replace(' ', '-')}", "below": name,
-                                    "statement": f"{better} has a lower test error than {worse}"})
-              for name, worse, better in DETAILS]
-    made = [Claim.from_samples((allowed + gap(final, 0.0, worse, better)).tolist(), **own, **about)
-            for worse, better, allowed, own in clean]
-    ratio = np.log10(final.assign(lambda_max=final["lambda_max"].fillna(1.0))["lambda_max"])
-    made.append(Claim.from_samples(gap(final.assign(log=ratio), 0.0, "SGD", "WSAM", "log").tolist(),
-                                   id="wsam-minima", **about))
+def claims(table: pd.DataFrame | None, trials: Trials, s: Study, profile: str, record: str = "") -> list[Claim]:
+    """Return the claims on the comparisons with right labels; without a table of study ``s`` they are not run."""
+    about: dict[str, Any] = {"profile": profile, "record": record}
+    if table is None:
+        return [Claim(name, protocol=s.net.label, **about) for name in (*PRIMARY, "wsam-minima")]
+    part, own = table[table["noise"] == 0.0], of_noise(trials, 0.0)
+    about["regime"] = comparison.regime(part, twice=TWICE)
+    made = [Claim.from_samples(allowed + comparison.gap(part, worse, better), id=name,
+                               protocol=protocol(s, own, worse, better), **about)
+            for name, (worse, better, allowed) in PRIMARY.items()]
+    made += [Claim.from_samples(comparison.gap(part, worse, better), id=f"{name}-{worse.split()[0].lower()}",
+                                below=name, statement=f"{better} has a lower test error than {worse}",
+                                protocol=protocol(s, own, worse, better), **about) for name, worse, better in DETAILS]
+    lambdas = part.pivot(index="seed", columns="method", values="lambda_max").astype(float)
+    made.append(Claim.from_samples(np.log10(lambdas["SGD"] / lambdas["WSAM"]), id="wsam-minima",
+                                   protocol=protocol(s, own, "SGD", "WSAM"), **about))
     return made
+
+
+def of_vit(table: pd.DataFrame, trials: Trials, s: Study, profile: str) -> list[Claim]:
+    """Return the claims on the transformer that is trained on."""
+    about: dict[str, Any] = {"profile": profile, "regime": comparison.regime(table, "AdamW")}
+    made = [Claim.from_samples(comparison.gap(table, rival, "WSAM"), protocol=protocol(s, trials, rival, "WSAM", "vit"),
+                               **about, **({"id": "wsam-table-4"} if rival == "AdamW" else {
+                                   "id": f"wsam-table-4-{rival.lower()}", "below": "wsam-table-4",
+                                   "statement": f"Training on with WSAM ends at a lower test error than with {rival}"}))
+            for rival in ("AdamW", "SAM", "GSAM")]
+    return made
+
+
+def protocol(s: Study, trials: Trials, worse: str, better: str, part: str = "net") -> str:
+    """Say what was trained and tuned, and which settings are best at an end of their grid."""
+    tuned = [name for name in (worse, better) if any(row["method"] == name for row in trials)]
+    edge = "; ".join(f"{name} at the edge: {found}" for name in tuned if (found := comparison.edges(trials, name)))
+    return f"{getattr(s, part).label}; {s.trials} trials each" + (f"; {edge}" if edge else "")

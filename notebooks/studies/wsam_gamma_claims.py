@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
-from sharpnb.lab.claims import Claim, Regime
+from sharpnb.lab.claims import Claim
+from studies import comparison
 from studies import wsam_gamma as study
+from studies.comparison import Trials
 from studies.wsam_gamma import Study
 
 
-def full(table: pd.DataFrame | None) -> list[Claim]:
-    """Return the claims of the full profile's record."""
-    return claims(table, study.FULL, "full", record="full/gamma")
-
-
-def claims(table: pd.DataFrame | None, s: Study, profile: str, record: str = "") -> list[Claim]:
-    """Return the claims on Fig. 3; without a table of study ``s`` they are not run."""
-    main = (s.nets[0].label, max(s.noises))
-    made = [_claim(table, *main, profile, record, id="wsam-fig-3")]
-    for number, net in enumerate(s.nets if table is not None else ()):
-        for noise in s.noises:
-            if (net.label, noise) != main:
-                said = f"The same with {noise:.0%} wrong labels, {net.label}"
-                made.append(_claim(table, net.label, noise, profile, record, below="wsam-fig-3", statement=said,
-                                   id=f"wsam-fig-3-{'ab'[number]}-{100 * noise:.0f}"))
-    return made
-
-
-def _claim(table: pd.DataFrame | None, net: str, noise: float, profile: str, record: str, **about: str) -> Claim:
-    protocol = f"decoupled, {net}, {noise:.0%} wrong labels"
+def claims(table: pd.DataFrame | None, trials: Trials, s: Study, profile: str, record: str = "") -> list[Claim]:
+    """Return the claims on Fig. 3, of which the noisiest labels' is judged; without a table they are not run."""
+    about: dict[str, Any] = {"profile": profile, "record": record}
     if table is None:
-        return Claim(profile=profile, record=record, protocol=protocol, **about)
-    part = table[(table["net"] == net) & (table["noise"] == noise) & (table["method"] == "decoupled")]
-    sgd = part[part["trial"] == 0.0]
-    fits = float(sgd["train_error"].mean()) if "train_error" in sgd else None
-    return Claim.from_samples(study.inside_or_outside(part).tolist(), profile=profile, record=record,
-                              protocol=protocol, regime=Regime(fits, float(sgd["test_error"].mean())), **about)
+        return [Claim("wsam-fig-3", protocol=s.net.label, **about)]
+    made = []
+    for noise in sorted(s.noises, reverse=True):
+        inner, outer, gains = study.inside_or_outside(table, trials, noise)
+        part = table[table["noise"] == noise]
+        about["regime"] = comparison.regime(part[part["gamma"] == 0.0], "decoupled")
+        about["protocol"] = f"{s.net.label}, {noise:.0%} wrong labels; γ = {inner:g} against {outer:g}"
+        own = {"below": "wsam-fig-3", "statement": f"The same with {noise:.0%} wrong labels"} if made else {}
+        made.append(Claim.from_samples(gains, id=f"wsam-fig-3-{100 * noise:.0f}" if made else "wsam-fig-3",
+                                       **own, **about))
+        gamma = part[part["method"] == "decoupled"].set_index(["gamma", "seed"])["test_error"]
+        sam = part[part["method"] == "SAM"].set_index("seed")["test_error"]
+        made += [Claim.from_samples((worse - gamma[inner]).to_numpy(), id=f"wsam-fig-3-{name}-{100 * noise:.0f}",
+                                    below="wsam-fig-3", statement=f"γ = {inner:g} is better than {said}", **about)
+                 for name, said, worse in (("sam", "SAM at the same radius", sam), ("sgd", "γ = 0, SGD", gamma[0.0]))]
+    return made

@@ -4,69 +4,84 @@ import pytest
 import torch
 
 from sharpnb.lab import models
+from sharpnb.lab.claims import Regime
 from studies import comparison
 
+CPU = torch.device("cpu")
 TINY = comparison.Setting("tiny", "digits", 40, 30, lambda seed: models.mlp((64, 4, 10), seed=seed), steps=5, batch_size=20)
 
 
-def table(errors):
-    """Trials by method: {method: (val, test)}, each (trials, seeds)."""
-    rows = [
-        {"method": m, "trial": t, "seed": s, "val_error": val[t][s], "test_error": test[t][s]}
-        for m, (val, test) in errors.items() for t in range(len(val)) for s in range(len(val[0]))
-    ]
-    return pd.DataFrame(rows)
-
-
 def test_images_are_split_without_overlap_and_only_training_labels_are_wrong():
-    clean, noisy = (comparison.splits(s, 2) for s in (TINY, comparison.replace(TINY, noise=0.25)))
-    for a, b in zip(clean, noisy, strict=True):
+    clean, noisy = (comparison.splits(s, (3, 8)) for s in (TINY, comparison.replace(TINY, noise=0.25)))
+    for seed, a in clean.items():
+        b = noisy[seed]
         assert len(a.data.train_y) == 40 and len(a.held_out[1]) == 30
         together = torch.cat([a.data.train_x, a.held_out[0], a.data.test_x]).flatten(1)
         assert len(together) == 1797
         assert int((a.data.train_y != b.data.train_y).sum()) == 10
         assert torch.equal(a.held_out[1], b.held_out[1]) and torch.equal(a.data.test_y, b.data.test_y)
-    assert not torch.equal(clean[0].data.train_x, clean[1].data.train_x)
+    assert not torch.equal(clean[3].data.train_x, clean[8].data.train_x)
 
 
-def test_a_trial_is_chosen_on_validation_and_judged_on_test():
-    t = table({"a": ([[3.0, 3.0], [2.0, 2.0]], [[0.0, 0.0], [9.0, 9.0]]), "b": ([[1.0, 1.0], [1.0, 1.0]], [[5.0, 7.0], [1.0, 1.0]])})
-    final = comparison.chosen(t)
-    assert final.groupby("method")["trial"].first().to_dict() == {"a": 1, "b": 0}  # of equal ones the first
-    assert comparison.paired(final, "a", "b").tolist() == [4.0, 2.0]
+def test_signals_too_are_a_seeds_own():
+    a, b = comparison.splits(comparison.replace(TINY, data="mnist1d"), (0, 1)).values()
+    assert not torch.equal(a.data.train_x, b.data.train_x) and torch.equal(a.data.test_x, b.data.test_x)
 
 
-def test_bootstrap_knows_certainty_and_a_toss_up():
-    same = [[5.0, 6.0, 7.0, 8.0]]
-    t = table({"best": ([[1.0] * 4], [[1.0] * 4]), "x": (same, same), "y": (same, same)})
-    boot = comparison.bootstrap(t, draws=500)
-    assert boot.better("best", "x") == 1.0 and boot.better("x", "y") == 0.5
-    assert np.allclose(boot.ranks(), [1.0, 2.5, 2.5])
-    assert boot.interval()[0].tolist() == [1.0, 1.0]
-    assert np.allclose(boot.errors[:, 1].mean(), 6.5, atol=0.1) and np.allclose(boot.errors[:, 1].std(), np.sqrt(1.25 / 4), atol=0.05)
+def trials(**errors):
+    """Rows of tune: one a value of the grid, the method's name and its held-out errors given."""
+    return [{"method": name, "own": {"rho": float(k)}, "val_error": v, "train_error": 0.0}
+            for name, own in errors.items() for k, v in enumerate(own)]
 
 
-def test_bootstrap_tunes_again_on_each_resample():
-    # On seed 0 the first trial validates better, on seed 1 the second; with two seeds of one kind the choice follows.
-    t = table({"a": ([[0.0, 9.0], [8.0, 0.0]], [[10.0, 10.0], [20.0, 20.0]])})
-    found = np.round(comparison.bootstrap(t, draws=400).errors[:, 0], 6)
-    assert set(found) == {10.0, 20.0}
-    assert abs((found == 10.0).mean() - 0.25) < 0.07  # both of seed 0; the mixed resample prefers the second trial
+def test_a_trial_is_chosen_on_held_out_images_and_an_edge_is_said():
+    rows = trials(a=(3.0, 2.0, 2.0), b=(1.0, 1.0, 4.0), c=(2.0, 1.0))
+    assert [comparison.best(rows, m)["own"]["rho"] for m in "abc"] == [1.0, 0.0, 1.0]  # of equal ones the first
+    assert [comparison.edges(rows, m) for m in "abc"] == ["", "rho = 0", ""]  # two values have no inside
+    assert comparison.tuning(rows)["trials"].tolist() == [3, 3, 2]
+
+
+def test_a_method_keeps_the_tuned_values_of_what_it_stands_on():
+    grid = comparison.grid
+    methods = {"SGD": comparison.Method({"rule": "sgd", "momentum": 0.9}, grid(lr=(0.1, 0.2))),
+               "SAM": comparison.Method({"rule": "sam"}, grid(rho=(0.05, 0.1)), "SGD", ("lr", "momentum"))}
+    rows = comparison.tune(TINY, methods, (0, 1), CPU)
+    lr = comparison.best(rows, "SGD")["own"]["lr"]
+    kept = {"lr": lr, "momentum": 0.9, "rule": "sam"}
+    assert [row["config"] for row in rows[2:]] == [kept | {"rho": 0.05}, kept | {"rho": 0.1}]
+    again = [rows[3]["config"] | {"seed": s} for s in (0, 1)]
+    alone = comparison.run(TINY, again, comparison.splits(TINY, (0, 1)), CPU)[0]
+    assert rows[3]["val_error"] == pytest.approx(alone["val_error"].mean(), abs=1e-4)
+    judged, weights, images = comparison.judge(TINY, {"SAM": rows[3]["config"]}, (5, 6, 7), CPU)
+    assert judged["seed"].tolist() == [5, 6, 7] == list(images) and len(weights) == 3
 
 
 def test_run_measures_each_configuration_on_its_own_images():
-    images = comparison.splits(TINY, 2)
-    configs = [{"method": "SGD", "trial": 0, "rule": "sgd", "lr": 0.1, "seed": seed} for seed in range(2)]
-    frame, weights = comparison.run(TINY, configs, comparison.of_each(configs, images), torch.device("cpu"))
-    for row, w, own in zip(frame.to_dict("records"), weights, images, strict=True):
+    images = comparison.splits(TINY, (4, 9))
+    configs = [{"method": "SGD", "rule": "sgd", "lr": 0.1, "seed": s} for s in (9, 4)]
+    frame, weights = comparison.run(TINY, configs, images, CPU)
+    for row, w in zip(frame.to_dict("records"), weights, strict=True):
+        own = images[row["seed"]]
         logits = comparison.net_at(TINY, w)(own.held_out[0])
-        assert row["val_error"] == pytest.approx(100 * float((logits.argmax(1) != own.held_out[1]).double().mean()))
-    assert comparison.lambda_max(TINY, weights[0], images[0].data) > 0
+        wrong = (logits.argmax(1) != own.held_out[1]).double().mean()
+        assert row["val_error"] == pytest.approx(100 * float(wrong), abs=1e-4)
+    assert comparison.lambda_max(TINY, weights[1], images[4].data) > 0
 
 
 def test_what_left_the_finite_numbers_has_the_error_of_a_constant_answer():
-    config = [{"method": "SGD", "trial": 0, "rule": "sgd", "lr": 1e200, "momentum": 0.9, "seed": 0}]
-    frame, weights = comparison.run(TINY, config, comparison.splits(TINY, 1), torch.device("cpu"))
+    config = [{"method": "SGD", "rule": "sgd", "lr": 1e200, "momentum": 0.9, "seed": 0}]
+    images = comparison.splits(TINY, (0,))
+    frame, weights = comparison.run(TINY, config, images, CPU)
     assert not weights.isfinite().all()
-    assert frame["test_error"][0] == frame["val_error"][0] == 90.0 and np.isnan(frame["train_loss"][0])
-    assert np.isnan(comparison.lambda_max(TINY, weights[0], comparison.splits(TINY, 1)[0].data))
+    assert set(frame[["test_error", "val_error", "train_error"]].loc[0]) == {90.0} and np.isnan(frame["train_loss"][0])
+    assert np.isnan(comparison.lambda_max(TINY, weights[0], images[0].data))
+
+
+def test_a_gap_is_paired_by_seed_and_the_regime_is_the_baselines():
+    rows = [{"method": m, "seed": s, "test_error": e + s, "train_error": 0.5}
+            for m, e in (("SGD", 9.0), ("SAM", 7.0), ("2E", 8.0)) for s in range(3)]
+    table = pd.DataFrame(rows[::-1])
+    table.loc[(table["method"] == "SAM") & (table["seed"] == 2), "test_error"] = 95.0  # worse than guessing
+    assert comparison.gap(table, "SGD", "SAM").tolist() == [-79.0, 2.0, 2.0]
+    assert comparison.regime(table, twice="2E") == Regime(0.5, 10.0, 9.0)
+    assert comparison.interval(np.array([1.0, 3.0])) == "+2.00 ± 12.71"

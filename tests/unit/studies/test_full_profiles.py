@@ -8,7 +8,7 @@ from cells import executed
 
 from sharpnb import lab, paths
 from sharpnb.lab import Record, pieces
-from studies import alpha_lambda, sam_family
+from studies import alpha_lambda
 
 ROOT = Path(__file__).parents[3]
 
@@ -20,7 +20,7 @@ def of_cells(name: str, *idents: str, what: str = "table"):
 
 STUDIES = {
     "08_wsam_gamma": lambda nb: of_cells("08_wsam_gamma", "settings", "sweep").fillna(0).to_dict("list"),
-    "09_sam_family": lambda nb: sam_family.trained_on(sam_family.TOY, nb).fillna(0).to_dict("list"),
+    "09_sam_family": lambda nb: of_cells("09_sam_family", "settings", "compare").fillna(0).to_dict("list"),
     "11_alpha_lambda_heatmaps": lambda nb: alpha_lambda.recorded(nb, "cells", alpha_lambda.TOY, [
         {"rule": "sgd", "lr": 0.05, "weight_decay": decay, "schedule": "cosine", "seed": seed}
         for decay in (0.0, 0.001) for seed in range(alpha_lambda.TOY.seeds)]).to_dict("list"),

@@ -1,11 +1,14 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from cells import executed
 
 from sharpnb import lab, optim
-from sharpnb.lab import Record, models
+from sharpnb.lab import models
+from sharpnb.lab.claims import Regime
 from studies import sam_family as study
+from studies import sam_family_claims as statements
 from studies.tiny_vit import tiny_vit
 
 X, Y = torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(10)
@@ -24,25 +27,19 @@ def test_counted_gradients_are_those_of_the_papers():
 
 
 def test_every_method_has_as_many_trials_and_an_optimizer_class():
-    everything = {**study.VANILLA, **study.GRIDS, **study.ON_ADAM}
-    assert {len(grid) for _, grid in everything.values()} == {study.TRIALS}
-    for name, (fixed, grid) in everything.items():
-        base = {"base": "adam"} if name in study.ON_ADAM else {}
-        made = study.optimizer_of({"lr": 0.1, "weight_decay": 0.0, **fixed, **base, **grid[0]}, models.mlp((64, 4, 10)))
-        assert isinstance(made, torch.optim.Optimizer)
-        if name in study.ON_ADAM:
-            assert isinstance(made.base_optimizer, torch.optim.Adam)
-    config = {"lr": 0.1, "weight_decay": 0.0, **study.GRIDS["ASAM + WSAM"][0], **study.GRIDS["ASAM + WSAM"][1][0]}
-    found = study.optimizer_of(config, models.mlp((64, 4, 10)))
+    for of in (study.METHODS, study.TRAINED_ON):
+        assert {len(method.grid) for s in (study.QUICK, study.FULL) for method in s.methods(of).values()} == {12}
+    made = {name: study.optimizer_of({"lr": 0.1, "weight_decay": 0.0, "rho": 0.1, **method.fixed, **method.grid[0]},
+                                     models.mlp((64, 4, 10))) for name, method in study.METHODS.items()}
+    assert all(isinstance(each, torch.optim.Optimizer) for each in made.values())
+    found = made["ASAM + WSAM"]
     assert isinstance(found, optim.WSAM) and found.perturbation == "asam"
 
 
-def test_the_full_grids_offer_every_method_a_weak_perturbation_and_as_many_trials():
-    full = study.methods_of(study.FULL, {**study.VANILLA, **study.GRIDS, **study.ON_ADAM})
-    assert {len(grid) for _, grid in full.values()} == {study.FULL.trials}
-    radii = {name: {trial["rho"] for trial in grid} for name, (_, grid) in full.items() if "rho" in grid[0]}
-    assert all(min(own) <= (0.05 if "ASAM" in name else 0.005) for name, own in radii.items())
-    assert {name for name, own in radii.items() if max(own) < 0.1} == set()
+def test_the_paper_protocol_is_in_the_table():
+    for name, on in {"GSAM": "SAM", "WSAM": "SAM", "ASAM + WSAM": "ASAM", "Fisher SAM + WSAM": "Fisher SAM"}.items():
+        assert study.METHODS[name].on == on and "rho" in study.METHODS[name].keeps
+    assert not any(own["gamma"] == 0.5 for own in study.METHODS["WSAM"].grid)
 
 
 def test_the_transformer_attends_to_patches_and_depends_on_its_seed_alone():
@@ -68,30 +65,44 @@ def test_the_toy_profile_runs_the_full_code(tmp_path, monkeypatch):
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
     toy, cells = study.TOY, ("settings", "compare")
     made = executed("09_sam_family", *cells, profile="toy", device="cpu")
-    trials, final = made["trials"], made["final"]
-    common = {*study.VANILLA, *study.GRIDS}
-    assert set(trials[trials["noise"] == 0.0]["method"]) == common
-    assert set(trials[trials["noise"] == 0.2]["method"]) == common | set(study.ON_ADAM)
-    assert (trials.groupby(["noise", "method"])["trial"].nunique() == toy.trials).all()
-    at_one = final[final["length"] == 1.0]
-    assert (at_one.groupby(["noise", "method"])["trial"].nunique() == 1).all() and at_one["lambda_max"].notna().all()
-    for (_, method), part in at_one.groupby(["noise", "method"]):
-        if method not in study.VANILLA and method not in study.ON_ADAM:
-            sgd = at_one[(at_one["noise"] == part["noise"].iloc[0]) & (at_one["method"] == "SGD")]
-            assert part["lr"].iloc[0] == sgd["lr"].iloc[0] and part["weight_decay"].iloc[0] == sgd["weight_decay"].iloc[0]
-    assert set(final[final["length"] == 2.0]["method"]) == set(study.FOLLOWED)
-    pieces = Record.find("09_sam_family", "family", "toy").provenance["pieces"]
-    assert [piece["label"] for piece in pieces] == [*study.VANILLA, *study.GRIDS, *study.ON_ADAM, "length 0.5", "length 2.0"]
-    again = executed("09_sam_family", *cells, profile="toy", device="cpu")["trials"]  # from the record
-    assert np.allclose(again["test_error"], trials["test_error"])
+    trials, table = made["trials"], made["table"]
+    everything = {*study.METHODS, study.TWICE}
+    for noise in toy.noises:
+        own = study.of_noise(trials, noise)
+        assert {row["method"] for row in own} == everything and len(own) == toy.trials * len(everything)
+        part = table[table["noise"] == noise]
+        assert set(part["method"]) == everything | {study.COUPLED}
+        assert (part.groupby("method")["seed"].nunique() == toy.seeds).all()
+        chosen = part.groupby("method")[["lr", "weight_decay", "rho", "gamma"]].first()
+        stands = [name for name in chosen.index if not name.startswith("SGD")]
+        assert (chosen.loc[stands, ["lr", "weight_decay"]] == chosen.loc["SGD", ["lr", "weight_decay"]]).all(axis=None)
+        assert set(chosen.loc[["SAM", "GSAM", "WSAM", study.COUPLED], "rho"]) == {chosen.loc["SAM", "rho"]}
+        assert chosen.loc["WSAM", "gamma"] == chosen.loc[study.COUPLED, "gamma"]
+        assert part[part["method"].isin(study.FLAT)]["lambda_max"].notna().all()
+    again = executed("09_sam_family", *cells, profile="toy", device="cpu")["table"]  # from the record
+    assert np.allclose(again["test_error"], table["test_error"])
+
+
+def test_the_claims_are_those_of_right_labels_and_half_a_point_is_esams():
+    errors = {"SGD": 9.0, study.TWICE: 8.0, "SAM": 7.0, "ESAM": 7.2, "GSAM": 6.5, "WSAM": 6.0, study.COUPLED: 90.0,
+              "ASAM": 8.0, "ASAM + WSAM": 5.0, "Fisher SAM": 7.0, "Fisher SAM + WSAM": 7.5}
+    rows = [{"noise": noise, "method": name, "seed": s, "test_error": e + 10 * noise * (name == "SAM"),
+             "train_error": 0.5, "lambda_max": 10.0 if name == "SGD" else 1.0}
+            for noise in (0.0, 0.2) for name, e in errors.items() for s in range(3)]
+    found = {c.id: c for c in statements.claims(pd.DataFrame(rows), [], study.QUICK, "quick") if not c.below}
+    gains = {"wsam-table-2": 1.0, "wsam-table-7": 3.0, "wsam-table-8": 84.0, "gsam-main": 0.5, "asam-main": -1.0,
+             "fisher-main": 0.0, "esam-accuracy": 0.3, "wsam-minima": 1.0}
+    assert {name: pytest.approx(claim.samples[0]) for name, claim in found.items()} == gains
+    assert found["gsam-main"].regime == Regime(0.5, 9.0, 8.0)
+    assert {claim.samples for claim in statements.claims(None, [], study.FULL, "full")} == {None}
 
 
 def test_training_on_starts_where_pretraining_ended(tmp_path, monkeypatch):
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    toy = study.replace(study.TOY, lr=1e-12)
-    table = study.train_on(toy, lab.start("09_sam_family", profile="toy", device="cpu"))
-    start = table[table["method"] == "start"].set_index("seed")["train_loss"]
-    for _, row in table[table["method"].isin(("AdamW", "SAM"))].iterrows():
-        assert row["train_loss"] == pytest.approx(start[row["seed"]], rel=1e-6)
-    gammas = table[table["method"] == "WSAM"]
-    assert set(gammas["trial"]) == set(study.VIT_GAMMAS) and set(gammas["rho"]) <= set(study.VIT_RADII)
+    toy, nb = study.TOY, lab.start("09_sam_family", profile="toy", device="cpu")
+    still = {name: {"rule": "adamw_torch", "lr": 1e-12, "weight_decay": 0.0} for name in study.TRAINED_ON}
+    monkeypatch.setattr(study.comparison, "best", lambda trials, name: {"config": still[name]})
+    table = study.judge_vit(toy, [], [3, 5], nb, nb.begun("vit", of=toy))
+    ends = table.pivot(index="seed", columns="method", values="train_loss")
+    assert ends["AdamW"].tolist() == pytest.approx(ends["start"].tolist(), rel=1e-5)
+    assert ends["start"][3] != ends["start"][5]

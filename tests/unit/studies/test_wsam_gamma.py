@@ -4,7 +4,10 @@ import torch
 from cells import executed
 
 from sharpnb import paths, rules
+from sharpnb.lab.claims import Regime
+from studies import comparison
 from studies import wsam_gamma as study
+from studies import wsam_gamma_claims as statements
 from studies import wsam_theory as theory
 
 
@@ -62,20 +65,39 @@ def test_slope_of_a_power():
 def test_the_toy_profile_runs_the_full_code(tmp_path, monkeypatch):
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
     toy = study.TOY
-    table, again = (executed("08_wsam_gamma", "settings", "sweep", profile="toy", device="cpu")["table"] for _ in range(2))
+    made, again = (executed("08_wsam_gamma", "settings", "sweep", profile="toy", device="cpu") for _ in range(2))
     assert (paths.records("08_wsam_gamma", "toy") / "gamma.json").exists()  # the second is from it
-    assert again["test_error"].tolist() == table["test_error"].tolist()
-    first = table[table["net"] == toy.nets[0].label]
-    assert set(first["method"]) == {"SAM", "decoupled", "coupled"}
-    at_zero = first[first["trial"] == 0.0].pivot_table(index=["noise", "seed"], columns="method", values="test_error")
-    assert at_zero["decoupled"].equals(at_zero["coupled"].rename("decoupled"))  # γ = 0 is SGD in either form
-    rivals = study.rivals(table, toy)
-    assert set(rivals[rivals["method"] == "SAM, ρ tuned"]["trial"]) == {*toy.rhos, *toy.more}
+    table, trials = made["table"], made["trials"]
+    assert again["table"]["test_error"].tolist() == table["test_error"].tolist()
+    assert len(table) == len(toy.noises) * toy.seeds * (1 + len(toy.gammas) + len(toy.coupled))
+    for noise in toy.noises:
+        sam = comparison.best(study.with_noise(trials, noise), "SAM")
+        assert set(table[table["noise"] == noise]["rho"]) == {sam["config"]["rho"]}  # WSAM's too
+    rates = {row["config"]["lr"] for row in trials if row["method"] != "SGD"}
+    assert rates == {comparison.best(trials, "SGD")["own"]["lr"]}
 
 
-def test_best_inside_and_outside_are_chosen_on_validation():
-    rows = [{"method": "decoupled", "trial": g, "seed": s, "val_error": v, "test_error": e}
-            for g, v, e in ((0.0, 5.0, 5.0), (0.5, 4.0, 6.0), (0.9, 3.0, 2.0), (0.94, 9.0, 8.0)) for s in range(3)]
-    part = study.pd.DataFrame(rows)
-    assert study.inside_or_outside(part).tolist() == [4.0] * 3
-    assert study.worst_inside(part).tolist() == [-3.0] * 3
+def of(noise, errors):
+    """Trials and a judged table of the decoupled form: {γ: (held-out error, test error)}."""
+    rows = [{"method": "decoupled", "noise": noise, "gamma": g, "seed": s, "test_error": test, "train_error": 1.0}
+            for g, (_, test) in errors.items() for s in range(3)]
+    rows += [{"method": "SAM", "noise": noise, "seed": s, "test_error": 5.0, "train_error": 1.0} for s in range(3)]
+    return study.pd.DataFrame(rows), [{"method": "decoupled", "noise": noise, "own": {"gamma": g}, "val_error": val}
+                                      for g, (val, _) in errors.items()]
+
+
+def test_best_inside_and_outside_are_chosen_on_the_tuning_seeds_and_judged_on_the_others():
+    table, trials = of(0.2, {0.0: (5.0, 5.0), 0.5: (4.0, 6.0), 0.9: (3.0, 2.0), 0.94: (9.0, 8.0), 0.8: (9.0, 0.0)})
+    inner, outer, gains = study.inside_or_outside(table, trials, 0.2)
+    assert (inner, outer, gains.tolist()) == (0.9, 0.5, [4.0] * 3)
+    table.loc[(table["gamma"] == 0.5) & (table["seed"] == 1), "test_error"] = float("nan")  # a run that diverged
+    assert study.inside_or_outside(table, trials, 0.2)[2].tolist() == [4.0, 88.0, 4.0]
+
+
+def test_the_claim_is_of_the_wrong_labels_and_has_its_baselines_regime():
+    table, trials = of(0.2, {0.0: (5.0, 5.0), 0.9: (3.0, 2.0)})
+    found = statements.claims(table, trials, study.replace(study.QUICK, noises=(0.2,)), "quick")
+    assert [claim.id for claim in found] == ["wsam-fig-3", "wsam-fig-3-sam-20", "wsam-fig-3-sgd-20"]
+    assert found[0].samples == (3.0,) * 3 and found[0].regime == Regime(1.0, 5.0)
+    assert "0.9 against 0" in found[0].protocol
+    assert [claim.samples for claim in statements.claims(None, [], study.FULL, "full")] == [None]
