@@ -9,13 +9,13 @@ from cells import executed, programs
 from sharpnb import rules
 
 FRAMES, FILES = 6, 3  # at most, the cell itself not counted
-TRAINING = {  # the cell of the settings, and the cell that trains
+TRAINING = {  # the cells before, and the cell that trains
     "01_sam": ["settings", "orders"],
     "02_sam_minima": ["cd527807", "train-live"],
     "03_hessian_spectra": ["settings", "train"],
     "05_label_noise": ["settings", "train"],
-    "11_alpha_lambda_heatmaps": ["settings", "fig2-train"],
-    "12_adamw_generalization": ["settings", "train"],
+    "11_alpha_lambda_heatmaps": ["settings", "tune", "fig2-train"],
+    "12_adamw_generalization": ["settings", "tune", "train"],
 }
 
 
@@ -47,8 +47,8 @@ def frames_to_the_rule(program, space: dict) -> list[traceback.FrameSummary]:
 @pytest.mark.parametrize("notebook", TRAINING)
 def test_the_update_rule_is_a_few_frames_below_the_cell(notebook, monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    shown, trains = TRAINING[notebook]
-    found = frames_to_the_rule(programs(notebook)[trains], executed(notebook, shown))
+    *shown, trains = TRAINING[notebook]
+    found = frames_to_the_rule(programs(notebook)[trains], executed(notebook, *shown))
     files = {frame.filename for frame in found if not frame.filename.startswith("<cell")}
     assert found[-1].filename == rules.__file__
     assert len(found) <= FRAMES and len(files) <= FILES, [f"{frame.filename}: {frame.name}" for frame in found]
