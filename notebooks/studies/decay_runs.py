@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sharpnb.lab.augment import Augment
-from sharpnb.lab.claims import t95
+from sharpnb.lab.claims import Regime, t95
 from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
@@ -30,8 +30,11 @@ _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD, "sgdw": SGDW, "adam": torch.optim.Adam, "adamw": AdamW,
 }
 _OPTIONS = ("lr", "momentum", "weight_decay")
-MEASURES = ("train_loss", "test_error")
-_KEPT = ("method", "seed", "lr", "weight_decay", "lambda_norm")  # what tells rows apart; records stay small
+MEASURES = ("train_loss", "train_error", "test_error")
+AXES = ("lr", "weight_decay", "lambda_norm")  # what is tuned
+_KEPT = ("method", "seed", *AXES)  # what tells rows apart; records stay small
+TUNING = range(100, 103)  # the seeds of all tuning; no judging seed is among them
+GUESSING = 90.0  # percent; as much as a diverged run counts
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,24 @@ class World:
         return load_data(self.data, train_size=self.train_size, seed=seed, dtype=self.dtype)
 
 
-def images(world: World, nb: Notebook, configs: Sequence[Config]) -> list[Data]:
-    """Return each setting's clean data, noted for the provenance."""
+def held_out(data: Data, seed: int) -> Data:
+    """Return data to tune on: other signals of ``mnist1d`` stand in the place of the test set.
+
+    Digits have no more images; there the splits of other seeds are all that tuning and judging have apart.
+    """
+    if data.name != "mnist1d":
+        return data
+    other = load_data("mnist1d", train_size=4000, seed=10_000 + seed, dtype=data.train_x.dtype)
+    return replace(data, test_x=other.train_x, test_y=other.train_y)
+
+
+def images(world: World, nb: Notebook, configs: Sequence[Config], tuning: bool = False) -> list[Data]:
+    """Return each setting's clean data, noted for the provenance; for ``tuning`` see :func:`held_out`."""
+    own = world.data in ("digits", "mnist1d")
     first = min(config["seed"] for config in configs)
-    seeds = [config["seed"] if world.data == "digits" else first for config in configs]
+    seeds = [config["seed"] if own else first for config in configs]
     sets = {seed: nb.uses(world.images(seed)) for seed in sorted(set(seeds))}
+    sets = {seed: held_out(data, seed) for seed, data in sets.items()} if tuning else sets
     return [sets[seed] for seed in seeds]
 
 
@@ -87,7 +103,7 @@ def rows_of(pairs: Iterable[tuple[Config, Mapping[str, Any]]]) -> Rows:
 
 def run(
     world: World, nb: Notebook, configs: Sequence[Config], steps: int, every: int = 0, work: Work | None = None,
-    label: str = "",
+    label: str = "", tuning: bool = False,
 ) -> Rows:
     """Train every setting and return one row an evaluation, see :func:`rows_of`.
 
@@ -98,16 +114,17 @@ def run(
             beside, a name for the tables.
         steps: updates.
         every: evaluate each so many steps (0: at the end alone).
-        work: of the full profile, for which the settings of one seed are a piece.
+        work: of a record that is kept, for which the settings of one seed are a piece.
         label: of those pieces.
+        tuning: on data that is held out, see :func:`held_out`.
     """
-    if work and nb.full:
+    if work and work.settings is not None:
         seeds = sorted({config["seed"] for config in configs})
         parts = [[config for config in configs if config["seed"] == seed] for seed in seeds]
         return [row for seed, part in zip(seeds, parts, strict=True) for row in work.do(
-            label, lambda part=part: {"rows": run(world, nb, part, steps, every)}, seed=seed, steps=steps,
-            members=[dict(config) for config in part])["rows"]]
-    data, told = images(world, nb, configs), bare(world, configs)
+            label, lambda part=part: {"rows": run(world, nb, part, steps, every, tuning=tuning)}, seed=seed,
+            steps=steps, members=[dict(config) for config in part])["rows"]]
+    data, told = images(world, nb, configs, tuning), bare(world, configs)
     if world.many:
         found = train_many(told, data, world.model, steps=steps, batch_size=world.batch_size, augment=world.augment,
                            dtype=world.dtype, device=str(nb.device), evaluate_every=every).rows
@@ -150,12 +167,56 @@ def optimizer_of(model: nn.Module, config: Config, steps: int) -> tuple[torch.op
     return optimizer, eta
 
 
-def recorded(
-    nb: Notebook, name: str, make: Callable[[Work | None], Rows], *, of: Any = None, rtol: float = 2e-2,
-    atol: float = 1e-2,
-) -> Rows:
-    """Make rows and record them; see :meth:`sharpnb.lab.notebook.Notebook.recorded`."""
-    return nb.recorded(name, lambda work: {"rows": make(work)}, of=of, rtol=rtol, atol=atol)["rows"]
+@dataclass(frozen=True)
+class Tuned:
+    """What a method's tuning has chosen.
+
+    Attributes:
+        setting: the values of lowest mean test error, of those of :data:`AXES` that the method has.
+        error: that mean, in percent.
+        trials: number of settings tried.
+        edge: those of its axes at whose end it lies; no decay at all is no end.
+    """
+
+    setting: dict[str, float]
+    error: float
+    trials: int
+    edge: tuple[str, ...]
+
+
+def tuned(rows: Rows) -> dict[str, Tuned]:
+    """Return what each method's rows choose, a diverged run counting as one that guesses."""
+    found, table = {}, pd.DataFrame(rows)
+    final: Any = table if "step" not in table else table[table["step"] == table["step"].max()]
+    for method, own in final.groupby("method", sort=False):
+        axes = [name for name in AXES if name in own and own[name].notna().all()]
+        errors = own["test_error"].fillna(GUESSING).clip(upper=GUESSING).groupby([own[name] for name in axes]).mean()
+        best = np.atleast_1d(errors.idxmin())
+        edge = tuple(name for name, x in zip(axes, best, strict=True)
+                     if own[name].nunique() > 1 and x and x in (own[name].min(), own[name].max()))
+        found[method] = Tuned(dict(zip(axes, map(float, best), strict=True)), float(errors.min()), len(errors), edge)
+    return found
+
+
+def choices(found: Mapping[str, Tuned]) -> str:
+    """Return what was chosen as a table to print."""
+    table = pd.DataFrame({method: {**t.setting, "error": round(t.error, 2), "trials": t.trials,
+                                   "edge": " ".join(t.edge)} for method, t in found.items()}).T
+    return table.reindex(columns=[*(name for name in AXES if name in table), "error", "trials", "edge"]).to_string()
+
+
+def at_end(rows: Rows, method: str, column: str = "test_error") -> np.ndarray:
+    """Return a method's values after its last step, one a seed, in the order of the seeds."""
+    last = max(row["step"] for row in rows)
+    found = {row["seed"]: row[column] for row in rows if row["method"] == method and row["step"] == last}
+    return np.array([found[seed] for seed in sorted(found)])
+
+
+def regime(rows: Rows, baseline: str, twice: float | None = None) -> Regime:
+    """Return what the baseline reaches; its training error is not known of older records."""
+    known = all("train_error" in row for row in rows)
+    return Regime(float(at_end(rows, baseline, "train_error").mean()) if known else None,
+                  float(at_end(rows, baseline).mean()), twice)
 
 
 def band(ax: Any, each: pd.DataFrame, label: str, look: dict[str, Any]) -> None:

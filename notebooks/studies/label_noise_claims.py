@@ -58,7 +58,7 @@ def claims(
           statement="40% wrong: SAM at its end has a lower error than SGD at the best of its evaluations")
     for over, under in _PAIRS:
         detail(over, under, MAIN)
-    for noise in study.NOISES:
+    for noise in study.NOISES if table is None else sorted({*study.NOISES} & {*table["noise"]}):
         detail("SAM", "Mixup", noise)
         if noise != MAIN:
             detail("SAM", "SGD", noise)
@@ -75,8 +75,11 @@ def _paper(over: str, under: str, noise: float = MAIN) -> str | None:
 
 
 def _regime(table: pd.DataFrame, noise: float) -> Regime:
-    return Regime(*(100.0 - float(study.accuracy(table, "SGD", noise, column).mean())
-                    for column in ("train_error", "test_error")))
+    train, test, twice = (None if method not in {"SGD", *table["method"]} else
+                          100.0 - float(study.accuracy(table, method, noise, column).mean())
+                          for method, column in (("SGD", "train_error"), ("SGD", "test_error"), ("SGD 2E", "test_error")))
+    assert test is not None
+    return Regime(train, test, twice)
 
 
 def _lead(

@@ -9,13 +9,13 @@ from cells import executed, programs
 from sharpnb import rules
 
 FRAMES, FILES = 6, 3  # at most, the cell itself not counted
-TRAINING = {  # the cells of the settings, and the cell that trains
+TRAINING = {  # the cells before, and the cell that trains
     "01_sam": ["settings", "kinds", "runs"],
     "02_sam_minima": ["cd527807", "train-live"],
     "03_hessian_spectra": ["settings", "train"],
     "05_label_noise": ["settings", "train"],
-    "11_alpha_lambda_heatmaps": ["settings", "fig2-train"],
-    "12_adamw_generalization": ["settings", "train"],
+    "11_alpha_lambda_heatmaps": ["settings", "tune", "fig2-train"],
+    "12_adamw_generalization": ["settings", "tune", "train"],
 }
 
 

@@ -51,17 +51,22 @@ def test_each_seed_of_digits_has_its_own_split(nb):
     assert not torch.equal(WORLD.images(0).test_x, WORLD.images(1).test_x)
 
 
-def test_the_quick_profile_always_trains_and_the_full_one_reads_its_record(nb, monkeypatch):
-    calls = []
+def test_tuning_takes_the_lowest_mean_counts_a_diverged_run_as_guessing_and_names_the_edge():
+    errors = {(0.1, 0.0): (3, 9), (0.2, 0.0): (5, 5), (0.2, 1.0): (8, 4.5), (0.4, 1.0): (1, float("nan"))}
+    rows = [{"method": "m", "lr": lr, "weight_decay": decay, "seed": seed, "step": step, "test_error": e if step else 0}
+            for (lr, decay), own in errors.items() for seed, e in enumerate(own) for step in (0, 1)]
+    found = decay_runs.tuned(rows)["m"]
+    assert found == decay_runs.Tuned({"lr": 0.2, "weight_decay": 0.0}, 5.0, 4, ())  # no decay is no edge
+    larger = decay_runs.tuned([row for row in rows if row["lr"] < 0.3 and row["weight_decay"] == 0])["m"]
+    assert larger.edge == ("lr",) and "lr" in decay_runs.choices({"m": larger})
 
-    def make(work):
-        calls.append(1)
-        return [{"x": 1.0}]
 
-    for _ in range(2):
-        assert decay_runs.recorded(nb, "r", make) == [{"x": 1.0}]
-    assert len(calls) == 2
-    full = lab.start("n", profile="toy", device="cpu")
-    for _ in range(2):
-        assert decay_runs.recorded(full, "r", make) == [{"x": 1.0}]
-    assert len(calls) == 3
+def test_signals_to_tune_on_are_not_those_of_the_test_and_a_seed_has_its_own():
+    world = replace(WORLD, data="mnist1d", train_size=20)
+    own, other = world.images(100), world.images(101)
+    held = decay_runs.held_out(own, 100)
+    assert torch.equal(own.test_x, other.test_x) and torch.equal(held.train_x, own.train_x)
+    assert len(held.test_y) == 4000 and not torch.equal(held.test_x, own.test_x[:4000])
+    assert not torch.equal(held.test_x, decay_runs.held_out(other, 101).test_x)
+    digits = WORLD.images(0)
+    assert decay_runs.held_out(digits, 0) is digits
