@@ -1,4 +1,4 @@
-"""What notebooks 14 and 16 share: MNIST-1D drawn by each seed, and the tuning of hyperparameters on other seeds."""
+"""What notebooks 14, 16 and 17 share: MNIST-1D drawn by each seed, and the tuning of hyperparameters on other seeds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sharpnb.lab.data import Data, load_data
 from sharpnb.many.train import Many, train_many
 
 Trial = dict[str, Any]
-Axes = Mapping[str, tuple[float, ...]]
+Axes = Mapping[str, Sequence[float]]
 TUNING, HELD_OUT = range(100, 106), 99  # seeds: six to tune on, and that of the 4,000 signals that tuning looks at
 
 
@@ -51,22 +51,30 @@ class Signals:
         """The net of a seed."""
         return models.mlp(self.sizes, norm=self.norm, seed=seed)
 
+    def data(self, seed: int, held_out: bool = False) -> Data:
+        """The training signals of a seed, with the test set or, for tuning, with ``held_out`` signals in its place."""
+        return _drawn(self.train_size, seed, held_out)
+
     def train(self, configs: Sequence[Mapping[str, Any]], *, held_out: bool = False, **options: Any) -> Many:
-        """Train settings with their ``seed`` on its signals; tested on the test set, or on ``held_out`` signals."""
-        sets = [_drawn(self.train_size, config["seed"], held_out) for config in configs]
+        """Train settings, each with its ``seed``, on their signals."""
+        sets = [self.data(config["seed"], held_out) for config in configs]
         options = {"steps": self.steps, "batch_size": self.batch, "device": "cpu", "dtype": torch.float64} | options
         return train_many(configs, sets, self.model, **options)
 
     def tuned(self, axes: Axes, setting: Callable[[Trial], Mapping[str, Any]], **options: Any) -> dict[str, Any]:
-        """Try all values of the axes at the tuning seeds; ``setting`` makes a trial one of :meth:`train`.
+        """Try all values of the axes at the tuning seeds; ``setting`` makes a trial one of :meth:`train`."""
+        trials = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+        rows = self.train([{**setting(trial), "seed": seed} for trial in trials for seed in TUNING], held_out=True,
+                          **options).final()
+        return self.chosen(axes, trials, rows)
+
+    def chosen(self, axes: Axes, trials: Sequence[Trial], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Choose a trial; ``rows`` are what was measured at each tuning seed, seeds varying fastest.
 
         Returns:
             ``best``, of the trials that fit the one with the lowest mean held-out error (of its average, where it has
             one); ``edge``, the names whose value there is the first or last of the axis; and all ``trials``.
         """
-        trials = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
-        rows = self.train([{**setting(trial), "seed": seed} for trial in trials for seed in TUNING], held_out=True,
-                          **options).final()
         errors, fits = (np.reshape([row.get(f"average_{name}", row[name]) for row in rows], (len(trials), -1)).mean(1)
                         for name in ("test_error", "train_error"))
         best = trials[int(np.where(fits <= self.FITS, errors, np.inf).argmin())]
