@@ -49,7 +49,8 @@ def quick(inside: pd.DataFrame, table: pd.DataFrame, tuned: dict[str, Any], s: S
         claim(gain("Adam", "Lookahead on Adam"), id="lookahead-adam", **told | {"regime": regime("Adam")}),
         claim(np.log10(spread("SGD") / spread("Lookahead")), id="lookahead-fig-8", **told),
         *(claim(gain(f"SGD, lr × {factor:g}", f"Lookahead, lr × {factor:g}"), id=f"lookahead-{name}-lr", unit="points",
-                below="lookahead-fig-8", statement=f"At a {name} rate Lookahead's error is lower", **told)
+                below="lookahead-fig-8", **told,
+                statement=f"At the {name.removesuffix('e')}est rate Lookahead's error is lower")
           for name, factor in (("small", s.spread[0]), ("large", s.spread[-1]))),
         claim(1.0 - gain("worst cell", "best cell"), id="lookahead-k-alpha-table", paper_value="77.94 to 78.27 %",
               **told),
