@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from sharpnb.lab import models
+from studies.signals import Signals
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The digits' experiment: an MLP with one hidden layer, shifted images, a constant learning rate.
+@dataclass(frozen=True, kw_only=True)
+class Settings(Signals):
+    """The experiment on signals, at the schedule of the paper's CIFAR runs.
 
-    Taken over from a survey made before this notebook: 500 digits with one-pixel shifts, lr 0.1, momentum 0.9.
+    Attributes:
+        decays: L2 decays that SGD and Lookahead try, each with its own four rates.
+        adam_decays: likewise of Adam, bare and under Lookahead.
+        rates: of each of the four.
+        cells: k and alpha of the paper's table.
+        spread: factors on SGD's best rate, over which the training loss is to spread little.
+        cycles: how many cycles are looked into, from the share ``looked`` of training on: the paper's epoch 65 of 200.
     """
 
-    hidden: int = 32
-    train_size: int = 500
-    steps: int = 600
-    batch: int = 50
-    lr: float = 0.1
-    momentum: float = 0.9
-    seeds: int = 6
+    decays: tuple[float, ...] = (0.002, 0.004, 0.008)
+    adam_decays: tuple[float, ...] = (0.001, 0.003, 0.01)
+    rates: dict[str, tuple[float, ...]] = field(default_factory=lambda: {
+        "SGD": (0.1, 0.15, 0.2, 0.3), "Lookahead": (0.2, 0.3, 0.4, 0.6), "Adam": (0.01, 0.02, 0.03, 0.06),
+        "Lookahead on Adam": (0.02, 0.03, 0.06, 0.1)})
+    cells: tuple[tuple[int, float], ...] = ((5, 0.5), (5, 0.8), (10, 0.5), (10, 0.8))
+    spread: tuple[float, ...] = (0.5, 1.0, 2.0)
+    cycles: int = 20
+    looked: float = 0.325
 
 
 QUICK = Settings()
+
+
+def schedule(done: float) -> float:
+    """The paper's on CIFAR: a fifth of the rate from 30, 60 and 80 % of training on."""
+    return 0.2 ** sum(done >= share for share in (0.3, 0.6, 0.8))
 
 
 @dataclass(frozen=True)

@@ -8,54 +8,52 @@ import numpy as np
 import pandas as pd
 
 from sharpnb.lab.claims import Claim, Regime
-from studies.lookahead import FULL
+from sharpnb.lab.verdicts import paired
+from studies.lookahead import FULL, Settings
 
 claim = Claim.from_samples
 
 
-def quick(inside: pd.DataFrame, table: pd.DataFrame, label: str) -> list[Claim]:
-    """Return the claims on the digits: losses within a cycle, and one row per setting, seed and evaluation."""
-    steps = table["step"].max()
-
+def quick(inside: pd.DataFrame, table: pd.DataFrame, tuned: dict[str, Any], s: Settings) -> list[Claim]:
+    """Return the claims on the signals: losses within a cycle, and one row per method, seed and evaluation."""
     def inner(name: str, a: int, b: int) -> np.ndarray:
         wide = inside.pivot(index="seed", columns="place", values=name)
         return np.log10(wide[a] / wide[b]).to_numpy()
 
-    def at(name: str, method: str, step: int = steps, **where: Any) -> np.ndarray:
-        own = table.query(" and ".join(f"{key} == {value!r}" for key, value in where.items()))
-        return own[(own["method"] == method) & (own["step"] == step)][name].to_numpy()
+    def at(name: str, method: str, step: int = s.steps) -> np.ndarray:
+        return table[(table["method"] == method) & (table["step"] == step)][name].to_numpy()
 
-    def best(name: str, method: str, group: str, step: int = steps) -> np.ndarray:
-        rates = table[table["group"] == group]["lr"].unique().tolist()
-        return min((at(name, method, step, group=group, lr=lr) for lr in rates), key=np.mean)
+    def spread(method: str) -> np.ndarray:  # a run that diverged, or is worse than guessing, counts as guessing
+        losses = [np.fmin(np.nan_to_num(at("train_loss", f"{method}, lr × {factor:g}"), nan=np.inf), np.log(10))
+                  for factor in s.spread]
+        return np.ptp(losses, axis=0)
 
-    def spread(method: str, group: str) -> Any:
-        last = table[(table["step"] == steps) & (table["method"] == method) & (table["group"] == group)]
-        of = last.groupby("seed")["train_loss"]
-        return of.max() - of.min()
+    def regime(method: str) -> Regime:
+        return Regime(*(float(at(name, method).mean()) for name in ("train_error", "test_error")))
 
-    cells = [at("test_error", "Lookahead", lookahead_k=k, lookahead_alpha=alpha, lr=0.1, momentum=0.9)
-             for k in (5, 10) for alpha in (0.5, 0.8)]
-    sgd = best("test_error", "bare", "lr")
-    told: dict[str, Any] = {"protocol": label, "regime": Regime(
-        float(best("train_error", "bare", "lr").mean()), float(sgd.mean()))}
+    def gain(first: str, second: str) -> np.ndarray:
+        return paired(at("test_error", second), at("test_error", first), worst=90.0)
+
+    edge = [f"{method}'s {name} at the grid's edge" for method, found in tuned.items() if "edge" in found
+            for name in found["edge"]]
+    told: dict[str, Any] = {"protocol": ", ".join([s.label, "tuned on seeds 100-105", *edge]), "regime": regime("SGD")}
+    early = s.steps // 6
     return [
         claim(inner("test_loss", 5, 6), id="lookahead-fig-1", **told),
         claim(inner("train_loss", 5, 0), id="lookahead-inner-loop", **told),
         claim(inner("train_loss", 5, 6), id="lookahead-inner-restore", below="lookahead-inner-loop",
               statement="The slow step lowers the training loss again", **told),
-        claim(np.log10(best("train_loss", "bare", "lr", 100) / best("train_loss", "Lookahead", "lr", 100)),
+        claim(np.log10(at("train_loss", "SGD", early) / at("train_loss", "Lookahead", early)),
               id="lookahead-cifar-figure", **told),
-        claim(sgd - best("test_error", "Lookahead", "lr"), id="lookahead-cifar-table", **told),
-        claim(best("test_error", "bare", "adam") - best("test_error", "Lookahead", "adam"), id="lookahead-adam",
+        claim(gain("SGD", "Lookahead"), id="lookahead-cifar-table", **told),
+        claim(gain("Adam", "Lookahead on Adam"), id="lookahead-adam", **told | {"regime": regime("Adam")}),
+        claim(np.log10(spread("SGD") / spread("Lookahead")), id="lookahead-fig-8", **told),
+        *(claim(gain(f"SGD, lr × {factor:g}", f"Lookahead, lr × {factor:g}"), id=f"lookahead-{name}-lr", unit="points",
+                below="lookahead-fig-8", **told,
+                statement=f"At the {name.removesuffix('e')}est rate Lookahead's error is lower")
+          for name, factor in (("small", s.spread[0]), ("large", s.spread[-1]))),
+        claim(1.0 - gain("worst cell", "best cell"), id="lookahead-k-alpha-table", paper_value="77.94 to 78.27 %",
               **told),
-        claim(np.log10(spread("bare", "lr") / spread("Lookahead", "lr")), id="lookahead-fig-8", **told),
-        *(claim(at("test_error", "bare", group="lr", lr=lr) - at("test_error", "Lookahead", group="lr", lr=lr),
-                id=f"lookahead-{name}-lr", below="lookahead-fig-8", unit="points",
-                statement=f"At the {name.removesuffix('e')}est rate, {lr:g}, Lookahead's error is lower", **told)
-          for name, lr in (("large", 0.3), ("small", 0.03))),
-        claim(1.0 - (max(cells, key=np.mean) - min(cells, key=np.mean)), id="lookahead-k-alpha-table",
-              paper_value="77.94 to 78.27 %", **told),
     ]
 
 

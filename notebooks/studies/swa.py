@@ -11,38 +11,32 @@ from torch import nn
 from sharpnb.lab import models
 from sharpnb.lab.augment import Augment, shift_and_flip
 from sharpnb.landscape import Plane
+from studies.signals import Signals
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The digits' experiment.
+@dataclass(frozen=True, kw_only=True)
+class Settings(Signals):
+    """The experiment on signals; its rate and decays are in the record of the tuning.
 
     Attributes:
-        hidden: units of the MLP.
-        budget: steps of SGD.
-        seeds: of weights, batches and shifts alike.
-        train_size, wrong: training images, and the share of wrong labels among them.
-        batch, lr: images an update, and the learning rate at the start; momentum is 0.9.
         start: share of the budget after which the averaging phase begins.
-        factors: its learning rates, over the one at the start.
         every: steps between the weights that are collected, an epoch.
-        label: net and data in a few words, for the claims.
+        rates, decays: that SGD tries, all together.
+        factors: rates of SWA's averaging phase over SGD's, which SWA tries with the same decays.
+        slow, middle, fast: factors that are compared beside; the cycles fall from ``fast`` to ``slow``, and ``middle``
+            is about their mean.
     """
 
-    hidden: int = 32
-    budget: int = 2000
-    seeds: int = 6
-    train_size: int = 500
-    wrong: float = 0.1
-    batch: int = 25
-    lr: float = 0.1
     start: float = 0.75
-    factors: tuple[float, ...] = (0.05, 0.5, 1.0)
     every: int = 20
-    label: str = "MLP 64-32-10, 500 shifted digits, 10 % wrong labels"
+    rates: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.3)
+    decays: tuple[float, ...] = (0.002, 0.004, 0.006, 0.008)
+    factors: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 1.0)
+    slow: float = 0.05
+    middle: float = 0.5
+    fast: float = 1.0
 
 
-# Taken over from a survey made before this notebook, cut to two thirds of its budget and half of its net.
 QUICK = Settings()
 
 

@@ -13,29 +13,32 @@ from studies.swa import FULL, Settings
 claim = Claim.from_samples
 
 
-def quick(table: pd.DataFrame, s: Settings, lines: list[dict[str, np.ndarray]], bn: pd.DataFrame) -> list[Claim]:
-    """Return the claims on the runs, on the lines from the average to SGD's end, and on BatchNorm's pass."""
-    slow, main, fast, cyclic = (name for name in table["method"].unique() if name != "SGD")
+def quick(table: pd.DataFrame, s: Settings, tuned: dict[str, Any], lines: list[dict[str, np.ndarray]],
+          rays: pd.DataFrame, bn: pd.DataFrame) -> list[Claim]:
+    """Return the claims on the runs, on rays and lines at the ends of SWA and SGD, and on BatchNorm's pass."""
+    slow, middle, fast = (f"lr × {factor:g}" for factor in (s.slow, s.middle, s.fast))
 
     def at(name: str, method: str, budgets: float = 1.0) -> np.ndarray:
-        return table[(table["method"] == method) & (table["step"] == round(budgets * s.budget))][name].to_numpy()
+        return table[(table["method"] == method) & (table["step"] == round(budgets * s.steps))][name].to_numpy()
 
     def mean(method: str, budgets: float = 1.0) -> np.ndarray:
         return at("average_test_error", method, budgets)
 
-    base = at("test_error", "SGD")
-    gain = {method: at("test_error", method) - mean(method) for method in (slow, main, fast)}
+    base, gain = at("test_error", "SGD"), {name: at("test_error", name) - mean(name) for name in (slow, fast)}
+    edge = [f"{method}'s {name} at the grid's edge" for method, found in tuned.items() for name in found["edge"]]
     told: dict[str, Any] = {"regime": Regime(float(at("train_error", "SGD").mean()), float(base.mean())),
-                            "protocol": s.label}
-    loss = {name: np.log10(at(f"average_{name}_loss", main) / at(f"{name}_loss", "SGD")) for name in ("train", "test")}
+                            "protocol": ", ".join([s.label, "tuned on seeds 100-105", *edge])}
+    loss = {name: np.log10(at(f"average_{name}_loss", "SWA") / at(f"{name}_loss", "SGD")) for name in ("train", "test")}
+    passed = Regime(*(float(bn[name].mean()) for name in ("train_error", "average, own statistics")))
     return [
-        claim(base - mean(main), id="swa-table-1", paper_value="+0.3 to +2.0", **told),
-        *(claim(base - mean(main, budgets), id=f"swa-tab1-{budgets}", below="swa-table-1", paper_value=paper,
+        claim(base - mean("SWA"), id="swa-table-1", paper_value="+0.3 to +2.0", **told),
+        *(claim(base - mean("SWA", budgets), id=f"swa-tab1-{budgets}", below="swa-table-1", paper_value=paper,
                 statement=f"SWA's error after {budgets:g} budgets is below SGD's after one", **told)
           for budgets, paper in ((1.25, "+0.5 to +2.1"), (1.5, "+0.4 to +2.3"))),
         claim(loss["train"], id="swa-fig-1", **told),
         claim(-loss["test"], id="swa-fig1-test", below="swa-fig-1", statement="SWA's test loss is lower", **told),
-        claim(at("test_error", main, 1.5) - at("test_error", cyclic, 1.5), id="swa-fig-3", **told),
+        claim(at("test_error", middle) - at("test_error", "cyclic"), id="swa-fig-3", **told),
+        claim(np.log10(_widths(rays, "SWA") / _widths(rays, "SGD")), id="swa-fig-4", **told),
         *_of_lines(lines, told),
         claim(base - mean(fast), id="swa-fig-6", **told),
         claim(at("test_error", fast) - base, id="swa-fig6-fixed", below="swa-fig-6",
@@ -44,8 +47,14 @@ def quick(table: pd.DataFrame, s: Settings, lines: list[dict[str, np.ndarray]], 
               statement="The average has a lower error than its last iterate", **told),
         claim(gain[fast] - gain[slow], id="swa-fig-7", **told),
         claim(bn["average, old statistics"] - bn["average, own statistics"], id="swa-batchnorm",
-              **told | {"protocol": f"{s.label}, with BatchNorm"}),
+              **told | {"protocol": f"{s.label}, with BatchNorm", "regime": passed}),
     ]
+
+
+def _widths(rays: pd.DataFrame, point: str, rise: float = 0.1) -> np.ndarray:
+    """Return the distance of each seed at which the mean training loss over its rays has risen by ``rise`` nats."""
+    wide = rays[rays["point"] == point].pivot(index="seed", columns="distance", values="rise")
+    return np.array([np.interp(rise, np.maximum.accumulate(row), wide.columns) for row in wide.to_numpy()])
 
 
 def _of_lines(lines: list[dict[str, np.ndarray]], told: dict[str, Any]) -> list[Claim]:
