@@ -75,9 +75,10 @@ def _paper(over: str, under: str, noise: float = MAIN) -> str | None:
 
 
 def _regime(table: pd.DataFrame, noise: float) -> Regime:
-    train, test, twice = (None if method not in {"SGD", *table["method"]} else
-                          100.0 - float(study.accuracy(table, method, noise, column).mean())
-                          for method, column in (("SGD", "train_error"), ("SGD", "test_error"), ("SGD 2E", "test_error")))
+    train, test, twice = (100.0 - float(study.accuracy(table, method, noise, column).mean())
+                          if method in {"SGD", *table["method"]} else None
+                          for method, column in (("SGD", "train_error"), ("SGD", "test_error"),
+                                                 ("SGD 2E", "test_error")))
     assert test is not None
     return Regime(train, test, twice)
 
