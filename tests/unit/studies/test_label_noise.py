@@ -100,5 +100,5 @@ def test_the_mid_profile_tunes_and_judges_on_seeds_of_their_own_and_after_a_kill
     found = pd.DataFrame(space["at_noise"][0.4]["entries"])
     assert {*found["seed"]} == {10, 11, 12} and (found["best_epoch"] <= found["test_error"] + 1e-4).all()
     assert [len(study.accuracy(found, method, 0.4)) for method in (*study.METHODS, *study.CONTROLS)] == [3] * 10
-    assert space["tuned"]((1.0, 2.0), lambda v: abs(v - 15), 9)[0] == 16.0
-    assert {*space["tuned"]((1.0, 2.0), lambda v: v, 4)[1]} == {0.25, 0.5, 1.0, 2.0}
+    assert space["extended"]((1.0, 2.0), lambda v: abs(v - 15), 9)[0] == 16.0
+    assert {*space["extended"]((1.0, 2.0), lambda v: v, 4)[1]} == {0.25, 0.5, 1.0, 2.0}
