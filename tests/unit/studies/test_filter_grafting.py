@@ -1,8 +1,13 @@
+import math
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from sharpnb import lab
-from sharpnb.averaging import filter_norms
+from sharpnb import lab, rules
+from sharpnb.averaging import filter_norms, graft
+from sharpnb.many.engine import Nets
 from studies import filter_grafting as study
 from studies import filter_grafting_claims
 
@@ -18,13 +23,36 @@ def test_learning_rates_are_the_authors():
 
 
 def test_weak_filters_are_counted_against_their_layer(data):
-    net = study.QUICK.net(0)
+    net = study.TOY.net(0)
     before = study.row(net, data)["weak"]
     with torch.no_grad():
         net[1].weight[3] *= 1e-3
     after = study.row(net, data)
     assert after["weak"] == before + 1 and after["smallest"] < 1e-2
     assert study.threshold(net) == pytest.approx(0.5 * torch.cat(list(filter_norms(net).values())).median().item())
+
+
+def test_rows_are_grafted_as_modules_are_after_each_epoch():
+    s = replace(study.QUICK, train_size=40, batch=20, steps=4)
+    jobs = [(name, seed, {"lr": 0.1, "weight_decay": 0.01}) for seed in (3, 4) for name in ("baseline", "3 nets", "external")]
+    rows = study.run(s, jobs)
+    two = rows[2]
+    assert two["method"] == "external" and two["seed"] == 3 and two["ensemble"] == two["test_error"]  # the two are one
+    assert rows[0]["ensemble"] != rows[0]["test_error"]
+    method, models = study.METHODS["3 nets"], [s.net(j) for j in range(3)]
+    nets = Nets([300, 301, 302], s.data(3), s.model, batch_size=20)
+    lr = torch.tensor([[study.initial_lr(0.1, 3, j)] for j in range(3)], dtype=torch.float64)
+    w, state = nets.w, None
+    for step in range(4):
+        eta = 0.5 * (1 + math.cos(math.pi * step / 4))
+        gradient = nets.gradient(nets.draw())(w)
+        w, state = rules.sgd(w, gradient, state, lr=lr, momentum=0.9, weight_decay=0.01, eta=eta)
+        if step % 2:
+            for model, row in zip(models, w, strict=True):
+                vector_to_parameters(row.clone(), model.parameters())
+            graft(models, method.a, method.c, method.criterion)
+            w = torch.stack([parameters_to_vector(model.parameters()).detach() for model in models])
+    assert rows[1]["test_error"] == pytest.approx(sum(nets.errors(w, "test").tolist()) / 3)
 
 
 def test_claims_are_paired_by_seed_and_not_run_without_a_record():
