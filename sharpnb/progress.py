@@ -14,37 +14,38 @@ def training_bar(steps: int, wanted: bool | None) -> Any:
         steps: how many.
         wanted: True or False; None shows the bar unless the environment has ``TQDM_DISABLE=1``, as batch runs do.
     """
-    if wanted is False:
-        return range(steps)
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        return range(steps)
-    # tqdm itself heeds the variable in a terminal but not in a notebook.
-    hidden = os.environ.get("TQDM_DISABLE") == "1" if wanted is None else False
-    return tqdm(range(steps), desc="training", leave=False, disable=hidden)
+    tqdm = _tqdm(wanted)
+    return range(steps) if tqdm is None else tqdm(range(steps), desc="training", leave=False, disable=False)
 
 
-def bar(wanted: bool, total: int, label: str, unit: str, done: int = 0) -> Any:
-    """Return a bar of tqdm's that was asked for, or something that takes its calls and shows nothing.
+def bar(wanted: bool | None, total: int, label: str, unit: str, done: int = 0) -> Any:
+    """Return a bar of tqdm's, or something that takes its calls and shows nothing.
 
     Args:
-        wanted: whether to show it.
+        wanted: whether to show it; None as in :func:`training_bar`.
         total: how many units are expected.
         label: on its left.
         unit: what is counted.
         done: units made before, in a run that goes on.
 
     Raises:
-        ImportError: if tqdm is missing.
+        ImportError: if it is wanted and tqdm is missing.
     """
-    if not wanted:
-        return _Hidden()
+    tqdm = _tqdm(wanted)
+    if wanted and tqdm is None:
+        raise ImportError("progress=True needs tqdm: pip install tqdm, or pass progress=False.")
+    return _Hidden() if tqdm is None else tqdm(total=total, desc=label, unit=unit, initial=done)
+
+
+def _tqdm(wanted: bool | None) -> Any:
+    """Return the class of the bar that is to be shown, if one is; tqdm heeds the variable in a terminal alone."""
+    if wanted is False or (wanted is None and os.environ.get("TQDM_DISABLE") == "1"):
+        return None
     try:
         from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError("progress=True needs tqdm: pip install tqdm, or pass progress=False.") from error
-    return tqdm(total=total, desc=label, unit=unit, initial=done)
+    except ImportError:
+        return None
+    return tqdm
 
 
 class _Hidden(nullcontext):

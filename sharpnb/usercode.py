@@ -22,12 +22,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from sharpnb.near import near
 
 _importing: list[str] = []
 
@@ -79,9 +80,7 @@ def find(spec: str, what: str) -> Found:
             _importing.pop()
     for part in attribute.split("."):
         if not hasattr(found, part):
-            near = get_close_matches(part, dir(found), n=1)
-            raise ValueError(f"{what} {spec!r}: {place} has no {part!r}."
-                             + (f" Did you mean {near[0]!r}?" if near else ""))
+            raise ValueError(f"{what} {spec!r}: {place} has no {part!r}.{near(part, dir(found))}")
         found = getattr(found, part)
     return Found(spec, what, found, file)
 

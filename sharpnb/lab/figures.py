@@ -118,20 +118,20 @@ def save(
 
 
 def _write_or_compare(figure: Any, path: Path, alt: str, csv: str, rtol: float, atol: float) -> None:
-    png = _render(figure, "png", alt)
+    png = render(figure, "png", alt)
     if checking():
         _compare_table(path.with_suffix(".csv"), csv, rtol, atol)
         _compare_picture(path, png)
     elif not (keeping("figures") and _as_it_was(path, csv, png, rtol, atol)):
         figure.set_layout_engine("none")  # laid out for the PNG; again would take as long as the drawing itself
-        for ending, content in ((".png", png), (".svg", _render(figure, "svg", alt)), (".csv", csv.encode())):
+        for ending, content in ((".png", png), (".svg", render(figure, "svg", alt)), (".csv", csv.encode())):
             file = path.with_suffix(ending)
             if not file.exists() or file.read_bytes() != content:
                 paths.write_whole(file, content)
 
 
-def _render(figure: Any, kind: str, alt: str) -> bytes:
-    # No date and no program version, so that the same figure is the same bytes.
+def render(figure: Any, kind: str, alt: str) -> bytes:
+    """Return a ``"png"`` or ``"svg"``, without date and program version: the same figure is the same bytes."""
     metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, metadata={**metadata, "Description": alt})

@@ -19,9 +19,10 @@ import torch
 from torch import nn
 
 from sharpnb import kept, paths
+from sharpnb.devices import device_name
 from sharpnb.kept import plain
 from sharpnb.lab import withdrawn
-from sharpnb.lab.records import commit, device_name
+from sharpnb.lab.records import commit
 
 if TYPE_CHECKING:
     from sharpnb.lab.notebook import Notebook

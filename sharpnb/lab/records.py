@@ -170,6 +170,8 @@ def provenance(
     """Return what a reader needs to repeat a result; ``started`` is ``time.time()`` at its beginning."""
     import torch
 
+    from sharpnb.devices import device_name
+
     return {
         "sharpnb": __version__, "commit": commit(notebook), "sources": sources.of_notebook(notebook),
         "parameters": kept.plain(parameters), "data": data,
@@ -180,14 +182,6 @@ def provenance(
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - started, 1),
     }
-
-
-def device_name(device: Any) -> str:
-    """Return the GPU's model, or the kind of CPU."""
-    import torch
-
-    on_gpu = getattr(device, "type", "cpu") == "cuda"
-    return torch.cuda.get_device_name(device) if on_gpu else f"cpu ({platform.machine()})"
 
 
 def commit(notebook: str) -> str | None:

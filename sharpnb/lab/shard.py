@@ -13,8 +13,8 @@ from torch import nn
 from sharpnb import datafiles, sources, usercode
 from sharpnb.lab import models
 from sharpnb.lab.data import Data, load_data
-from sharpnb.many.settings import near
 from sharpnb.many.train import train_many
+from sharpnb.near import near
 
 METRICS = ("train_loss", "train_error", "test_loss", "test_error")
 

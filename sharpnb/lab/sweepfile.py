@@ -16,7 +16,7 @@ from sharpnb.lab.data import load_data
 from sharpnb.lab.shard import METRICS, builder
 from sharpnb.lab.sweeps import sweep
 from sharpnb.many.schedules import SCHEDULES
-from sharpnb.many.settings import near
+from sharpnb.near import near
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -28,6 +28,7 @@ from sharpnb.kept import plain
 from sharpnb.lab.grid import PER_CALL, Grid, cells_of
 from sharpnb.lab.shard import METRICS, Shard, run
 from sharpnb.many import settings
+from sharpnb.progress import bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,12 +149,13 @@ def _results(
     for key in shards:
         found = kept.find(folder / key)
         missing.append(key) if found is None else take(key, found[0]["rows"])
-    with _bar(sum(len(places) for places, _ in shards.values()), len(results), progress) as advance:
+    cells = sum(len(places) for places, _ in shards.values())
+    with bar(progress, cells, "sweep", "cell", len(results)) as shown:
 
         def finished(key: str, rows: list[dict[str, Any]]) -> None:
             kept.store(folder / key, {"rows": rows}, vars(shards[key][1]))
             take(key, json.loads(json.dumps(rows)))  # as a resumed sweep would read them
-            advance(len(rows))
+            shown.update(len(rows))
 
         work, window = {key: shards[key][1] for key in missing}, jobs if client is None else len(missing)
         failed = _attempt(work, _opener(client, jobs), window, finished)
@@ -258,20 +260,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-@contextmanager
-def _bar(total: int, done: int, wanted: bool | None) -> Any:
-    hidden = os.environ.get("TQDM_DISABLE") == "1" if wanted is None else not wanted
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        hidden = True
-    if hidden:
-        yield lambda cells: None
-        return
-    with tqdm(total=total, initial=done, desc="sweep", unit="cell", smoothing=0.1) as bar:
-        yield bar.update
 
 
 def _table(cells: list[dict[str, Any]], results: Mapping[int, Mapping[str, Any]]) -> pd.DataFrame:

@@ -2,7 +2,6 @@ r"""Losses over a plane or along a line, with BatchNorm statistics recomputed at
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from sharpnb.landscape.losses import Losses
 from sharpnb.landscape.plane import Plane, Weights, flat
 from sharpnb.progress import bar
 from sharpnb.resume import Checkpoint
-from sharpnb.trees import tensors
+from sharpnb.trees import fingerprint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -119,7 +118,9 @@ def surface(
     x0, x1, y0, y1 = window or plane.window
     x, y = np.linspace(x0, x1, columns), np.linspace(y0, y1, rows)
     points = Points(model, plane, data, losses, update_bn, batch_size, count)
-    key = ("surface", *points.names, _digest(points, x, y)) if checkpoint else ()
+    held = [(batch.inputs, batch.target) for batches in points.sets.values() for batch in batches]
+    grid = torch.from_numpy(x), torch.from_numpy(y), points.vectors
+    key = ("surface", *points.names, points.dtype, fingerprint([grid, held])) if checkpoint else ()
     saved = Checkpoint(checkpoint, key, checkpoint_every)
     found = _fill(points, x, y, saved, progress)
     return Surface(plane, x, y, {name: found[:, :, i] for i, name in enumerate(points.names)})
@@ -168,11 +169,3 @@ def _coarse_to_fine(rows: int, columns: int) -> list[tuple[int, int]]:
         return next(n for n, stride in enumerate((4, 2, 1)) if i % stride == 0 and j % stride == 0)
 
     return sorted(((i, j) for i in range(rows) for j in range(columns)), key=lambda ij: level(*ij))
-
-
-def _digest(points: Points, x: np.ndarray, y: np.ndarray) -> str:
-    digest = hashlib.sha256(str(points.dtype).encode())
-    held = [t for batches in points.sets.values() for batch in batches for t in tensors((batch.inputs, batch.target))]
-    for tensor in (torch.from_numpy(x), torch.from_numpy(y), points.vectors, *held):
-        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

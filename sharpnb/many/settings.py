@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import cache, partial
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor
 from sharpnb import rules
 from sharpnb.many.augment import ShiftAndFlip
 from sharpnb.many.schedules import SCHEDULES
+from sharpnb.near import near
 
 Setting = dict[str, Any]
 
@@ -48,12 +48,6 @@ _SUPPLIED = ("eta", "base", "scaled", "mask", "perturbation")  # by train_many, 
 _PAIRS = "tuple[Column, Column]"
 _REAL = (int, float, np.integer, np.floating)
 _MEMBERS_OWN = ("seed", "schedule", "t_0", "t_mult")  # neither a column of the rule nor in need of a program of its own
-
-
-def near(name: Any, names: Iterable[str]) -> str:
-    """Return a question with the nearest of the names, or nothing."""
-    found = get_close_matches(str(name), list(names), n=1)
-    return f" Did you mean {found[0]!r}?" if found else ""
 
 
 def validated(config: Mapping[str, Any], k: int) -> Setting:

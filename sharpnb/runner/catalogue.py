@@ -10,14 +10,14 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sharpnb import paths
+from sharpnb.near import near
 
 _FIGURES = re.compile(
     r"\b(?:Supp)?(?:Figs?\.?|Figures?|Tables?|Propositions?)\s+\d+(?:(?:\s*[,–-]\s*|\s+(?:and|to)\s+)\d+)*"
@@ -30,12 +30,6 @@ _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 
 class RunnerError(RuntimeError):
     """Something that can be foreseen; the message says what was wrong, what is allowed and what to do."""
-
-
-def nearest(word: str, allowed: Iterable[str]) -> str:
-    """Return ``" Did you mean 'seed'?"`` for a near miss, else nothing."""
-    match = get_close_matches(word, list(allowed), n=1, cutoff=0.5)
-    return f" Did you mean {match[0]!r}?" if match else ""
 
 
 @dataclass(frozen=True)
@@ -76,8 +70,8 @@ class Parameter:
 
     def _wrong(self, value: Any) -> str:
         allowed = "one of " + ", ".join(self.choices) if self.choices else f"of type {self.type.__name__}"
-        hint = nearest(str(value), self.choices)
-        return f"{self.name} = {value!r}: this parameter is {allowed} (default {self.default!r}).{hint}"
+        return (f"{self.name} = {value!r}: this parameter is {allowed} (default {self.default!r})."
+                f"{near(value, self.choices)}")
 
 
 def parameters_in(source: str, where: str) -> dict[str, Parameter]:
@@ -171,7 +165,7 @@ class Notebook:
         for name in given:
             if name not in known:
                 raise RunnerError(
-                    f"{self.name} has no parameter {name!r}.{nearest(name, known)} It has: {', '.join(known)}. Name "
+                    f"{self.name} has no parameter {name!r}.{near(name, known)} It has: {', '.join(known)}. Name "
                     f"the notebooks that the parameter is meant for, for example: sharpnb run {self.name[:2]} -p "
                     f"{name} VALUE")
         asked = {"profile": profile} if "profile" in known else {}
@@ -256,7 +250,7 @@ def _match(name: str, known: list[Notebook], others: dict[str, str]) -> str:
     if found:
         raise RunnerError(f"{name!r} means more than one notebook: {', '.join(found)}. Give the whole name.")
     meant = [reason for other, reason in others.items() if other.startswith(number)]
-    raise RunnerError("\n".join(meant) or f"There is no notebook {name!r}.{nearest(stem, stems)} These are there: "
+    raise RunnerError("\n".join(meant) or f"There is no notebook {name!r}.{near(stem, stems)} These are there: "
                       f"{', '.join(stems)}.")
 
 

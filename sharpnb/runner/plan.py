@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from sharpnb import datafiles, paths, sources
+from sharpnb.near import near
 from sharpnb.runner import stored
-from sharpnb.runner.catalogue import Notebook, RunnerError, find_all, nearest, select
+from sharpnb.runner.catalogue import Notebook, RunnerError, find_all, select
 
 PROFILES = ("quick", "mid", "full")
 FORCE = "--force"  # the reason to execute what is up to date
@@ -98,8 +99,8 @@ def plan(
         RunnerError: for an unknown notebook, profile or parameter, or a value that a parameter does not take.
     """
     if profile not in PROFILES:
-        hint = nearest(profile, PROFILES)
-        raise RunnerError(f"There is no profile {profile!r}. Choose one of {', '.join(PROFILES)}.{hint}")
+        raise RunnerError(f"There is no profile {profile!r}. Choose one of {', '.join(PROFILES)}."
+                          f"{near(profile, PROFILES)}")
     if update and (given or profile != "quick"):
         raise RunnerError("--update stores what the defaults give in the quick profile: leave out -p and --profile.")
     chosen = sorted(select(names), key=lambda notebook: (notebook.after_all, notebook.name))

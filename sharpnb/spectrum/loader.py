@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from sharpnb import usercode
 from sharpnb.datafiles import NAMES
-from sharpnb.trees import tensors
+from sharpnb.trees import mapped
 
 
 def load_batches(
@@ -52,11 +51,15 @@ def load_batches(
         say("The loader shuffles without a seed of its own. Its order follows --seed here, so that a run that was "
             "interrupted can resume; shuffle=False is the order of the data.")
     batches = []
+
+    def cast(t: Tensor) -> Tensor:
+        return t.to(dtype) if dtype is not None and t.is_floating_point() else t
+
     for batch in _read(spec, found, batch_size):
         if not (isinstance(batch, tuple | list) and len(batch) == 2):
             raise ValueError(f"data {spec!r} gives a {type(batch).__name__} as a batch; it must be a pair (inputs, "
                              "target).")
-        batches.append(tuple(_as(part, dtype) for part in batch))
+        batches.append(tuple(mapped(cast, part) for part in batch))
         if len(batches) == limit:
             break
     return batches
@@ -134,20 +137,3 @@ def _noise(spec: str, size: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"data {spec!r}: write the shape of one input as in noise:3x224x224.") from None
     generator = torch.Generator().manual_seed(0)
     return torch.randn(size, *shape, generator=generator), torch.randint(10, (size,), generator=generator)
-
-
-def _as(tree: Any, dtype: torch.dtype | None) -> Any:
-    if isinstance(tree, Tensor):
-        return tree.to(dtype) if dtype is not None and tree.is_floating_point() else tree
-    if isinstance(tree, Mapping):
-        return {name: _as(value, dtype) for name, value in tree.items()}
-    return tuple(_as(value, dtype) for value in tree) if isinstance(tree, tuple | list) else tree
-
-
-def fingerprint(tree: Any) -> str:
-    """Return 16 hexadecimal digits that stand for the tensors of ``tree``: sha256 over shapes and bytes."""
-    digest = hashlib.sha256()
-    for tensor in tensors(tree):
-        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]

@@ -24,9 +24,9 @@ from sharpnb.curvature import (
 )
 from sharpnb.curvature.lanczos import Ending
 from sharpnb.spectrum.cost import stated
-from sharpnb.spectrum.loader import fingerprint
 from sharpnb.spectrum.preflight import examine, is_constant, refuse_products
 from sharpnb.spectrum.results import Spectrum
+from sharpnb.trees import fingerprint
 
 OPERATORS: dict[str, type[ModelOperator]] = {"hessian": HessianOperator, "ggn": GGNOperator, "fisher": FisherOperator}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sharpnb import checkpoints, usercode
+from sharpnb.devices import pick_device
+from sharpnb.near import near
 from sharpnb.spectrum.preflight import not_on_meta
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -57,9 +58,8 @@ def _torchvision(name: str, weights: str | None, classes: int | None) -> nn.Modu
 
     known = models.list_models()
     if name not in known:
-        near = get_close_matches(name, known, n=3)
-        raise ValueError(f"model {name!r} is no model of torchvision" + (f" (near: {', '.join(near)})" if near else "")
-                         + ". Name one, or write module:function for your own.")
+        raise ValueError(f"model {name!r} is no model of torchvision.{near(name, known)} Name one, or write "
+                         "module:function for your own.")
     options = {} if classes is None else {"num_classes": classes}
     try:
         return models.get_model(name, weights=weights, **options)
@@ -92,17 +92,7 @@ def placed(model: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:
         ValueError: if there is no such device, or the model has weights that were never made.
     """
     not_on_meta(model)
-    name = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        at = torch.device(name)
-        torch.empty(1, device=at)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # no such word; no such hardware
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"device {device!r} is not there ({reason}). Use auto, cpu or, where there is one, cuda."
-                         ) from error
-    if at.type == "meta":
-        raise ValueError("device 'meta' holds no numbers. Use auto, cpu or, where there is one, cuda.")
-    return model.to(at, dtype)
+    return model.to(pick_device(device), dtype)
 
 
 def float_type(name: str) -> torch.dtype:

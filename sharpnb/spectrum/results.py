@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -21,6 +20,7 @@ import torch
 
 from sharpnb import __version__, paths
 from sharpnb.curvature import Eigenvalues, HessianOperator, ModelOperator, SpectralDensity
+from sharpnb.devices import device_name
 from sharpnb.spectrum.cost import Cost, duration
 
 FILE = "spectrum.json"  # written last: where it is, the others are
@@ -122,7 +122,7 @@ class Spectrum:
                 "sharpnb": __version__, "python": platform.python_version(), "versions": dict(_versions()),
                 "parameters": {**vars(s), "params": list(s.params), "dtype": str(self.op.dtype)},
                 "data": {str(self.origin.get("data")): str(self.origin.get("data_fingerprint"))},
-                "device": _device(self.op.device), "threads": torch.get_num_threads(),
+                "device": device_name(self.op.device), "threads": torch.get_num_threads(),
                 "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
                 "seconds": round(time.time() - self.started, 1)},
         })
@@ -195,25 +195,18 @@ def _pictures(density: SpectralDensity, title: str) -> dict[str, str | bytes]:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
+    from sharpnb.lab.figures import render, use_style
+
     alt = (f"Density of {density.n} eigenvalues from {density.lambda_min:.3g} to {density.lambda_max:.3g}: a curve "
            f"with its error band for the bulk, {len(density.atoms)} stems for the outliers, on a log axis.")
-    files: dict[str, str | bytes] = {}
     with mpl.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # signs that the font has not
-        mpl.rcdefaults()  # whatever a user's matplotlibrc says
-        mpl.rcParams.update({
-            "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-            "axes.axisbelow": True, "legend.frameon": False, "axes.formatter.min_exponent": 3,
-            "svg.hashsalt": "sharpnb"})
-        figure = Figure(figsize=(6.4, 3.6), dpi=100, layout="constrained")
+        use_style()
+        figure = Figure(figsize=(6.4, 3.6))
         axes = figure.subplots()
         density.plot(axes, color="#0173b2")
         axes.set_title(title.encode("utf-8", "replace").decode(), parse_math=False)
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=200, metadata={**metadata, "Description": alt})
-            files[f"density.{kind}"] = buffer.getvalue()
-    return files
+        return {f"density.{kind}": render(figure, kind, alt) for kind in ("png", "svg")}
 
 
 def _versions() -> Iterator[tuple[str, str]]:
@@ -222,10 +215,6 @@ def _versions() -> Iterator[tuple[str, str]]:
             yield name, version(name)
         except PackageNotFoundError:
             continue
-
-
-def _device(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
 
 
 def _finite(tree: Any) -> Any:

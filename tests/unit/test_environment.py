@@ -114,17 +114,17 @@ def test_the_runner_plans_without_torch():
 
 
 def test_layers_import_only_what_stands_below_them():
-    tools = {"paths", "resume", "rules", "trees", "caches", "counts", "batches", "fallbacks", "progress"}
+    tools = {"near", "paths", "resume", "rules", "trees", "caches", "counts", "batches", "fallbacks", "progress"}
     below = {
-        **{file: set() for file in ("paths.py", "rules.py", "trees.py", "caches.py", "usercode.py", "devices.py", "progress.py")},
+        **{file: set() for file in ("near.py", "paths.py", "rules.py", "trees.py", "caches.py", "devices.py", "progress.py")}, "usercode.py": {"near"},
         "counts.py": {"trees"}, "batches.py": {"trees", "counts"}, "fallbacks.py": {"trees"},
         "datafiles.py": {"paths"}, "sources.py": {"paths"}, "kept.py": {"paths", "sources"}, "resume.py": {"paths"}, "optim": tools, "curvature": tools, "averaging": tools,
         "checkpoints": set(),
         "landscape": tools | {"averaging", "many"},  # BatchNorm's statistics at a point are those of an average
         "many": tools - {"caches", "counts", "resume"} | {"optim", "devices"},
         "lab": tools - {"resume"} | {"datafiles", "sources", "kept", "optim", "averaging", "curvature", "landscape", "checkpoints", "usercode", "many", "devices"},
-        "spectrum": {"paths", "datafiles", "trees", "usercode", "checkpoints", "curvature", "lab"},  # lab: for data sets by name
-        "runner": {"paths", "datafiles", "sources", "kept", "lab"},
+        "spectrum": {"near", "devices", "paths", "datafiles", "trees", "usercode", "checkpoints", "curvature", "lab"},  # lab: for data sets by name
+        "runner": {"near", "paths", "datafiles", "sources", "kept", "lab"},
     }
     for part, allowed in below.items():
         base = ROOT / "sharpnb" / part
