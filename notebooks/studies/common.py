@@ -51,7 +51,7 @@ class Training:
 
 @cache
 def _images(name: str, size: int | None, seed: int, dtype: torch.dtype, noise: float) -> Data:
-    data = load_data(name, train_size=size, seed=seed if name == "digits" else 0, dtype=dtype)
+    data = load_data(name, train_size=size, seed=seed if name in ("digits", "mnist1d") else 0, dtype=dtype)
     return with_label_noise(data, noise, seed)
 
 

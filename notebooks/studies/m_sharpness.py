@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,13 @@ from sharpnb import rules
 from sharpnb.curvature import kendall_tau
 from sharpnb.lab import models
 from sharpnb.lab.augment import Augment, shift_and_flip
-from sharpnb.lab.claims import t95
 from sharpnb.lab.figures import COLOURS
+from sharpnb.lab.notebook import Notebook
+from sharpnb.lab.pieces import Work
 from sharpnb.many.engine import Nets, losses
 from studies.common import Training, spread
+from studies.trials import Rows, trials
+from studies.trials import best as best_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +56,29 @@ class Settings(Training):
         return {name: getattr(self, name) for name in ("steps", "augment", "dtype", "bf16", "chunk")}
 
 
-# Images, batch and learning rate are taken over from a survey made before this notebook (480 steps). A trial with a
-# third of its steps on a narrower net did not come to memorise wrong labels, and SAM had nothing to gain. Each m has
-# radii up to its collapse, which comes the sooner the smaller m is.
-QUICK = Settings(label="MLP, digits", data="digits", train_size=300, width=24, steps=240, noises=(0.0, 0.4), seeds=4,
-                 model=lambda width, seed: models.mlp((64, width, 10), seed=seed), measured=(1, 4, 16, 64, 256),
-                 rhos={1: (0.05, 0.1), 4: (0.05, 0.1, 0.2), 16: (0.05, 0.1, 0.2, 0.4), 64: (0.05, 0.1, 0.2, 0.4)},
-                 family={"width": (8, 16, 48), "batch_size": (16, 64), "lr": (0.03, 0.1), "weight_decay": (0.0, 3e-3)},
-                 dtype=torch.float64)
+@dataclass(frozen=True, kw_only=True)
+class Tuned(Settings):
+    """Settings whose rate and ``weight_decay`` are tuned, see :func:`tuned`, and whose family comes to equal losses.
+
+    Attributes:
+        stop: training loss in nats at which a net of the family is measured.
+        looks: updates between two looks at it, and at most.
+    """
+
+    weight_decay: float = 0.0
+    stop: float = 0.1
+    looks: tuple[int, int] = (10, 600)
+
+
+# Of nets of 64 and 128 hidden units on 500 and 1,000 signals (SGD alone, seeds 100-105) the smallest that fits at its
+# best rate and decay: training error 0.0, test error 60.5 % there; m = 1 costs most. Each m has nine radii up to its
+# collapse, as many as SGD has trials; both are on seeds 100-105. Each net of the family comes to its loss there.
+QUICK = Tuned(label="MLP, MNIST-1D", data="mnist1d", train_size=500, width=64, steps=400, noises=(0.0,),
+              model=lambda width, seed: models.mlp((40, width, 10), seed=seed), measured=(1, 4, 16, 64, 250),
+              seeds=range(2000, 2020), rhos=dict.fromkeys(
+                  (1, 4, 16, 64), (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)),
+              family={"width": (32, 128), "batch_size": (64, 250), "lr": (0.1, 0.2), "weight_decay": (0.0, 1e-3)})
+GRID = {"lr": (0.2, 0.4, 0.8), "weight_decay": (1e-3, 3e-3, 1e-2)}
 # Cut to the budget. Before: all images, 100 epochs, m = 4 and widths of 32 too, 3 seeds.
 FULL = Settings(label="ResNet-8, 10,000 images of CIFAR-10, 15 epochs", data="cifar10", train_size=10_000, width=16,
                 model=lambda width, seed: models.resnet(8, width=width, seed=seed), steps=15 * 39, batch_size=256,
@@ -74,9 +92,48 @@ TOY = Settings(label="CNN, digits", data="digits", train_size=64, width=4, steps
 SETTINGS = {"quick": QUICK, "full": FULL, "toy": TOY}
 
 
+def tuned(s: Tuned, nb: Notebook) -> tuple[Tuned, Rows]:
+    """Return ``s`` with the rate and decay at which SGD is best on held-out signals, and the trials, read back."""
+    def make(_: Work) -> dict[str, Rows]:
+        grid = [{"rule": "sgd", "momentum": s.momentum, **dict(zip(GRID, values, strict=True))}
+                for values in product(*GRID.values())]
+        return {"rows": trials(grid, s.images, partial(s.model, s.width), batch_size=s.batch_size, **s.options)}
+
+    of = {"data": s.data, "train_size": s.train_size, "net": partial(s.model, s.width), "batch_size": s.batch_size,
+          "momentum": s.momentum, "grid": GRID, **s.options}
+    rows = nb.recorded("tuning", make, of=of, kept=True, rtol=5e-2, atol=0.5)["rows"]
+    return replace(s, **best_of(rows, *GRID)), rows
+
+
+def at_loss(nets: Nets, kept: dict[int, Tensor], stop: float) -> Tensor:
+    """Return each net's weights at the first kept step at which its training loss is at most ``stop``, (K, n).
+
+    ``nets`` have all training images in one batch.
+
+    Raises:
+        ValueError: if a net does not come to it.
+    """
+    x, y = next(nets.in_order())
+    found, waiting = nets.w.clone(), torch.ones(len(nets.w), dtype=torch.bool)
+    with torch.no_grad():
+        for step in sorted(kept):
+            now = waiting & (losses(nets.forward(kept[step].to(nets.w), x), y) <= stop).cpu()
+            found[now], waiting = kept[step].to(nets.w)[now], waiting & ~now
+    if waiting.any():
+        raise ValueError(f"{int(waiting.sum())} of {len(waiting)} nets do not come to a training loss of {stop} in "
+                         f"{max(kept)} updates; give them more, or a higher loss.")
+    return found
+
+
 def told(s: Settings) -> dict[str, Any]:
     """Return what a record says of its settings: all of them, and the net, which two numbers build."""
     return {**vars(s), "net of": partial(s.model, s.width)}
+
+
+def told_of_radii(s: Settings) -> dict[str, Any]:
+    """Return what the record of the radii that were tried says: all but what is the family's and the judging's."""
+    return {name: value for name, value in told(s).items()
+            if name not in ("family", "measured", "rho", "stop", "looks", "seeds")}
 
 
 def m_sharpness(nets: Nets, w: Tensor, rho: float) -> Tensor:
@@ -158,13 +215,12 @@ def best(trained: pd.DataFrame, m: int, noise: float, rhos: Sequence[float]) -> 
 
 
 def against_sgd(trained: pd.DataFrame) -> pd.DataFrame:
-    """Return each noise's, m's and radius' change of the test error against SGD: mean, sem and 95 % half width."""
+    """Return each noise's, m's and radius' change of the test error against SGD, with what :func:`spread` says."""
     sgd = trained[trained["rho"] == 0].set_index(["noise", "seed"])["test_error"]
     paired = trained[trained["rho"] > 0]
     at = list(zip(paired["noise"], paired["seed"], strict=True))
     paired = paired.assign(change=paired["test_error"] - sgd.loc[at].to_numpy())
-    summary = paired.groupby(["noise", "m", "rho"])["change"].agg(["mean", "sem"])
-    return summary.assign(half=t95(paired["seed"].nunique()) * summary["sem"])
+    return spread(paired.groupby(["noise", "m", "rho"])["change"])
 
 
 def draw_middle(ax: Any, summary: pd.DataFrame, noise: float, s: Settings) -> None:
@@ -175,8 +231,8 @@ def draw_middle(ax: Any, summary: pd.DataFrame, noise: float, s: Settings) -> No
     ticks = sorted({rho for radii in s.rhos.values() for rho in radii})
     for k, (m, colour, marker) in enumerate(zip(s.rhos, shades, "osv^", strict=False)):
         got = summary.loc[noise, m]
-        ax.errorbar(got.index * (1 + 0.03 * (k - 1.5)), got["mean"], got["half"] if s.seeds > 2 else None,
-                    fmt=marker + "-", color=colour, capsize=2, lw=1.2, label=f"m = {m}")
+        ax.errorbar(got.index * (1 + 0.03 * (k - 1.5)), got["mean"], got["half"], fmt=marker + "-", color=colour,
+                    capsize=2, lw=1.2, label=f"m = {m}")
     ax.axhline(0, color=COLOURS["sgd"], ls=":", label="SGD")
     ax.set(xscale="log", xlabel="radius $\\rho$", title=f"{noise:.0%} wrong labels" if noise else "clean labels")
     ax.set_xticks(ticks, [f"{rho:g}" for rho in ticks])
@@ -191,11 +247,9 @@ def draw_right(axes: Sequence[Any], found: pd.DataFrame) -> None:
         ("sgd", "sam"), ("o-", "s-"), strict=True,
     ):
         got = spread(found.groupby("m")[column])
-        half, said = (got["half"], f"mean, 95 % interval, n = {seeds}") if seeds > 2 else (None, "mean")
-        ax.errorbar(range(len(got)), got["mean"], half, fmt=style, color=COLOURS[role], capsize=3, label=said)
-        if seeds < 3:
-            places = found["m"].map({m: k for k, m in enumerate(got.index)})
-            ax.plot(places, found[column], ".", color=COLOURS[role], alpha=0.5, label="the seeds")
+        ax.errorbar(range(len(got)), got["mean"], got["half"], fmt=style, color=COLOURS[role], capsize=3, label="mean")
+        places = found["m"].map({m: k for k, m in enumerate(got.index)})
+        ax.plot(places + 0.12, found[column], ".", color=COLOURS[role], ms=4, alpha=0.5, label=f"the {seeds} seeds")
         ax.set_xticks(range(len(got)), [str(m) for m in got.index])
         ax.set(xlabel="m (images that share a perturbation)", ylabel=label)
         ax.axhline(0, color="0.4", lw=0.8)

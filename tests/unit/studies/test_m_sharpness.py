@@ -8,8 +8,10 @@ from torch.nn.functional import cross_entropy
 from sharpnb import lab, paths
 from sharpnb.curvature import sharpness
 from sharpnb.lab import Record, models, pieces
+from sharpnb.lab.claims import Regime
 from sharpnb.many.engine import Nets
 from studies import m_sharpness as study
+from studies.m_sharpness_claims import claims
 
 GRID = [(a, b) for a in range(5) for b in range(6)]
 
@@ -75,3 +77,36 @@ def test_the_change_against_sgd_is_paired_by_seed():
     assert found.loc[(0.0, 16, 0.1), "mean"] == pytest.approx(2.0)
     assert found.loc[(0.0, 16, 0.1), "sem"] == pytest.approx(1 / 3**0.5)
     assert found.loc[(0.0, 16, 0.1), "half"] == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+
+
+def test_a_net_is_taken_where_it_first_comes_to_the_loss():
+    data = lab.load_data("digits", train_size=40, dtype=torch.float64)
+    many = lab.train_many([{"rule": "sgd", "lr": lr, "momentum": 0.9} for lr in (0.05, 0.2)], data,
+                          lambda seed: models.mlp((64, 8, 10), seed=seed), steps=80, batch_size=20, keep=range(5, 81, 5),
+                          evaluate_every=5, schedule="constant", dtype=torch.float64, device="cpu", progress=False)
+    nets = Nets([0, 0], data, lambda seed: models.mlp((64, 8, 10), seed=seed), batch_size=40)
+    found = study.at_loss(nets, many.kept, 0.5)
+    for k in range(2):
+        first = next(row["step"] for row in many.rows if row["member"] == k and row["train_loss"] <= 0.5)
+        assert torch.equal(found[k], many.kept[first][k])
+    with pytest.raises(ValueError, match="2 of 2 nets do not come to a training loss of 1e-09 in 80 updates"):
+        study.at_loss(nets, many.kept, 1e-9)
+
+
+def test_the_claims_are_large_m_minus_small_m_and_carry_the_regime():
+    trained = pd.DataFrame([{"noise": 0.0, "m": m, "rho": rho, "seed": seed, "train_error": 1.0, "test_error": error + seed}
+                            for m, rho, error in ((4, 0.05, 9.0), (16, 0.05, 12.0), (16, 0.0, 20.0)) for seed in range(3)])
+    random = np.random.default_rng(0)
+    family = pd.DataFrame([{"seed": seed, **dict.fromkeys(study.TOY.family, k), "gap": float(k), "sharpness_4": k,
+                            "sharpness_16": random.normal(), "train_error": 3.0, "test_error": 30.0}
+                           for seed in range(3) for k in range(8)])
+    found = {claim.id: claim for claim in claims(trained, family, study.TOY, "quick", 19.0)}
+    assert found["sam-fig-3-middle"].samples == (3, 3, 3)
+    assert found["sam-fig-3-middle"].regime == Regime(1.0, 21.0, 19.0)
+    assert found["sam-fig-3-right"].regime == Regime(3.0, 30.0) and "3.0 %" in found["sam-fig-3-right"].regime.fault
+    tau = study.predictive(study.TOY, family).pivot(index="seed", columns="m", values="tau")
+    assert found["sam-fig3-positive"].samples == (1, 1, 1)
+    assert found["sam-fig-3-right"].samples == pytest.approx(1 - tau[16])
+    later = claims(None, family, study.TOY, "full")
+    assert [(claim.id, claim.below) for claim in later][:2] == [("sam-fig-3-middle", ""), ("sam-fig3-tau", "sam-fig-3-right")]
+    assert later[0].samples is None
