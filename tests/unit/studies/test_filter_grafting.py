@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cells import executed
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from sharpnb import lab, rules
@@ -36,7 +37,7 @@ def test_rows_are_grafted_as_modules_are_after_each_epoch():
     s = replace(study.QUICK, train_size=40, batch=20, steps=4)
     names = ("baseline", "3 nets", "external")
     jobs = [(name, seed, {"lr": 0.1, "weight_decay": 0.01}) for seed in (3, 4) for name in names]
-    rows = study.run(s, jobs)
+    rows = executed("17_filter_grafting", "settings", "together")["run"](s, jobs)
     two = rows[2]
     assert two["method"] == "external" and two["seed"] == 3 and two["ensemble"] == two["test_error"]  # the two are one
     assert rows[0]["ensemble"] != rows[0]["test_error"]
