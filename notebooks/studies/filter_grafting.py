@@ -3,23 +3,16 @@ r"""Notebook 17: its methods and settings, and what is measured on a network."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import product
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import vector_to_parameters
+from torch import nn
 
-from sharpnb import rules
-from sharpnb.averaging import entropy, filter_layers, filter_norms, graft, graft_internal
+from sharpnb.averaging import entropy, filter_layers, filter_norms
 from sharpnb.lab import models
 from sharpnb.lab.data import Data
 from sharpnb.lab.training import evaluate
-from sharpnb.many.engine import Nets
-from studies.signals import TUNING, Signals
+from studies.signals import Signals
 
 
 @dataclass(frozen=True)
@@ -128,65 +121,3 @@ def row(net: nn.Module, data: Data) -> dict[str, float]:
     """What is measured on a finished network: losses, errors, and its filters."""
     (train_loss, train_error), test_error = evaluate(net, data.train), evaluate(net, data.test)[1]
     return {"test_error": test_error, "train_loss": train_loss, "train_error": train_error, **filters(net)}
-
-
-def grafted(groups: Sequence[tuple[Method, slice]], models: Sequence[nn.Module], step: int, nets: Nets) -> None:
-    """Graft the rows of each group in place; ``models`` lend their layers, as many as the largest group needs."""
-    for method, rows in groups if step else ():
-        own = models[: method.nets]
-        for model, w in zip(own, nets.w[rows], strict=True):
-            vector_to_parameters(w, model.parameters())  # the parameters are views of the row
-        if method.source == "external":
-            graft(own, method.a, method.c, method.criterion)
-        elif method.source == "internal":
-            for model in own:
-                graft_internal(model, threshold(model))
-
-
-def run(s: Quick, jobs: Sequence[tuple[str, int, dict[str, float]]], held_out: bool = False) -> list[dict[str, Any]]:
-    """Train a method's networks for each job of (method, seed, lr and decay); return a row each, means over its nets.
-
-    Networks have weights and order of data of their own, alike in all methods of a seed, and their seed's signals.
-    """
-    rows: list[dict[str, Any]] = []
-    for first in range(0, len(jobs), 14):
-        members, groups = [], []
-        for name, seed, trial in jobs[first : first + 14]:
-            method = METHODS[name]
-            groups.append((method, slice(len(members), len(members) + method.nets)))
-            members += [(100 * seed + j, s.data(seed, held_out), trial["weight_decay"], initial_lr(
-                trial["lr"], method.nets, j) if method.different_lr else trial["lr"]) for j in range(method.nets)]
-        seeds, data, decay, lr = zip(*members, strict=True)
-        nets = Nets(seeds, data, s.model, batch_size=s.batch)
-        told = {"lr": torch.tensor(lr)[:, None].double(), "weight_decay": torch.tensor(decay)[:, None].double()}
-        lent = [s.net(j) for j in range(max(method.nets for method, _ in groups))]
-        w = nets.fit(lambda w, g, state, told=told, **eta: rules.sgd(w, g(w), state, momentum=0.9, **told, **eta),
-                     s.steps, every=s.train_size // s.batch, probe=partial(grafted, groups, lent), progress=False)
-        rows += _measured(nets, w, [rows for _, rows in groups], lent[0])
-    return [{"method": name, "seed": seed, **trial, **row} for (name, seed, trial), row in zip(jobs, rows, strict=True)]
-
-
-@torch.no_grad()
-def _measured(nets: Nets, w: Tensor, groups: list[slice], net: nn.Module) -> list[dict[str, float]]:
-    found, each = nets.evaluate(w), []
-    for own in w:
-        vector_to_parameters(own, net.parameters())
-        each.append(filters(net))
-    found |= {name: [row[name] for row in each] for name in each[0]}
-    p, y = [torch.empty(0)] * len(w), nets.sets[0].test[1]
-    for members, z, _ in nets.logits(w, "test"):
-        for k, own in zip(members.tolist(), z, strict=True):
-            p[k] = own.softmax(1)
-    ensemble = [100 * float((torch.stack(p[rows]).mean(0).argmax(1) != y).double().mean()) for rows in groups]
-    return [{**{name: sum(values[rows]) / len(values[rows]) for name, values in found.items()}, "ensemble": error}
-            for rows, error in zip(groups, ensemble, strict=True)]
-
-
-def tuned(s: Quick) -> dict[str, Any]:
-    """Tune rate and decay of single nets and of two grafted ones, in equally many trials, as in :class:`Signals`."""
-    found = {}
-    for name in ("baseline", "external"):
-        trials = [{"lr": lr, "weight_decay": decay} for lr, decay in product(s.rates, s.decays)]
-        rows = run(s, [(name, seed, trial) for trial in trials for seed in TUNING], held_out=True)
-        found[name] = s.chosen({"lr": s.rates, "weight_decay": s.decays}, trials, rows)
-    return found

@@ -10,7 +10,7 @@ import pandas as pd
 
 from sharpnb.averaging import filter_norms
 from sharpnb.lab.claims import Claim, Regime
-from studies.filter_grafting import Settings
+from studies.filter_grafting import Quick, Settings
 
 _OWN = "external, own lr"
 _ERRORS = {  # primary id -> better and worse method, the paper's number
@@ -28,9 +28,11 @@ _DETAILS = {  # id -> primary id, better and worse method, statement, the paper'
 WEAK = 0.02  # the paper's premise: the least share of weak filters that leaves something to fill
 
 
-def claims(rows: list[dict[str, Any]] | None, s: Settings, profile: str) -> list[Claim]:
-    """Return the claims on rows of one method and seed each; not run without them."""
-    told: dict[str, Any] = {"protocol": f"{s.label}; the paper: ResNet-32, 200 epochs", "profile": profile,
+def claims(rows: list[dict[str, Any]] | None, s: Settings | Quick, profile: str, tuned: Any = None) -> list[Claim]:
+    """Return the claims on rows of one method and seed each, with what was ``tuned``; not run without rows."""
+    edge = [f"{method}'s {name} at the grid's edge" for method, found in (tuned or {}).items()
+            for name in found["edge"]]
+    told: dict[str, Any] = {"protocol": ", ".join([s.label, *edge]) + "; the paper: ResNet-32", "profile": profile,
                             "record": f"{profile}/runs"}
     if not rows:
         names = ("graft-main", "graft-number", "graft-invalid", "graft-entropy")
@@ -46,7 +48,7 @@ def claims(rows: list[dict[str, Any]] | None, s: Settings, profile: str) -> list
     found = [claim(error[worse] - error[better], ident, paper_value=paper)
              for ident, (better, worse, paper) in _ERRORS.items() if {better, worse} <= there]
     found += [claim(error[worse] - error[better], ident, below=below, statement=statement, paper_value=paper)
-              for ident, (below, better, worse, statement, paper) in _DETAILS.items()]
+              for ident, (below, better, worse, statement, paper) in _DETAILS.items() if {better, worse} <= there]
     found += [claim(table["ensemble", "baseline"] - error["external"], "graft-ensemble", below="graft-main",
                     statement="A grafted net is better than the ensemble of two single ones")]
     share = table["weak"] / sum(map(len, filter_norms(s.net(0)).values()))

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cells import executed
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from sharpnb import lab, rules
@@ -34,8 +35,9 @@ def test_weak_filters_are_counted_against_their_layer(data):
 
 def test_rows_are_grafted_as_modules_are_after_each_epoch():
     s = replace(study.QUICK, train_size=40, batch=20, steps=4)
-    jobs = [(name, seed, {"lr": 0.1, "weight_decay": 0.01}) for seed in (3, 4) for name in ("baseline", "3 nets", "external")]
-    rows = study.run(s, jobs)
+    names = ("baseline", "3 nets", "external")
+    jobs = [(name, seed, {"lr": 0.1, "weight_decay": 0.01}) for seed in (3, 4) for name in names]
+    rows = executed("17_filter_grafting", "settings", "together")["run"](s, jobs)
     two = rows[2]
     assert two["method"] == "external" and two["seed"] == 3 and two["ensemble"] == two["test_error"]  # the two are one
     assert rows[0]["ensemble"] != rows[0]["test_error"]
@@ -67,3 +69,8 @@ def test_claims_are_paired_by_seed_and_not_run_without_a_record():
     assert found["graft-invalid"].samples == pytest.approx([-1 / 3 / filters] * 3)
     assert "0.6 % of the filters" in found["graft-invalid"].regime.missing and not found["graft-main"].regime.missing
     assert {claim.samples for claim in filter_grafting_claims.claims(None, study.FULL, "full")} == {None}
+    fewer = [row for row in rows if row["method"] != "4 nets"]
+    few = replace(study.QUICK, methods=tuple(name for name in study.FULL.methods if name != "4 nets"))
+    quick = filter_grafting_claims.claims(fewer, few, "quick", {"external": {"edge": ["lr"]}})
+    assert {claim.id for claim in quick} == {*found} - {"graft-four"}
+    assert "external's lr at the grid's edge" in quick[0].protocol

@@ -5,18 +5,17 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from sharpnb import lab
 from sharpnb.averaging import update_bn
 from sharpnb.lab.training import evaluate
 from studies import swap as study
 from studies import swap_claims
 
-SHORT = replace(study.QUICK, width=6, large=40, small=20, epochs=6, late_epochs=2, tau=0.5)
+SHORT = replace(study.QUICK, sizes=(40, 6, 10), train_size=80, large=40, batch=20, epochs=6, late_epochs=2, tau=0.5)
 
 
 @pytest.fixture(scope="module")
 def data():
-    return lab.load_data("digits", train_size=80, dtype=torch.float64)
+    return SHORT.data(0)
 
 
 def flat(net):
@@ -25,12 +24,12 @@ def flat(net):
 
 def test_schedules():
     assert [study.rising_and_falling(t) for t in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0, 0.5, 1, 0.5, 0])
-    assert study.QUICK.workers == 8 and study.QUICK.large_lr == pytest.approx(0.8)
+    assert study.QUICK.workers == 8 and study.TOY.large_lr == pytest.approx(0.1)
 
 
 def test_measured_is_the_net_with_fresh_statistics(data):
     nets = [SHORT.model(seed).double() for seed in range(2)]
-    found = study.measured(data, torch.stack([flat(net) for net in nets]), SHORT)
+    found = study.measured([data, data], torch.stack([flat(net) for net in nets]), SHORT)
     for k, net in enumerate(nets):
         update_bn(net, study.statistics(data))
         for part in ("train", "test"):
