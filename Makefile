@@ -128,10 +128,10 @@ newcomer: .venv/ready
 	.venv/bin/python benchmarks/newcomer.py
 	.venv/bin/python benchmarks/overview.py
 
-# The drills of tests/drills, so many times as often as the gate has them, and the page that says what came of it.
+# The drills of tests/drills, so many times as often as the gate has them.
 DRILL_TIMES ?= 3
 drills: .venv/ready
-	SHARPNB_DRILL_TIMES=$(DRILL_TIMES) SHARPNB_DRILL_PAGE=benchmarks/RESULTS_drills.md .venv/bin/python -m pytest tests/drills
+	SHARPNB_DRILL_TIMES=$(DRILL_TIMES) .venv/bin/python -m pytest tests/drills
 
 lock: .venv/site
 	@{ sed -n '/^#/p' constraints.txt; .venv/bin/python -m pip freeze --exclude-editable \

@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
-from pages import HERE, Comparison, all_comparisons, markdown, tables
+from pages import HERE, Comparison, all_comparisons, markdown
 
 from sharpnb import paths
 from sharpnb.lab import figures
@@ -21,7 +21,7 @@ from sharpnb.lab import figures
 MARKERS = "osD^vPX*<>"
 WIN, LOSS, FLOOR = figures.COLOURS["sgd"], figures.COLOURS["adam"], figures.COLOURS["grey"]
 TITLES = {"optimizers": "One step of SAM", "sweeps": "Sweeps", "landscape": "Loss surfaces",
-          "curvature": "Hessian spectra", "gpu": "On a GPU", "drills": "Drills"}
+          "curvature": "Hessian spectra", "gpu": "On a GPU"}
 
 
 def colour(one: Comparison) -> str:
@@ -91,7 +91,7 @@ def page(found: list[Comparison]) -> str:
                                                  [[one.part, one.what, one.peer, _ratio(one)] for one in losses]), "",
         "## Goals", "", *markdown(["", "job", "over", "ratio (range)", "goal", ""], rows), "",
         "## From clone to first figure", "", _newcomer(), "",
-        "## Pages", "", *[f"- [{title}](RESULTS_{name}.md){_drills() if name == 'drills' else ''}"
+        "## Pages", "", *[f"- [{title}](RESULTS_{name}.md)"
                           for name, title in TITLES.items() if (HERE / f"RESULTS_{name}.md").exists()], ""]
     return "\n".join(lines)
 
@@ -108,12 +108,6 @@ def _newcomer() -> str:
     return (f"{told['total']:.0f} seconds, in a folder with a blank and an é in its name: {told['clone']:.0f} to "
             f"clone, {told['install']:.0f} to install {told['packages']} packages, {told['execute']:.0f} to execute "
             f"`{told['notebook']}` with its figures. {told['machine']}. Measured by `make newcomer`.")
-
-
-def _drills() -> str:
-    rows = next(iter(tables("RESULTS_drills.md").values()))
-    tried, survived, kept = (sum(int(row[name]) for row in rows) for name in ("tried", "survived", "lost nothing"))
-    return f": {len(rows)} kinds of harm, {tried} tries, {survived} survived, {kept} lost nothing"
 
 
 def main() -> None:

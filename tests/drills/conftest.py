@@ -1,14 +1,12 @@
-"""A drill of its own for each test, and the page of all of them."""
+"""A drill of its own for each test."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-from tally import DRILLS, SEED, TIMES, Drill, page
+from tally import SEED, TIMES, Drill
 
 torch.set_num_threads(1)  # also without make: threads of OpenMP do not live on in the processes that the drills fork
 
@@ -16,7 +14,6 @@ torch.set_num_threads(1)  # also without make: threads of OpenMP do not live on 
 @pytest.fixture
 def drill(request: pytest.FixtureRequest) -> Drill:
     made = request.node.drill = Drill()
-    DRILLS.append(made)
     return made
 
 
@@ -28,9 +25,3 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     if drill and report.failed:
         report.sections.append(("drill", f"try {drill.tried} of SHARPNB_DRILL_SEED={SEED} SHARPNB_DRILL_TIMES={TIMES}"))
     return report
-
-
-def pytest_sessionfinish() -> None:
-    """Write the page where one is asked for."""
-    if file := os.environ.get("SHARPNB_DRILL_PAGE"):
-        Path(file).write_text(page(DRILLS), encoding="utf-8")

@@ -1,22 +1,19 @@
 """A drill does one kind of harm again and again, as a seed has it, and counts what came of it.
 
 In the environment: ``SHARPNB_DRILL_SEED`` for other moments and places, ``SHARPNB_DRILL_TIMES`` for so many times the
-tries, ``SHARPNB_DRILL_PAGE`` for the page to write (``make drills``).
+tries (``make drills``).
 """
 
 from __future__ import annotations
 
 import os
-import platform
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import version
 
 import pytest
 
 SEED, TIMES = (int(os.environ.get(f"SHARPNB_DRILL_{name}", default)) for name, default in (("SEED", 0), ("TIMES", 1)))
-DRILLS: list[Drill] = []
 
 
 @dataclass
@@ -61,17 +58,3 @@ class Drill:
         """Leave the drill out, and say so on the page."""
         self.controls.append(f"left out here: {reason}")
         pytest.skip(reason)
-
-
-def page(drills: list[Drill]) -> str:
-    """Return the table as Markdown."""
-    rows = [[d.what, d.harm, str(d.tried), str(d.survived), str(d.kept), "; ".join(d.controls)] for d in drills]
-    head = ["drill", "what is done to it", "tried", "survived", "lost nothing", "without the protection"]
-    return "\n".join([
-        "# Drills", "", "Written by `make drills` from `tests/drills`; not edited by hand.", "",
-        "*Survived*: the next call finished, or said what is wrong and what to do. *Lost nothing*: what was done before "
-        "is there, bit for bit, and the end is that of an undisturbed run. The last column is the control: the same "
-        "harm to the same thing without what protects it.", "",
-        *(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * 2 + ["--:"] * 3 + ["---"], *rows)), "",
-        f"Moments and places drawn with seed {SEED}; {os.cpu_count()} cores ({platform.machine()}), "
-        f"{platform.system()}, Python {platform.python_version()}, PyTorch {version('torch').split('+')[0]}.", ""])
