@@ -25,11 +25,8 @@ def _plainly(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lost = error.object[error.start:error.end]
-    return "".join(PLAIN.get(sign) or _letters(sign) for sign in lost), error.end
-
-
-def _letters(sign: str) -> str:
-    return unicodedata.normalize("NFKD", sign).encode("ascii", "ignore").decode() or "?"
+    letters = (unicodedata.normalize("NFKD", sign).encode("ascii", "ignore").decode() for sign in lost)
+    return "".join(PLAIN.get(sign) or letter or "?" for sign, letter in zip(lost, letters, strict=True)), error.end
 
 
 codecs.register_error("sharpnb.plain", _plainly)

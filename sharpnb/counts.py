@@ -144,13 +144,8 @@ def check_loss(
     """Compare the loss of several batches together with what their own losses give.
 
     Only the loss is called, but for a model whose output holds single numbers, such as its own loss. Nothing is said
-    where the tensors cannot be joined along their first axis.
-
-    Args:
-        loss: ``loss(output, target)``.
-        measured: some of the batches, with the model's outputs.
-        reduction: what the loss is said to do.
-        run: the model, a function of inputs.
+    where the tensors cannot be joined along their first axis. ``measured`` are some of the batches, with the model's
+    outputs; ``run`` is the model, a function of inputs.
 
     Raises:
         ValueError: if it is no mean over samples (or no sum), or the outputs have another number of samples.

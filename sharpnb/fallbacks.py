@@ -88,6 +88,17 @@ def kept_attributes(model: nn.Module) -> Iterator[None]:
                 own[name].extend(value) if isinstance(value, list) else own[name].update(value)
 
 
+@contextmanager
+def kept_modes(model: nn.Module) -> Iterator[None]:
+    """Leave each module in the mode in which it was found: training, or evaluation."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
 # ---- Forward passes without gradients -------------------------------------------------------------------------------
 
 
@@ -99,9 +110,7 @@ _COPIES_NOT: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 class Quiet:
     """Run a network without gradients; with them where it takes gradients in its forward pass, and say so once.
 
-    Args:
-        model: the network.
-        inference: begin with PyTorch's inference mode, which is the fastest.
+    With ``inference`` it begins with PyTorch's inference mode, which is the fastest.
     """
 
     def __init__(self, model: nn.Module, inference: bool = False) -> None:
@@ -160,8 +169,7 @@ def kept(model: nn.Module) -> Iterator[None]:
     params = [(p, p.detach().clone(), p.grad, p.requires_grad) for p in model.parameters()]
     buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
     values = [(b, b.detach().clone()) for _, own in buffers for b in own.values() if b is not None]
-    modes = [(module, module.training) for module in model.modules()]
-    with kept_attributes(model):
+    with kept_attributes(model), kept_modes(model):
         try:
             for p, _, _, _ in params:
                 p.grad = None
@@ -176,8 +184,6 @@ def kept(model: nn.Module) -> Iterator[None]:
                     b.copy_(value)
             for module, own in buffers:
                 module._buffers.update(own)
-            for module, training in modes:
-                module.training = training
 
 
 @contextmanager

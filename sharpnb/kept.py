@@ -38,10 +38,7 @@ def place(folder: Path, words: str, *made_with: Any) -> Path:
 def store(file: Path, values: Values, about: Values | None = None) -> None:
     """Keep ``values``: numbers, texts, lists and mappings; on the first level also tensors, in an archive beside.
 
-    Args:
-        file: from :func:`place`.
-        values: the result.
-        about: what to know about it, such as the time that it took.
+    Beside them stands what to know ``about`` the result, such as the time that it took.
 
     Raises:
         OSError: as :func:`sharpnb.paths.write_whole`.

@@ -10,23 +10,16 @@ from typing import Any
 def training_bar(steps: int, wanted: bool | None) -> Any:
     """Return ``range(steps)``, behind a bar where tqdm is installed and nobody said no.
 
-    Args:
-        steps: how many.
-        wanted: True or False; None shows the bar unless the environment has ``TQDM_DISABLE=1``, as batch runs do.
+    ``None`` shows the bar unless the environment has ``TQDM_DISABLE=1``, as batch runs do.
     """
     tqdm = _tqdm(wanted)
     return range(steps) if tqdm is None else tqdm(range(steps), desc="training", leave=False, disable=False)
 
 
 def bar(wanted: bool | None, total: int, label: str, unit: str, done: int = 0) -> Any:
-    """Return a bar of tqdm's, or something that takes its calls and shows nothing.
+    """Return a bar of tqdm's for ``total`` units, ``done`` of which were made before, with a ``label`` on its left.
 
-    Args:
-        wanted: whether to show it; None as in :func:`training_bar`.
-        total: how many units are expected.
-        label: on its left.
-        unit: what is counted.
-        done: units made before, in a run that goes on.
+    Where it is not wanted (``None`` as in :func:`training_bar`) it is something that shows nothing.
 
     Raises:
         ImportError: if it is wanted and tqdm is missing.

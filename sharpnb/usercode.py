@@ -35,13 +35,9 @@ _importing: list[str] = []
 
 @dataclass(frozen=True)
 class Found:
-    """What a text such as ``train.py:build`` names; called, it runs where it lives.
+    """What a text, ``spec``, such as ``train.py:build`` names; called, it runs where it lives.
 
-    Attributes:
-        spec: the text.
-        what: what it is for, as messages begin: ``"model"``.
-        value: what it names.
-        file: the user's file; ``None`` for an installed module.
+    Messages begin with ``what`` it is for: ``"model"``. The user's ``file`` is ``None`` for an installed module.
     """
 
     spec: str

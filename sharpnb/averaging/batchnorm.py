@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sharpnb.batches import each, forward, inputs_of
 from sharpnb.counts import Count, counted
-from sharpnb.fallbacks import Quiet, eager, steady_tables
+from sharpnb.fallbacks import Quiet, eager, kept_modes, steady_tables
 from sharpnb.trees import moved
 
 Call = Callable[[nn.Module, Any], Any]
@@ -58,7 +58,7 @@ def update_bn(model: nn.Module, data: Any, call: Call | None = None, *, count: C
         return
     where, batches = next(b.device for b in layers[0].buffers()), 0
     quiet = Quiet(model)
-    with _statistics_mode(model, layers), steady_tables(model), eager(), _weighing(layers) as weigh:
+    with kept_modes(model), steady_tables(model), eager(), _weighing(model, layers) as weigh:
         weigh.begin()
         for index, raw in enumerate(each(data, pairs=False, count=count)):
             batch = moved(raw, where)
@@ -88,29 +88,6 @@ def inputs(data: Any, device: torch.device) -> list[Any]:
     return found
 
 
-@contextmanager
-def _statistics_mode(model: nn.Module, layers: list[Any]) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    momenta = [layer.momentum for layer in layers]
-    kept = [[None if b is None else b.clone() for b in layer._buffers.values()] for layer in layers]
-    try:
-        model.eval()
-        for layer in layers:
-            layer.training = True
-        yield
-    except BaseException:  # half of a pass is no statistic: put the old ones back
-        for layer, buffers in zip(layers, kept, strict=True):
-            for new, old in zip(layer._buffers.values(), buffers, strict=True):
-                if new is not None:
-                    new.copy_(old)
-        raise
-    finally:
-        for module, training in modes:
-            module.training = training
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-
-
 @dataclass
 class _Weighing:
     """What each layer has averaged so far; ``by``, if it is a number, is what the batch counts instead."""
@@ -134,11 +111,25 @@ class _Weighing:
 
 
 @contextmanager
-def _weighing(layers: list[Any]) -> Iterator[_Weighing]:
+def _weighing(model: nn.Module, layers: list[Any]) -> Iterator[_Weighing]:
+    """Put these layers of a model into training mode, all others into evaluation mode; their momenta are put back."""
     weigh = _Weighing(layers)
+    momenta = [layer.momentum for layer in layers]
+    kept = [[None if b is None else b.clone() for b in layer._buffers.values()] for layer in layers]
     handles = [layer.register_forward_pre_hook(weigh.hook, with_kwargs=True) for layer in layers]
     try:
+        model.eval()
+        for layer in layers:
+            layer.training = True
         yield weigh
+    except BaseException:  # half of a pass is no statistic: put the old ones back
+        for layer, buffers in zip(layers, kept, strict=True):
+            for new, old in zip(layer._buffers.values(), buffers, strict=True):
+                if new is not None:
+                    new.copy_(old)
+        raise
     finally:
         for handle in handles:
             handle.remove()
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum

@@ -12,13 +12,9 @@ _OTHERS = {"slow_state": "lookahead_pytorch", "lookahead_slow_buff": "timm", "lo
 def converted(
     state_dict: dict[str, Any], prefix: str, names: tuple[str, ...], base_defaults: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return a checkpoint in today's form: ours beside the base's, in each parameter's state and in the groups.
+    """Return a checkpoint, of Lookahead or its bare base, in today's form: ours beside the base's in states and groups.
 
-    Args:
-        state_dict: of Lookahead or of its bare base.
-        prefix: what stands before Lookahead's names.
-        names: Lookahead's names in the state of a parameter.
-        base_defaults: names in the groups that are the base's.
+    Of a parameter's state ``names`` are Lookahead's, of the groups ``base_defaults`` are the base's.
 
     Raises:
         ValueError: if it is the checkpoint of another package's Lookahead.

@@ -37,7 +37,7 @@ def read(path: str | Path, allow: Sequence[str] = ()) -> Any:
     try:
         if path.suffix == ".safetensors":
             return _safetensors(path)
-        return _shards(path, allow) if path.suffix == ".json" else torchfile.read(path, allow=allow)
+        return _shards(path, allow) if path.suffix == ".json" else torchfile.read(path, allow)
     except OSError as error:
         raise ValueError(f"checkpoint {path} cannot be read: {error.strerror or error}.") from error
 

@@ -20,13 +20,8 @@ def load(
     Of several state dicts in the file the one is taken that fits the model, and it is said which. Where several fit
     (a model and its average, student and teacher) none is chosen.
 
-    Args:
-        model: the network.
-        path: a file or folder; see :func:`sharpnb.checkpoints.read`.
-        key: where in the file; see :func:`sharpnb.checkpoints.states.find`.
-        allow_classes: names, or patterns, of classes in the file that are passed over.
-        allow_missing: see :func:`sharpnb.checkpoints.fit`.
-        allow_unexpected: likewise.
+    Arguments as of :func:`sharpnb.checkpoints.states.find`, whose ``allow`` is ``allow_classes`` here, and of
+    :func:`sharpnb.checkpoints.fit`.
 
     Raises:
         ValueError: if the file cannot be read, has no state dict, or does not fit.

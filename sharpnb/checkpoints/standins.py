@@ -64,15 +64,11 @@ class Inert(list):
 def stand_in(name: str, kind: str = "object") -> Callable[..., Any]:
     """Return what a file gets for the class or function ``name``: a ``"mapping"``, a ``"list"`` or an ``"object"``."""
     if kind == "mapping" or (kind == "object" and matches(name, MAPPINGS)):
-        return _mapping(name)
+        # A class whose instances are plain mappings: the only ones that PyTorch's reader fills.
+        return type(name, (), {"__module__": "builtins", "__new__": lambda cls, *given: OrderedDict()})
     if kind == "list" or matches(name, LISTS):
         return lambda items=(), *_: list(items) if isinstance(items, list | tuple) else []
     return type(name, (Inert,), {"__module__": "builtins"})
-
-
-def _mapping(name: str) -> type:
-    """Return a class whose instances are plain mappings: the only ones that PyTorch's reader fills."""
-    return type(name, (), {"__module__": "builtins", "__new__": lambda cls, *given: OrderedDict()})
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:

@@ -20,18 +20,14 @@ _ADVICE = re.compile(r"weights_only|Weights only load failed|file an issue")
 _FILLED = re.compile(r"Can only SETITEMS? for .* but got <class '(.+)'>")
 
 
-def read(path: Path, device: str | torch.device = "cpu", allow: Sequence[str] = ()) -> Any:
-    """Return what is in a torch file (``weights_only=True``).
+def read(path: Path, allow: Sequence[str] = ()) -> Any:
+    """Return what is in a torch file (``weights_only=True``), on the CPU.
 
     Tensors, NumPy's arrays and plain values are read as they are. Objects of the classes that training scripts store
-    (:data:`sharpnb.checkpoints.standins.KNOWN`) are read as inert things; every other class is refused.
+    (:data:`sharpnb.checkpoints.standins.KNOWN`, and those of the names or patterns ``allow``) are read as inert things;
+    every other class is refused.
 
     PyTorch writes a checksum with each tensor and does not look at it when it reads: a turned bit would go unnoticed.
-
-    Args:
-        path: the file.
-        device: where its tensors go.
-        allow: names, or patterns, of further classes to read as inert things. Their code is not run.
 
     Raises:
         OSError: if there is no such file, or it may not be read.
@@ -45,14 +41,14 @@ def read(path: Path, device: str | torch.device = "cpu", allow: Sequence[str] = 
         except Exception as error:
             raise _unread(path, error) from error
         names = _foreign(file) if whole else set()
-        return _Reader(path, file, device, allow).load(names)
+        return _Reader(path, file, allow).load(names)
 
 
 class _Reader:
     """Reads with stand-ins for what a file names, one more each time that PyTorch meets another name."""
 
-    def __init__(self, path: Path, file: IO[bytes], device: str | torch.device, allow: Sequence[str]) -> None:
-        self.path, self.file, self.device, self.allow = path, file, device, allow
+    def __init__(self, path: Path, file: IO[bytes], allow: Sequence[str]) -> None:
+        self.path, self.file, self.allow = path, file, allow
         self.named: dict[str, Callable[..., Any]] = dict(numpys())
 
     def load(self, names: set[str]) -> Any:
@@ -63,7 +59,7 @@ class _Reader:
             try:
                 with warnings.catch_warnings(), safe_globals([(thing, name) for name, thing in self.named.items()]):
                     warnings.simplefilter("ignore")  # what matters in them is said below, for a user
-                    return torch.load(self.file, map_location=self.device, weights_only=True)
+                    return torch.load(self.file, map_location="cpu", weights_only=True)
             except Exception as error:  # a pickle, zip, system, runtime or end-of-file error, as the damage has it
                 self._learn(error)
 

@@ -26,13 +26,7 @@ CHUNK = 16  # rows allocated together: memory grows as the space does, and nothi
 
 
 class Band:
-    """The space, its projected matrix and its Ritz pairs.
-
-    Args:
-        n: order of the operator.
-        dtype, device: of the basis.
-        limit: most rows at one time; when they are used up the space restarts from its best Ritz vectors.
-    """
+    """The space, its projected matrix and its Ritz pairs; of ``limit`` rows at most, n being the operator's order."""
 
     def __init__(self, n: int, dtype: torch.dtype, device: Any, limit: int) -> None:
         self.n, self.limit = n, limit

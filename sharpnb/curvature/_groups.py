@@ -80,12 +80,9 @@ class Network:
     def over_groups(
         self, m: int | None, small: int, measure: Callable[[Group], np.ndarray]
     ) -> Iterator[tuple[np.ndarray, list[float]]]:
-        """Yield what ``measure`` finds for groups of m samples, and their weights.
+        """Yield what ``measure`` finds, one number a group of m samples (``None``: all of the data), and their weights.
 
-        Args:
-            m: samples of a group, or ``None`` for all of the data.
-            small: groups below this size are evaluated together.
-            measure: returns one number a group.
+        Groups below the size ``small`` are evaluated together.
         """
         for group in self._groups(m, small):
             reason = ""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sharpnb.batches import kept_random_state
-from sharpnb.fallbacks import kept_attributes, steady_tables
+from sharpnb.fallbacks import kept_attributes, kept_modes, steady_tables
 
 Mode = Literal["eval", "batch_stats", "as_is"]
 
@@ -47,20 +47,16 @@ def measuring(model: nn.Module, mode: Mode, params: Iterable[Tensor] = ()) -> It
     """Put the model into ``mode`` and put everything back: flags, buffers, attributes, ``requires_grad``, random state.
 
     Modes: ``"eval"`` is ``model.eval()``. ``"batch_stats"`` is the same with BatchNorm normalising by the statistics of
-    each batch, its running averages untouched. ``"as_is"`` leaves every layer in the mode it is in.
-
-    Args:
-        model: the network.
-        mode: one of the three.
-        params: tensors that must be differentiable inside (frozen ones are thawed for the moment).
+    each batch, its running averages untouched. ``"as_is"`` leaves every layer in the mode it is in. ``params`` are
+    differentiable inside: frozen ones are thawed for the moment.
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode = {mode!r}: choose one of {', '.join(map(repr, get_args(Mode)))}.")
     modules = list(model.modules())
-    training = [module.training for module in modules]
     slots = [(module, dict(module._buffers)) for module in modules if module._buffers]
     tracking = [(module, module.track_running_stats) for module in modules if isinstance(module, _BatchNorm)]
-    with kept_random_state(), differentiable(params), kept_attributes(model), steady_tables(model):
+    with (kept_random_state(), differentiable(params), kept_attributes(model), kept_modes(model),
+          steady_tables(model)):
         try:
             for module, buffers in slots:  # whatever is written is written to copies
                 module._buffers.update({name: None if b is None else b.detach().clone() for name, b in buffers.items()})
@@ -71,8 +67,6 @@ def measuring(model: nn.Module, mode: Mode, params: Iterable[Tensor] = ()) -> It
                     module.training, module.track_running_stats = True, False
             yield
         finally:
-            for module, flag in zip(modules, training, strict=True):
-                module.training = flag
             for module, flag in tracking:
                 module.track_running_stats = flag
             for module, buffers in slots:

@@ -18,13 +18,10 @@ _CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16)
 def replaced(model: nn.Module, params: Sequence[Tensor], wide: bool) -> Iterator[list[Tensor]]:
     """Put copies in the place of all parameters and buffers; yield those of ``params``, which require a gradient.
 
+    If ``wide``, everything is float64, with what the network makes itself.
+
     Unlike ``torch.func.functional_call`` it lasts for the backward pass too, as checkpointed networks need it; unlike
     writing into the parameters it is seen by no hook of theirs and by no graph that was built before.
-
-    Args:
-        model: the network.
-        params: of it.
-        wide: whether everything is float64, with what the network makes itself.
     """
     places = [(module, name, p) for module in model.modules()
               for name, p in module._parameters.items() if p is not None]

@@ -199,7 +199,8 @@ class _Job:
             self._lock(band)
         self.band, self.deflated = None, True
         del band  # before copies are made
-        self.locked = _orthonormal(self.locked)
+        if len(self.locked):  # Ritz vectors are orthonormal up to the basis's own error
+            self.locked = torch.linalg.qr(self.locked.T).Q.T.contiguous()
         return ending
 
     def _empty_band(self) -> Band:
@@ -287,11 +288,6 @@ class _Job:
 def _products_to_lock(deflate: int | str) -> tuple[int, int]:
     """Return the least and most products of the first phase."""
     return AUTO_STEPS if deflate == "auto" else (int(deflate), 40 + 4 * int(deflate))
-
-
-def _orthonormal(rows: Tensor) -> Tensor:
-    """Return the same span with rows orthonormal to rounding (Ritz vectors are, up to the basis's own error)."""
-    return torch.linalg.qr(rows.T).Q.T.contiguous() if len(rows) else rows
 
 
 def _halving(run: LanczosResult) -> float:

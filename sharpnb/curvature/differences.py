@@ -34,9 +34,6 @@ RIGHT, SURE = 1e-3, 0.1
 class Differences:
     """Differences of the gradients of an operator's loss.
 
-    Args:
-        op: the operator, for its model, parameters, batches and loss.
-
     Attributes:
         error: relative error of products, three times the change from h to 2h: the largest of the first, second,
             fourth, eighth … product.
@@ -150,11 +147,7 @@ class Differences:
     # ---- checking ---------------------------------------------------------------------------------------------------
 
     def disagreement(self, exact: Callable[[Batch, Tensor], Tensor]) -> str:
-        """Compare an exact product of a few samples with differences; say what is wrong, or nothing.
-
-        Args:
-            exact: the product of a batch's Hessian with a vector ``(n,)``.
-        """
+        """Compare a product of a few samples' Hessian with a vector ``(n,)``; say what is wrong, or nothing."""
         op, batch = self.op, self.few()
         v = self.direction()
         if self.reentrant:
@@ -171,13 +164,7 @@ class Differences:
                                          f"gradients, in {op.names[found[0]]}")
 
     def off_outputs(self, batch: Batch, v: Tensor, exact: Tensor) -> float | None:
-        """Compare the derivative of a batch's outputs along v with a difference of outputs; return how far it is off.
-
-        Args:
-            batch: a few samples.
-            v: direction ``(n,)``.
-            exact: the derivative by autograd.
-        """
+        """Compare autograd's derivative of outputs along v with a difference of outputs; return how far it is off."""
         self._is_wide = self._takes_float64(batch)
 
         def differ(h: float) -> Sequence[Tensor]:
@@ -245,14 +232,8 @@ def compare(
 ) -> tuple[int, float] | None:
     """Return which part of something exact is wrong, and by how much of it; ``None`` if nothing is known to be.
 
-    A part is right if it agrees with the difference for any of three steps. It is wrong if two steps agree with each
-    other and not with it: differences over kinks agree with nothing.
-
-    Args:
-        exact: its parts.
-        differ: the same by a difference with a step.
-        steps: three of them.
-        right: relative error of what is right.
+    A part is right if it agrees, to the relative error ``right``, with what ``differ`` gives for any of three steps. It
+    is wrong if two steps agree with each other and not with it: differences over kinks agree with nothing.
     """
     if not all(bool(part.isfinite().all()) for part in exact):
         return None

@@ -180,11 +180,8 @@ def lanczos(
 class Krylov:
     """One chain of Lanczos steps, advanced one product at a time so that several chains can share an operator.
 
-    Args:
-        start: start vector ``(n,)``.
-        steps: room for this many steps.
-        locked: orthonormal rows ``(r, n)`` that the chain stays orthogonal to: it then sees :math:`P A P` with
-            :math:`P` the projection on their complement.
+    It stays orthogonal to the orthonormal rows ``locked``, ``(r, n)``: it then sees :math:`P A P` with :math:`P` the
+    projection on their complement.
     """
 
     def __init__(self, start: Tensor, steps: int, locked: Tensor | None = None) -> None:

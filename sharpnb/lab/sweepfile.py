@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from sharpnb.datafiles import NAMES
 from sharpnb.lab import grid
 from sharpnb.lab.data import load_data
 from sharpnb.lab.shard import METRICS, builder
-from sharpnb.lab.sweeps import sweep
+from sharpnb.lab.sweeps import portable, sweep
 from sharpnb.many.schedules import SCHEDULES
 from sharpnb.near import near
 
@@ -65,7 +65,7 @@ def sweep_file(
     cells = grid.axes_of(told["grid"])
     say(f"{sum(map(grid.size, cells)):,} cells ({grid.shape(cells)})" + (f", {steps:,} steps each." if steps else "."))
     given = told["train"] | {"client": scheduler, "jobs": jobs or os.cpu_count() or 1} | options
-    table = sweep(told["grid"], *(_at_home(told[part], path.parent) for part in ("data", "model")), **given)
+    table = sweep(told["grid"], *(portable(told[part], path.parent) for part in ("data", "model")), **given)
     paths.write_whole(out, table.drop(columns="curve").to_csv(index=False))
     return table
 
@@ -82,12 +82,6 @@ def _check_place(path: Path, out: Path) -> None:
         header = file.readline().strip().split(",")
     if not ({*METRICS, "reason"} <= set(header)):
         raise ValueError(f"{out} is there, and is no table of a sweep. Move it, or name another file with --out.")
-
-
-def _at_home(part: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Name a function of one's own by its file, beside the sweep's or in the working folder."""
-    name = str(part["name"])
-    return {**part, "name": usercode.absolute(name, folder) if ":" in name else name}
 
 
 # ---- What is wrong with a file --------------------------------------------------------------------------------------
@@ -129,7 +123,7 @@ def _faults_of_a_function(part: str, given: Any, named: Callable[[str], Any], fo
         yield f"[{part}] needs name = \"…\", a text."
         return
     try:
-        function = named(_at_home(given, folder)["name"])
+        function = named(portable(given, folder)["name"])
         takes = inspect.signature(getattr(function, "value", function)).parameters
     except (ValueError, TypeError) as error:  # no such name; something without a signature
         yield f"[{part}]: {error}"

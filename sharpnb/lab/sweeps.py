@@ -94,15 +94,15 @@ def sweep(
         raise ValueError(f"jobs = {jobs}, shard_size = {shard_size}: one of each at least.")
     common = {"steps": steps, "batch_size": batch_size, "schedule": schedule, "evaluate_every": evaluate_every,
               "dtype": dtype, "bf16": bf16, "device": str(pick_device(device)) if client is None else device}
-    shards = _shards(cells, _portable(plain(data)), _portable(plain(model)), common, shard_size)
+    shards = _shards(cells, portable(plain(data)), portable(plain(model)), common, shard_size)
     _try_first(next(iter(shards.values()))[1])
     return _table(cells, _results(shards, client, jobs, Path(folder or paths.runs("sweeps")), progress))
 
 
-def _portable(told: dict[str, Any]) -> dict[str, Any]:
-    """Name a function of one's own so that another process finds it."""
+def portable(told: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
+    """Name a function of one's own by its file, in a folder or the working one, so that another process finds it."""
     name = str(told.get("name"))
-    return {**told, "name": usercode.absolute(name)} if ":" in name else told
+    return {**told, "name": usercode.absolute(name, folder)} if ":" in name else told
 
 
 def _shards(

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharpnb.devices import pick_device as pick_device
+from sharpnb.fallbacks import kept_modes
 from sharpnb.lab.data import Data
 from sharpnb.many.augment import Augment as Augment
 from sharpnb.many.augment import shift_and_flip as shift_and_flip
@@ -40,17 +41,13 @@ class History:
 @torch.no_grad()
 def evaluate(model: nn.Module, data: tuple[Tensor, Tensor], *, batch_size: int = 2048) -> tuple[float, float]:
     """Return mean cross-entropy (nats) and error (percent) in evaluation mode; the mode is put back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     loss, wrong = 0.0, 0
-    try:
+    with kept_modes(model):
+        model.eval()
         for x, y in zip(data[0].split(batch_size), data[1].split(batch_size), strict=True):
             logits = model(x)
             loss += F.cross_entropy(logits, y, reduction="sum").item()
             wrong += int((logits.argmax(1) != y).sum())
-    finally:
-        for module, training in modes:
-            module.training = training
     return loss / len(data[1]), 100.0 * wrong / len(data[1])
 
 

@@ -20,15 +20,8 @@ from sharpnb.many.net import BatchedNet, Statistics
 class Together:
     """The outputs of a net at P points of a plane; points are rows (1, x, y) of coordinates, (P, 3).
 
-    Args:
-        model: in evaluation mode; it is not touched.
-        vectors: origin, u and v, (3, n), in the type and on the device of the model.
-        x: some inputs, (B, ...).
-        renewed: the model's BatchNorm layers that have statistics of their own at each point; others keep theirs.
-
-    Attributes:
-        running: the statistics that the model itself has.
-        renews: whether there is a layer that is renewed.
+    The model is in evaluation mode, ``vectors`` are origin, u and v, (3, n), in its type and on its device. The
+    ``renewed`` BatchNorm layers have statistics of their own at each point, others those of the model (``running``).
 
     Raises:
         ValueError: if many nets of this architecture are not one program.

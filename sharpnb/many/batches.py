@@ -25,13 +25,7 @@ class DataSet(Protocol):
 
 
 class Tensors(NamedTuple):
-    """A data set of bare tensors.
-
-    Attributes:
-        train: images (N, ...) and class numbers (N,).
-        test: likewise.
-        classes: how many there are.
-    """
+    """A data set of bare tensors: images (N, ...) and class numbers (N,), twice, and how many classes there are."""
 
     train: Pair
     test: Pair
@@ -70,19 +64,11 @@ class Batches:
     """The batches of K members, on the device.
 
     Members with the same seed and images share one stream: the same order and the same augmentation, drawn as
-    :func:`sharpnb.lab.train` draws them.
-
-    Args:
-        sets: a data set for each member, from :func:`one_each`.
-        seeds: one for each member.
-        batch_size: images a batch; all of them where there are fewer.
-        augment: of the training images.
-        device: where images and labels live.
-        dtype: of the images.
+    :func:`sharpnb.lab.train` draws them. There are a data set (from :func:`one_each`) and a seed for each member.
 
     Attributes:
         parts: each distinct data set, moved, with the numbers of the members that it belongs to.
-        size: images a batch.
+        size: images a batch; all of them where there are fewer.
     """
 
     def __init__(

@@ -90,10 +90,7 @@ class Nets:
     def logits(self, w: Tensor, part: str, chunk: int = 1000) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield, data set by data set, its nets' numbers, their outputs (nets, N, C) on its ``part``, its labels (N,).
 
-        Args:
-            w: weights, (K, n).
-            part: ``"train"`` or ``"test"``.
-            chunk: images of each net in one pass.
+        The part is ``"train"`` or ``"test"``; ``chunk`` images of each net go in one pass.
         """
         for data, members in self.batches.parts:
             x, y = getattr(data, part)

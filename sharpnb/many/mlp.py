@@ -34,11 +34,7 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Tensor], Tensor], Callable[[
 
 
 class MLP:
-    """Linear layers with an activation, and BatchNorm or not, between two; flattened images go into the first.
-
-    Args:
-        layers: from :meth:`of`.
-    """
+    """Linear layers with an activation, and BatchNorm or not, between two; flattened images go into the first."""
 
     def __init__(self, layers: list[Any]) -> None:
         self.layers = layers
@@ -82,10 +78,7 @@ class MLP:
     def gradient_and_logits(self, w: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradient of each row's mean cross-entropy, (K, n), and the logits, (K, B, classes).
 
-        Args:
-            w: weights, (K, n).
-            x: images, (K, B, ...).
-            y: labels, (K, B), or class probabilities, (K, B, classes).
+        Labels are (K, B), or class probabilities, (K, B, classes).
         """
         logits, kept = self._pass(w, x)
         delta, found = _by_logits(logits, y), []

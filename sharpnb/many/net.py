@@ -71,11 +71,6 @@ class BatchedNet:
                              "Linear, Conv2d and BatchNorm layers and its forward pass mixes no channels itself. Build "
                              "it so, or use sharpnb.lab.train, one model at a time.")
 
-    @property
-    def layers(self) -> nn.Module:
-        """The layers that run, twins in the places of those with weights."""
-        return self._model
-
     def __call__(self, w: Tensor, x: Tensor, statistics: Statistics | None = None) -> Tensor:
         """Return the logits, (K, B, classes); norms use the batch's statistics, or (evaluation mode) the given ones."""
         if whole := self._by_vmap or (None if self.normalises else self._mlp):
@@ -111,12 +106,7 @@ class BatchedNet:
         """Return mean and variance (unbiased) of each norm layer over images that come in chunks, (1 or K, B, ...).
 
         Chunks are normalised by themselves and count by the numbers that a layer averages in them, as in
-        :func:`sharpnb.averaging.update_bn`.
-
-        Args:
-            w: weights, (K, n).
-            chunks: of images.
-            fixed: for each norm layer None, or mean and variance, (K C,) each, that it has and keeps.
+        :func:`sharpnb.averaging.update_bn`. A layer may have a ``fixed`` mean and variance, (K C,) each, and keeps it.
         """
         norms = [twin for twin in self._twins if isinstance(twin, _Norm)]
         fixed = fixed or [None] * len(norms)

@@ -12,7 +12,7 @@ import torch
 
 
 def in_parts_that_fit(groups: Iterable[Sequence[int]], what: str) -> Iterator[tuple[Sequence[int], Attempt]]:
-    """Yield groups with an attempt at each; a group that the memory does not suffice for comes again in halves.
+    """Yield groups of numbers with an attempt at each; one that the memory does not suffice for comes again in halves.
 
     So do those that wait, as far as they are larger. It is the first step or the first evaluation that does not fit, so
     little is lost. An attempt that fails must leave nothing behind. Example::
@@ -20,10 +20,6 @@ def in_parts_that_fit(groups: Iterable[Sequence[int]], what: str) -> Iterator[tu
         for members, attempt in in_parts_that_fit([range(8), range(8, 12)], "nets"):
             with attempt:
                 train(members)
-
-    Args:
-        groups: numbers of what is done at once.
-        what: they are, for the messages, in the plural.
     """
     waiting = deque(groups)
     while waiting:

@@ -37,10 +37,7 @@ def schedule_of(schedule: str | Schedule) -> Schedule:
 class Schedules:
     """The multiplier eta of each member at each step, and the weight decay that belongs to a budget.
 
-    Args:
-        configs: of the members: ``schedule``, and for restarts ``t_0`` and ``t_mult``; one alone is everybody's.
-        steps: updates in all.
-        lambda_norm: normalised decay, (K, 1), or None where the decay is no matter of the budget.
+    Members have a ``schedule``, and for restarts ``t_0`` and ``t_mult``; one member alone is everybody.
     """
 
     def __init__(self, configs: Sequence[dict[str, Any]], steps: int, lambda_norm: Tensor | None = None) -> None:

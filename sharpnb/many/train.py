@@ -171,16 +171,7 @@ def _train(
 class MembersRule:
     """The rule of members that share it and its options, each with its own numbers, as :meth:`Nets.fit` takes it.
 
-    It counts its own steps, for averages and for ESAM's masks.
-
-    Args:
-        configs: complete settings of the members, from :func:`sharpnb.many.settings.validated`.
-        nets: what is to be trained.
-        steps: updates in all.
-
-    Attributes:
-        schedules: of the members.
-        averages: Lookahead and SWA, or None.
+    It counts its own steps, for averages and for ESAM's masks. The settings are complete: ``validated``.
 
     Raises:
         ValueError: if ``m`` does not divide the batch.

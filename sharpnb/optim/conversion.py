@@ -55,10 +55,7 @@ def adamw_from_torch(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, An
     r"""Return a group of ``torch.optim.AdamW`` as one of ours, with :math:`\lambda=lr_0\cdot` its ``weight_decay``.
 
     Theirs decays by :math:`lr_t\cdot wd`, ours by :math:`\eta_t\lambda` with :math:`\eta_t=lr_t/lr_0`: the same number.
-
-    Args:
-        saved: the checkpoint's group.
-        own: the group that it replaces; its ``eta_reference`` is :math:`lr_0`.
+    :math:`lr_0` is the ``eta_reference`` of our ``own`` group.
 
     Raises:
         ValueError: if the group's step is not AdamW's.

@@ -15,12 +15,7 @@ _NOTHING = nullcontext()
 
 
 class Replicas:
-    """The ranks of a wrapped model; false where there are none, or where all perturb alike.
-
-    Args:
-        model: that was given to the optimizer, if any.
-        common: whether all ranks perturb on the averaged gradient.
-    """
+    """The ranks of a wrapped model; false where there are none, or where all perturb on the averaged gradient."""
 
     def __init__(self, model: nn.Module | None, common: bool) -> None:
         self.model = model if isinstance(model, DistributedDataParallel) and not common else None

@@ -11,12 +11,7 @@ from torch import Tensor
 
 
 class Ranks:
-    """The ranks that hold the parts of a model's weights, and the numbers that they find out together.
-
-    Args:
-        mesh: the ``DeviceMesh`` of the parameters.
-        dims: its dimensions along which they are split; along the others they are repeated.
-    """
+    """The ranks that hold the parts of weights, split along ``dims`` of a mesh, and what they find out together."""
 
     def __init__(self, mesh: Any, dims: tuple[int, ...]) -> None:
         self.device = torch.device(mesh.device_type)
@@ -41,10 +36,6 @@ class Ranks:
 
 def ranks_of(groups: Iterable[dict[str, Any]], who: str) -> Ranks | None:
     """Return the ranks over which all parameters are spread, or None where no parameter is a DTensor.
-
-    Args:
-        groups: parameter groups.
-        who: the optimizer's name, for messages.
 
     Raises:
         ValueError: for parameters of the first FSDP, for DTensors beside plain tensors, and for DTensors that are not

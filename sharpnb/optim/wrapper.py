@@ -21,12 +21,8 @@ class WrappingOptimizer(Optimizer):
     The two names mean the *same objects* in both, so a scheduler may be attached to either, a checkpoint holds
     everything, and the wrapper's hyperparameters stand in the groups beside the base's. What a group was given by its
     author counts before the constructor's value; what an earlier wrapper of the same base left there does not.
-
-    Args:
-        optimizer: the base optimizer, or the parameters (then ``base_optimizer`` is its class).
-        base_optimizer: class of the base, which gets ``base_kwargs``.
-        options: the wrapper's hyperparameters with their defaults; a group may hold its own.
-        base_kwargs: arguments of the base, when its class is given.
+    ``optimizer`` is the base, or the parameters, then with the class of the base and its arguments. ``options`` are the
+    wrapper's hyperparameters with their defaults.
 
     Raises:
         TypeError: if ``optimizer`` is neither an optimizer nor parameters with a class, or the base's step needs a

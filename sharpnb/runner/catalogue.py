@@ -34,13 +34,9 @@ class RunnerError(RuntimeError):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One line of a parameter cell, such as ``profile: str = "quick"  # quick | full``.
+    """One line of a parameter cell, such as ``profile: str = "quick"  # quick | full``, which has two choices.
 
-    Attributes:
-        name: the variable.
-        default: the literal on the right.
-        type: of the annotation, or of the literal where there is none.
-        choices: the words of a ``# this | that`` comment, else empty.
+    The type is that of the annotation, or of the literal where there is none.
     """
 
     name: str

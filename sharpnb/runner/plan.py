@@ -88,12 +88,7 @@ def plan(
 ) -> list[Step]:
     """Return the steps of a run in the order of execution, without executing anything.
 
-    Args:
-        names: numbers, names or paths of notebooks; all without.
-        profile: one of :data:`PROFILES`.
-        given: parameters in the place of the defaults, for every named notebook.
-        force: execute also what is up to date.
-        update: for maintainers, see :func:`sharpnb.runner.run`.
+    Arguments as of :func:`sharpnb.runner.run`; ``given`` are its parameters, for every named notebook.
 
     Raises:
         RunnerError: for an unknown notebook, profile or parameter, or a value that a parameter does not take.

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,7 @@ DECIDED = ("supported", "refuted")
 def replicate(names: Sequence[str] | None, seeds: str, jobs: int = 1) -> tuple[Path, list[dict[str, Any]]]:
     """Run notebooks on other judging seeds; write and return a row per primary claim of the quick profile.
 
-    Args:
-        names: numbers or names of notebooks; all that have the parameter ``seeds`` without.
-        seeds: ``first:end``, none of which a notebook has used.
-        jobs: notebooks at once.
+    Without names these are all that have the parameter ``seeds``, ``first:end``; no notebook may have used one of them.
 
     Returns:
         The file ``data/replications/<first>-<end>.json``, and its rows: ``claim``, ``paper``, and of ``old`` and
@@ -39,13 +38,12 @@ def replicate(names: Sequence[str] | None, seeds: str, jobs: int = 1) -> tuple[P
     Raises:
         RunnerError: if a notebook has no such parameter, or fails.
     """
-    from joblib import Parallel, delayed
-
     found = catalogue.select(list(names)) if names else [nb for nb in catalogue.find_all() if "seeds" in nb.parameters]
     if without := [notebook.name for notebook in found if "seeds" not in notebook.parameters]:
         raise RunnerError(f"{', '.join(without)}: no parameter `seeds`, so there is nothing to judge on other seeds.")
     folder = paths.runs("replicate") / seeds.replace(":", "-")
-    Parallel(n_jobs=jobs)(delayed(_execute)(notebook, folder, seeds) for notebook in found)
+    with ProcessPoolExecutor(jobs) as pool:
+        list(pool.map(partial(_execute, folder=folder, seeds=seeds), found))
     fresh = {notebook.name: _claims(folder, notebook.name) for notebook in found}
     after = {(row.primary.id, row.profile): row for row in board.rows(fresh)}
     rows = [{"claim": row.primary.id, "paper": row.primary.paper, "old": _told(row),

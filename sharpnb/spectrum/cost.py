@@ -26,16 +26,11 @@ class Cost(NamedTuple):
 
 
 def stated(op: ModelOperator, settings: Any, group: int) -> Cost:
-    """Return what measuring with ``settings`` will take; some products are made and timed.
+    """Return what measuring with ``settings``, ``group`` probes at a time, will take; some products are made and timed.
 
     The largest k eigenvalues of networks, verified, took between 13 and 22 products for k = 1, 21 and 34 for k = 5, 24
     and 53 for k = 10, and locking outliers some 25 (perceptrons, CNNs and ResNet-8, untrained and trained). The probes'
     number is known.
-
-    Args:
-        op: the operator.
-        settings: see :class:`sharpnb.spectrum.Settings`.
-        group: probes that run at a time.
     """
     singles = (12 + 3 * settings.top if settings.top else 0) + (25 if settings.probes else 0)
     probes = settings.probes * min(settings.steps, op.n)

@@ -61,7 +61,7 @@ class Settings:
                              "must ask for something.")
 
 
-def measure_spectrum(
+def measure_spectrum(  # noqa: D417  some in one line
     model: nn.Module, loss: Any, batches: Sequence[Any], settings: Settings, folder: Path, *,
     count: Any = None, origin: dict[str, Any] | None = None, progress: bool = False,
     say: Callable[[str], None] = lambda _: None, checkpoint_every: float = 60.0,
@@ -73,12 +73,9 @@ def measure_spectrum(
     first.
 
     Args:
-        model: the network.
-        loss: ``loss(output, target)``.
-        batches: list of batches ``(inputs, target)``.
+        model, loss, batches, count: as the operators take them.
         settings: what to measure.
         folder: where the state is kept.
-        count: number of loss terms of each batch, as the operators take it.
         origin: names for the report.
         progress: show bars.
         say: is told the memory before the first product, the cost before the measurement, and what is worth a word.

@@ -21,14 +21,7 @@ from sharpnb.trees import moved, tensors
 def examine(
     model: nn.Module, loss: Callable[[Any, Any], Tensor], batches: Sequence[Any], mode: Mode, params: Any = None
 ) -> list[str]:
-    """Look at everything once, and return what is worth a word.
-
-    Args:
-        model: the network.
-        loss: ``loss(output, target)``.
-        batches: pairs ``(inputs, target)``.
-        mode: of the measurement.
-        params: which parameters; see :func:`sharpnb.curvature.operators.select_parameters`.
+    """Look at everything once, and return what is worth a word; arguments as of the operators.
 
     Raises:
         ValueError: for a loss or gradient that is not finite, naming the weights or data that bring it about; empty
@@ -93,17 +86,7 @@ def is_constant(op: ModelOperator) -> bool:
 
 
 class _Look:
-    """One batch, looked at.
-
-    Args:
-        number: of the batch, from 1.
-        model: the network.
-        inputs: of the batch.
-        target: likewise.
-
-    Raises:
-        ValueError: if the batch is empty.
-    """
+    """The batch of a ``number``, from 1, looked at; a ValueError if it is empty."""
 
     def __init__(self, number: int, model: nn.Module, inputs: Any, target: Any) -> None:
         self.number, self.model, self.inputs, self.target = number, model, inputs, target
