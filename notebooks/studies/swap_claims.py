@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sharpnb.lab.claims import Claim, Regime
-from studies.swap import FULL
+from studies.swap import FULL, Quick
 
 claim = Claim.from_samples
 _BEFORE, _AFTER = "SWAP, before (mean of workers)", "SWAP, after averaging"
@@ -31,13 +31,17 @@ def _main(small: pd.Series, large: pd.Series, before: pd.Series, after: pd.Serie
 
 
 def quick(table: pd.DataFrame, phase2: pd.DataFrame, geometry: pd.DataFrame, walks: pd.DataFrame,
-          ablation: pd.DataFrame, label: str) -> list[Claim]:
+          ablation: pd.DataFrame, tuned: dict[str, Any], s: Quick) -> list[Claim]:
     """Return the claims on the quick runs: their ends, errors over phase 2, planes, cosines, and the ablation."""
     error, fit = (table.pivot(index="seed", columns="method", values=name) for name in ("test_error", "train_error"))
     tail = phase2[phase2["step"] > 0].groupby("seed")[["average", "best worker"]].mean()
-    place = walks[walks["kind"] == "mean"].pivot(index="seed", columns="place", values="cosine").to_numpy()
+    place = walks[walks["kind"] == "mean"].pivot(index="seed", columns="place", values="cosine")  # phase 2: 1 to 2
+    start, end = (place[[x for x in place.columns if low <= x <= high]].mean(axis=1) for low, high in (
+        (1.0, 1.25), (1.75, 2.0)))
     tau = ablation[ablation["what"] == "tau"].pivot(index="seed", columns="value", values="after")
     own = float(fit["small batch"].mean())
+    edge = [f"{method}'s {name} at the grid's edge" for method, found in tuned.items() for name in found["edge"]]
+    label = ", ".join([s.label, "tuned on seeds 100-105", *edge])
     told: dict[str, Any] = {"protocol": label, "regime": Regime(own, float(error["small batch"].mean()))}
     return [
         *_main(error["small batch"], error["large batch"], error[_BEFORE], error[_AFTER], own, protocol=label),
@@ -49,7 +53,7 @@ def quick(table: pd.DataFrame, phase2: pd.DataFrame, geometry: pd.DataFrame, wal
         claim(np.log10(geometry["flat_train"] / geometry["flat_test"]), id="swap-fig2-flat", below="swap-fig-2",
               statement="Within a point of the lowest error lies more of the plane on training than on test images",
               **told),
-        claim(place[:, :3].mean(1) - place[:, -3:].mean(1), id="swap-fig-3", **told),
+        claim(start - end, id="swap-fig-3", **told),
         claim(error[_AFTER] - error["SWA, one machine"], id="swap-table-4", **told),
         claim(tau[tau.columns[-1]] - tau[tau.columns[-2]], id="swap-section-3", **told),
     ]
