@@ -319,7 +319,7 @@ class _Run:
         file = self.out / "checkpoint.pt"
         if not file.exists():
             return
-        kept = torchfile.read(file, self.device)
+        kept = torchfile.read(file)
         other = [f"{k} = {kept['settings'].get(k)!r} there, {v!r} here" for k, v in self.settings.items()
                  if kept["settings"].get(k) != v]
         if other:
