@@ -54,8 +54,8 @@ AXIS_NAMES = {"method": "method", "width": "width", "lr_factor": "learning rate"
               "weight_decay": "decay", "label_noise": "label noise", "norm": "BatchNorm", "seed": "seed"}
 
 FULL = Settings()
-QUICK = Settings(methods=("SGD", "AdamW", "SAM", "ASAM", "SWA", "Lookahead + SAM"), seeds=1,
-                 changed=(("width", 8),), norms=(False,))
+# The pool on other seeds, as far as a minute goes: its star, three methods, the task that the baseline fits.
+QUICK = Settings(methods=("SGD", "AdamW", "SAM"), seeds=range(2000, 2020), noises=(0.0,), norms=(False,))
 TOY = Settings(methods=("SGD", "SAM", "SWAP", "Filter grafting"), seeds=2, train_size=40, steps=4, lanczos=6, probes=2,
                base=(("width", 6), ("lr_factor", 1.0), ("batch_size", 10), ("weight_decay", 1e-4)),
                changed=(("width", 3),))
@@ -149,6 +149,13 @@ def taus(
             partial = np.where(rest > 1e-9, (own["same task"] - fit * of_fit) / rest, np.nan)
         found["same task, equal fit", name] = partial
     return found
+
+
+def by_seed(table: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
+    """Return τ as :func:`taus` has it, among the nets of each seed by themselves: a row per seed, a column per key."""
+    return pd.DataFrame({seed: {(target, *key): values[0] for target in TARGETS for key, values in
+                                taus(part.reset_index(drop=True), target, measures, draws=0).items()}
+                         for seed, part in table.groupby("seed")}).T
 
 
 def summary(values: np.ndarray) -> dict[str, float]:

@@ -25,11 +25,13 @@ from sharpnb.averaging import graft
 from sharpnb.averaging.batchnorm import update_bn
 from sharpnb.lab import models
 from sharpnb.lab.data import Data, load_data, with_label_noise
+from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from sharpnb.lab.training import evaluate
 from sharpnb.landscape import filter_normalized_direction, line, unit_direction
 from sharpnb.many.engine import Nets
 from sharpnb.many.train import train_many
+from studies.trials import SEEDS, Rows, best
 
 Cell = dict[str, Any]
 AXES = ("method", "width", "lr_factor", "batch_size", "weight_decay", "label_noise", "norm", "seed")
@@ -80,7 +82,7 @@ class Settings:
         base: the star's centre; its width, learning rate's factor, batch size and decay.
         changed: the value that each of these takes by itself.
         noises, norms: label noises and BatchNorm, each with each.
-        seeds: of split, wrong labels, initial weights and batches alike.
+        seeds: of split, wrong labels, initial weights and batches alike; a number stands for the first ones.
         train_size, steps: images to train on (the other digits are the test set), and updates of every net.
         lanczos, probes: steps and probes of the Hessian's spectrum.
     """
@@ -92,7 +94,7 @@ class Settings:
         ("width", 8), ("lr_factor", 0.3), ("batch_size", 150), ("weight_decay", 2e-3))
     noises: tuple[float, ...] = (0.0, 0.2)
     norms: tuple[bool, ...] = (False, True)
-    seeds: int = 3
+    seeds: int | Sequence[int] = 3
     train_size: int = 300
     steps: int = 400
     lanczos: int = 12  # moments of order j need (j + 1) / 2 of them; the largest five are found by deflation
@@ -101,9 +103,10 @@ class Settings:
 
 def cells(s: Settings) -> list[Cell]:
     """Return every setting of a pool, in the order of its table."""
+    seeds = range(s.seeds) if isinstance(s.seeds, int) else s.seeds
     star = [dict(s.base), *(dict(s.base) | {name: value} for name, value in s.changed)]
     return [{"method": method, **point, "label_noise": noise, "norm": norm, "seed": seed}
-            for seed, method, point, noise, norm in product(range(s.seeds), s.methods, star, s.noises, s.norms)]
+            for seed, method, point, noise, norm in product(seeds, s.methods, star, s.noises, s.norms)]
 
 
 @cache
@@ -242,20 +245,14 @@ def measures(
     found = curvature.measure(net, F.cross_entropy, data.train, RHO, steps=lanczos, probes=probes, seed=seed)
     for m in MS:
         found[f"sharpness_m{m}"] = curvature.sharpness(net, F.cross_entropy, data.train, RHO, m).value
-    found["sharpness_adaptive_worst"] = curvature.sharpness(
-        net, F.cross_entropy, data.train, 10 * RHO, adaptive=True, steps=20).value
     found["sharpness_adaptive_average"] = curvature.average_sharpness(
         net, F.cross_entropy, data.train, RHO, adaptive=True, seed=seed).value
     w = nn.utils.parameters_to_vector(net.parameters()).detach()
-    directions = {
-        "ray_width": [unit_direction(len(w), 1000 * seed + i) for i in range(RAYS)],
-        "ray_width_filter": [filter_normalized_direction(net, 1000 * seed + i) for i in range(RAYS)],
-    }
-    for name, rays in directions.items():
-        found[name] = _width(net, w, rays, _DISTANCES[name], data)
+    rays = [filter_normalized_direction(net, 1000 * seed + i) for i in range(RAYS)]
+    found["ray_width_filter"] = _width(net, w, rays, _DISTANCES["ray_width_filter"], data)
     if start is not None:
         found["distance"] = float((w - start).norm())
-    return found | margins(net, data)
+    return found | judged(net, data, seed) | margins(net, data)
 
 
 def _width(net: nn.Module, w: Tensor, rays: Sequence[Tensor], distances: np.ndarray, data: Data) -> float:
@@ -290,9 +287,24 @@ def margins(net: nn.Module, data: Data) -> dict[str, float]:
     return {"margin": margin, "margin_normalized": margin / product_of_norms}
 
 
-def row(cell: Cell, w: Tensor, s: Settings) -> Cell:
-    """Return a cell's settings, outcome and measures at its final weights (no measures if it diverged)."""
+def judged(net: nn.Module, data: Data, seed: int = 0) -> dict[str, float]:
+    """Return those measures of :func:`measures` that the claims of the quick profile want, in a third of the time."""
+    w = nn.utils.parameters_to_vector(net.parameters()).detach()
+    rays = [unit_direction(len(w), 1000 * seed + i) for i in range(RAYS)]
+    sharp = partial(curvature.sharpness, net, F.cross_entropy, data.train, seed=seed)
+    return {"sharpness": sharp(RHO).value, "sharpness_worst": sharp(RHO, steps=20).value,
+            "sharpness_adaptive_worst": sharp(10 * RHO, adaptive=True, steps=20).value,
+            "ray_width": _width(net, w, rays, _DISTANCES["ray_width"], data), "weight_norm": float(w.norm())}
+
+
+def row(cell: Cell, w: Tensor, s: Settings, whole: bool = True) -> Cell:
+    """Return a cell's settings, outcome and measures at its final weights (no measures if it diverged).
+
+    Of the measures those of :func:`judged` alone unless ``whole``.
+    """
     net, data = finished(cell, w, s)
+    if not whole:
+        return {**cell, **outcome(net, data, cell["label_noise"]), **judged(net, data)}
     start = nn.utils.parameters_to_vector(net_of(cell)(cell["seed"]).parameters()).detach()
     found = measures(net, data, start, lanczos=s.lanczos, probes=s.probes) if w.isfinite().all() else {}
     return {**cell, "parameters": len(w), **outcome(net, data, cell["label_noise"]), **found}
@@ -301,6 +313,32 @@ def row(cell: Cell, w: Tensor, s: Settings) -> Cell:
 def rows_of(pool: Sequence[Cell], s: Settings) -> list[Cell]:
     """Train and measure: one row a cell."""
     return [row(cell, w, s) for cell, w in zip(pool, train(pool, s), strict=True)]
+
+
+# ---- Large and small batches ----------------------------------------------------------------------------------------
+
+BATCHES = (30, 150)
+GRID = {"lr_factor": (1.0, 2.0, 4.0, 8.0, 16.0), "weight_decay": (0.0, 1e-3, 1e-2)}
+
+
+def at_best(seeds: Sequence[int], s: Settings, nb: Notebook) -> list[Cell]:
+    """Return cells of SGD with small and with large batches, each at the rate and decay that held-out images choose.
+
+    Both have as many trials, on seeds of their own; they are read from the committed record.
+    """
+    def of(batch: int, factor: float, decay: float, seed: int) -> Cell:
+        return {"method": "SGD", "width": 32, "lr_factor": factor, "batch_size": batch, "weight_decay": decay,
+                "label_noise": 0.0, "norm": False, "seed": seed}
+
+    def make(_: Work) -> dict[str, Rows]:
+        pool = [of(*values) for values in product(BATCHES, *GRID.values(), SEEDS)]
+        return {"rows": [{**cell, **outcome(*finished(cell, w, s), 0.0)}
+                         for cell, w in zip(pool, train(pool, s), strict=True)]}
+
+    rows = nb.recorded("tuning", make, of={"grid": GRID, "steps": s.steps, "train_size": s.train_size}, kept=True,
+                       rtol=5e-2, atol=0.5)["rows"]
+    found = {batch: best([row for row in rows if row["batch_size"] == batch], *GRID) for batch in BATCHES}
+    return [of(batch, *found[batch].values(), seed) for batch in BATCHES for seed in seeds]
 
 
 # ---- Shards ---------------------------------------------------------------------------------------------------------

@@ -34,9 +34,9 @@ def folder(profile: str = "full") -> Path:
 
 def publish(rows: Sequence[dict[str, Any]], spent: float, s: Settings, nb: Notebook) -> pd.DataFrame:
     """Write ``pool.csv``, ``card.md`` and the record ``pool`` (settings, budget, the table's checksum)."""
-    for seed in range(s.seeds):
-        nb.uses(flatness_pool.split(s.train_size, seed, 0.0))
     table = pd.DataFrame(rows)[COLUMNS]
+    for seed in sorted(set(table["seed"])):
+        nb.uses(flatness_pool.split(s.train_size, seed, 0.0))
     text = table.to_csv(index=False, float_format="%.6g")
     paths.write_whole(folder(nb.profile) / "pool.csv", text)
     paths.write_whole(folder(nb.profile) / "card.md", card(table, spent, s))
@@ -69,21 +69,14 @@ def card(table: pd.DataFrame, spent: float, s: Settings) -> str:
     """Return the data card."""
     axes = "\n".join(f"| {AXIS_NAMES[a]} (`{a}`) | {'; '.join(map(str, pd.unique(table[a])))} |" for a in AXES)
     return Template(CARD.read_text(encoding="utf-8")).substitute(
-        axes=axes, nets=len(table), images=s.train_size, updates=s.steps, seeds=s.seeds, minutes=f"{spent / 60:.1f}",
-        shards=len(flatness_pool.shards(s)), collapsed=int((table["test_error"] >= 50).sum()))
+        axes=axes, nets=len(table), images=s.train_size, updates=s.steps, seeds=table["seed"].nunique(),
+        minutes=f"{spent / 60:.1f}", shards=len(flatness_pool.shards(s)),
+        collapsed=int((table["test_error"] >= 50).sum()))
 
 
 def recorded(s: Settings, nb: Notebook) -> pd.DataFrame:
     """Sweep the pool of the full profile (or of its toy), shard by shard, publish it, and return it."""
     return publish(*flatness_pool.swept(s, Work(nb, "pool", described(s))), s, nb)
-
-
-def agreement(live: pd.DataFrame, table: pd.DataFrame, columns: Sequence[str] = (*MEASURES, *TARGETS)) -> pd.Series:
-    """Return, for each column, the median over nets of |live - published| / |published|, for nets that are in both."""
-    both = live.merge(table, on=list(AXES), suffixes=("", "_published"))
-    off = {name: (both[name] - both[f"{name}_published"]).abs() / both[f"{name}_published"].abs().clip(lower=1e-9)
-           for name in columns}
-    return pd.DataFrame(off).median().rename("median relative difference")
 
 
 # ---- Drawing --------------------------------------------------------------------------------------------------------

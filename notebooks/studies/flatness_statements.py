@@ -37,32 +37,32 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
 
     A correlation is that among the nets of the seed, a difference the mean over its settings.
     """
-    return pd.DataFrame({seed: _of_seed(part.reset_index(drop=True)) for seed, part in table.groupby("seed")}).T
+    used = [name for name in flatness.MEASURES if name in table]
+    tau, found = flatness.by_seed(table, used), {}
+    for name, (target, among, measure, less) in _TAUS.items():
+        if {measure, less or measure} <= {*used}:
+            found[name] = tau[target, among, measure] - (tau[target, among, less] if less else 0.0)
+    for name, (column, axis, high, low, log) in _PAIRED.items():
+        if column in table and {high, low} <= {*table[axis]}:
+            found[name] = pd.Series({seed: flatness.paired(part, column, axis, high, low, log)["measured"]
+                                     for seed, part in table.groupby("seed")})
+    return pd.DataFrame(found)
 
 
-def _of_seed(part: pd.DataFrame) -> dict[str, float]:
-    used = sorted({name for _, _, *names in _TAUS.values() for name in names if name})
-    tau = {(target, *key): values[0] for target in flatness.TARGETS
-           for key, values in flatness.taus(part, target, used, draws=0).items()}
-    found = {name: tau[target, among, measure] - (tau[target, among, less] if less else 0.0)
-             for name, (target, among, measure, less) in _TAUS.items()}
-    return found | {name: flatness.paired(part, *rest)["measured"] for name, rest in _PAIRED.items()
-                    if {*rest[2:4]} <= {*part[rest[1]]}}
-
-
-def claims(table: pd.DataFrame, profile: str, names: Sequence[str] = ()) -> list[Claim]:
+def claims(table: pd.DataFrame, profile: str, names: Sequence[str] = (), protocol: str = "untuned") -> list[Claim]:
     """Return the claims on the nets of right labels, whose baseline fits them, and below each the same on wrong ones.
 
     Args:
         table: a pool; nets that collapsed count as they are.
         profile: that it belongs to.
         names: of the claims, default all that the pool allows.
+        protocol: how rates and decays were chosen.
     """
     right, wrong = (table[(table["label_noise"] > 0) == noisy] for noisy in (False, True))
     sgd = right[(right["method"] == "SGD") & (right["width"] == right["width"].max())]
     regime = Regime(sgd["train_error"].mean(), sgd["test_error"].mean())
-    note: dict[str, Any] = {"profile": profile, "protocol": "pool of MLPs on digits, untuned, equal numbers of updates"}
-    made, noisy = [], effects(wrong) if len(wrong) else {}
+    note: dict[str, Any] = {"profile": profile, "protocol": f"MLPs on digits, {protocol}, equal numbers of updates"}
+    made, noisy = [], effects(wrong) if len(wrong) else pd.DataFrame()
     for name, samples in effects(right).items():
         if names and name not in names:
             continue
