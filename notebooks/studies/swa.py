@@ -1,4 +1,4 @@
-r"""Notebook 14: schedules of SGD and of averaging, the window of a plane, and the settings of both experiments."""
+r"""Notebook 14: the window of a plane, and the settings of both experiments."""
 
 from __future__ import annotations
 
@@ -38,33 +38,6 @@ class Settings(Signals):
 
 
 QUICK = Settings()
-
-
-def sgd_schedule(done: float) -> float:
-    """The authors' schedule: 1 for half of training, down to 0.01 on a line until 90 %, then constant."""
-    return 1.0 if done <= 0.5 else 0.01 if done >= 0.9 else 1 - 0.99 * (done - 0.5) / 0.4
-
-
-def swa_schedule(factor: float, start: float) -> Callable[[float], float]:
-    """The authors' schedule with averaging: the same shape up to ``start``, ending at ``factor`` and staying there."""
-    def eta(done: float) -> float:
-        t = done / start
-        return 1.0 if t <= 0.5 else factor if t >= 0.9 else 1 - (1 - factor) * (t - 0.5) / 0.4
-
-    return eta
-
-
-def cyclic_schedule(high: float, low: float, start: float, steps: int, cycle: int) -> Callable[[float], float]:
-    """From ``start`` on sawteeth from ``high`` to ``low``, ``cycle`` steps long (section 3.2); before it as above."""
-    before = swa_schedule(high, start)
-
-    def eta(done: float) -> float:
-        if done < start:
-            return before(done)
-        t = ((round((done - start) * steps)) % cycle + 1) / cycle
-        return (1 - t) * high + t * low
-
-    return eta
 
 
 def square(plane: Plane, margin: float) -> tuple[float, float, float, float]:

@@ -1,6 +1,7 @@
 """Every study of the full profile, at toy size: it keeps its pieces and reads them back, and its records."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,8 @@ def test_what_a_notebook_trains_in_its_cells_runs_at_toy_size_and_is_kept(name, 
     pyplot.switch_backend("agg")
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
     monkeypatch.setenv("TQDM_DISABLE", "1")
+    (tmp_path / "site").mkdir()
+    shutil.copy(ROOT / "site" / "primary.toml", tmp_path / "site")
     kept = []
     monkeypatch.setattr(pieces.Work, "_keep", lambda work, *rest, keep=pieces.Work._keep: kept.append(rest) or keep(work, *rest))
     cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]

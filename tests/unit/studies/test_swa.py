@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from cells import executed
 
 from sharpnb.landscape import Plane
 from studies import swa as study
@@ -8,10 +9,11 @@ from studies import swa_claims
 
 
 def test_schedules_are_the_authors():
-    assert [study.sgd_schedule(t) for t in (0.0, 0.5, 0.7, 0.9, 1.0)] == pytest.approx([1, 1, 0.505, 0.01, 0.01])
-    eta = study.swa_schedule(0.5, 0.75)
+    cell = executed("14_swa_landscapes", "settings", profile="toy")
+    assert [cell["sgd_schedule"](t) for t in (0.0, 0.5, 0.7, 0.9, 1.0)] == pytest.approx([1, 1, 0.505, 0.01, 0.01])
+    eta = cell["swa_schedule"](0.5, 0.75)
     assert [eta(t) for t in (0.0, 0.375, 0.525, 0.675, 0.75, 1.0)] == pytest.approx([1, 1, 0.75, 0.5, 0.5, 0.5])
-    teeth = study.cyclic_schedule(1.0, 0.1, 0.5, 100, 10)
+    teeth = cell["cyclic_schedule"](1.0, 0.1, 0.5, 100, 10)
     values = np.array([teeth(step / 100) for step in range(50, 100)]).reshape(5, 10)
     np.testing.assert_allclose(values, np.tile(1 - 0.9 * np.arange(1, 11) / 10, (5, 1)), rtol=1e-9)
 
