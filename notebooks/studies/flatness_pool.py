@@ -318,7 +318,7 @@ def rows_of(pool: Sequence[Cell], s: Settings) -> list[Cell]:
 # ---- Large and small batches ----------------------------------------------------------------------------------------
 
 BATCHES = (30, 150)
-GRID = {"lr_factor": (1.0, 2.0, 4.0, 8.0, 16.0), "weight_decay": (0.0, 1e-3, 1e-2)}
+GRID = {"lr_factor": (1.0, 2.0, 4.0, 8.0, 16.0), "weight_decay": (0.0, 1e-3, 1e-2, 3e-2)}
 
 
 def at_best(seeds: Sequence[int], s: Settings, nb: Notebook) -> list[Cell]:

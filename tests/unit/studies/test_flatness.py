@@ -230,7 +230,7 @@ def test_both_sizes_of_batch_have_their_best_rate_and_equal_trials(tmp_path, mon
         cells = flatness_pool.at_best([7, 8], s, nb)
         assert [(c["batch_size"], c["lr_factor"], c["weight_decay"], c["seed"]) for c in cells] == [
             (30, 1.0, 0.0, 7), (30, 1.0, 0.0, 8), (150, 4.0, 0.0, 7), (150, 4.0, 0.0, 8)]
-    assert len(tried) == 2 * 15 * 6 and {c["seed"] for c in tried} == set(range(100, 106))
+    assert len(tried) == 2 * 20 * 6 and {c["seed"] for c in tried} == set(range(100, 106))
 
 
 def test_every_method_trains():
