@@ -31,6 +31,8 @@ _PAIRED = {
 _BELOW = {"flat-sam-lambda": "sam-fig-3-left", "flat-wsam-lambda": "wsam-minima", "flat-sam-error": "sam-table-1",
           "flat-swa-error": "swa-table-1"}
 
+_APART = {"keskar-sharper": "the two sizes of batch end at unequal training losses, and sharpness follows the loss"}
+
 
 def effects(table: pd.DataFrame) -> pd.DataFrame:
     """Return the effect of each claim that a pool's methods and settings allow, a row per seed and a column per claim.
@@ -68,7 +70,8 @@ def claims(table: pd.DataFrame, profile: str, names: Sequence[str] = (), protoco
             continue
         below = _BELOW.get(str(name))
         told = {"below": below, "statement": "The same over a pool of small nets, no method tuned"} if below else {}
-        made.append(Claim.from_samples(samples, id=str(name), regime=regime, **told, **note))
+        made.append(Claim.from_samples(samples, id=str(name), regime=regime,
+                                       apart=_APART.get(str(name), ""), **told, **note))
         if name in noisy and not below:
             made.append(Claim.from_samples(noisy[name], id=f"{name}-noisy", below=str(name),
                                            statement="The same with 20 % wrong labels", **note))
