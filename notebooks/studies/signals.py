@@ -72,12 +72,12 @@ class Signals:
         """Choose a trial; ``rows`` are what was measured at each tuning seed, seeds varying fastest.
 
         Returns:
-            ``best``, of the trials that fit the one with the lowest mean held-out error (of its average, where it has
-            one); ``edge``, the names whose value there is the first or last of the axis; and all ``trials``.
+            ``best``, of the trials that fit (or come nearest) the one with the lowest mean held-out error (of its
+            average, where it has one); ``edge``, the names whose value there is the axis's first or last; ``trials``.
         """
         errors, fits = (np.reshape([row.get(f"average_{name}", row[name]) for row in rows], (len(trials), -1)).mean(1)
                         for name in ("test_error", "train_error"))
-        best = trials[int(np.where(fits <= self.FITS, errors, np.inf).argmin())]
+        best = trials[int(np.where(fits <= max(self.FITS, fits.min()), errors, np.inf).argmin())]
         return {"best": best,
                 "edge": [name for name, values in axes.items() if best[name] in (min(values), max(values))],
                 "trials": [{**trial, "held_out_error": error, "train_error": fit}

@@ -12,6 +12,9 @@ def test_of_the_trials_that_fit_the_one_with_the_lowest_held_out_error_is_chosen
     assert [trial["held_out_error"] for trial in found["trials"]] == [30, 20, 5]
     bare = [{name: row[name] for name in ("test_error", "train_error")} for row in rows]
     assert SMALL.chosen({"lr": (0.1, 0.2, 0.3)}, trials, bare)["edge"] == ["lr"]  # 0.1 is now the best, and the first
+    under = [row | {"train_error": 50 - row["train_error"]} for row in bare[:4]]
+    none = SMALL.chosen({"lr": (0.1, 0.2)}, trials[:2], under)
+    assert none["best"] == {"lr": 0.2}  # none fits: the nearest
 
 
 def test_judging_and_tuning_share_neither_seeds_nor_test_signals():
