@@ -123,7 +123,7 @@ def test_layers_import_only_what_stands_below_them():
         "landscape": tools | {"averaging", "many"},  # BatchNorm's statistics at a point are those of an average
         "many": tools - {"caches", "counts", "resume"} | {"optim", "devices"},
         "lab": tools - {"resume"} | {"datafiles", "sources", "kept", "optim", "averaging", "curvature", "landscape", "checkpoints", "usercode", "many", "devices"},
-        "spectrum": {"near", "devices", "paths", "datafiles", "trees", "usercode", "checkpoints", "curvature", "lab"},  # lab: for data sets by name
+        "spectrum": {"near", "devices", "paths", "datafiles", "trees", "usercode", "checkpoints", "curvature", "lab"},  # lab: for data sets by name, the look of figures
         "runner": {"near", "paths", "datafiles", "sources"},
     }
     for part, allowed in below.items():
