@@ -23,13 +23,10 @@ Values = dict[str, Any]
 
 
 def place(folder: Path, words: str, *made_with: Any) -> Path:
-    """Return the file of some finished work.
+    """Return the file, in a folder, of some finished work; ``words`` are what a reader should see in its name.
 
-    Args:
-        folder: where work of this kind is kept.
-        words: what a reader should see in the file's name.
-        made_with: everything that the result depends on, as JSON has it: settings, a digest of the code
-            (:func:`sharpnb.sources.mark`), versions.
+    It was ``made_with`` everything that the result depends on, as JSON has it: settings, a digest of the code
+    (:func:`sharpnb.sources.mark`), versions.
     """
     short = "-".join(re.findall(r"\w+", words))[:60]
     return folder / f"{short}-{digest(plain(made_with))[:16]}.json"

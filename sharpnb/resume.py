@@ -14,12 +14,9 @@ from sharpnb.paths import write_whole
 
 
 class Checkpoint:
-    """A file of arrays, replaced as a whole.
+    """A file of arrays, replaced as a whole, ``every`` so many seconds; without a path every method does nothing.
 
-    Args:
-        path: the file; ``None`` makes every method do nothing.
-        key: what the state belongs to; another key in the file is an error, not a wrong continuation.
-        every: seconds between saves.
+    The key is what the state belongs to; another key in the file is an error, not a wrong continuation.
     """
 
     def __init__(self, path: str | Path | None, key: tuple[Any, ...], every: float = 60.0) -> None:

@@ -227,9 +227,7 @@ class _Loader(SourceFileLoader):
         super().exec_module(module)
 
 
-@cache
-def _made(folder: str, root: str) -> _Home:
-    return _Home(folder, root)
+_made = cache(_Home)
 
 
 def _home(file: Path) -> _Home:

@@ -34,8 +34,7 @@ def without_profile(environment: Mapping[str, str], root: Path) -> dict[str, str
     """Return ``environment`` for a kernel: without what a user's profile sets, with :data:`FIXED` in its place.
 
     IPython gets a folder of its own below ``data/runs`` of the checkout at ``root``, with :data:`START` as its one
-    start-up file; it is made here. A checkout that
-    cannot be written has none: IPython then takes a temporary one, and says so.
+    start-up file. A checkout that cannot be written has none: IPython then takes a temporary one, and says so.
     """
     folder = root / "data" / "runs" / ".ipython"
     first = folder / "profile_default" / "startup" / "quiet.py"

@@ -168,7 +168,7 @@ def test_what_is_wrong_is_said_with_what_to_do(trained, folder, call):
         (("--model", "absent.py:net", *data), ["no 'absent.py'"]),
         (("--model", "theirs:number", *data), ["returned a int", "torch.nn.Module"]),
         (("--model", "resnet81", *data), ["resnet18", "module:function"]),
-        ((*net, "--data", "digit"), ["digits, fashion_mnist", "module:function"]),
+        ((*net, "--data", "digit"), ["digits, mnist1d", "module:function"]),
         ((*net, "--data", "noise:ax3"), ["noise:3x224x224"]),
         ((*net, "--data", "theirs:triples"), ["tuple", "pair"]),
         ((*net, *data, "--loss", "nll"), ["cross_entropy"]),
