@@ -25,7 +25,7 @@ STUDIES = {
     "11_alpha_lambda_heatmaps": lambda nb: alpha_lambda.recorded(nb, "cells", alpha_lambda.TOY, [
         {"rule": "sgd", "lr": 0.05, "weight_decay": decay, "schedule": "cosine", "seed": seed}
         for decay in (0.0, 0.001) for seed in range(alpha_lambda.TOY.seeds)]).to_dict("list"),
-    "12_adamw_generalization": lambda nb: of_cells("12_adamw_generalization", "settings", "train", what="rows"),
+    "12_adamw_generalization": lambda nb: of_cells("12_adamw_generalization", "settings", "tune", what="tried"),
 }
 
 
@@ -45,7 +45,7 @@ def test_a_second_call_makes_no_piece_and_a_lost_record_is_put_together_from_the
 
 
 @pytest.mark.parametrize(("name", "count"), [
-    ("13_warm_restarts", 2 + 12 + 8), ("14_swa_landscapes", 4), ("15_swap", 2), ("16_lookahead", 4),
+    ("13_warm_restarts", 2 + 6 + 4), ("14_swa_landscapes", 4), ("15_swap", 2), ("16_lookahead", 4),
     ("17_filter_grafting", 10)])
 def test_what_a_notebook_trains_in_its_cells_runs_at_toy_size_and_is_kept(name, count, tmp_path, monkeypatch):
     pyplot = pytest.importorskip("matplotlib.pyplot")
