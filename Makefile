@@ -73,12 +73,9 @@ site: .venv/site
 	@.venv/bin/python -m sharpnb.cli report
 	@.venv/bin/python site/build.py && echo "Open site/_build/html/index.html"
 
-# Both look at real pages in a headless Chromium; without one they say what to install, and stop.
+# Looks at the real pages in a headless Chromium; without one it says what to install, and stops.
 site-check: site
 	@.venv/bin/python site/check.py
-
-lab-check: .venv/site
-	@.venv/bin/python site/check_lab.py
 
 # The oldest supported PyTorch, in an environment of its own; the other pins stay.
 .venv-oldest/ready: PACKAGES = -c .venv-oldest/constraints.txt torch==2.11.0 torchvision==0.26.0 -e ".[notebooks,scale,safetensors,dev]"

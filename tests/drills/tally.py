@@ -9,27 +9,21 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-
-import pytest
+from dataclasses import dataclass
 
 SEED, TIMES = (int(os.environ.get(f"SHARPNB_DRILL_{name}", default)) for name, default in (("SEED", 0), ("TIMES", 1)))
 
 
 @dataclass
 class Drill:
-    """What is done, how often, and what came of it; ``control`` says what happens without the protection."""
+    """What is done, and how often; ``control`` says what happens without the protection."""
 
     what: str = ""
-    harm: str = ""
     tried: int = 0
-    survived: int = 0
-    kept: int = 0
-    controls: list[str] = field(default_factory=list)
 
     def tries(self, what: str, harm: str, number: int) -> Iterator[random.Random]:
-        """Yield a source of chance for each try; the body calls :meth:`stands` and :meth:`whole`, or fails."""
-        self.what, self.harm = what, harm
+        """Yield a source of chance for each try; ``harm`` says to a reader what is done to ``what``."""
+        self.what = what
         for _ in range(number * TIMES):
             self.tried += 1
             yield self._luck(self.tried)
@@ -41,20 +35,6 @@ class Drill:
     def _luck(self, number: int) -> random.Random:
         return random.Random(f"{SEED} {self.what} {number}")
 
-    def stands(self) -> None:
-        """Count a try that was survived: the next call finished, or said what is wrong and what to do."""
-        self.survived += 1
-
-    def whole(self) -> None:
-        """Count a try that lost nothing: what was done before is there, bit for bit."""
-        self.kept += 1
-
     def control(self, what: str, lost: int, tried: int | None = None) -> None:
-        """Note how often the same harm hurts without the protection; a drill that never could is no drill."""
-        self.controls.append(f"{what}: {lost} of {tried or self.tried}")
+        """Check that the same harm hurts without the protection; a drill that never could is no drill."""
         assert lost, f"{what} was to be hurt in {tried or self.tried} tries and was not: the drill proves nothing"
-
-    def skip(self, reason: str) -> None:
-        """Leave the drill out, and say so on the page."""
-        self.controls.append(f"left out here: {reason}")
-        pytest.skip(reason)

@@ -51,10 +51,8 @@ def test_a_record(drill):
                 assert [*reader()["claims"][0]["samples"]] == [1.0, 2.0]  # only the last line break is gone
             except ValueError as error:
                 assert "damaged" in str(error) and "claims.json" in str(error) and "Delete it" in str(error)
-        drill.stands()
         lab.start("n").record("claims", {"claims": claims})
         assert Record.load(path).values == values
-        drill.whole()
 
 
 def draw() -> None:
@@ -79,11 +77,9 @@ def test_a_figure(drill, monkeypatch):
         except RecordMismatch as error:
             assert path.name in str(error)
         plt.close("all")
-        drill.stands()
         monkeypatch.setenv("SHARPNB_CHECK", "")
         draw()
         assert {file: file.read_bytes() for file in folder.iterdir()} == good
-        drill.whole()
 
 
 def test_a_notebook(drill, project):
@@ -95,10 +91,8 @@ def test_a_notebook(drill, project):
         hurt(path, good, luck)
         with pytest.raises(RunnerError, match=r"01_toy\.ipynb cannot be read as a notebook"):
             plan(["1"])
-        drill.stands()
         path.write_bytes(good)  # from git, as the message has it
         assert len(plan()) == 2
-        drill.whole()
 
 
 def test_a_data_file(drill, project, monkeypatch):
@@ -113,8 +107,6 @@ def test_a_data_file(drill, project, monkeypatch):
         hurt(project / name, good[name], luck, flips=True)
         with pytest.raises(DataError, match=f"damaged: {name}.*delete it and call again"):
             load_data("svhn", root=project)
-        drill.stands()
-        drill.whole()
 
 
 def test_a_checkpoint_of_ones_own(drill, project):
@@ -128,8 +120,6 @@ def test_a_checkpoint_of_ones_own(drill, project):
             assert all(torch.equal(found[name], value) for name, value in state.items())
         except ValueError as error:
             assert "net.pt" in str(error)
-        drill.stands()
-        drill.whole()
     wrong = 0
     for luck in drill.same():
         hurt(path, good, luck, flips=True)
@@ -153,8 +143,6 @@ def test_a_state(drill, project):
             np.testing.assert_array_equal(found["rows"], rows)
         except ValueError as error:
             assert "state.npz is damaged" in str(error) and "Delete it" in str(error)
-        drill.stands()
-        drill.whole()
 
 
 def test_a_shard(drill, project):
@@ -169,11 +157,9 @@ def test_a_shard(drill, project):
         path = luck.choice(sorted(good))
         hurt(path, good[path], luck, flips=True)
         found = table()
-        drill.stands()
         pd.testing.assert_frame_equal(found, whole, check_exact=True)
         path.write_bytes(good[path])  # a bit of a blank, or of the word "digest", does no harm and stays
         assert {file: file.read_bytes() for file in (project / "kept").iterdir()} == good
-        drill.whole()
     wrong = json.loads(good[path])
     wrong["values"]["rows"][0]["test_error"] += 1.0
     path.write_text(json.dumps(wrong))

@@ -56,9 +56,7 @@ def test_a_full_disk(drill, project, monkeypatch, name):
     for luck in drill.tries(f"a {name}, written anew", "the disk is full after a random number of bytes", 4):
         said = with_quota(lambda: write(2.0), luck.randrange(smallest))
         assert "untouched. Free some space" in said[-1]
-        drill.stands()
         assert files(project) == before, "the old files are there and nothing beside them"
-        drill.whole()
     monkeypatch.setattr(paths, "write_whole", plain_write)
     monkeypatch.setattr(resume, "write_whole", plain_write)
     hurt = 0
@@ -80,10 +78,8 @@ def test_a_run_on_a_full_disk(drill, tmp_path, monkeypatch):
         said = with_quota(lambda ended=ended: ended.put([(r.outcome, r.detail) for r in run(jobs=1)]), luck.randint(100_000, 250_000))
         first, second = ended.get(timeout=10)
         assert not said and first[0] == "done" and second[0] == "failed" and "File too large" in second[1]
-        drill.stands()
         assert files(root / "notebooks") == committed
         assert [result.outcome for result in run()] == ["up to date", "done"]
-        drill.whole()
 
 
 # What somebody does in a checkout that is not theirs, the exit status, and what is said.
@@ -108,11 +104,9 @@ def test_a_read_only_checkout(drill, project):
             try:
                 done = subprocess.run([sys.executable, "-P", *arguments], capture_output=True, text=True, preexec_fn=without_override)
             except subprocess.SubprocessError:
-                drill.skip("root is not bound by the rights of files, and cannot lay its own down here")
+                pytest.skip("root is not bound by the rights of files, and cannot lay its own down here")
             assert done.returncode == status and words in done.stdout + done.stderr, done.stderr
-            drill.stands()
             assert files(project) == before
-            drill.whole()
     finally:
         for path in folders:
             path.chmod(0o755 if path.is_dir() else 0o644)

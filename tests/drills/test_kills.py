@@ -42,9 +42,7 @@ def test_a_file(drill, tmp_path):
     paths.write_whole(path, "0" * 300_000)
     for luck in drill.tries("a file of the project", "SIGKILL while it is written again and again", 15):
         assert killed(lambda: rewriting(paths.write_whole, path), luck, 0.05)
-        drill.stands()
         assert is_whole(path)
-        drill.whole()
     broken = 0
     for luck in drill.same():
         killed(lambda: rewriting(plain_write, path), luck, 0.05)
@@ -78,13 +76,11 @@ def test_lanczos(drill, tmp_path, monkeypatch):
         path, op = tmp_path / f"{drill.tried}.npz", Slow()
         killed_again_and_again(lambda path=path: density(path), luck, seconds)
         began_anew, resumed = not path.exists(), density(path, op)
-        drill.stands()
         np.testing.assert_array_equal(resumed.nodes, whole.nodes)
         np.testing.assert_array_equal(resumed.weights, whole.weights)
         np.testing.assert_array_equal(resumed.atoms, whole.atoms)
         assert resumed.products == whole.products
         assert began_anew or op.made < whole.products, "what was saved is not done again"
-        drill.whole()
     monkeypatch.setattr(resume, "write_whole", plain_write)
     broken, path = 0, tmp_path / "in place.npz"
     for luck in drill.same():
@@ -120,10 +116,8 @@ def test_a_surface(drill, tmp_path):
         path = tmp_path / f"{drill.tried}.npz"
         killed_again_and_again(lambda path=path: landscape(path), luck, seconds)
         resumed = landscape(path)
-        drill.stands()
         for name, values in whole.values.items():
             np.testing.assert_array_equal(resumed.values[name], values)
-        drill.whole()
     assert not np.array_equal(landscape(seen=1.01 * x).values["loss"], whole.values["loss"])  # the comparison can fail
 
 
@@ -148,10 +142,8 @@ def test_a_sweep(drill, tmp_path):
         killed_again_and_again(lambda folder=folder: table_in(folder), luck, seconds)
         done = written(folder)
         resumed = table_in(folder)
-        drill.stands()
         pd.testing.assert_frame_equal(resumed, whole, check_exact=True)
         assert done.items() <= written(folder).items(), "a finished shard is kept and not trained again"
-        drill.whole()
     assert not table_in(tmp_path / "other", grid=GRID | {"seed": [2, 3]}).equals(whole)  # the comparison can fail
 
 
@@ -170,8 +162,6 @@ def test_a_sweep_in_processes(drill, tmp_path):
         driver.join()
         _, alive = psutil.wait_procs(workers, timeout=20)
         assert workers and not alive, "the workers end with their driver"
-        drill.stands()
         done = written(folder)
         pd.testing.assert_frame_equal(table_in(folder, steps=300), whole, check_exact=True)
         assert done.items() <= written(folder).items()
-        drill.whole()

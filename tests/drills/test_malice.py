@@ -65,9 +65,7 @@ def test_a_file_that_runs_code_when_unpickled(drill, tmp_path, name):
         path.write_bytes(list(FORMS.values())[number % len(FORMS)](Canary(canary)))
         with pytest.raises(ValueError, match=file):
             read(path)
-        drill.stands()
         assert not canary.exists()
-        drill.whole()
     ran = 0
     for make, load in ((as_pickle, lambda: pickle.loads(path.read_bytes())), (as_torch, lambda: torch.load(path, weights_only=False)),
                        (as_arrays, lambda: np.load(path, allow_pickle=True)["rows"])):
@@ -110,15 +108,11 @@ def test_parameters_that_are_code(drill, tmp_path, monkeypatch):
     for _, (name, text) in zip(drill.tries("a notebook's parameters", "values and names that are code, or nested too deep", len(refused)), cycle(refused), strict=False):
         with pytest.raises(RunnerError, match=r"this parameter is|has no parameter"):
             plan(["1"], given={name: text})
-        drill.stands()
-        drill.whole()
     for text in TEXTS:
         drill.tried += 1
         found: dict = {}
         exec(PythonTranslator.codify({"word": text}), found)
         assert found["word"] == text
-        drill.stands()
-        drill.whole()
     hostile = "\n".join(TEXTS)
     (result,) = run(["1"], parameters={"word": hostile})
     printed = json.loads(result.kept.read_text())["cells"][-1]["outputs"][0]["text"]

@@ -48,9 +48,7 @@ def test_an_optimizer(drill):
         make = makes[drill.tried % len(makes)]
         poison = {step: luck.choice([math.nan, math.inf, -math.inf]) for step in luck.sample(range(STEPS), 3)}
         found = trained(make, poison)
-        drill.stands()
         assert torch.equal(found, whole[make]), make
-        drill.whole()
     hurt = sum(not trained(lambda base: base, {luck.randrange(STEPS): math.nan}).isfinite().all() for luck in drill.same())
     drill.control("torch.optim.SGD, lost", hurt)
 
@@ -70,7 +68,5 @@ def test_neighbours_of_one_that_diverges(drill):
         bad = luck.randrange(4)
         found = weights([1e300 if k == bad else lr for k, lr in enumerate(good)])
         assert not math.isfinite(found[bad]["train_loss"])
-        drill.stands()
         assert all(found[k] == whole[k] for k in range(4) if k != bad)
-        drill.whole()
     assert weights([2 * lr for lr in good]) != whole  # the comparison can fail

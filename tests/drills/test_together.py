@@ -37,9 +37,7 @@ def test_two_runs(drill, tmp_path):
         said = {process.communicate(timeout=120)[1]: process.returncode for process in both}
         assert sorted(said.values()) == [0, 2]
         assert all(status == 0 or "Another run is at work in this checkout: process" in text for text, status in said.items())
-        drill.stands()
         assert printed(root) == "whole\n" and (root / "data/runs/quick/count").read_text() == "x"
-        drill.whole()
 
 
 def test_two_sweeps(drill, tmp_path):
@@ -58,10 +56,8 @@ def test_two_sweeps(drill, tmp_path):
         for each in both:
             each.join()
         assert [each.exitcode for each in both] == [0, 0]
-        drill.stands()
         pd.testing.assert_frame_equal(table(folder), whole, check_exact=True)
         assert len(list(folder.iterdir())) == len(list((tmp_path / "whole").iterdir()))
-        drill.whole()
 
 
 def test_a_folder_of_any_name(drill, tmp_path, monkeypatch):
@@ -70,6 +66,4 @@ def test_a_folder_of_any_name(drill, tmp_path, monkeypatch):
         root = checkout(tmp_path / str(drill.tried) / NAMES[drill.tried % len(NAMES)], {"01_toy": plain("01", body)})
         monkeypatch.setenv("SHARPNB_ROOT", str(root))
         assert [result.outcome for result in run() + run()] == ["done", "up to date"]
-        drill.stands()
         assert printed(root) == "whole\n" and (paths.records("01_toy", "quick") / "r.json").is_file()
-        drill.whole()

@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -98,15 +97,6 @@ def test_a_damaged_catalogue_is_named(tmp_path, monkeypatch):
     (tmp_path / "site" / "papers.toml").write_text("[[paper]]\nname = 'x'\n")
     with pytest.raises(ValueError, match=r"site/papers.toml cannot be read"):
         papers.items([])
-
-
-def test_a_cell_that_failed_or_was_left_out_is_named(monkeypatch):
-    pytest.importorskip("selenium", reason="the site's packages are not installed: make site")
-    monkeypatch.setattr(sys, "path", [str(SITE), *sys.path])
-    lab, fine = load("check_lab"), {"id": "a", "error": ""}
-    assert lab.cell_problems([{**fine, "count": 1}, {**fine, "count": 2}]) == []
-    assert "counts [1, 3]" in lab.cell_problems([{**fine, "count": 1}, {**fine, "count": 3}])[0]
-    assert lab.cell_problems([{"id": "b", "error": "ValueError: x", "count": 1}]) == ["cell b failed: ValueError: x"]
 
 
 def test_without_a_browser_the_checks_say_what_to_install(monkeypatch):
