@@ -44,8 +44,9 @@ def test_every_method_has_as_many_trials_and_the_decays_reach_down_to_none():
 
 
 def _judged(errors):
-    return [{"method": method, "seed": seed, "step": step, "test_error": 9.0 if step == 1 else error, "train_error": 0.5,
-             "train_loss": 0.1} for method, own in errors.items() for seed, error in enumerate(own) for step in (1, 2)]
+    return [{"method": method, "seed": seed, "step": step, "test_error": 9.0 if step == 1 else error,
+             "train_error": 0.5, "train_loss": 0.1}
+            for method, own in errors.items() for seed, error in enumerate(own) for step in (1, 2)]
 
 
 def test_claims_are_of_the_end_and_positive_where_the_paper_is_right_and_know_their_regime():

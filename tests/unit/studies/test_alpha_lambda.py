@@ -8,6 +8,7 @@ import pytest
 from sharpnb.lab import notebook, sweep
 from sharpnb.lab.grid import cells_of
 from studies import alpha_lambda as study
+from studies import alpha_lambda_claims as claims
 
 A, L = np.indices((8, 9))
 
@@ -59,6 +60,7 @@ def test_a_table_is_the_sweeps_and_says_where_a_training_left_the_finite_numbers
     short = replace(study.LARGE, steps=8, data={**study.LARGE.data, "train_size": 100})
     grid = {"rule": "sgd", "lr": [0.1, 1e200], "weight_decay": [0.0, 0.5], "schedule": ["cosine"], "seed": range(2)}
     table = study.recorded(nb, "short", short, cells_of(grid))
+    table = table.sort_values(["lr", "weight_decay", "seed"], ignore_index=True)
     theirs = sweep(grid, short.data, short.model, steps=8, batch_size=50, folder=tmp_path, progress=False, **short.options)
     pd.testing.assert_frame_equal(table, theirs[study.KEPT])
     assert [bool(reason) for reason in table["reason"]] == [False] * 4 + [True] * 4
@@ -82,3 +84,20 @@ def test_fig1_takes_the_cosine_from_fig2_and_its_best_cells_by_schedule():
     assert len(drawn) == 6 * len(thin.alphas["adam"]) * len(thin.lambdas["adam"])
     assert [ax.get_title() for ax in figure.axes[:6]] == [f"{study.TITLES[rule]}, {schedule}"
                                                           for rule in ("adam", "adamw") for schedule in study.FIG1]
+
+
+def test_judged_settings_have_seeds_and_data_that_no_tuning_saw():
+    judged = study.judging(study.SIGNALS, [2000, 2001])
+    assert study.SIGNALS.data["held_out"] and "held_out" not in judged.data
+    assert list(study.seeds_of(judged)) == [2000, 2001] and not set(study.JUDGING) & set(study.seeds_of(study.SIGNALS))
+
+
+def test_claims_are_positive_where_the_paper_is_right():
+    best = {("adam", "cosine"): [30.0, 31], ("adamw", "cosine"): [29.0, np.nan], ("adamw", "constant"): [33.0, 34],
+            ("adam", "constant"): [30.0, 30]}
+    maps = pd.DataFrame([{"seed": s, "rule": rule, "separability": x} for rule, x in (("adam", 0.1), ("adamw", 0.3))
+                         for s in (0, 1)])
+    found = {claim.id: claim.samples for claim in claims.claims({k: np.array(v) for k, v in best.items()}, maps, None)}
+    assert found["adamw-fig-1"] == (1, -59) and found["adamw-schedule"] == (4, -56)
+    assert found["adamw-fig-2"] == pytest.approx((0.2, 0.2)) and "adamw-fig2-separable-sgd" not in found
+    assert {claim.samples for claim in claims.full(None, None, None)} == {None}
