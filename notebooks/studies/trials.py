@@ -17,15 +17,7 @@ Rows = list[dict[str, Any]]
 
 def trials(settings: Iterable[Mapping[str, Any]], images: Callable[[int], Data], model: Callable[[int], nn.Module],
            seeds: Iterable[int] = SEEDS, **told: Any) -> Rows:
-    """Train each setting with each seed on the seed's own split; return settings with their errors, a row each.
-
-    Args:
-        settings: as :func:`sharpnb.lab.train_many` takes them, but for the seed.
-        images: seed -> data.
-        model: seed -> net.
-        seeds: of images, weights and batches.
-        told: of :func:`sharpnb.lab.train_many`, such as ``steps``.
-    """
+    """Train each setting with each seed on the seed's own split; return settings with their errors, a row each."""
     members = [{**own, "seed": seed} for own in settings for seed in seeds]
     many = train_many(members, [images(member["seed"]) for member in members], model, device="cpu", **told)
     return [member | {name: final[name] for name in ("train_loss", "train_error", "test_error")}
