@@ -46,7 +46,7 @@ def test_a_record(drill):
     good, values = path.read_bytes(), Record.load(path).values
     for luck in drill.tries("a record", FLIPPED, 60):
         hurt(path, good, luck, flips=True)
-        for reader in (lambda: Record.load(path).values, lambda: {"claims": [claim.as_dict() for claim in board.measured()["n"]]}):
+        for reader in (lambda: Record.load(path).values, lambda: {"claims": [one.as_dict() for one in board.measured()["n"]]}):
             try:
                 assert [*reader()["claims"][0]["samples"]] == [1.0, 2.0]  # only the last line break is gone
             except ValueError as error:

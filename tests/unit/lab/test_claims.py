@@ -80,7 +80,7 @@ def test_what_is_kept_is_what_was_measured(shown):
     assert stored[0] == {"id": "a", "samples": list(UP), "protocol": "an MLP",
                          "regime": {"train_error": 0.4, "test_error": 6.0, "twice": 5.8, "missing": ""}}
     assert board.measured() == {"n": told}
-    assert "| ✔ supported | **It holds.** (P, Fig. 1) |  | +1.48 [+1.34, +1.61] points | 20 | quick; an MLP |" in shown[-1]
+    assert "| ✔ supported | **It holds.** (P, Fig. 1) |  | +1.48 [+1.34, +1.61] points | 20 | quick; an MLP" in shown[-1]
     assert "|  | · At half of the radius too. | 1.2 points | +1.50 [−4.85, +7.85] points | 2 | quick |" in shown[-1]
     assert "| ◦ not in the regime (the baseline's training error was not recorded) |" in shown[-1]
     assert "(P, Fig. 1)" in shown[-1] and "**b**" not in shown[-1]

