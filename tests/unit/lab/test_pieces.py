@@ -183,7 +183,7 @@ def test_a_record_of_other_settings_is_not_read(nb, monkeypatch):
 
 def execute(root: Path, **environment: str) -> str:
     """Execute notebook 14 at toy size in a process and checkout of its own; return what it complains of."""
-    root.mkdir(exist_ok=True)
+    paths.write_whole(root / "site" / "primary.toml", (REPOSITORY / "site" / "primary.toml").read_bytes())
     complaint, end = FORK.Pipe(duplex=False)
     own = {"SHARPNB_ROOT": str(root), "TQDM_DISABLE": "1", "MPLBACKEND": "agg"}
 
