@@ -45,11 +45,11 @@ class Answer:
 
     @property
     def sentence(self) -> str:
-        """What was seen, in words: how many effects say what; where nothing was judged, why."""
+        """What was seen, in words: how many effects say what, at which scale; where nothing was judged, why."""
         found = board.counts(self.judged or self.rows)
         told = ", ".join(f"{number} {WORDS.get(verdict, verdict)}" for verdict, number in found.items() if number)
         opening = {"yes": "Yes", "no": "No", "mixed": "In part", "open": "Not known"}[self.kind]
-        return f"{opening}: {told}."
+        return f"{opening}: {told} ({', '.join(dict.fromkeys(row.profile for row in self.judged or self.rows))})."
 
     @property
     def numbers(self) -> str:

@@ -147,8 +147,8 @@ ADVICE = 'yes = "Do."\nno = "Do not."\nmixed = "Look."\nopen = "Wait."\n'
 
 
 @pytest.mark.parametrize(("claims", "sentence", "advice"), [
-    (["a"], "Yes: 1 for it.", "Do."), (["b"], "No: 1 against it.", "Do not."),
-    (["a", "b"], "In part: 1 for it, 1 against it.", "Look."), ([], "Not known: .", "Wait.")])
+    (["a"], "Yes: 1 for it (quick).", "Do."), (["b"], "No: 1 against it (quick).", "Do not."),
+    (["a", "b"], "In part: 1 for it, 1 against it (quick).", "Look.")])
 def test_an_answer_follows_from_the_verdicts(root, claims, sentence, advice):
     (root / "site" / "answers.toml").write_text(f'[[answer]]\nquestion = "Is it?"\nclaims = {json.dumps(claims)}\n{ADVICE}')
     found = answers.answers(board.rows())
@@ -162,7 +162,7 @@ def test_an_answer_whose_claims_were_not_judged_says_why_and_one_of_unknown_clai
     commit("03_b", Claim("a", UP, apart="another net"))
     file = root / "site" / "answers.toml"
     file.write_text(f'[[answer]]\nquestion = "Is it?"\nclaims = ["a"]\n{ADVICE}')
-    assert answers.answers(board.rows())[0].sentence == "Not known: 1 not comparable, 1 not run."
+    assert answers.answers(board.rows())[0].sentence == "Not known: 1 not comparable, 1 not run (quick, full)."
     file.write_text(f'[[answer]]\nquestion = "Is it?"\nclaims = ["zz"]\n{ADVICE}')
     with pytest.raises(ValueError, match=r"\['zz'\] are no primary claims"):
         report.page()
