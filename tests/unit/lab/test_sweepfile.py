@@ -201,7 +201,7 @@ def interrupted(folder: Path, text: str, *arguments: str, until: str = "cells") 
     (folder / "s.toml").write_text(text)
     process = subprocess.Popen([sys.executable, "-m", "sharpnb.cli", "sweep", "s.toml", *arguments], text=True, bufsize=1,
                                start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                                env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1]), "PYTHONUNBUFFERED": "1"})
     first = ""
     while until not in first and process.poll() is None:
