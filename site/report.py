@@ -102,14 +102,14 @@ def page() -> str:
 
 
 def _replications() -> list[str]:
-    """Return the committed replications: each decided claim with its effect on fresh seeds."""
-    parts: list[str] = []
+    parts: list[str] = []  # each decided claim with its effect on fresh seeds
     for file in sorted((paths.root() / "data" / "replications").glob("*.json")):
         told = kept.read(file)
         lines = [scoreboard.line(shown(row["claim"]), *(shown(f"{row[k]['verdict']}, {row[k]['text']}")
                                                         for k in ("old", "fresh")))
                  for row in told["rows"] if row["old"]["verdict"] in DECIDED]
-        parts += [f"## Replication on seeds {shown(told['seeds'])}", "", summary(told["rows"]), "",
+        parts += [f"## Replication on seeds {shown(told['seeds'])}", "",
+                  f"{summary(told['rows'])} Notebooks: {shown(', '.join(told.get('notebooks', [])))}.", "",
                   scoreboard.line("claim", "committed", "fresh"), "|:--|:--|:--|", *lines, ""]
     return parts
 
