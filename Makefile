@@ -29,7 +29,7 @@ define install
   || $$install $(PIP_OPTIONS) $(PACKAGES)
 endef
 
-.PHONY: help reproduce test test-oldest test-recipes coverage lab lint format bench newcomer drills lock clean
+.PHONY: help reproduce test test-oldest test-recipes coverage lab lint format bench drills lock clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
@@ -119,11 +119,6 @@ bench: .venv-bench/ready
 	.venv-bench/bin/python benchmarks/landscape.py --write
 	.venv-bench/bin/python benchmarks/sweeps.py --heatmap --write
 	.venv-bench/bin/python benchmarks/overview.py
-
-# The way of README's first commands in a fresh clone, timed; the overview of the benchmarks shows it.
-newcomer: .venv/ready
-	.venv/bin/python benchmarks/newcomer.py
-	.venv/bin/python benchmarks/overview.py
 
 # The drills of tests/drills, so many times as often as the gate has them.
 DRILL_TIMES ?= 3

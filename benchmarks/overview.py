@@ -5,7 +5,6 @@ Both are made from what the pages RESULTS_*.md hold and measure nothing. Run: ``
 
 from __future__ import annotations
 
-import json
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -90,7 +89,6 @@ def page(found: list[Comparison]) -> str:
         "## Where sharpnb is slower", "", *markdown(["", "job", "rival", "rival's time / ours"],
                                                  [[one.part, one.what, one.peer, _ratio(one)] for one in losses]), "",
         "## Goals", "", *markdown(["", "job", "over", "ratio (range)", "goal", ""], rows), "",
-        "## From clone to first figure", "", _newcomer(), "",
         "## Pages", "", *[f"- [{title}](RESULTS_{name}.md)"
                           for name, title in TITLES.items() if (HERE / f"RESULTS_{name}.md").exists()], ""]
     return "\n".join(lines)
@@ -98,16 +96,6 @@ def page(found: list[Comparison]) -> str:
 
 def _ratio(one: Comparison) -> str:
     return f"{one.ratio:.2f}" + (f" ({one.low:.2f} to {one.high:.2f})" if one.low < one.high else "")
-
-
-def _newcomer() -> str:
-    file = HERE / "newcomer.json"
-    if not file.exists():
-        return "Not timed yet: `make newcomer`."
-    told = json.loads(file.read_text(encoding="utf-8"))
-    return (f"{told['total']:.0f} seconds, in a folder with a blank and an é in its name: {told['clone']:.0f} to "
-            f"clone, {told['install']:.0f} to install {told['packages']} packages, {told['execute']:.0f} to execute "
-            f"`{told['notebook']}` with its figures. {told['machine']}. Measured by `make newcomer`.")
 
 
 def main() -> None:

@@ -137,14 +137,16 @@ def replicate(
     from sharpnb.runner import replicate as replication
 
     try:
-        file, rows = replication.replicate(names, seeds, jobs)
+        file, told = replication.replicate(names, seeds, jobs)
     except ValueError as error:
         raise RunnerError(str(error)) from None
     table = Table("claim", "committed", "fresh")
-    for row in rows:
+    for row in told["rows"]:
         table.add_row(Text(row["claim"]), *(Text(f"{row[k]['verdict']} {row[k]['text']}") for k in ("old", "fresh")))
     _console.print(table)
-    _console.say(f"{replication.summary(rows)} {file}")
+    _console.say(f"{replication.summary(told['rows'])} {file}")
+    if failed := {name: run["failed"] for name, run in told["notebooks"].items() if "failed" in run}:
+        _stop("\n".join(f"{name} failed on these seeds: {reason}" for name, reason in failed.items()), status=1)
 
 
 @app.command()

@@ -109,9 +109,14 @@ def _replications() -> list[str]:
                                                         for k in ("old", "fresh")))
                  for row in told["rows"] if row["old"]["verdict"] in DECIDED]
         parts += [f"## Replication on seeds {shown(told['seeds'])}", "",
-                  f"{summary(told['rows'])} Notebooks: {shown(', '.join(told.get('notebooks', [])))}.", "",
+                  f"{summary(told['rows'])} Notebooks: {shown(', '.join(map(_run, told['notebooks'].items())))}.", "",
                   scoreboard.line("claim", "committed", "fresh"), "|:--|:--|:--|", *lines, ""]
     return parts
+
+
+def _run(notebook: tuple[str, dict[str, str]]) -> str:
+    name, run = notebook
+    return name + (f" (failed: {run['failed']})" if "failed" in run else "")
 
 
 def _answers(rows: Sequence[Row], numbers: bool) -> list[str]:

@@ -99,8 +99,7 @@ def draw(found: Sequence[Answer]) -> tuple[Any, list[dict[str, Any]]]:
     import matplotlib.pyplot as plt
 
     told = [answer for answer in found if answer.judged]
-    lines = sum(len(answer.judged) + 1.4 for answer in told)
-    figure, ax = plt.subplots(figsize=(9.5, 0.6 + 0.21 * lines))
+    figure, ax = plt.subplots(figsize=(9.5, 0.6 + 0.21 * sum(len(answer.judged) + 1.4 for answer in told)))
     y, data, edge = 0.0, [], 10.0
     for answer in told:
         ax.text(-edge, y, answer.question, fontsize=8.5, weight="bold", va="center")
@@ -111,8 +110,7 @@ def draw(found: Sequence[Answer]) -> tuple[Any, list[dict[str, Any]]]:
             low, mid, high = (v / delta for v in (effect.interval[0], effect.estimate, effect.interval[1]))
             colour = COLOURS[row.verdict]
             ax.plot(np.clip([low, high], -edge, edge), [y, y], color=colour, lw=1.8, solid_capstyle="butt")
-            beyond = abs(mid) > edge
-            marker = ("<" if mid < 0 else ">") if beyond else "o"
+            marker = "o" if abs(mid) <= edge else "<" if mid < 0 else ">"
             ax.plot(np.clip(mid, -edge, edge), y, marker, color=colour, ms=5, clip_on=False)
             place = f"{row.symbol} {row.primary.paper.split(' (')[0]}, {row.primary.where} ({row.profile})"
             ax.text(edge * 1.04, y, place, fontsize=7.5, va="center")

@@ -75,12 +75,11 @@ def _paper(over: str, under: str, noise: float = MAIN) -> str | None:
 
 
 def _regime(table: pd.DataFrame, noise: float) -> Regime:
-    train, test, twice = (100.0 - float(study.accuracy(table, method, noise, column).mean())
-                          if method in {"SGD", *table["method"]} else None
-                          for method, column in (("SGD", "train_error"), ("SGD", "test_error"),
-                                                 ("SGD 2E", "test_error")))
-    assert test is not None
-    return Regime(train, test, twice)
+    def error(method: str, column: str = "test_error") -> float:
+        return 100.0 - float(study.accuracy(table, method, noise, column).mean())
+
+    twice = error("SGD 2E") if "SGD 2E" in {*table["method"]} else None
+    return Regime(error("SGD", "train_error"), error("SGD"), twice)
 
 
 def _lead(

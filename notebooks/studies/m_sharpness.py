@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations, product
@@ -105,24 +105,28 @@ def tuned(s: Tuned, nb: Notebook) -> tuple[Tuned, Rows]:
     return replace(s, **best_of(rows, *GRID)), rows
 
 
-def at_loss(nets: Nets, kept: dict[int, Tensor], stop: float) -> Tensor:
-    """Return each net's weights at the first kept step at which its training loss is at most ``stop``, (K, n).
+def at_loss(train: Callable[[list[int], int], dict[int, Tensor]], nets: Callable[[list[int]], Nets], number: int,
+            stop: float, most: int) -> Tensor:
+    """Return the weights of each of so many nets when its training loss is first seen at most ``stop``, (number, n).
 
-    ``nets`` have all training images in one batch.
-
-    Raises:
-        ValueError: if a net does not come to it.
+    ``train`` some of them for so many updates and return the weights at each look; ``nets`` are those, with all
+    training images in one batch. Whoever does not come there in ``most`` updates is given four times as many; a
+    ValueError tells of one that does not come there then.
     """
-    x, y = next(nets.in_order())
-    found, waiting = nets.w.clone(), torch.ones(len(nets.w), dtype=torch.bool)
-    with torch.no_grad():
-        for step in sorted(kept):
-            now = waiting & (losses(nets.forward(kept[step].to(nets.w), x), y) <= stop).cpu()
-            found[now], waiting = kept[step].to(nets.w)[now], waiting & ~now
-    if waiting.any():
-        raise ValueError(f"{int(waiting.sum())} of {len(waiting)} nets do not come to a training loss of {stop} in "
-                         f"{max(kept)} updates; give them more, or a higher loss.")
-    return found
+    found, waiting = {}, list(range(number))
+    for updates in (most, 4 * most):
+        kept, own = train(waiting, updates), nets(waiting)
+        x, y = next(own.in_order())
+        with torch.no_grad():
+            for step in sorted(kept):
+                loss = losses(own.forward(kept[step].to(own.w), x), y)
+                low = zip(waiting, kept[step].to(own.w), loss <= stop, strict=True)
+                found = {k: w for k, w, there in low if there} | found
+        waiting = [k for k in waiting if k not in found]
+        if not waiting:
+            return torch.stack([found[k] for k in range(number)])
+    raise ValueError(f"{len(waiting)} of {number} nets do not come to a training loss of {stop} in {4 * most} updates; "
+                     "give them more, or a higher loss.")
 
 
 def told(s: Settings) -> dict[str, Any]:

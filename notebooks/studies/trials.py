@@ -26,6 +26,5 @@ def trials(settings: Iterable[Mapping[str, Any]], images: Callable[[int], Data],
 
 def best(rows: Rows, *names: str) -> dict[str, Any]:
     """Return the values of ``names`` at the setting of least mean error on held-out data."""
-    mean = pd.DataFrame(rows).groupby(list(names))["test_error"].mean()
-    found = mean.idxmin()
+    found = pd.DataFrame(rows).groupby(list(names))["test_error"].mean().idxmin()
     return dict(zip(names, found if isinstance(found, tuple) else (found,), strict=True))

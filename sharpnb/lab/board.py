@@ -14,7 +14,7 @@ from typing import Any
 
 from sharpnb import kept, paths
 from sharpnb.lab.claims import Claim
-from sharpnb.lab.verdicts import SYMBOLS, Effect, Hypothesis, Judged, judge
+from sharpnb.lab.verdicts import FEWEST_SEEDS, SYMBOLS, Effect, Hypothesis, Judged, judge
 
 PROFILES = ("quick", "mid", "full")
 _FILE = "site/primary.toml"
@@ -22,12 +22,11 @@ _FILE = "site/primary.toml"
 
 @dataclass(frozen=True)
 class Primary:
-    """A statement that is judged; the fields are explained at the head of ``site/primary.toml``."""
+    """A statement that is judged: of the fields at the head of ``site/primary.toml`` those that a rule reads."""
 
     id: str
     paper: str
     statement: str
-    effect: str
     unit: str
     side: int
     delta: float
@@ -35,9 +34,6 @@ class Primary:
     profiles: tuple[str, ...]
     items: tuple[str, ...] = ()
     place: str = ""
-    why: str = ""
-    premise: str = ""
-    control: str = ""
     regime: bool | None = None
 
     @property
@@ -95,7 +91,7 @@ class Row:
             return f"withdrawn: {claim.withdrawn}"
         if self.verdict == "not in the regime":
             return claim.regime.fault if claim.regime else "no regime was recorded"
-        if self.verdict == "undecided" and claim.estimated and claim.seeds < 5:
+        if self.verdict == "undecided" and claim.estimated and claim.seeds < FEWEST_SEEDS:
             return f"{claim.seeds} seeds decide nothing"
         if self.verdict == "undecided" and self.judged.visible:
             return f"could see {self.primary.text(self.judged.visible, signed=False)}"
@@ -186,18 +182,17 @@ def rows(instead: Mapping[str, Sequence[Claim]] | None = None) -> list[Row]:
     """
     claims = [(notebook, claim) for notebook, own in {**measured(), **(instead or {})}.items() for claim in own]
     evidence = {(claim.id, claim.profile): (notebook, claim) for notebook, claim in claims if not claim.below}
-    found: list[Row] = []
-    for own in _by_paper().values():
-        for profile in PROFILES:
-            there = [entry for entry in own if profile in entry.profiles or (entry.id, profile) in evidence]
-            verdicts = judge({entry.id: hypothesis(entry, evidence.get((entry.id, profile), ("", None))[1])
-                              for entry in there})
-            for entry in there:
-                notebook, claim = evidence.get((entry.id, profile), (entry.notebook, None))
-                below = tuple(c for _, c in claims if c.below == entry.id and c.profile == profile)
-                found.append(Row(entry, profile, notebook, claim, verdicts[entry.id], below))
-    order = {name: place for place, name in enumerate(primaries())}
-    return sorted(found, key=lambda row: order[row.primary.id])
+    there = [(entry, profile) for entry in primaries().values() for profile in PROFILES
+             if profile in entry.profiles or (entry.id, profile) in evidence]
+    families: dict[tuple[str, str], dict[str, Hypothesis]] = {}
+    for entry, profile in there:
+        _, claim = evidence.get((entry.id, profile), ("", None))
+        families.setdefault((entry.paper, profile), {})[entry.id] = hypothesis(entry, claim)
+    verdicts = {family: judge(hypotheses) for family, hypotheses in families.items()}
+    return [Row(entry, profile, *evidence.get((entry.id, profile), (entry.notebook, None)),
+                verdicts[entry.paper, profile][entry.id],
+                tuple(claim for _, claim in claims if (claim.below, claim.profile) == (entry.id, profile)))
+            for entry, profile in there]
 
 
 def hypothesis(entry: Primary, claim: Claim | None) -> Hypothesis:
@@ -245,10 +240,3 @@ def _line(entry: Primary, profile: str, claim: Claim | None, verdict: str, told:
         f"{effect.estimate:.3g} [{effect.interval[0]:.3g}, {effect.interval[1]:.3g}] {claim.unit}"
     where = profile + (f"; {claim.protocol}" if claim.protocol else "")
     return f"| {verdict} | {told} | {paper} | {number} | {claim.seeds or ''} | {where} |"
-
-
-def _by_paper() -> dict[str, list[Primary]]:
-    papers: dict[str, list[Primary]] = {}
-    for entry in primaries().values():
-        papers.setdefault(entry.paper, []).append(entry)
-    return papers

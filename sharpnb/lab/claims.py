@@ -107,9 +107,8 @@ class Claim:
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> Claim:
         """Return the claim of a row of ``claims.json``."""
-        made = {"effect": Effect, "regime": Regime, "samples": lambda **_: None}
-        parts = {name: kind(**row[name]) for name, kind in made.items() if isinstance(row.get(name), dict)}
-        return cls(**{**row, **parts, "samples": tuple(row["samples"]) if row.get("samples") else None})
+        made = {"effect": lambda told: Effect(**told), "regime": lambda told: Regime(**told), "samples": tuple}
+        return cls(**{name: made[name](value) if name in made else value for name, value in row.items()})
 
     def without(self, why: str) -> Claim:
         """Return the claim without its measurement, withdrawn for a reason; unchanged without one."""

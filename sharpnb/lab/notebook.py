@@ -38,7 +38,7 @@ class Notebook:
         self.name, self.profile, self.parameters = name, profile, parameters
         self.device = pick_device(device)
         self._started, self._data = time.time(), {}
-        self._judging = _range(judging)
+        self._judging = seeds_of(judging)
 
     @property
     def full(self) -> bool:
@@ -196,7 +196,8 @@ def _made_with(record: Record, settings: Any) -> bool:
     return record.provenance.get("settings") == settings
 
 
-def _range(text: str) -> range:
+def seeds_of(text: str) -> range:
+    """Return the seeds ``first:end``, none of an empty text; ValueError for another form."""
     first, colon, end = text.partition(":")
     if text and not (colon and first.isdecimal() and end.isdecimal() and int(first) < int(end)):
         raise ValueError(f"seeds = {text!r}: write first:end, such as 7000:7020, or nothing for the study's own.")

@@ -19,6 +19,7 @@ from sharpnb import kept, paths
 from sharpnb.lab import board
 from sharpnb.lab.board import Row
 from sharpnb.lab.claims import Claim
+from sharpnb.lab.notebook import seeds_of
 from sharpnb.lab.records import commit
 from sharpnb.runner import catalogue, surroundings
 from sharpnb.runner.catalogue import Notebook, RunnerError
@@ -26,39 +27,46 @@ from sharpnb.runner.catalogue import Notebook, RunnerError
 DECIDED = ("supported", "refuted")
 
 
-def replicate(names: Sequence[str] | None, seeds: str, jobs: int = 1) -> tuple[Path, list[dict[str, Any]]]:
-    """Run notebooks on other judging seeds; write and return a row per primary claim of the quick profile.
-
-    Without names these are all that have the parameter ``seeds``, ``first:end``; no notebook may have used one of them.
+def replicate(names: Sequence[str] | None, seeds: str, jobs: int = 1) -> tuple[Path, dict[str, Any]]:
+    """Run notebooks on other judging seeds, ``first:end``, none of which one has used; by default all that can.
 
     Returns:
-        The file ``data/replications/<first>-<end>.json``, and its rows: ``claim``, ``paper``, and of ``old`` and
-        ``fresh`` the verdict, the effect and the seeds.
+        The file ``data/replications/<first>-<end>.json`` and what it holds: of each of the ``notebooks`` when and by
+        which commit it was run, or why it ``failed``; and ``rows``, one per primary claim of the quick profile, with
+        verdict, effect and seeds, ``old`` and ``fresh``. A later call with other notebooks adds to it.
 
     Raises:
-        RunnerError: if a notebook has no such parameter, or fails.
+        RunnerError: if a notebook has no parameter ``seeds``.
+        ValueError: if the seeds have another form.
     """
+    seeds_of(seeds)
     found = catalogue.select(list(names)) if names else [nb for nb in catalogue.find_all() if "seeds" in nb.parameters]
     if without := [notebook.name for notebook in found if "seeds" not in notebook.parameters]:
         raise RunnerError(f"{', '.join(without)}: no parameter `seeds`, so there is nothing to judge on other seeds.")
     folder = paths.runs("replicate") / seeds.replace(":", "-")
     with ProcessPoolExecutor(jobs) as pool:
-        list(pool.map(partial(_execute, folder=folder, seeds=seeds), found))
-    fresh = {notebook.name: _claims(folder, notebook.name) for notebook in found}
+        failed = dict(zip((nb.name for nb in found), pool.map(partial(_execute, folder=folder, seeds=seeds), found),
+                          strict=True))
+    fresh = {name: _claims(folder, name) for name, reason in failed.items() if not reason}
     after = {(row.primary.id, row.profile): row for row in board.rows(fresh)}
-    rows = [{"claim": row.primary.id, "paper": row.primary.paper, "old": _told(row),
+    rows = [{"notebook": row.notebook, "claim": row.primary.id, "old": _told(row),
              "fresh": _told(after[row.primary.id, "quick"])}
             for row in board.rows() if row.profile == "quick" and row.notebook in fresh and row.claim]
     file = paths.root() / "data" / "replications" / f"{folder.name}.json"
-    made = {"seeds": seeds, "commit": commit(""), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
-    kept.write(file, {**made, "notebooks": [notebook.name for notebook in found], "rows": rows}, indent=1)
-    return file, rows
+    before = kept.read(file) if file.exists() else {"notebooks": {}, "rows": []}
+    mark = {"commit": commit(""), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    now = {name: mark | ({"failed": reason} if reason else {}) for name, reason in failed.items()}
+    told = {"seeds": seeds, "notebooks": before["notebooks"] | now,
+            "rows": [row for row in before["rows"] if row["notebook"] not in failed] + rows}
+    kept.write(file, told, indent=1)
+    return file, told
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> str:
     """Say how many decided claims have their fresh estimate on the same side, and how many the opposite verdict."""
     decided = [row for row in rows if row["old"]["verdict"] in DECIDED]
-    same = sum(row["old"]["effect"]["estimate"] * row["fresh"]["effect"]["estimate"] > 0 for row in decided)
+    pairs = [(row["old"]["effect"], row["fresh"]["effect"]) for row in decided]
+    same = sum(bool(fresh) and old["estimate"] * fresh["estimate"] > 0 for old, fresh in pairs)
     opposite = sum({row["old"]["verdict"], row["fresh"]["verdict"]} == set(DECIDED) for row in decided)
     return (f"Of {len(decided)} decided claims {same} have their fresh estimate on the same side; {opposite} got the "
             "opposite verdict.")
@@ -71,7 +79,8 @@ def _told(row: Row) -> dict[str, Any]:
             "text": board.interval(row.primary, effect) if effect else "–"}
 
 
-def _execute(notebook: Notebook, folder: Path, seeds: str) -> None:
+def _execute(notebook: Notebook, folder: Path, seeds: str) -> str:
+    """Execute a notebook in this process's own environment; return why it failed, or nothing."""
     import papermill
 
     os.environ.update({**dict.fromkeys(surroundings.THREADS, "1"), "SHARPNB_MINE": f"replicate/{folder.name}",
@@ -83,7 +92,8 @@ def _execute(notebook: Notebook, folder: Path, seeds: str) -> None:
         papermill.execute_notebook(notebook.path, folder / f"{notebook.name}.ipynb", {"seeds": seeds},
                                    cwd=notebook.path.parent, progress_bar=False)
     except papermill.PapermillExecutionError as error:
-        raise RunnerError(f"{notebook.name} failed on seeds {seeds}; the executed copy is {folder}. {error}") from None
+        return f"{error.ename}: {error.evalue}"
+    return ""
 
 
 def _claims(folder: Path, name: str) -> list[Claim]:

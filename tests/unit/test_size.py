@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDEST, LONGEST = 120, 400
-LINES = {"sharpnb": 18_486, "notebooks/studies": 7_230, "": 52_558}
+LINES = {"sharpnb": 18_486, "notebooks/studies": 7_230, "": 52_505}
 WIDE = {"tests": 544, "notebooks/*.ipynb": 15}  # lines over WIDEST that are still there; nowhere else is one
 LONG: dict[str, int] = {}  # files over LONGEST that are still there
 

@@ -84,13 +84,21 @@ def test_a_net_is_taken_where_it_first_comes_to_the_loss():
     many = lab.train_many([{"rule": "sgd", "lr": lr, "momentum": 0.9} for lr in (0.05, 0.2)], data,
                           lambda seed: models.mlp((64, 8, 10), seed=seed), steps=80, batch_size=20, keep=range(5, 81, 5),
                           evaluate_every=5, schedule="constant", dtype=torch.float64, device="cpu", progress=False)
-    nets = Nets([0, 0], data, lambda seed: models.mlp((64, 8, 10), seed=seed), batch_size=40)
-    found = study.at_loss(nets, many.kept, 0.5)
-    for k in range(2):
-        first = next(row["step"] for row in many.rows if row["member"] == k and row["train_loss"] <= 0.5)
-        assert torch.equal(found[k], many.kept[first][k])
+    asked = []
+
+    def train(which, updates):
+        asked.append((which, updates))
+        return {step: w[which] for step, w in many.kept.items() if step <= updates}
+
+    def nets(which):
+        return Nets([0] * len(which), data, lambda seed: models.mlp((64, 8, 10), seed=seed), batch_size=40)
+
+    first = [next(row["step"] for row in many.rows if row["member"] == k and row["train_loss"] <= 0.5) for k in range(2)]
+    found = study.at_loss(train, nets, 2, 0.5, first[1])
+    assert asked == [([0, 1], first[1]), ([0], 4 * first[1])], "only who has not come there goes on"
+    assert all(torch.equal(found[k], many.kept[first[k]][k]) for k in range(2))
     with pytest.raises(ValueError, match="2 of 2 nets do not come to a training loss of 1e-09 in 80 updates"):
-        study.at_loss(nets, many.kept, 1e-9)
+        study.at_loss(train, nets, 2, 1e-9, 20)
 
 
 def test_the_claims_are_large_m_minus_small_m_and_carry_the_regime():

@@ -173,9 +173,10 @@ def test_a_replication_is_shown_with_how_many_claims_it_bears_out(root):
     rows = [{"claim": "a", "old": told, "fresh": {**told, "effect": {"estimate": 0.5}}},
             {"claim": "b", "old": {**told, "verdict": "undecided"}, "fresh": told}]
     assert "Replication" not in report.page()
-    paths.write_whole(root / "data" / "replications" / "7-9.json", json.dumps({"seeds": "7:9", "rows": rows}))
+    paths.write_whole(root / "data" / "replications" / "7-9.json", json.dumps(
+        {"seeds": "7:9", "rows": rows, "notebooks": {"01_a": {}, "02_b": {"failed": "KeyError: 'x'"}}}))
     page = report.page()
-    assert "Of 1 decided claims 1 have their fresh estimate on the same side; 0 got the opposite verdict." in page
+    assert "Of 1 decided claims 1 have their fresh estimate on the same side; 0 got the opposite verdict. Notebooks: 01_a, 02_b (failed: KeyError: 'x')." in page
     assert r"| a | supported, +1.00 \[+0.50, +1.50\] | supported, +1.00" in page and "| b |" not in page
 
 
