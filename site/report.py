@@ -12,6 +12,7 @@ from functools import cache
 from html import escape
 from urllib.parse import quote
 
+import heads
 import papers
 from sharpnb import kept, paths
 from sharpnb.lab import board, withdrawn
@@ -153,17 +154,30 @@ def with_head(readme: str) -> str:
 
 
 def write() -> list[str]:
-    """Write REPORT.md, REPORT.html and the README's head where they changed; return the names of what changed."""
+    """Write REPORT.md, REPORT.html, the README's head and the notebooks' where they changed; return what changed.
+
+    Raises:
+        ValueError: as :func:`page`; or if a sentence in a notebook's head says what the records no longer say. All is
+            written, and the message names the sentences.
+    """
     markdown, readme = page(), paths.root() / "README.md"
     wanted = {"REPORT.md": markdown, "REPORT.html": html(markdown)}
     if readme.is_file():
         wanted["README.md"] = with_head(readme.read_text(encoding="utf-8"))
+    rows, wrong = board.rows(), []
+    for file in sorted(paths.notebooks().glob("*.ipynb")):
+        name = file.relative_to(paths.root()).as_posix()
+        wanted[name], faults = heads.filled(file.read_text(encoding="utf-8"), rows)
+        wrong += [f"{name}: {fault}" for fault in faults]
     changed = []
     for name, content in wanted.items():
         file = paths.root() / name
         if not file.exists() or file.read_text(encoding="utf-8") != content:
             paths.write_whole(file, content)
             changed.append(name)
+    if wrong:
+        raise ValueError("Sentences in the heads of notebooks are no longer true. Write them again, with the mark that "
+                         "site/heads.py explains:\n" + "\n".join(wrong))
     return changed
 
 

@@ -1,14 +1,17 @@
 """The site's sources, the catalogue of the papers, and the committed scoreboard: what they name exists."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+import heads
 import links
 import papers
 import report
+from sharpnb.lab import board
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "site"
@@ -43,6 +46,17 @@ def test_the_committed_scoreboard_is_that_of_the_records():
     assert (ROOT / "REPORT.md").read_text(encoding="utf-8") == report.page()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert report.with_head(readme) == readme and "| ✔ supported |" in readme
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("notebooks/[01]?_*.ipynb"))[1:], ids=lambda file: file.stem[:2])
+def test_no_number_in_a_notebook_s_head_is_typed(file):
+    """Red after new records until `sharpnb report` has been called; the toy of 07 measures nothing."""
+    head = "".join(json.loads(file.read_text(encoding="utf-8"))["cells"][0]["source"])
+    assert heads.filled(head, board.rows()) == (head, [])
+    typed = re.compile(r"\d ?(?:points|times|%(?! wrong| of the paper| intervals))|±")
+    told = head.partition("**The answer.**")[2] or head.partition("**What you will find.**")[2]
+    assert typed.findall(heads.MARK.sub("", told)) == [] and (heads.MARK.search(told) or file.stem.startswith("07"))
+    assert typed.findall("lower by 1.26 ± 0.44 points") == ["±", "4 points"]
 
 
 def test_a_notebook_is_made_readable():

@@ -199,3 +199,17 @@ def test_the_readme_moves_with_the_records_between_its_marks_and_is_else_left_al
     assert sorted(report.write()) == ["README.md", "REPORT.html", "REPORT.md"]
     assert "| ✘ refuted | 2 | 0 | 0 |" in (root / "README.md").read_text()
     assert report.with_head("no marks") == "no marks"
+
+
+def test_a_record_that_moves_moves_the_numbers_in_a_head_and_a_verdict_that_turns_is_named(root):
+    said = "A is above B by <!--a ✔--><!--/-->, C below D by <!--b ✘--><!--/-->, <!--a train--><!--/--> in all."
+    file = root / "notebooks" / "03_b.ipynb"
+    paths.write_whole(file, json.dumps({"cells": [{"cell_type": "markdown", "source": [said]}]}, ensure_ascii=False))
+    assert "notebooks/03_b.ipynb" in report.write() and report.write() == []
+    text = file.read_text(encoding="utf-8")
+    assert "A is above B by <!--a ✔-->1.48 [1.34, 1.61]<!--/-->, C below D by <!--b ✘-->1.48 [1.34, 1.61]<!--/-->" in text
+    commit("03_b", Claim("a", tuple(2 * x for x in UP)), Claim("b", UP))
+    with pytest.raises(ValueError, match=r"03_b.ipynb: b: the sentence says ✘, the records ✔"):
+        report.write()
+    assert "<!--a ✔-->2.95 [2.67, 3.23]<!--/-->" in file.read_text(encoding="utf-8")
+    assert report.heads.filled("<!--none ✔-->1<!--/-->", board.rows()) == ("<!--none ✔-->1<!--/-->", ["none: nothing was measured"])
