@@ -2,7 +2,7 @@
 
 ``better by <!--sam-table-1 ✔-->0.98 [0.52, 1.44] points<!--/-->`` names a primary claim (of another profile than the
 quick one as ``sam-table-1@mid``) and the verdict that the sentence puts into words; a negative number stands without
-its sign behind ✘, where the sentence says "worse". A detail has no verdict: behind ``+`` and ``-`` it is the sign that
+its sign behind ✘, where the sentence says "worse". A detail has no verdict: behind ``+`` and ``−`` it is the sign that
 is put into words. ``test`` and ``train`` are the baseline's errors.
 """
 
@@ -19,22 +19,20 @@ MARK = re.compile(r"<!--([\w.-]+)(?:@(\w+))? (\w+|[^\w\s])-->(.*?)<!--/-->")
 
 def filled(text: str, rows: Sequence[Row]) -> tuple[str, list[str]]:
     """Return a text with what the board says between its marks, and what its sentences say wrongly."""
-    primary = {(row.primary.id, row.profile): row for row in rows}
-    details = {(claim.id, row.profile): (row, claim) for row in rows for claim in row.details}
+    known = {((claim or row.primary).id, row.profile): (row, claim)
+             for row in rows for claim in (row.claim, *row.details)}
     wrong: list[str] = []
 
     def told(mark: re.Match[str]) -> str:
         name, profile, said, _ = mark.groups()
-        key = (name, profile or "quick")
-        row, claim = details.get(key) or (primary[key], primary[key].claim) if key in {**primary, **details} \
-            else (None, None)
+        row, claim = known.get((name, profile or "quick"), (None, None))
         if row is None or claim is None or claim.estimated is None:
             wrong.append(f"{name}: nothing was measured")
             return mark.group()
-        seen = "+-"[claim.estimated.estimate < 0] if key in details else row.symbol
+        seen = row.symbol if name == row.primary.id else "−" if claim.estimated.estimate < 0 else "+"
         if said not in ("test", "train", seen):
             wrong.append(f"{name}: the sentence says {said}, the records {seen}")
-        return mark.group()[: mark.start(4) - mark.start()] + _number(row, claim, said) + "<!--/-->"
+        return mark.group().partition(">")[0] + f">{_number(row, claim, said)}<!--/-->"
 
     return MARK.sub(told, text), wrong
 
@@ -50,6 +48,6 @@ def _number(row: Row, claim: Claim, said: str) -> str:
         mid, low, high = (f"{10.0**value:#.3g}" for value in ends)
     else:
         places = 1 if max(map(abs, ends)) >= 10 else 2
-        mid, *rest = (f"{-value if said in '✘-' else value:.{places}f}".replace("-", "−") for value in ends)
-        low, high = rest[::-1] if said in "✘-" else rest
+        mid, *rest = (f"{-value if said in '✘−' else value:.{places}f}".replace("-", "−") for value in ends)
+        low, high = rest[::-1] if said in "✘−" else rest
     return f"{mid} [{low}, {high}]" + " points" * unit.startswith("points")

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 import heads
 import links
@@ -53,6 +54,7 @@ def test_no_number_in_a_notebook_s_head_is_typed(file):
     """Red after new records until `sharpnb report` has been called; the toy of 07 measures nothing."""
     head = "".join(json.loads(file.read_text(encoding="utf-8"))["cells"][0]["source"])
     assert heads.filled(head, board.rows()) == (head, [])
+    assert "&lt;!--" not in MarkdownIt("commonmark").render(head), "a mark is shown to the reader"
     typed = re.compile(r"\d ?(?:points|times|%(?! wrong| of the paper| intervals))|±")
     told = head.partition("**The answer.**")[2] or head.partition("**What you will find.**")[2]
     assert typed.findall(heads.MARK.sub("", told)) == [] and (heads.MARK.search(told) or file.stem.startswith("07"))
