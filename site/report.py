@@ -73,7 +73,7 @@ def page() -> str:
     parts = [
         "# Scoreboard", "",
         "What the papers state and what was measured here. `sharpnb report` makes this page from the records in "
-        "`data/records`; edits by hand are lost.", "", *_answers(rows, numbers=True),
+        "`data/records`; edits by hand are lost.", "", *_answers(rows),
         "## Verdicts", "", scoreboard.head(rows), "", RULE, "", SCALES, "",
         "## Primary claims", "", "One line per claim. The number leads to its record, the last column to the "
         "notebook's table, where the details stand below each claim.", "", scoreboard.as_markdown(rows, _cell), "",
@@ -120,7 +120,7 @@ def _run(notebook: tuple[str, dict[str, str]]) -> str:
     return name + (f" (failed: {run['failed']})" if "failed" in run else "")
 
 
-def _answers(rows: Sequence[Row], numbers: bool) -> list[str]:
+def _answers(rows: Sequence[Row], numbers: int = 100) -> list[str]:
     found = answers.answers(rows)
     return [answers.as_markdown(found, numbers), ""] if found else []
 
@@ -146,7 +146,8 @@ def with_head(readme: str) -> str:
     rows = board.rows()
     known = papers.items(rows)
     made, by_another, missing = (sum(item.kind == kind for item in known) for kind in papers.KINDS)
-    parts = [*_answers(rows, numbers=False), scoreboard.head(rows)]
+    parts = [*_answers(rows, numbers=1), "An effect above 0, or above ×1, speaks for the paper.", "",
+             scoreboard.head(rows)]
     if known:
         parts += ["", f"Of the papers' {len(known)} figures and tables {made} are re-made, {by_another} have a "
                   f"stand-in and {missing} are missing, each with the reason. {SCALES}"]

@@ -51,11 +51,11 @@ class Answer:
         opening = {"yes": "Yes", "no": "No", "mixed": "In part", "open": "Not known"}[self.kind]
         return f"{opening}: {told} ({', '.join(dict.fromkeys(row.profile for row in self.judged or self.rows))})."
 
-    @property
-    def numbers(self) -> str:
-        """The effects with their intervals."""
-        return "; ".join(f"{row.symbol} {row.primary.where} ({row.profile}) {board.interval(row.primary, effect)}"
-                         for row in self.judged if row.claim and (effect := row.claim.estimated))
+    def numbers(self, most: int = 100) -> str:
+        """Return the effects with their intervals, up to ``most`` of them."""
+        told = [f"{row.symbol} {row.primary.where} ({row.profile}) {board.interval(row.primary, effect)}"
+                for row in self.judged if row.claim and (effect := row.claim.estimated)]
+        return "; ".join([*told[:most], *([f"{len(told) - most} more"] if len(told) > most else [])])
 
 
 def answers(rows: Sequence[Row]) -> list[Answer]:
@@ -81,13 +81,11 @@ def answers(rows: Sequence[Row]) -> list[Answer]:
     return found
 
 
-def as_markdown(found: Sequence[Answer], numbers: bool = True) -> str:
-    """Return the answers as a table; ``numbers`` adds the effects behind each."""
-    head = ("question", "answer", *(["effects, 95 % intervals"] if numbers else []), "what to do")
-    lines = [line(*head), "|" + ":--|" * len(head)]
-    for answer in found:
-        told = [shown(answer.numbers) or "–"] if numbers else []
-        lines.append(line(shown(answer.question), shown(answer.sentence), *told, shown(answer.advice[answer.kind])))
+def as_markdown(found: Sequence[Answer], numbers: int = 100) -> str:
+    """Return the answers as a table, each with the first ``numbers`` of the effects behind it."""
+    lines = [line("question", "answer", "effect, 95 % interval", "what to do"), "|:--|:--|:--|:--|"]
+    lines += [line(*map(shown, (answer.question, answer.sentence, answer.numbers(numbers) or "–",
+                                answer.advice[answer.kind]))) for answer in found]
     return "\n".join(lines)
 
 
