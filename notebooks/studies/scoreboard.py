@@ -66,6 +66,7 @@ def cell(row: Row, records: str = "") -> str:
         number = f"[{number}](<{records}{quote(place.relative_to(paths.root()).as_posix())}>)"
     devices = sorted({_provenance(file).get("device", "–") for file in files})
     old = ["stale"] if any(_age(file) in ("changed since", "not noted") for file in files) else []
+    old += ["tuned to an edge"] * ("edge" in row.claim.protocol)
     told = ", ".join([f"n = {row.claim.seeds}", *map(shown, devices), *old])
     return f"{row.symbol} {number} ({told})" + (f": {shown(row.reason)}" if row.reason else "")
 
