@@ -30,7 +30,7 @@ def claims(nb: Notebook, s: study.Settings, runs: pd.DataFrame, kinds: pd.DataFr
     cosine = half.groupby("seed")["cosine"].mean() - end.groupby("seed")["cosine"].mean()
     error = {kind: study.by_seed(end, "test_error", kind=kind) for kind in ("none", *study.LIVE)}
     none, sam = (end[end["kind"] == kind].set_index("seed") for kind in ("none", "2-norm"))
-    note = {"protocol": s.label, "regime": Regime(float(none["train_error"].mean()), float(none["test_error"].mean()))}
+    note = {"protocol": f"{s.label}, of a survey of SAM", "regime": Regime(*none[["train_error", "test_error"]].mean())}
     gained = {kind: worse - error["2-norm"] for kind, worse in error.items()}
     return [
         *found,

@@ -54,6 +54,6 @@ def of_vit(table: pd.DataFrame, trials: Trials, s: Study, profile: str) -> list[
 
 def protocol(s: Study, trials: Trials, worse: str, better: str, part: str = "net") -> str:
     """Say what was trained and tuned, and which settings are best at an end of their grid."""
-    tuned = [name for name in (worse, better) if any(row["method"] == name for row in trials)]
+    tuned = [name for name in dict.fromkeys((worse, "SAM", better)) if any(row["method"] == name for row in trials)]
     edge = "; ".join(f"{name} at the edge: {found}" for name in tuned if (found := comparison.edges(trials, name)))
     return f"{getattr(s, part).label}; {s.trials} trials each" + (f"; {edge}" if edge else "")

@@ -24,7 +24,7 @@ def claims(nb: Notebook, live: Cells, survey: Cells, later: Cells) -> list[Claim
         return found
     plain = next(iter(live.values()))
     edges = {edge for edge in plain["edge"] if edge not in ("no", "–")}
-    label = f"{study.MLP}, 300 digits{', edge of the trials' if edges else ''}; {_THEIRS}"
+    label = f"{study.MLP}, 300 digits{', edge of the trials' if edges else ''}, of a survey of SAM; {_THEIRS}"
     found += [*_of_cells([plain], label, {}),
               Claim.from_samples(study.gains(plain, "SAM, untuned"), id="sam-table-9", protocol=label,
                                  paper_value="0.2 to 4.3", regime=_regime([plain])),

@@ -1,7 +1,6 @@
 """The board as tables: every primary claim, its verdicts by profile, and where the numbers come from.
 
-Everything is read from the records (:mod:`sharpnb.lab.board`); nothing is typed by hand, and equal records give equal
-text. ``site/report.py`` makes the pages of it, the notebook ``00_index`` shows it.
+Equal records (:mod:`sharpnb.lab.board`) give equal text. ``site/report.py`` makes pages of it, ``00_index`` shows it.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def undecided(rows: Sequence[Row]) -> str:
 
 
 def cell(row: Row, records: str = "") -> str:
-    """Return a row's verdict, effect with interval, seeds and devices, linked to its record; and what limits it."""
+    """Return a row's verdict, effect, seeds, devices, whether a tuned value is a grid's end, and what limits it."""
     if row.claim is None or row.claim.estimated is None:
         return f"{row.symbol} {row.verdict}" + (f" ({shown(row.reason)})" if row.reason else "")
     files = records_of(row)
@@ -66,6 +65,7 @@ def cell(row: Row, records: str = "") -> str:
         number = f"[{number}](<{records}{quote(place.relative_to(paths.root()).as_posix())}>)"
     devices = sorted({_provenance(file).get("device", "–") for file in files})
     old = ["stale"] if any(_age(file) in ("changed since", "not noted") for file in files) else []
+    old += ["tuned to an edge"] * ("edge" in row.claim.protocol)
     told = ", ".join([f"n = {row.claim.seeds}", *map(shown, devices), *old])
     return f"{row.symbol} {number} ({told})" + (f": {shown(row.reason)}" if row.reason else "")
 
