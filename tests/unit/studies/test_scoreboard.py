@@ -192,7 +192,7 @@ def test_the_readme_moves_with_the_records_between_its_marks_and_is_else_left_al
     (root / "README.md").write_text(f"a\n{opening}\nold\n{closing}\nb\n")
     assert sorted(report.write()) == ["README.md", "REPORT.html", "REPORT.md"]
     text = (root / "README.md").read_text()
-    assert text.startswith(f"a\n{opening}\n| verdict") and text.endswith(f"{closing}\nb\n") and "old" not in text
+    assert text.startswith(f"a\n{opening}\nAn effect above 0, or above ×1, speaks for the paper.\n\n| verdict") and text.endswith(f"{closing}\nb\n") and "old" not in text
     assert "| ✘ refuted | 1 | 0 | 0 |" in text
     assert report.write() == [], "equal records give equal pages"
     commit("03_b", Claim("a", DOWN), Claim("b", DOWN))
