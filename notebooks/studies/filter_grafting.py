@@ -59,7 +59,7 @@ class Quick(Signals):
     steps: int = 400
     batch: int = 100
     rates: tuple[float, ...] = (0.1, 0.2, 0.3, 0.6)
-    decays: tuple[float, ...] = (0.001, 0.002, 0.004)
+    decays: tuple[float, ...] = (0.001, 0.002, 0.004, 0.008, 0.016)
     methods: tuple[str, ...] = ("baseline", "internal", "external", "external, own lr", "external, l1",
                                 "external, plain mean", "3 nets")
     label: str = "MLP 40-48-48-10 with BatchNorm, 1,000 signals of MNIST-1D"

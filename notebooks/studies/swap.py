@@ -100,8 +100,8 @@ class Quick(Signals):
     tau: float = 0.9
     late_lr: float = 0.2
     rates: tuple[tuple[float, ...], ...] = ((0.1, 0.2, 0.3, 0.4), (0.8, 1.6, 2.4, 3.2))
-    decays: tuple[float, ...] = (0.002, 0.004, 0.006)
-    taus: tuple[float, ...] = (0.8, 0.9, 0.98)
+    decays: tuple[float, ...] = (0.0, 0.001, 0.002, 0.004, 0.006)
+    taus: tuple[float, ...] = (0.7, 0.8, 0.9, 0.95, 0.98)
     late_rates: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
     label: str = "MLP 40-64-64-10 with BatchNorm, 1,000 signals of MNIST-1D, 8 workers"
 
