@@ -48,10 +48,8 @@ def _show_version(asked: bool) -> None:
 
 
 @app.callback()
-def options(
-    version: Annotated[bool, Option(
-        "--version", help="Say which version this is.", callback=_show_version, is_eager=True)] = False,
-) -> None:
+def options(version: Annotated[bool, Option(
+    "--version", help="Say which version this is.", callback=_show_version, is_eager=True)] = False) -> None:
     """Take what stands before a command."""
 
 
@@ -173,15 +171,14 @@ def report() -> None:
 
 def _pages() -> Any:
     """Import ``site/report.py``, which makes the pages and is in no wheel."""
-    checkouts = (paths.root(), Path(__file__).resolve().parents[1])
-    here = next((folder for folder in checkouts if (folder / "site" / "report.py").is_file()), None)
-    if here is None:
-        raise RunnerError("`sharpnb report` is made by site/report.py of the project, which an installed package does "
-                          "not hold. Call it in a checkout, or set SHARPNB_ROOT to one.")
-    sys.path[:0] = [str(here / "site"), str(here / "notebooks")]
-    import report as pages
+    for here in (paths.root(), Path(__file__).resolve().parents[1]):
+        if (here / "site" / "report.py").is_file():
+            sys.path[:0] = [str(here / "site"), str(here / "notebooks")]
+            import report as pages
 
-    return pages
+            return pages
+    raise RunnerError("`sharpnb report` is made by site/report.py of the project, which an installed package does not "
+                      "hold. Call it in a checkout, or set SHARPNB_ROOT to one.")
 
 
 @app.command("data")
@@ -200,10 +197,9 @@ def data_sets() -> None:
     if any(state != "ready" for state in states.values()):
         _console.say(
             f"A missing data set is downloaded when a notebook first uses it and a network is there. Without one, copy "
-            f"its files from a machine where this page calls them ready, names and folders as they are, under "
-            f"{paths.datasets()}, or set SHARPNB_DATA to the folder that has them; call `sharpnb data` there, which "
-            f"compares every file with the MD5 that torchvision publishes. Delete a damaged file: it is then fetched "
-            f"like a missing one. The quick profile needs digits only.")
+            f"its files from a machine where this page calls them ready under {paths.datasets()}, or set SHARPNB_DATA "
+            f"to the folder that has them: `sharpnb data` compares every file with the MD5 that torchvision publishes. "
+            f"Delete a damaged file: it is then fetched like a missing one. The quick profile needs digits only.")
 
 
 @app.command("doctor")
@@ -213,13 +209,11 @@ def doctor_command() -> None:
 
     colours = {"ok": "green", "note": "yellow", "problem": "bold red"}
     problems = 0
-    for finding in doctor.examine():
-        problems += finding.state == "problem"
-        state = Text(f"{finding.state:8}", colours[finding.state])
-        _console.print(state, Text(f"{finding.what}: {finding.text}"), soft_wrap=True)
+    for what, state, text in doctor.examine():
+        problems += state == "problem"
+        _console.print(Text(f"{state:8}", colours[state]), Text(f"{what}: {text}"), soft_wrap=True)
     _console.print("Everything that the quick profile needs is here." if not problems else f"Problems: {problems}.")
-    if problems:
-        raise typer.Exit(1)
+    raise typer.Exit(int(problems > 0))
 
 
 @app.command("sweep")

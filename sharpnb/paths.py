@@ -10,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+PROFILES = ("quick", "mid", "full")
+
 
 def root() -> Path:
     """Return the project folder: ``$SHARPNB_ROOT``, else the checkout around the working directory, else the package's.
@@ -33,13 +35,10 @@ def notebooks() -> Path:
 
 
 def let_studies_be_imported() -> None:
-    """Put the checkout's ``notebooks/`` on ``sys.path``, so that ``from studies import …`` finds its studies.
+    """Put the checkout's ``notebooks/`` on ``sys.path``, for ``from studies import …``, and ``recipes/`` behind it.
 
-    And ``recipes/`` behind it, for the study that imports a recipe.
-    A kernel that was started in ``notebooks/`` finds them anyway; one that was started elsewhere does not (plain
-    papermill starts it in the folder where it was called, ``sharpnb run`` beside the executed copies). Worker
-    processes of :mod:`multiprocessing` and of a local Dask cluster are given the same ``sys.path``. Without a checkout
-    nothing is changed.
+    A kernel that was started in ``notebooks/`` finds them anyway; one that papermill has started elsewhere does not.
+    Worker processes are given the same ``sys.path``. Without a checkout nothing is changed.
     """
     if (notebooks() / "studies").is_dir():
         for folder in (root() / "recipes", notebooks()):

@@ -19,10 +19,7 @@ def training_bar(steps: int, wanted: bool | None) -> Any:
 def bar(wanted: bool | None, total: int, label: str, unit: str, done: int = 0) -> Any:
     """Return a bar of tqdm's for ``total`` units, ``done`` of which were made before, with a ``label`` on its left.
 
-    Where it is not wanted (``None`` as in :func:`training_bar`) it is something that shows nothing.
-
-    Raises:
-        ImportError: if it is wanted and tqdm is missing.
+    Where it is not wanted (``None`` as in :func:`training_bar`) it shows nothing; ImportError where tqdm is missing.
     """
     tqdm = _tqdm(wanted)
     if wanted and tqdm is None:

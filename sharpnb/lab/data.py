@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,11 +77,8 @@ class Data:
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Data:
         """Return a copy on ``device``, with images of type ``dtype``."""
-        return replace(
-            self,
-            train_x=self.train_x.to(device, dtype), test_x=self.test_x.to(device, dtype),
-            train_y=self.train_y.to(device), test_y=self.test_y.to(device),
-        )
+        return replace(self, train_x=self.train_x.to(device, dtype), test_x=self.test_x.to(device, dtype),
+                       train_y=self.train_y.to(device), test_y=self.test_y.to(device))
 
 
 def load_data(
@@ -147,14 +146,20 @@ def _check_size(name: str, size: int, available: int) -> None:
         raise ValueError(f"train_size = {size}: {name} has {available} images to train on; choose 1 to {available}.")
 
 
+@contextmanager
+def _needing(package: str, name: str) -> Iterator[None]:
+    """Say of which data set it is the package that cannot be imported."""
+    try:
+        yield
+    except ImportError as error:
+        raise DataError(f"{name} needs {package}, which is missing: pip install 'sharpnb[notebooks]'.") from error
+
+
 @cache
 def _all_digits() -> Any:
     """Return images (1797, 64) and labels, read once in a process."""
-    try:
+    with _needing("scikit-learn", "digits"):
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError("digits ships inside scikit-learn, which is missing: "
-                        "pip install 'sharpnb[notebooks]'.") from error
     return load_digits(return_X_y=True)
 
 
@@ -180,14 +185,10 @@ def _mnist1d(train_size: int, seed: int, dtype: torch.dtype) -> Data:
 @lru_cache(maxsize=64)
 def _signals(size: int, seed: int) -> tuple[Tensor, Tensor]:
     """Make signals, (size, 1, 1, 40), and labels; the generators that the package seeds are as before afterwards."""
-    try:
+    with _needing("mnist1d", "mnist1d"):
         from mnist1d.data import get_dataset_args, make_dataset
-    except ImportError as error:
-        raise DataError("mnist1d is made by the package of that name, which is missing: "
-                        "pip install 'sharpnb[notebooks]'.") from error
-    told = {"num_samples": 10 * -(-size // 10), "train_split": 1.0, "seed": seed}
-    arguments = cast(Any, get_dataset_args())
-    vars(arguments).update(told)
+    arguments: Any = get_dataset_args()
+    vars(arguments).update(num_samples=10 * -(-size // 10), train_split=1.0, seed=seed)
     before = random.getstate(), np.random.get_state()
     try:
         made = make_dataset(arguments)
@@ -198,11 +199,8 @@ def _signals(size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _torchvision_class(name: str) -> Any:
-    try:
+    with _needing("torchvision", name):
         from torchvision import datasets
-    except ImportError as error:
-        raise DataError(f"{name} is read by torchvision, which is missing: "
-                        "pip install 'sharpnb[notebooks]'.") from error
     return getattr(datasets, _TORCHVISION[name][0])
 
 
@@ -218,14 +216,15 @@ def _md5s(name: str) -> list[str]:
 
 def _from_torchvision(name: str, root: Path, download: bool, dtype: torch.dtype) -> Data:
     mark = datafiles.mark(name, root)
-    state = _checked(name, root, mark)
-    if state.startswith("damaged") or (state.startswith("missing") and not download):
-        raise DataError(f"{name} is {state}.\n{_how_to_get(name, root)}")
-    try:
-        return _read(name, root, state != "ready", dtype, mark)
-    except Exception as error:  # torchvision raises whatever its transport or its reader raised
-        raise DataError(f"{name} is {state}, and torchvision could not fetch or read it ({error}).\n"
-                        f"{_how_to_get(name, root)}") from error
+    state, why = _checked(name, root, mark), ""
+    if state == "ready" or (state.startswith("missing") and download):
+        try:
+            return _read(name, root, state != "ready", dtype, mark)
+        except Exception as error:  # torchvision raises whatever its transport or its reader raised
+            why = f", and torchvision could not fetch or read it ({error})"
+    raise DataError(f"{name} is {state}{why}.\nPut torchvision's files of {_TORCHVISION[name][0]} under {root}, or set "
+                    "SHARPNB_DATA to the folder that has them, or call again where a network is. `sharpnb data` shows "
+                    "what is where; digits always works.")
 
 
 @cache
@@ -243,13 +242,6 @@ def _read(name: str, root: Path, fetch: bool, dtype: torch.dtype, mark: str) -> 
     train, test = (source(str(root), download=fetch or name == "fashion_mnist", **part) for part in parts)
     (train_x, train_y), (test_x, test_y) = (_as_tensors(part, mean, std, dtype) for part in (train, test))
     return Data(name, train_x, train_y, test_x, test_y, classes=int(train_y.max()) + 1)
-
-
-def _how_to_get(name: str, root: Path) -> str:
-    return (
-        f"Put torchvision's files of {_TORCHVISION[name][0]} under {root}, or set SHARPNB_DATA to the folder that has "
-        f"them, or call again where a network is. `sharpnb data` shows what is where; digits always works."
-    )
 
 
 def _as_tensors(

@@ -21,7 +21,7 @@ from sharpnb.lab.records import Record, forced, provenance
 from sharpnb.lab.withdrawn import Withdrawal
 
 # "toy" is the code of the long profiles at the size of a test; its results are kept apart and never committed.
-PROFILES = ("quick", "mid", "full", "toy")
+PROFILES = (*paths.PROFILES, "toy")
 
 
 class Notebook:
@@ -65,11 +65,7 @@ class Notebook:
         return data
 
     def check(self, what: str, residual: float, bound: float) -> None:
-        """Check that |residual| ≤ bound, and print so.
-
-        Raises:
-            AssertionError: if it is not (or not a number); the message has the value.
-        """
+        """Check that |residual| ≤ bound, and print so; else an AssertionError has its value."""
         if not abs(residual) <= bound:
             raise AssertionError(f"{what}: the residual is {residual:.3g}, allowed is {bound:g}.")
         self.say(f"✔ {what} (residual ≤ {bound:g})")
@@ -114,11 +110,11 @@ class Notebook:
         machine without a GPU draws from it. One that is withdrawn, wholly or in part, is made again, and under
         ``sharpnb run --force`` any.
         """
-        work = Work(self, name, described(of) if self.full or kept else None)
-        wanted = (self.full or kept) and not forced() and not withdrawn.of(self.name, self.profile, name)
-        found = Record.find(self.name, name, self.profile) if wanted else None
-        same = found and (kept or found.provenance.get("parameters") == self.parameters)
-        if found and same and _made_with(found, work.settings):
+        if not (self.full or kept):
+            return Work(self, name)
+        work = Work(self, name, described(of))
+        found = None if forced() or self.withdrawn_of_full(name, self.profile) else self._find(name, self.profile, of)
+        if found and (kept or found.provenance.get("parameters") == self.parameters):
             self.say(f"Read back and not made: {self.origin_of_full(name, self.profile)}")
             work.values = found.values
         return work
@@ -133,8 +129,8 @@ class Notebook:
             self.say(f"{entry}")
             if entry.whole:
                 return None
-        found = Record.find(self.name, name, profile)
-        return found.values if found and (of is None or _made_with(found, described(of))) else None
+        found = self._find(name, profile, of)
+        return found.values if found else None
 
     def withdrawn_of_full(self, name: str, profile: str = "full") -> list[Withdrawal]:
         """Return what holds of a record of a profile in ``data/withdrawn.toml``."""
@@ -142,7 +138,7 @@ class Notebook:
 
     def origin_of_full(self, name: str, profile: str = "full") -> str:
         """Say where a committed record of a long profile was made, in how many pieces, how long and with what."""
-        found = Record.find(self.name, name, profile)
+        found = self._find(name, profile)
         if found is None:
             return ""
         pieces, versions = found.provenance["pieces"], found.provenance["versions"]
@@ -150,6 +146,11 @@ class Notebook:
         return (f"{self.name}/{profile}/{name}: {len(pieces)} pieces on {', '.join({p['device'] for p in pieces})}, "
                 f"{seconds:.0f} s together, at most {peak / 1e9:.1f} GB; PyTorch {versions['torch']}, "
                 f"commit {found.provenance['commit']}")
+
+    def _find(self, name: str, profile: str, of: Any = None) -> Record | None:
+        """Return a committed record, None where there is none made with the settings ``of``."""
+        found = Record.find(self.name, name, profile)
+        return found if found and (of is None or found.provenance.get("settings") == described(of)) else None
 
     def figure(
         self, figure: Any, name: str, *, alt: str, caption: str, data: Any, rtol: float = 1e-3, atol: float = 1e-9
@@ -192,10 +193,6 @@ class Notebook:
         print(text)  # noqa: T201 (the notebook's own output)
 
 
-def _made_with(record: Record, settings: Any) -> bool:
-    return record.provenance.get("settings") == settings
-
-
 def seeds_of(text: str) -> range:
     """Return the seeds ``first:end``, none of an empty text; ValueError for another form."""
     first, colon, end = text.partition(":")
@@ -208,13 +205,9 @@ def start(name: str, *, profile: str = "quick", device: str = "auto", seed: int 
           **parameters: Any) -> Notebook:
     """Set a notebook up: check its parameters, seed PyTorch's generator, set the figures' look, find its studies.
 
-    PyTorch's default dtype is float32 again, and matplotlib's settings are its own, whatever a start-up file says.
-
-    The notebook imports its study after this call, as ``from studies import hessian_spectra as study``; see
-    :func:`sharpnb.paths.let_studies_be_imported`.
-
-    The number of threads stays as it is. ``make`` and ``sharpnb run`` set ``OMP_NUM_THREADS=1`` for the kernels that
-    they start: two OpenMP threads on shared cores were measured nine times slower than one.
+    PyTorch's default dtype is float32 again, and matplotlib's settings are its own, whatever a start-up file says. The
+    number of threads stays as it is (`sharpnb run` sets ``OMP_NUM_THREADS=1``: two threads on shared cores were
+    measured nine times slower). After this call ``from studies import …`` finds the notebook's study.
 
     ``seeds`` such as ``"7000:7020"`` are judging seeds in the place of the study's own, see :meth:`Notebook.seeds`.
 
@@ -236,4 +229,3 @@ def start(name: str, *, profile: str = "quick", device: str = "auto", seed: int 
         notebook.say(f"What you make here goes to {os.path.relpath(paths.runs('mine'))}; the committed results stay as "
                      f"they are. `sharpnb run {name} --update` renews those.")
     return notebook
-

@@ -38,6 +38,11 @@ class Withdrawal:
     why: str
     claims: tuple[str, ...] = ("*",)
 
+    def __post_init__(self) -> None:
+        if self.record.count("/") != 2 or not self.why.strip():
+            raise ValueError(f"record = {self.record!r}, why = {self.why!r}; the first is notebook/profile/name, the "
+                             "second a reason")
+
     @property
     def whole(self) -> bool:
         """Whether nothing of the record is left."""
@@ -68,37 +73,22 @@ class Withdrawal:
         return f"{self.record} of commit {self.commit} was withdrawn{part}: {self.why}."
 
 
-def entries() -> list[Withdrawal]:
-    """Return the entries of the table; none where there is no table.
-
-    Raises:
-        ValueError: if it cannot be read; the message says why.
-    """
+def entries(record: str | None = None) -> list[Withdrawal]:
+    """Return the entries of the table, or those for a record; ValueError if it cannot be read."""
     file = paths.root() / _FILE
-    if not file.is_file():
-        return []
     try:
-        found = tomllib.loads(file.read_text(encoding="utf-8")).get("withdrawn", [])
-        known = [Withdrawal(**{**entry, "date": f"{entry['date']}", "claims": tuple(entry.get("claims", ("*",)))})
-                 for entry in found]
-    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        listed = tomllib.loads(file.read_text(encoding="utf-8")).get("withdrawn", []) if file.is_file() else []
+        known = [Withdrawal(**{**entry, "date": f"{entry['date']}", "claims": tuple(entry.get("claims", "*"))})
+                 for entry in listed]
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{_FILE} cannot be read ({type(error).__name__}: {error}); its head says what an entry "
                          "holds.") from None
-    for entry in known:
-        if entry.record.count("/") != 2 or not entry.why.strip():
-            raise ValueError(f"{_FILE}: record = {entry.record!r}, why = {entry.why!r}; the first must be "
-                             "notebook/profile/name, the second a reason.")
-    return known
+    return [entry for entry in known if record in (None, entry.record)]
 
 
 def of(notebook: str, profile: str, name: str) -> list[Withdrawal]:
     """Return the entries that hold for the committed record of this name."""
-    return [entry for entry in entries() if entry.record == f"{notebook}/{profile}/{name}" and entry.holds]
-
-
-def void_commits(notebook: str, profile: str, name: str) -> set[str]:
-    """Return the commits whose pieces are void in a record of this name, whether it has been made again or not."""
-    return {entry.commit for entry in entries() if entry.record == f"{notebook}/{profile}/{name}"}
+    return [entry for entry in entries(f"{notebook}/{profile}/{name}") if entry.holds]
 
 
 def why(notebook: str, profile: str, claim: str) -> str:
@@ -121,7 +111,6 @@ def check(measured: Mapping[str, Sequence[Claim]]) -> None:
         if not named:
             raise ValueError(f"{_FILE}: no claim that rests on {entry.record} is named {' or '.join(entry.claims)}. "
                              "Mend the names, or delete the entry.")
-        for claim in named:
-            if claim.withdrawn != why(notebook, profile, claim.id):
-                raise ValueError(f"{notebook}: claim {claim.id} rests on {entry.record}, which is withdrawn, and its "
-                                 f"table does not say so. Run it again: sharpnb run {notebook} --force --update")
+        if told := [claim.id for claim in named if claim.withdrawn != why(notebook, profile, claim.id)]:
+            raise ValueError(f"{notebook}: claim {told[0]} rests on {entry.record}, which is withdrawn, and its table "
+                             f"does not say so. Run it again: sharpnb run {notebook} --force --update")

@@ -58,9 +58,8 @@ def test_a_diverging_cell_is_a_row_with_its_reason(tmp_path):
 
 
 @pytest.mark.parametrize(("grid", "words"), [
-    ({}, ["has no cell"]), ([], ["has no cell"]), ({"rule": "sgd", "lr": []}, ["lr = []"]),
+    ({}, ["has no cell"]), ({"rule": "sgd", "lr": []}, ["lr = []"]),
     ({"rule": "sgd", "lr": [0.1, 0.1]}, ["0 and 1", "same"]), ({"rule": "sgd", "lr": [0.1, -0.1]}, ["setting 1", "lr = -0.1"]),
-    ({"rule": "sgd", "lr": [0.0]}, ["positive"]), ({"rule": "sgd", "lr": 0.1, "rho": 0.1}, ["rho", "momentum"]),
     ([{"rule": "sgd", "lr": 0.1}, {"rule": "sgd", "lr": [0.2, 0.1], "seed": 0}], ["0 and 2"]),
     ({"rule": "sgd", "lr": 0.1, "steps": [0]}, ["steps = 0"]), ({"rule": "sgd", "lr": {"log": [1, 2]}}, ["log2"]),
 ])
@@ -82,28 +81,27 @@ def test_bad_data_models_and_arguments_are_told_at_once(change, words, tmp_path)
     assert all(word in str(error.value) for word in words) and not list(tmp_path.iterdir())
 
 
-def test_a_call_again_trains_nothing_and_another_call_finds_nothing(whole, tmp_path, monkeypatch):
-    trained = []
-    original = sweeps.run
-    monkeypatch.setattr(sweeps, "run", lambda shard: trained.append(shard) or original(shard))
-    options = OPTIONS | {"folder": tmp_path}
-    first = sweep(GRID, DATA, MODEL, **options)
-    shards = len(trained)
-    pd.testing.assert_frame_equal(first, whole, check_exact=True)
-    pd.testing.assert_frame_equal(sweep(GRID, DATA, MODEL, **options), whole, check_exact=True)
-    assert len(trained) == shards == 6
-    next(tmp_path.iterdir()).write_text('{"half a')
-    pd.testing.assert_frame_equal(sweep(GRID, DATA, MODEL, **options), whole, check_exact=True)
-    assert len(trained) == shards + 1
-    sweep(GRID, DATA, MODEL, **options | {"batch_size": 20})
-    assert len(trained) == 2 * shards + 1
-
-
 def _trained(monkeypatch) -> list[int]:
     """Return a list to which every trained shard is added."""
     trained, run = [], sweeps.run
     monkeypatch.setattr(sweeps, "run", lambda shard: trained.append(1) or run(shard))
     return trained
+
+
+def test_a_call_again_trains_nothing_and_another_call_finds_nothing(whole, tmp_path, monkeypatch):
+    trained, options = _trained(monkeypatch), OPTIONS | {"folder": tmp_path}
+    first = sweep(GRID, DATA, MODEL, **options)
+    shards = len(trained)
+    pd.testing.assert_frame_equal(first, whole, check_exact=True)
+    pd.testing.assert_frame_equal(sweep(GRID, DATA, MODEL, **options), whole, check_exact=True)
+    assert len(trained) == shards == 6
+    first_kept = next(tmp_path.iterdir())
+    assert json.loads(first_kept.read_text())["about"]["cells"][0]["rule"] in GRID["rule"]
+    first_kept.write_text('{"half a')
+    pd.testing.assert_frame_equal(sweep(GRID, DATA, MODEL, **options), whole, check_exact=True)
+    assert len(trained) == shards + 1
+    sweep(GRID, DATA, MODEL, **options | {"batch_size": 20})
+    assert len(trained) == 2 * shards + 1
 
 
 @pytest.mark.parametrize("what", ["package", "data", "torch"])
@@ -183,12 +181,9 @@ def build(flag, seed):
 """
 
 
-def _undisturbed(grid, model, tmp_path):
-    return sweep(grid, DATA, model, **OPTIONS, folder=tmp_path / "undisturbed")
-
-
 @pytest.mark.parametrize("kind", ["two processes", "two Dask workers"])
-def test_a_killed_worker_costs_nothing_but_its_shard_and_two_workers_are_one_to_the_last_bit(kind, tmp_path, monkeypatch):
+def test_a_killed_worker_costs_nothing_but_its_shard_and_two_workers_are_one_to_the_last_bit(
+        kind, whole, tmp_path, monkeypatch):
     (tmp_path / "dies_once.py").write_text(DIES_ONCE)
     monkeypatch.syspath_prepend(tmp_path)
     flag, folder = tmp_path / "died", tmp_path / "disturbed"
@@ -203,7 +198,7 @@ def test_a_killed_worker_costs_nothing_but_its_shard_and_two_workers_are_one_to_
                 again = sweep(GRID, DATA, model, **OPTIONS, client=client, folder=tmp_path / "by client")
         pd.testing.assert_frame_equal(again, table, check_exact=True)
     assert flag.exists()  # a worker did die
-    pd.testing.assert_frame_equal(table, _undisturbed(GRID, model, tmp_path), check_exact=True)
+    pd.testing.assert_frame_equal(table, whole, check_exact=True)
 
 
 FILE = """
@@ -226,12 +221,6 @@ def test_a_file_says_the_same_as_a_call(whole, tmp_path):
     assert written["test_loss"].tolist() == whole["test_loss"].tolist() and "curve" not in written
 
 
-def test_what_is_kept_is_whole_and_readable(tmp_path):
-    sweep({"rule": "sgd", "lr": 0.1}, DATA, MODEL, **OPTIONS, folder=tmp_path)
-    (file,) = tmp_path.iterdir()
-    assert json.loads(file.read_text())["about"]["cells"] == [{"rule": "sgd", "lr": 0.1, "seed": 0}]
-
-
 # ---- Networks of one's own, and scripts as people write them --------------------------------------------------------
 
 OWN = "from nets import build as built\ndef build(width=6, *, seed):\n    return built(width, seed)\n"
@@ -249,8 +238,8 @@ def project(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("kind", ["this process", "two processes", "Dask workers elsewhere"])
-@pytest.mark.parametrize("name", ["ownnet:build", "ownnet.py:build"])
+@pytest.mark.parametrize(("name", "kind"), [
+    ("ownnet:build", "this process"), ("ownnet.py:build", "two processes"), ("ownnet.py:build", "Dask workers elsewhere")])
 def test_a_network_of_the_working_folder_with_its_neighbours(whole, project, tmp_path_factory, name, kind):
     model, options = {"name": name, "width": 6}, OPTIONS | {"folder": project / "kept"}
     if kind == "Dask workers elsewhere":
@@ -282,14 +271,13 @@ BUILD = "\nfrom sharpnb.lab import models\ndef build(seed):\n    return models.m
 
 
 @pytest.mark.parametrize(("head", "model"), [
-    ("", "{'name': 'mlp', 'sizes': (64, 8, 10)}"), ("print('once')\n", "{'name': 'other:build'}"),
-    ("print('once')\n", "{'name': 'other.py:build'}")])
+    ("", "{'name': 'mlp', 'sizes': (64, 8, 10)}"), ("print('once')\n", "{'name': 'other.py:build'}")])
 def test_a_script_without_a_main_guard_is_run_once_and_has_its_results(tmp_path, head, model):
     done = script(tmp_path, f"{head}from sharpnb.lab.sweeps import sweep\nMODEL = {model}{CALL}", other=BUILD)
     assert (done.returncode, done.stdout) == (0, head.replace("print('", "").replace("')", "") + "REASONS [''] 2\n"), done.stderr
 
 
-@pytest.mark.parametrize("name", ["mine:build", "mine.py:build", "__main__:build"])
+@pytest.mark.parametrize("name", ["mine:build", "__main__:build"])
 def test_a_script_that_names_itself_needs_the_guard_and_is_told_so_once(tmp_path, name):
     head = f"from sharpnb.lab.sweeps import sweep\nMODEL = {{'name': {name!r}}}\n{BUILD}"
     done = script(tmp_path, head + CALL)
@@ -298,16 +286,6 @@ def test_a_script_that_names_itself_needs_the_guard_and_is_told_so_once(tmp_path
     guarded = CALL.replace("\n", "\n    ").rstrip()
     done = script(tmp_path, f"{head}\nif __name__ == '__main__':{guarded}\n")
     assert (done.returncode, done.stdout) == (0, "REASONS [''] 2\n"), done.stderr
-
-
-def test_an_edited_neighbour_is_another_network(project):
-    call = ("from sharpnb.lab import shard; print(shard.Shard([{'rule': 'sgd', 'lr': 0.1}], {'name': 'digits'}, "
-            "{'name': 'ownnet:build'}, {'steps': 1}).made_with['own'])")
-    keys = set()
-    for text in (NETS, NETS + "# another\n"):
-        (project / "nets.py").write_text(text)
-        keys.add(subprocess.run([sys.executable, "-P", "-c", call], capture_output=True, text=True, check=True).stdout)
-    assert len(keys) == 2
 
 
 def test_a_neighbour_called_random_stops_no_worker(project):

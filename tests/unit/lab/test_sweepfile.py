@@ -57,6 +57,9 @@ def test_cells_are_counted_first_and_the_status_is_0(call, folder):
     status, said = call(FILE)
     assert status == 0 and said.startswith("4 cells (lr 2 × seed 2), 2 steps each. 4 cells, 0 failed, 0 diverged: s.csv")
     assert len(pd.read_csv(folder / "s.csv")) == 4
+    assert call(FILE)[0] == 0, "the former table is replaced"
+    with pytest.raises(ValueError, match=r"10,000,000,000,000 cells .seed 10,000,000,000,000."):
+        grid.cells_of({"rule": "sgd", "lr": 0.1, "seed": range(10**13)})
 
 
 @pytest.mark.parametrize(("change", "status", "words"), [
@@ -78,34 +81,24 @@ def test_a_grid_is_counted_before_it_is_made(lr, call, monkeypatch):
     assert status == 2 and ",000 cells (lr 1," in said and "100,000" in said
 
 
-def test_ranges_are_counted_and_not_made():
-    with pytest.raises(ValueError, match=r"10,000,000,000,000 cells .seed 10,000,000,000,000."):
-        grid.cells_of({"rule": "sgd", "lr": 0.1, "seed": range(10**13)})
-
-
 @pytest.mark.parametrize(("old", "new", "words"), [
     ("train_size", "train_sise", ["[data]", "'train_sise'", "Did you mean 'train_size'?"]),
     ('"digits"', '"digit"', ["[data]", "'digit'", "Did you mean 'digits'?"]),
     ('name = "digits", ', "", ["[data] needs name"]),
-    ('"digits"', "3", ["[data] needs name"]), ('"mlp"', '"mpl"', ["[model]", "Did you mean 'mlp'?"]),
-    ('"mlp"', '"nn"', ["[model]", "no such model"]), ("sizes", "size", ["'size'", "Did you mean 'sizes'?"]),
+    ('"mlp"', '"mpl"', ["[model]", "no such model", "Did you mean 'mlp'?"]),
+    ("sizes", "size", ["'size'", "Did you mean 'sizes'?"]),
     ("sizes =", "seed = 3, sizes =", ["[model]", "'seed'"]), ("[64, 4, 10]", '"64"', ["model", "64"]),
     ("steps = 2", "step = 2", ["[train]", "Did you mean 'steps'?", "steps is missing"]),
-    ("steps = 2", "steps = 2.5", ["steps = 2.5", "whole number, 1"]),
-    ("steps = 2", "steps = true", ["steps = True", "whole"]),
+    ("steps = 2", "steps = true", ["steps = True", "whole number, 1"]),
     ("batch_size = 20", "batch_size = 0", ["batch_size = 0", "1 or more"]),
-    ("steps = 2", 'steps = "2"', ["steps = '2'"]),
     ('"cpu"', "0", ["device = 0", "a text"]), ('"cpu"', '"cpu", dtype = "float16"', ["'float16'", "float32, float64"]),
     ('"cpu"', '"cpu", schedule = "cosin"', ["Did you mean 'cosine'?"]),
     ('"cpu"', '"cpu", bf16 = 1', ["bf16 = 1", "true or false"]),
-    ('"cpu"', '"gpu"', ["gpu"]),
     ("[[grid]]", "[[grids]]", ["[grids] is no part", "Did you mean 'grid'?", "[grid] is missing"]),
     ('"sgd"', '"sgdd"', ["[[grid]]", "Did you mean 'sgd'?"]), ("lr =", "learning_rate = 1\nlr =", ["learning_rate"]),
     ("lr = [0.1, 0.2]", 'lr = ["0.1"]', ["lr = '0.1'", "a number"]),
-    ("lr = [0.1, 0.2]", "lr = true", ["lr = True", "a number"]),
     ("lr = [0.1, 0.2]", "lr = [[0.1]]", ["lr = [0.1]"]),
-    ("lr = [0.1, 0.2]", "lr = {log2 = [3]}", ["log2 = [low, high]"]),
-    ("lr = [0.1, 0.2]", "lr = {log2 = [0, -3]}", ["low first"]),
+    ("lr = [0.1, 0.2]", "lr = {log2 = [3]}", ["log2 = [low, high]", "low first"]),
     ("lr = [0.1, 0.2]", "lr = {log2 = [0, 5000]}", ["1023"]),
     ("lr = [0.1, 0.2]", "lr = {log2 = [0, 1], times = 'x'}", ["times"]),
     ("lr = [0.1, 0.2]", "lr = nan", ["lr = nan", "finite"]),
@@ -126,9 +119,9 @@ def test_all_faults_are_told_at_once(call):
     assert status == 2 and said.count("s.toml: ") == 3
 
 
-@pytest.mark.parametrize("text", [b"\xff\xfe", b"data = 3\n", b"data = [3]\nmodel = 'x'\ntrain = 3\ngrid = 3\n", b""])
-def test_a_file_that_is_none(text, folder, call, monkeypatch):
-    monkeypatch.setattr(Path, "write_text", lambda file, _: file.write_bytes(text))
+@pytest.mark.parametrize("text", [b"\xff\xfe", b"data = [3]\nmodel = 'x'\ntrain = 3\ngrid = 3\n", b"", None])
+def test_a_file_that_is_none_or_not_there(text, folder, call, monkeypatch):
+    monkeypatch.setattr(Path, "write_text", lambda file, _: None if text is None else file.write_bytes(text))
     status, said = call("")
     assert status == 2 and "s.toml: " in said
 
@@ -151,19 +144,7 @@ def test_nothing_of_the_users_is_written_over(name, out, there, words, call, fol
     assert not (folder / "root").exists() and (there in (None, "folder", "link") or target.read_text() == there)
 
 
-def test_a_file_that_is_not_there(call, monkeypatch):
-    monkeypatch.setattr(Path, "write_text", lambda *_: None)
-    assert "s.toml: [Errno 2] No such file" in call("")[1]
-
-
-def test_a_former_table_is_replaced(call, folder):
-    for _ in range(2):
-        assert call(FILE, "--out", "t.csv")[0] == 0
-    assert len(pd.read_csv(folder / "t.csv")) == 4
-
-
-@pytest.mark.parametrize("model", ["mine.py:net", "mine:net", "sub/mine.py:net"])
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(("model", "jobs"), [("mine.py:net", 2), ("mine:net", 1), ("sub/mine.py:net", 1)])
 def test_functions_are_found_beside_the_file_then_in_the_working_folder(model, jobs, call, folder):
     beside = folder if model.startswith("sub") else folder / "there"
     (folder / "there").mkdir()
@@ -215,7 +196,7 @@ def interrupted(folder: Path, text: str, *arguments: str, until: str = "cells") 
     return process.returncode, first + rest
 
 
-@pytest.mark.parametrize("how", ["a scheduler that is not there", "a scheduler without workers", "two processes", "this process"])
+@pytest.mark.parametrize("how", ["a scheduler that is not there", "a scheduler without workers", "two processes"])
 def test_ctrl_c_is_obeyed_at_once(how, folder):
     text = FILE.replace("steps = 2", "steps = 2_000_000")
     if how == "a scheduler without workers":
@@ -225,12 +206,5 @@ def test_ctrl_c_is_obeyed_at_once(how, folder):
     elif how == "a scheduler that is not there":
         status, said = interrupted(folder, text, "--scheduler", "tcp://127.0.0.1:1")
     else:
-        status, said = interrupted(folder, text, "--jobs", "1" if how == "this process" else "2")
+        status, said = interrupted(folder, text, "--jobs", "2")
     assert status == 130 and "Interrupted. Finished shards are kept" in said and "Traceback" not in said, said
-
-
-def test_a_scheduler_that_does_not_answer_is_a_sentence(call, monkeypatch):
-    distributed = pytest.importorskip("distributed")
-    monkeypatch.setattr(distributed, "Client", lambda address: (_ for _ in ()).throw(OSError("Timed out")))
-    status, said = call(FILE, "--scheduler", "tcp://127.0.0.1:1")
-    assert status == 2 and "No Dask scheduler answers at tcp://127.0.0.1:1 (Timed out)" in said
