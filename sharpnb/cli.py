@@ -55,13 +55,13 @@ def options(version: Annotated[bool, Option(
 
 @app.command("list")
 def list_notebooks() -> None:
-    """Show the notebooks: what each is about, what it re-makes, whether its quick run is up to date."""
+    """Show the notebooks: what each is about, and whether its quick run is up to date."""
     from sharpnb.runner.catalogue import find_all
     from sharpnb.runner.plan import state
 
-    table = Table("notebook", "about", "re-makes", "quick run")
+    table = Table("notebook", "about", "quick run")
     for notebook in find_all():
-        table.add_row(*map(Text, (notebook.name, notebook.title, notebook.reproduces, state(notebook))))
+        table.add_row(*map(Text, (notebook.name, notebook.title, state(notebook))))
     _console.print(table)
     _name_passed_over()
 

@@ -1,7 +1,4 @@
-"""What this machine has and lacks for the project, and what to do about it.
-
-Each check yields :class:`Finding` objects. "note" is for what only the other profiles miss.
-"""
+"""What this machine has and lacks for the project, and what to do about it."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ DISK = 1e9  # bytes: records, figures and executed copies of all profiles need a
 
 
 class Finding(NamedTuple):
-    """What was looked at, ``ok``, ``note`` or ``problem``, and what was found, with what to do about it."""
+    """What was looked at, ``ok``, ``note`` (only other profiles miss it) or ``problem``, what was found, what to do."""
 
     what: str
     state: str

@@ -16,8 +16,7 @@ PROFILES = ("quick", "mid", "full")
 def root() -> Path:
     """Return the project folder: ``$SHARPNB_ROOT``, else the checkout around the working directory, else the package's.
 
-    A folder is a checkout when it holds both ``notebooks/`` and ``sharpnb/``. An installed package without a checkout
-    falls back to the working directory, so that a user's own notebook writes beside itself.
+    A checkout holds both ``notebooks/`` and ``sharpnb/``. Without one it is the working directory.
     """
     chosen = os.environ.get("SHARPNB_ROOT")
     if chosen:

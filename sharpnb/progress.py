@@ -8,10 +8,7 @@ from typing import Any
 
 
 def training_bar(steps: int, wanted: bool | None) -> Any:
-    """Return ``range(steps)``, behind a bar where tqdm is installed and nobody said no.
-
-    ``None`` shows the bar unless the environment has ``TQDM_DISABLE=1``, as batch runs do.
-    """
+    """Return ``range(steps)``, behind a bar where tqdm is installed; None shows it unless ``TQDM_DISABLE=1``."""
     tqdm = _tqdm(wanted)
     return range(steps) if tqdm is None else tqdm(range(steps), desc="training", leave=False, disable=False)
 

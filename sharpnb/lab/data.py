@@ -67,7 +67,7 @@ class Data:
 
     @property
     def train(self) -> tuple[Tensor, Tensor]:
-        """The training images and labels, as the curvature tools take them."""
+        """The training images and labels."""
         return self.train_x, self.train_y
 
     @property
@@ -118,11 +118,8 @@ def load_data(
 def with_label_noise(data: Data, rate: float, seed: int = 0) -> Data:
     """Return ``data`` with a share ``rate`` of the training labels moved to another class, drawn uniformly.
 
-    Symmetric noise as in the SAM paper's Table 4: exactly ``round(rate * N)`` labels, each to a *different* class.
-    The test labels stay clean.
-
-    Raises:
-        ValueError: if the rate is outside [0, 1].
+    Symmetric noise as in the SAM paper's Table 4: exactly ``round(rate * N)`` labels, each to a *different* class. The
+    test labels stay clean. A ValueError for a rate outside [0, 1].
     """
     return replace(data, train_y=wrong_labels(data.train_y, rate, data.classes, seed))
 
@@ -134,8 +131,7 @@ def status(name: str, root: str | Path | None = None) -> str:
         return "ready" if found else f"missing: {package} is not installed; pip install 'sharpnb[notebooks]'"
     folder = Path(root) if root is not None else paths.datasets()
     files = dict(zip(datafiles.files(name, folder), _md5s(name), strict=True))
-    absent = [file.name for file in files if not file.exists()]
-    if absent:
+    if absent := [file.name for file in files if not file.exists()]:
         return f"missing: {', '.join(absent[:3])}{' …' if len(absent) > 3 else ''} under {folder}"
     wrong = [file.name for file, md5 in files.items() if hashlib.md5(file.read_bytes()).hexdigest() != md5]
     return f"damaged: {', '.join(wrong)} under {folder}; delete it and call again" if wrong else "ready"

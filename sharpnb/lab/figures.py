@@ -51,15 +51,9 @@ def heatmap(
 
     The middle of the cell in row i and column j is (j + 0.5, i + 0.5).
 
-    Args:
-        ax: where.
-        values: (rows, columns), the colours.
-        texts: of the same shape.
-        rows: names on the vertical axis.
-        columns: names on the horizontal axis.
-        upwards: the first row lies at the bottom, as numbers on an axis do.
-        size: of the texts in points.
-        style: of :func:`seaborn.heatmap`, such as ``cmap``, ``vmin``, ``vmax``.
+    ``values`` are the colours, (rows, columns); ``texts`` has their shape and ``size`` points; ``rows`` and ``columns``
+    are the names on the axes. ``upwards`` lays the first row at the bottom, as numbers on an axis do. ``style`` is that
+    of :func:`seaborn.heatmap`, such as ``cmap``, ``vmin``, ``vmax``.
     """
     import seaborn
 

@@ -25,20 +25,12 @@ PROFILES = (*paths.PROFILES, "toy")
 
 
 class Notebook:
-    """The context of one notebook; made by :func:`start`.
-
-    Attributes:
-        name: e.g. ``"03_hessian_spectra"``.
-        profile: one of :data:`PROFILES`.
-        device: the device that ``device=`` named.
-        parameters: what was given to :func:`start`.
-    """
+    """The context of one notebook, with its ``name``, ``profile``, ``device`` and ``parameters``; see :func:`start`."""
 
     def __init__(self, name: str, profile: str, device: str, parameters: dict[str, Any], judging: str = "") -> None:
         self.name, self.profile, self.parameters = name, profile, parameters
-        self.device = pick_device(device)
+        self.device, self._judging = pick_device(device), seeds_of(judging)
         self._started, self._data = time.time(), {}
-        self._judging = seeds_of(judging)
 
     @property
     def full(self) -> bool:
@@ -88,14 +80,9 @@ class Notebook:
     ) -> dict[str, Any]:
         """Make the values of a record, piece by piece, and save it; return them, or those of :meth:`begun`.
 
-        Args:
-            name: of the record.
-            make: given the :class:`~sharpnb.lab.pieces.Work`, returns the values.
-            of: the settings, see :func:`~sharpnb.lab.pieces.described`.
-            rtol: as in :meth:`record`.
-            atol: likewise.
-            kept: also in the quick profile read back what is committed: for what takes long and is not judged, such as
-                the tuning of hyperparameters. ``sharpnb run --force`` makes it again.
+        ``make`` is given the :class:`~sharpnb.lab.pieces.Work` and returns the values; ``of`` are the settings (see
+        :func:`~sharpnb.lab.pieces.described`). With ``kept`` what is committed is read back in the quick profile too:
+        for what takes long and is not judged, such as the tuning of hyperparameters.
         """
         work = self.begun(name, of=of, kept=kept)
         if work.values is None:
@@ -106,9 +93,8 @@ class Notebook:
     def begun(self, name: str, *, of: Any, kept: bool = False) -> Work:
         """Begin the work on a record, with the settings ``of``; a cell that trains in view goes on with it.
 
-        In a long profile it has the ``values`` of a finished record of the same parameters and settings, so that a
-        machine without a GPU draws from it. One that is withdrawn, wholly or in part, is made again, and under
-        ``sharpnb run --force`` any.
+        In a long profile it has the ``values`` of a finished record of the same parameters and settings, for a machine
+        without a GPU. One that is withdrawn, also in part, is made again, and under ``sharpnb run --force`` any.
         """
         if not (self.full or kept):
             return Work(self, name)
@@ -120,10 +106,9 @@ class Notebook:
         return work
 
     def full_record(self, name: str, of: Any = None, profile: str = "full") -> dict[str, Any] | None:
-        """Return the values of a committed record of a profile, or None where it has not been run.
+        """Return the values of a committed record of a profile, None where it was not run (with the settings ``of``).
 
-        With ``of`` the record must have been made with these settings: a claim's protocol names those of today. What
-        is withdrawn of it is said; a record that is withdrawn as a whole is not returned.
+        What is withdrawn of it is said; a record that is withdrawn as a whole is not returned.
         """
         for entry in self.withdrawn_of_full(name, profile):
             self.say(f"{entry}")
@@ -166,13 +151,10 @@ class Notebook:
     def claims(self, claims: Sequence[Claim], *, rtol: float = 2e-2, atol: float = 1e-6) -> None:
         """Save the claims and show them with their verdicts; in a long profile only show them.
 
-        The quick notebook publishes the claims of every profile, those of the others from their committed records: a
-        run of a long profile may have read those back on another machine. A verdict depends on all primary claims of
-        its paper; those of other notebooks are read from their records. What agrees with the committed claims within
-        the tolerances is shown, and judged, with the committed numbers. What rests on a withdrawn record is not judged.
-
-        Raises:
-            ValueError: if two claims of one profile bear the same id, or one is not in ``site/primary.toml``.
+        The quick notebook publishes the claims of every profile, those of the others from their committed records. A
+        verdict depends on all primary claims of its paper; those of other notebooks are read from their records. What
+        agrees with the committed claims within the tolerances is shown, and judged, with the committed numbers. What
+        rests on a withdrawn record is not judged. A ValueError as :func:`sharpnb.lab.board.check`.
         """
         claims = [claim.without(withdrawn.why(self.name, claim.profile, claim.id)) for claim in claims]
         board.check(claims)

@@ -51,14 +51,9 @@ class Work:
     def do(self, label: str, make: Callable[[], Values], **which: Any) -> Values:
         """Return what ``make`` returns, from the folder where it is there.
 
-        Args:
-            label: what is made, in a few words for the reader, such as ``"SAM"``.
-            make: returns numbers, texts, lists and dictionaries; at the first level tensors too, which come back on the
-                CPU.
-            which: what tells the piece from others of this record, including results of other pieces that it rests on.
-
-        Raises:
-            OSError: if the piece cannot be written, or read back.
+        ``label`` says to a reader what is made, such as ``"SAM"``; ``which`` tells it from others of this record,
+        including results of other pieces that it rests on. ``make`` returns what :func:`sharpnb.kept.store` can keep;
+        tensors come back on the CPU.
         """
         if self.settings is None:
             return make()

@@ -34,9 +34,8 @@ def forced() -> bool:
 def keeping(what: str) -> bool:
     """Return whether committed ``records`` or ``figures`` stay where a fresh result agrees within its tolerance.
 
-    The last digits differ between processors; so a run leaves a checkout, and the index that quotes the records, as
-    they are. ``SHARPNB_KEEP`` decides: ``1`` (of `sharpnb run`) keeps both, ``0`` (of `sharpnb run --update`) neither;
-    without it records are kept, and figures are as just drawn, for whoever works on them in JupyterLab.
+    The last digits differ between processors. ``SHARPNB_KEEP=1`` (of `sharpnb run`) keeps both, ``0`` (of `--update`)
+    neither; without it records are kept, and figures are as just drawn, for whoever works on them in JupyterLab.
     """
     choice = os.environ.get("SHARPNB_KEEP", "")
     return choice == "1" or (choice != "0" and what == "records")
@@ -175,11 +174,9 @@ def provenance(
 
 
 def commit(notebook: str) -> str | None:
-    """Return the checkout's commit, or None outside a checkout.
+    """Return the checkout's commit (a copy without its history is told it by ``$SHARPNB_COMMIT``); None outside one.
 
-    It ends with ``+`` when the code differs that a result of ``notebook`` can depend on: a Python file, or the
-    notebook's own code cells. Texts and outputs do not count. A copy without its history, in a container or on a lent
-    machine, is told its commit by ``$SHARPNB_COMMIT``.
+    It ends with ``+`` when code differs that a result of ``notebook`` can depend on: a Python file, or its own cells.
     """
     if told := os.environ.get("SHARPNB_COMMIT"):
         return told

@@ -28,8 +28,8 @@ class History:
     """What a training leaves behind.
 
     Attributes:
-        rows: one dictionary an evaluation: ``step``, ``epoch``, ``train_loss``, ``train_error``, ``test_loss``,
-            ``test_error`` (errors in percent, losses in nats).
+        rows: per evaluation ``step``, ``epoch``, ``train_loss``, ``train_error``, ``test_loss``, ``test_error`` (errors
+            in percent, losses in nats).
         weights: step -> flat copy of the parameters (on the CPU), for the steps asked for.
         diverged: the step at which the loss was no longer finite and training stopped, or None.
     """

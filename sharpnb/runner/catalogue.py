@@ -20,10 +20,6 @@ from typing import Any
 from sharpnb import paths
 from sharpnb.near import near
 
-_FIGURES = re.compile(
-    r"\b(?:Supp)?(?:Figs?\.?|Figures?|Tables?|Propositions?)\s+\d+(?:(?:\s*[,–-]\s*|\s+(?:and|to)\s+)\d+)*"
-    r"(?:\s+(?:left|middle|right))?"
-)
 _CHOICES = re.compile(r"#\s*(\w[\w.-]*(?:\s*\|\s*\w[\w.-]*)+)\s*(?:[;,.:(].*)?$")
 _TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list, "tuple": tuple, "dict": dict}
 
@@ -62,11 +58,7 @@ class Parameter:
 
 
 def parameters_in(source: str, where: str) -> dict[str, Parameter]:
-    """Return the parameters of a cell by name, in order.
-
-    Raises:
-        RunnerError: if a statement is anything but ``name = literal`` or ``name: type = literal``.
-    """
+    """Return the parameters of a cell by name; it may hold ``name = literal`` and ``name: type = literal`` alone."""
     try:
         statements, lines = ast.parse(source).body, source.splitlines()
     except SyntaxError as error:
@@ -120,14 +112,9 @@ class Notebook:
     @property
     def title(self) -> str:
         """The text of the first heading, without the notebook's own number."""
-        heading = next((line for line in self._opening if line.startswith("# ")), f"# {self.name}")
+        lines = [line.strip() for cell in self.content["cells"][:1] for line in _text(cell).splitlines()]
+        heading = next((line for line in lines if line.startswith("# ")), f"# {self.name}")
         return re.sub(r"^#\s*(\d+\s*[-–—.:·]*\s*)?", "", heading).strip()
-
-    @property
-    def reproduces(self) -> str:
-        """The figures, tables and propositions that the first cell names first, on one line: ``Fig. 2, Table 3``."""
-        lines = (_FIGURES.findall(line) for line in self._opening if not line.startswith("#"))
-        return ", ".join(dict.fromkeys(next(filter(None, lines), [])))
 
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
@@ -140,11 +127,7 @@ class Notebook:
         return parameters_in(_text(tagged[0]), self.name)
 
     def values(self, given: Mapping[str, Any], profile: str) -> dict[str, Any]:
-        """Return every parameter's value: the default, the profile, or what was given (a value, or its text).
-
-        Raises:
-            RunnerError: for a name that the notebook does not have, or a value that the parameter does not take.
-        """
+        """Return every parameter's value: the default, the profile, or what was given (a value, or its text)."""
         known = self.parameters
         if unknown := [name for name in given if name not in known]:
             raise RunnerError(
@@ -156,11 +139,6 @@ class Notebook:
         if values.get("profile", profile) != profile:
             raise RunnerError(f"profile = {values['profile']!r} contradicts --profile {profile}. Give --profile alone.")
         return values
-
-    @property
-    def _opening(self) -> list[str]:
-        cells = self.content["cells"]
-        return [line.strip() for line in _text(cells[0]).splitlines()] if cells else []
 
 
 def find_all() -> list[Notebook]:
@@ -193,7 +171,7 @@ def load(path: Path) -> Notebook:
     """Read one notebook; a RunnerError if it is none of format 4."""
     try:
         found = Notebook(path, json.loads(path.read_text(encoding="utf-8")))
-        _ = found.code, found.title, found.reproduces, found.after_all  # format 4 has cells of these kinds
+        _ = found.code, found.title, found.after_all  # format 4 has cells of these kinds
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunnerError(f"{path} cannot be read as a notebook ({type(error).__name__}: {error}). "
                           f"Bring back the committed one: git checkout -- {path.name}") from None
@@ -201,11 +179,7 @@ def load(path: Path) -> Notebook:
 
 
 def select(names: list[str] | None) -> list[Notebook]:
-    """Return the notebooks that ``names`` mean (all without names): a number, a name, or a path.
-
-    Raises:
-        RunnerError: for a name that no notebook, or more than one, answers to, or whose notebook cannot be run.
-    """
+    """Return the notebooks that ``names`` mean (all without names): a number, a name, or a path."""
     if not names:
         return find_all()
     known, others = _found()

@@ -36,13 +36,10 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Result:
-    """How one notebook ended.
+    """How one notebook ended, and why it was executed or not.
 
     Attributes:
-        name: the notebook's.
-        why: why it was executed, or why not.
         outcome: ``done``, ``up to date``, ``failed``, ``kernel died``, ``worker died``, ``timed out``, ``not run``.
-        seconds: wall time; 0 when nothing was executed.
         detail: the failing cell's traceback, or what went wrong and what to do.
         kept: the executed copy, up to the failure if there was one.
         renewed: the records and figures that were not there, or not the same within their tolerance.
@@ -208,8 +205,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 def _environment(item: Step) -> dict[str, str]:
     """Return what a kernel is to find in its environment: one thread, no bar, our own package, no GPU on the CPU.
 
-    Two OpenMP threads on shared cores were measured nine times slower; the quick profile fixes the number for
-    reproducibility too, the full one leaves a number that the user has set. So is the allocator's setting left.
+    The quick profile fixes the number of threads for reproducibility; others leave one that the user has set.
     """
     threads = dict.fromkeys(surroundings.THREADS, "1")
     own = {name: os.environ.get(name, value) for name, value in {**threads, **surroundings.ALLOCATOR}.items()}

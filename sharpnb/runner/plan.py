@@ -88,10 +88,8 @@ def plan(
 ) -> list[Step]:
     """Return the steps of a run in the order of execution, without executing anything.
 
-    Arguments as of :func:`sharpnb.runner.run`; ``given`` are its parameters, for every named notebook.
-
-    Raises:
-        RunnerError: for an unknown notebook, profile or parameter, or a value that a parameter does not take.
+    Arguments as of :func:`sharpnb.runner.run`; ``given`` are its parameters. A RunnerError for an unknown notebook,
+    profile or parameter, or a value that a parameter does not take.
     """
     if profile not in PROFILES:
         raise RunnerError(f"There is no profile {profile!r}. Choose one of {', '.join(PROFILES)}."

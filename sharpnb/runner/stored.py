@@ -1,8 +1,4 @@
-"""The form in which a notebook is committed: outputs and nothing that differs between two equal runs.
-
-papermill leaves some seventy lines of times and random ids in a five-cell notebook; two people who re-run a notebook
-should see a difference only where a result differs.
-"""
+"""The form in which a notebook is committed: outputs and nothing that differs between two equal runs."""
 
 from __future__ import annotations
 

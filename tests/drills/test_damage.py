@@ -14,10 +14,10 @@ import torch
 from harm import chances, damaged
 from matplotlib import pyplot as plt
 
-from sharpnb import lab, paths, resume
+from sharpnb import paths, resume
 from sharpnb.checkpoints import read_state
 from sharpnb.lab import figures
-from sharpnb.lab.records import Record, RecordMismatch
+from sharpnb.lab.records import RecordMismatch
 
 ALT = "A line that falls from the upper left to the lower right."
 
@@ -26,20 +26,6 @@ ALT = "A line that falls from the upper left to the lower right."
 def project(tmp_path, monkeypatch):
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
     return tmp_path
-
-
-def test_a_record():
-    """The next run of its notebook makes it anew."""
-    path = lab.start("n").record("r", {"a": [1.0, 2.0]})
-    good = path.read_bytes()
-    for luck in chances("a record", 40):
-        path.write_bytes(damaged(good, luck))
-        try:
-            assert Record.load(path).values == {"a": [1.0, 2.0]}  # only the last line break is gone
-        except ValueError as error:
-            assert "r.json is damaged" in str(error) and "Delete it" in str(error)
-        lab.start("n").record("r", {"a": [1.0, 2.0]})
-        assert Record.load(path).values == {"a": [1.0, 2.0]}
 
 
 def draw() -> None:

@@ -76,8 +76,8 @@ def test_what_is_kept_is_what_was_measured(shown):
             Claim("a", effect=Effect(2.0, 0.1, 4, 1e-4), profile="full", record="full/clean", regime=Regime(None, 9.0))]
     lab.start("n").claims(told)
     stored = json.loads((paths.records("n", "quick") / "claims.json").read_text())["values"]["claims"]
-    assert stored[0] == {"id": "a", "samples": list(UP), "protocol": "an MLP",
-                         "regime": {"train_error": 0.4, "test_error": 6.0, "twice": 5.8, "missing": ""}}
+    regime = {"train_error": 0.4, "test_error": 6.0, "twice": 5.8, "missing": ""}
+    assert stored[0] == {"id": "a", "samples": list(UP), "protocol": "an MLP", "regime": regime}
     assert board.measured() == {"n": told}
     assert "| **It holds.** (P, Fig. 1) |  | +1.48 [+1.34, +1.61] points | 20 | quick; an MLP" in shown[-1]
     assert "|  | · At half of the radius too. | 1.2 points | +1.50 [−4.85, +7.85] points | 2 | quick |" in shown[-1]

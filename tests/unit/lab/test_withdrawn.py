@@ -60,7 +60,7 @@ GONE, HELD = ("not run", f"withdrawn: {WHY}"), ("supported", "")
 
 
 @pytest.mark.parametrize(("entry", "whole"), [(WHOLE, True), (PART, False)])
-def test_what_rests_on_a_withdrawn_record_is_not_judged_and_says_why(entry, whole, monkeypatch):
+def test_what_rests_on_a_withdrawn_record_is_not_judged_and_says_why(entry, whole, monkeypatch, capsys):
     make()
     stated()
     assert set(verdicts().values()) == {HELD} and "withdrawn" not in report.page()  # without an entry
@@ -79,17 +79,10 @@ def test_what_rests_on_a_withdrawn_record_is_not_judged_and_says_why(entry, whol
     assert page.count(f"– not run (withdrawn: {WHY})") == whole
     assert ("1 of those that are not run rested on records that were withdrawn" in page) == whole
     assert f"| `0123abc` | 2026-11-30 | {WHY} |" in page
-
-
-def test_a_withdrawn_record_is_not_handed_out_and_of_one_in_part_it_is_said(capsys):
-    make()
-    table(WHOLE)
     capsys.readouterr()
-    assert lab.start("08_x").full_record("gamma") is None
-    assert capsys.readouterr().out == f"08_x/full/gamma of commit 0123abc was withdrawn: {WHY}.\n"
-    table(PART)
-    assert lab.start("08_x").full_record("gamma") == {"x": [1.0, 1.0]}
-    assert "was withdrawn in part (noise-esam-*): " in capsys.readouterr().out
+    assert lab.start("08_x").full_record("gamma") == (None if whole else {"x": [1.0, 1.0]})
+    part = "" if whole else " in part (noise-esam-*)"
+    assert capsys.readouterr().out == f"08_x/full/gamma of commit 0123abc was withdrawn{part}: {WHY}.\n"
     assert lab.start("08_x").withdrawn_of_full("gamma") and not lab.start("08_x").withdrawn_of_full("other")
 
 
@@ -107,18 +100,15 @@ def test_the_full_profile_makes_a_withdrawn_record_again_with_all_of_its_void_pi
 
 def test_a_record_put_together_from_a_void_piece_is_void_as_well(monkeypatch):
     make()
+    table(WHOLE)
     path = paths.records("08_x", "full") / "gamma.json"
     content = json.loads(path.read_text())
-    content["provenance"]["commit"] = "4567def"
-    content["provenance"]["pieces"][0]["commit"] = "4567def"
-    path.write_text(json.dumps(content))
-    table(WHOLE)
-    stated()
-    assert verdicts()["full"] == GONE
-    content["provenance"]["pieces"][1]["commit"] = "4567def"
-    path.write_text(json.dumps(content))
-    stated()
-    assert verdicts()["full"] == HELD
+    pieces = content["provenance"]["pieces"]
+    for made, verdict in ((content["provenance"], GONE), (pieces[0], GONE), (pieces[1], HELD)):
+        made["commit"] = "4567def"
+        path.write_text(json.dumps(content))
+        stated()
+        assert verdicts()["full"] == verdict
 
 
 @pytest.mark.parametrize(("change", "words"), [

@@ -162,15 +162,6 @@ def test_a_damaged_notebook_one_without_parameters_and_an_empty_checkout_are_nam
         plan()
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("Paper: A, *B*, ICLR 2021: Fig. 2, C.3 (Figs 4 to 7, Table 11).", "Fig. 2, Figs 4 to 7, Table 11"),
-    ("SAM: Fig. 3 left and section 4.2.\nMore: Fig. 9.", "Fig. 3 left"), ("No table.", ""),
-    ("Propositions 1, 2, 3 and SuppFigs 1–3", "Propositions 1, 2, 3, SuppFigs 1–3")])
-def test_title_and_figures_are_read_from_the_opening(text, expected):
-    read = Notebook(Path("05_e.ipynb"), notebook(markdown(f"# 05 · A toy\n\n{text}", "h")))
-    assert (read.title, read.reproduces) == ("A toy", expected)
-
-
 @pytest.mark.parametrize(("profile", "device", "expected"), [
     ("quick", "auto", "cpu"), ("quick", "cuda", "cuda"), ("full", "auto", "auto"), ("full", "cuda:1", "cuda:1"),
     ("mid", "auto", "cpu")])
