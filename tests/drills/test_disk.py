@@ -77,8 +77,7 @@ def test_a_run_on_a_full_disk(project):
 # What somebody does in a checkout that is not theirs, the exit status, and what is said.
 READ_ONLY = [
     (["-m", "sharpnb.cli", "run"], 2, "Permission denied), where a run keeps its copies. Make it writable"),
-    (["-m", "sharpnb.cli", "run", "--dry-run"], 0, "01_toy"),
-    (["-m", "sharpnb.cli", "list"], 0, "01_toy"),
+    (["-m", "sharpnb.cli", "run", "--dry-run"], 0, "01_toy"), (["-m", "sharpnb.cli", "list"], 0, "01_toy"),
     (["-c", "from sharpnb import lab; lab.start('n').record('r', {'a': [2.0] * 500})"], 1, "before is untouched"),
 ]
 

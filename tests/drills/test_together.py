@@ -1,4 +1,4 @@
-"""Two at once in one checkout, and a checkout in a folder with a blank and letters that are not ASCII."""
+"""Two at once in one checkout or in one folder of a sweep."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ import pandas as pd
 from harm import FORK, chances
 from toy import checkout, plain
 
-from sharpnb import lab, paths
-from sharpnb.runner import run
-
-NAMES = ["über uns", "été 日本", "a {profile} 100 %s", "it's \"quoted\" $HOME #1", "-p seed; ls"]
+from sharpnb import lab
 
 
 def printed(root) -> str:
@@ -58,12 +55,3 @@ def test_two_sweeps(tmp_path):
         assert [each.exitcode for each in both] == [0, 0]
         pd.testing.assert_frame_equal(table(folder), whole, check_exact=True)
         assert len(list(folder.iterdir())) == len(list((tmp_path / "whole").iterdir()))
-
-
-def test_a_folder_of_any_name(tmp_path, monkeypatch):
-    body = "from sharpnb import lab\nlab.start('01_toy').record('r', {'a': 1.0})\nprint('whole')"
-    for luck in chances("a folder of any name", 1):
-        root = checkout(tmp_path / luck.choice(NAMES), {"01_toy": plain("01", body)})
-        monkeypatch.setenv("SHARPNB_ROOT", str(root))
-        assert [result.outcome for result in run() + run()] == ["done", "up to date"]
-        assert printed(root) == "whole\n" and (paths.records("01_toy", "quick") / "r.json").is_file()

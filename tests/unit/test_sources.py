@@ -121,6 +121,11 @@ def test_a_changed_file_changes_its_digest_and_its_imports(root):
     assert after["sharpnb/__init__.py"] == before["sharpnb/__init__.py"]
 
 
+def test_without_sources_of_its_own_a_checkout_uses_the_installed_package(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(checkout(tmp_path, {})))
+    assert {"sharpnb/__init__.py", "sharpnb/rules.py"} <= sources.digests(["from sharpnb import rules"]).keys()
+
+
 def test_the_set_up_call_imports_nothing_that_is_not_found():
     found = sources.digests(["from sharpnb import lab", "lab.start('x')"])
     code = ("import sys; from sharpnb import lab; lab.start('x'); "

@@ -13,8 +13,7 @@ import multiprocessing
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -214,7 +213,11 @@ RULES: dict[str, dict[str, Any]] = {
     "sam": {"lr": 0.1, "momentum": 0.9, "rho": 0.05}, "wsam": {"lr": 0.1, "momentum": 0.9, "rho": 0.05, "gamma": 0.8},
     "esam": {"lr": 0.1, "rho": 0.05, "beta": 0.6, "gamma": 0.5},
 }
-ERRORS = ("train_loss", "train_error", "test_loss", "test_error")
+
+
+def _table(rows: list[dict[str, float]]) -> Tensor:
+    names = ("train_loss", "train_error", "test_loss", "test_error")
+    return torch.tensor([[row[name] for name in names] for row in rows], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("rule", OPTIMIZERS)
@@ -225,8 +228,7 @@ def test_a_training_is_that_of_the_cpu(name: str, rule: str) -> None:
         model = NETS[name](0).double().to(device)
         history = train(model, _digits(), OPTIMIZERS[rule](model.parameters()), steps=10, batch_size=32, device=device,
                         augment=shift_and_flip(1, flip=False), evaluate_every=5, keep=(5,), progress=False)
-        rows = torch.tensor([[row[of] for of in ERRORS] for row in history.rows], dtype=torch.float64)
-        ends.append((_flat(model), history.weights[5], rows))
+        ends.append((_flat(model), history.weights[5], _table(history.rows)))
         assert next(model.parameters()).device.type == torch.device(device).type
     for there, here in zip(ends[1], ends[0], strict=True):
         torch.testing.assert_close(there, here, rtol=1e-7, atol=1e-8)
@@ -243,8 +245,7 @@ def test_many_trainings_are_those_of_the_cpu(name: str, rule: str) -> None:
     for device in ("cpu", DEVICE):
         many = train_many(configs, _digits(), NETS[name], steps=10, batch_size=32, device=device, dtype=torch.float64,
                           augment=shift_and_flip(1, flip=False), evaluate_every=5, progress=False)
-        rows = torch.tensor([[row[of] for of in ERRORS] for row in many.rows], dtype=torch.float64)
-        ends.append((many.weights, many.averaged, rows))
+        ends.append((many.weights, many.averaged, _table(many.rows)))
     for there, here in zip(ends[1], ends[0], strict=True):
         torch.testing.assert_close(there, here, rtol=1e-7, atol=1e-8)
     assert (ends[0][0][0] - _flat(NETS[name](0))).abs().max() > 1e-2
@@ -275,9 +276,8 @@ def test_a_training_by_graphs_is_the_one_without(name: str, rule: str) -> None:
             optimizer.model = optimizer._statistics.model = model
         history = train(model, _digits(), optimizer, steps=12, batch_size=32, device=DEVICE, evaluate_every=4, seed=1,
                         augment=shift_and_flip(1, flip=False), progress=False, graphs=graphs)
-        rows = torch.tensor([[row[of] for of in ERRORS] for row in history.rows], dtype=torch.float64)
-        buffers = [b.double().flatten().cpu() for b in model.buffers()]
-        ends.append((_flat(model), rows, torch.cat(buffers) if buffers else torch.zeros(1)))
+        buffers = [torch.zeros(1), *(b.double().flatten().cpu() for b in model.buffers())]
+        ends.append((_flat(model), _table(history.rows), torch.cat(buffers)))
     for there, here in zip(*ends, strict=True):
         torch.testing.assert_close(there, here, rtol=1e-9, atol=1e-10)
 
@@ -304,18 +304,6 @@ def test_what_cannot_be_captured_goes_on_without_a_graph() -> None:
         torch.testing.assert_close(result, (x + k) * (x + k).sum())
 
 
-@contextmanager
-def _memory_of(size: float) -> Iterator[None]:
-    """Let this process have so many bytes of the GPU's memory, for tensors and the allocator's cache."""
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(size / torch.cuda.mem_get_info()[1])
-    try:
-        yield
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-
-
 def _wide(chunk: int) -> Any:
     """Train eight members whose features, which go by the chunk, outweigh what is there of all of them."""
     configs = [RULES["sam"] | {"rule": "sam", "seed": seed} for seed in range(8)]
@@ -329,9 +317,13 @@ def _halved() -> tuple[list[int], float, bool]:
     torch.cuda.reset_peak_memory_stats()
     _wide(8)
     large = torch.cuda.max_memory_allocated()
-    with _memory_of(0.9 * large), warnings.catch_warnings(record=True) as said:
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.9 * large / torch.cuda.mem_get_info()[1])
+    with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         halved = _wide(8)
+    torch.cuda.set_per_process_memory_fraction(1.0)
     sizes = [int(found[1]) for w in said if (found := re.search(r"do not fit .* going on with (\d+)", str(w.message)))]
     expected = _wide(sizes[-1])
     off = float(((halved.weights - expected.weights).abs() - 1e-5 * expected.weights.abs()).max())

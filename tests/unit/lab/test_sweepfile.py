@@ -30,7 +30,7 @@ def net(seed):
 def data():
     return load_data('digits', train_size=60)
 def bad(seed):
-    return net(1 / (1 - seed))
+    return net(seed // (1 - seed))
 """
 
 
@@ -214,3 +214,10 @@ def test_ctrl_c_is_obeyed_at_once(how, folder):
     else:
         status, said = interrupted(folder, text, "--jobs", "2")
     assert status == 130 and "Interrupted. Finished shards are kept" in said and "Traceback" not in said, said
+
+
+def test_a_scheduler_that_does_not_answer_is_a_sentence(call, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(distributed, "Client", lambda address: (_ for _ in ()).throw(OSError("Timed out")))
+    status, said = call(FILE, "--scheduler", "tcp://127.0.0.1:1")
+    assert status == 2 and "No Dask scheduler answers at tcp://127.0.0.1:1 (Timed out)" in said
