@@ -6,15 +6,15 @@ each notebook keeps its live results and what it read from committed records. Eq
 
 from __future__ import annotations
 
-import tomllib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sharpnb import kept, paths
 from sharpnb.lab.claims import Claim
 from sharpnb.lab.verdicts import FEWEST_SEEDS, SYMBOLS, Effect, Hypothesis, Judged, judge
+from sharpnb.lab.withdrawn import listed
 from sharpnb.paths import PROFILES
 
 _FILE = "site/primary.toml"
@@ -98,22 +98,12 @@ def primaries() -> dict[str, Primary]:
                                for name, value in entry.items() if name in Primary.__dataclass_fields__}
         return Primary(**own)
 
-    return {entry.id: entry for entry in _listed("primary", made)}
+    return {entry.id: entry for entry in listed(_FILE, "primary", made)}
 
 
 def checks() -> list[tuple[str, str, str]]:
     """Return paper, figure or table, and reason of what is no claim: identities, counts, constructions."""
-    return _listed("check", lambda entry: (entry["paper"], ", ".join(entry["items"]), entry["why"]))
-
-
-def _listed(kind: str, make: Callable[[Any], Any]) -> list[Any]:
-    file = paths.root() / _FILE
-    try:
-        listed = tomllib.loads(file.read_text(encoding="utf-8")).get(kind, []) if file.is_file() else []
-        return [make(entry) for entry in listed]
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{_FILE} cannot be read ({type(error).__name__}: {error}); its head says what an entry "
-                         "holds.") from None
+    return listed(_FILE, "check", lambda entry: (entry["paper"], ", ".join(entry["items"]), entry["why"]))
 
 
 def measured() -> dict[str, list[Claim]]:

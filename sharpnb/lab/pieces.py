@@ -84,7 +84,12 @@ class Work:
         device, begun = self.nb.device, time.perf_counter()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        values = make()
+        try:
+            values = make()
+        except RuntimeError as error:  # of a GPU: it is full or gone
+            error.add_note(f"{len(self.log)} finished pieces are kept under {self.folder}: the same command goes on; "
+                           "after an error of the GPU restart the kernel before it.")
+            raise
         kept.store(file, values, which | {
             "seconds": round(time.perf_counter() - begun, 3), "peak_bytes": peak_bytes(device),
             "device": device_name(device), "commit": commit(self.nb.name), "settings": self.settings})

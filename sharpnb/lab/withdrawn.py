@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -73,16 +73,25 @@ class Withdrawal:
         return f"{self.record} of commit {self.commit} was withdrawn{part}: {self.why}."
 
 
-def entries(record: str | None = None) -> list[Withdrawal]:
-    """Return the entries of the table, or those for a record; ValueError if it cannot be read."""
-    file = paths.root() / _FILE
+def listed(name: str, kind: str, make: Callable[[Any], Any]) -> list[Any]:
+    """Return what is made of each ``[[kind]]`` of a TOML file of the checkout, nothing where there is no such file.
+
+    Raises:
+        ValueError: if it cannot be read; the message says why.
+    """
+    file = paths.root() / name
     try:
-        listed = tomllib.loads(file.read_text(encoding="utf-8")).get("withdrawn", []) if file.is_file() else []
-        known = [Withdrawal(**{**entry, "date": f"{entry['date']}", "claims": tuple(entry.get("claims", "*"))})
-                 for entry in listed]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{_FILE} cannot be read ({type(error).__name__}: {error}); its head says what an entry "
+        found = tomllib.loads(file.read_text(encoding="utf-8")).get(kind, []) if file.is_file() else []
+        return [make(entry) for entry in found]
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{name} cannot be read ({type(error).__name__}: {error}); its head says what an entry "
                          "holds.") from None
+
+
+def entries(record: str | None = None) -> list[Withdrawal]:
+    """Return the entries of the table, or those for a record."""
+    known = listed(_FILE, "withdrawn", lambda entry: Withdrawal(
+        **{**entry, "date": f"{entry['date']}", "claims": tuple(entry.get("claims", "*"))}))
     return [entry for entry in known if record in (None, entry.record)]
 
 

@@ -79,6 +79,19 @@ def test_force_makes_a_finished_record_again_and_replaces_its_provenance(nb, tmp
     assert Record.find(nb.name, "r", "toy").provenance["sources"] == sources.of_notebook(nb.name) != before
 
 
+def test_a_gpu_that_is_gone_leaves_what_is_finished_and_says_what_to_do(nb):
+    def gone():
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    work = Work(nb, "r", 0)
+    work.do("a", lambda: {"x": 1})
+    with pytest.raises(RuntimeError, match="launch failure") as caught:
+        work.do("b", gone)
+    assert all(words in caught.value.__notes__[0] for words in ("1 finished pieces are kept", "restart the kernel"))
+    again = Work(nb, "r", 0)
+    assert again.do("a", lambda: pytest.fail("made again")) == {"x": 1} and again.do("b", lambda: {"x": 2}) == {"x": 2}
+
+
 def test_what_is_made_is_shown_and_what_is_read_back_is_not(nb, capsys):
     for seeds in (1, 3):
         work = Work(nb, "r", 0)
