@@ -48,22 +48,20 @@ def _show_version(asked: bool) -> None:
 
 
 @app.callback()
-def options(
-    version: Annotated[bool, Option(
-        "--version", help="Say which version this is.", callback=_show_version, is_eager=True)] = False,
-) -> None:
+def options(version: Annotated[bool, Option(
+    "--version", help="Say which version this is.", callback=_show_version, is_eager=True)] = False) -> None:
     """Take what stands before a command."""
 
 
 @app.command("list")
 def list_notebooks() -> None:
-    """Show the notebooks: what each is about, what it re-makes, whether its quick run is up to date."""
+    """Show the notebooks: what each is about, and whether its quick run is up to date."""
     from sharpnb.runner.catalogue import find_all
     from sharpnb.runner.plan import state
 
-    table = Table("notebook", "about", "re-makes", "quick run")
+    table = Table("notebook", "about", "quick run")
     for notebook in find_all():
-        table.add_row(*map(Text, (notebook.name, notebook.title, notebook.reproduces, state(notebook))))
+        table.add_row(*map(Text, (notebook.name, notebook.title, state(notebook))))
     _console.print(table)
     _name_passed_over()
 
@@ -79,21 +77,16 @@ def _name_passed_over() -> None:
 @app.command()
 def run(
     names: _Names = None,
-    profile: Annotated[str, Option(
-        help="quick: on a CPU, seconds each. mid (05): hours of a CPU. full: half an hour of a GPU.")] = "quick",
-    jobs: Annotated[int | None, Option(
-        min=1, help="Notebooks at once. Default: 2 in the quick profile, else 1.")] = None,
+    profile: Annotated[str, Option(help="quick: seconds on a CPU. mid: its hours. full: on a GPU.")] = "quick",
+    jobs: Annotated[int | None, Option(min=1, help="Notebooks at once. Default: 2 if quick, else 1.")] = None,
     parameter: Annotated[list[str] | None, Option(
         "-p", "--parameter", metavar="NAME VALUE",
         help="A parameter in the place of the notebook's default, as in -p seed 3. Several times as needed.")] = None,
-    force: Annotated[bool, Option(
-        "--force", help="Execute also what is up to date; make finished records of a long profile again.")] = False,
+    force: Annotated[bool, Option("--force", help="Make again what is up to date, and finished records.")] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would be executed and why, and stop.")] = False,
     timeout: Annotated[float | None, Option(
-        min=0,
-        help="Seconds for one notebook, 0 for no limit. Default: 600 in the quick profile, else none.")] = None,
-    update: Annotated[bool, Option(
-        "--update", help="For maintainers: store the new outputs in notebooks/, as they are committed.")] = False,
+        min=0, help="Seconds for one notebook, 0 for no limit. Default: 600 if quick, else none.")] = None,
+    update: Annotated[bool, Option("--update", help="For maintainers: store outputs in notebooks/.")] = False,
 ) -> None:
     """Execute notebooks whose code, parameters, package sources, data or versions changed since their last run.
 
@@ -173,15 +166,14 @@ def report() -> None:
 
 def _pages() -> Any:
     """Import ``site/report.py``, which makes the pages and is in no wheel."""
-    checkouts = (paths.root(), Path(__file__).resolve().parents[1])
-    here = next((folder for folder in checkouts if (folder / "site" / "report.py").is_file()), None)
-    if here is None:
-        raise RunnerError("`sharpnb report` is made by site/report.py of the project, which an installed package does "
-                          "not hold. Call it in a checkout, or set SHARPNB_ROOT to one.")
-    sys.path[:0] = [str(here / "site"), str(here / "notebooks")]
-    import report as pages
+    for here in (paths.root(), Path(__file__).resolve().parents[1]):
+        if (here / "site" / "report.py").is_file():
+            sys.path[:0] = [str(here / "site"), str(here / "notebooks")]
+            import report as pages
 
-    return pages
+            return pages
+    raise RunnerError("`sharpnb report` is made by site/report.py of the project, which an installed package does not "
+                      "hold. Call it in a checkout, or set SHARPNB_ROOT to one.")
 
 
 @app.command("data")
@@ -200,10 +192,9 @@ def data_sets() -> None:
     if any(state != "ready" for state in states.values()):
         _console.say(
             f"A missing data set is downloaded when a notebook first uses it and a network is there. Without one, copy "
-            f"its files from a machine where this page calls them ready, names and folders as they are, under "
-            f"{paths.datasets()}, or set SHARPNB_DATA to the folder that has them; call `sharpnb data` there, which "
-            f"compares every file with the MD5 that torchvision publishes. Delete a damaged file: it is then fetched "
-            f"like a missing one. The quick profile needs digits only.")
+            f"its files from a machine where this page calls them ready under {paths.datasets()}, or set SHARPNB_DATA "
+            f"to the folder that has them: `sharpnb data` compares every file with the MD5 that torchvision publishes. "
+            f"Delete a damaged file: it is then fetched like a missing one. The quick profile needs digits only.")
 
 
 @app.command("doctor")
@@ -213,13 +204,11 @@ def doctor_command() -> None:
 
     colours = {"ok": "green", "note": "yellow", "problem": "bold red"}
     problems = 0
-    for finding in doctor.examine():
-        problems += finding.state == "problem"
-        state = Text(f"{finding.state:8}", colours[finding.state])
-        _console.print(state, Text(f"{finding.what}: {finding.text}"), soft_wrap=True)
+    for what, state, text in doctor.examine():
+        problems += state == "problem"
+        _console.print(Text(f"{state:8}", colours[state]), Text(f"{what}: {text}"), soft_wrap=True)
     _console.print("Everything that the quick profile needs is here." if not problems else f"Problems: {problems}.")
-    if problems:
-        raise typer.Exit(1)
+    raise typer.Exit(int(problems > 0))
 
 
 @app.command("sweep")
@@ -227,10 +216,8 @@ def sweep_command(
     file: Annotated[Path | None, typer.Argument(
         help=r"TOML with \[data], \[model], \[train] and one or several \[\[grid]].", show_default=False)] = None,
     scheduler: Annotated[str | None, Option(help="Address of a Dask scheduler.")] = None,
-    jobs: Annotated[int | None, Option(
-        min=1, help="Processes here. Default: one for each processor.")] = None,
-    out: Annotated[Path | None, Option(
-        help="The table of results. Default: the file's own name with .csv.")] = None,
+    jobs: Annotated[int | None, Option(min=1, help="Processes here. Default: one a processor.")] = None,
+    out: Annotated[Path | None, Option(help="The table of results. Default: the file's name with .csv.")] = None,
     example: Annotated[bool, Option("--example", help="Print a file to begin with, and stop.")] = False,
 ) -> None:
     """Train every cell of a grid, here or on a Dask cluster, and write the table of results; a later call goes on.
@@ -287,12 +274,10 @@ def spectrum_command(
         metavar="GLOB", help="Weights in the file that the model has not got: they are passed over.")] = None,
     weights: Annotated[str | None, Option(help="Torchvision's pretrained weights, such as DEFAULT.")] = None,
     classes: Annotated[int | None, Option(min=1, help="Outputs of a torchvision model, where not ImageNet's.")] = None,
-    loss: Annotated[str, Option(
-        help="cross_entropy, mse, binary_cross_entropy, or module:function.")] = "cross_entropy",
+    loss: Annotated[str, Option(help="cross_entropy, mse, binary_cross_entropy, module:function.")] = "cross_entropy",
     operator: Annotated[str, Option(help="hessian, ggn (Gauss-Newton) or fisher (empirical).")] = "hessian",
     mode: Annotated[str, Option(help="eval, batch_stats (BatchNorm by each batch) or as_is.")] = "eval",
-    params: Annotated[list[str] | None, Option(
-        help="Only these parameters or layers: a name or pattern; repeat as needed.")] = None,
+    params: Annotated[list[str] | None, Option(help="Only these parameters or layers: names, patterns.")] = None,
     split: Annotated[str, Option(help="train or test, of a data set named.")] = "train",
     batch_size: Annotated[int, Option(min=1, help="How data sets are cut.")] = 256,
     batches: Annotated[int | None, Option(min=1, help="Take so many batches. Default: all.")] = None,
@@ -304,8 +289,7 @@ def spectrum_command(
     probes: Annotated[int, Option(min=0, help="Random probes of the density; 0 for no density.")] = 8,
     seed: Annotated[int, Option(
         min=0, help="Of the probes, and of what your functions draw: a loader's order, weights without a file.")] = 0,
-    memory: Annotated[float | None, Option(
-        min=0, help="Gigabytes for the bases. Default: what a probe needs, and up to 2.")] = None,
+    memory: Annotated[float | None, Option(min=0, help="Gigabytes for the bases. Default: up to 2.")] = None,
     device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     dtype: Annotated[str, Option(help="float32 or float64.")] = "float32",
     out: Annotated[Path, Option(help="Folder for numbers and figure.")] = Path("spectrum"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-import errno
+import contextlib
 import os
 import sys
 import unicodedata
@@ -20,10 +20,8 @@ PLAIN = {
 }
 
 
-def _plainly(error: UnicodeError) -> tuple[str, int]:
+def _plainly(error: Any) -> tuple[str, int]:
     """Return what stands for the signs that an encoding has not, and where to go on (an error handler of codecs)."""
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
     lost = error.object[error.start:error.end]
     letters = (unicodedata.normalize("NFKD", sign).encode("ascii", "ignore").decode() for sign in lost)
     return "".join(PLAIN.get(sign) or letter or "?" for sign, letter in zip(lost, letters, strict=True)), error.end
@@ -35,9 +33,7 @@ codecs.register_error("sharpnb.plain", _plainly)
 def prepare() -> None:
     """Let standard output and error show every text, in other signs where they must."""
     for stream in (sys.stdout, sys.stderr):
-        change: Any = getattr(stream, "reconfigure", None)
-        if change is not None:
-            change(errors="sharpnb.plain")
+        getattr(stream, "reconfigure", lambda **_: None)(errors="sharpnb.plain")
 
 
 class Terminal(Console):
@@ -66,10 +62,6 @@ class Terminal(Console):
 
     def _give_up(self, error: OSError) -> None:
         self.quiet = True
-        self.failure = None if error.errno == errno.EPIPE or isinstance(error, BrokenPipeError) else error
-        try:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.file.fileno())  # what Python still holds back for it goes there at the end
-            os.close(nowhere)
-        except (OSError, ValueError):
-            pass  # no file behind it
+        self.failure = None if isinstance(error, BrokenPipeError) else error
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:  # no file may be behind it
+            os.dup2(nowhere.fileno(), self.file.fileno())  # what Python still holds back for it goes there at the end

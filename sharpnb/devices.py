@@ -25,10 +25,8 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         raise ValueError(f"device = {device!r} is not a device that computes here ({reason}). Use 'auto', 'cpu', "
                          "'cuda' or 'cuda:1'.") from error
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device = {device!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices. "
-            "Use device='auto' (the GPU where there is one, else the CPU) or 'cpu'; `sharpnb doctor` says more."
-        )
+        raise ValueError(f"device = {device!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices."
+                         " Use 'auto' (the GPU where there is one, else the CPU) or 'cpu'; see `sharpnb doctor`.")
     return chosen
 
 

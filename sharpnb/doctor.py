@@ -1,7 +1,4 @@
-"""What this machine has and lacks for the project, and what to do about it.
-
-Each check yields :class:`Finding` objects. "note" is for what only the other profiles miss.
-"""
+"""What this machine has and lacks for the project, and what to do about it."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ DISK = 1e9  # bytes: records, figures and executed copies of all profiles need a
 
 
 class Finding(NamedTuple):
-    """What was looked at, ``ok``, ``note`` or ``problem``, and what was found, with what to do about it."""
+    """What was looked at, ``ok``, ``note`` (only other profiles miss it) or ``problem``, what was found, what to do."""
 
     what: str
     state: str
@@ -37,6 +34,10 @@ def examine() -> Iterator[Finding]:
             yield from check()
         except Exception as error:
             yield Finding(check.__name__, "problem", f"could not be looked at ({type(error).__name__}: {error})")
+
+
+def _found(what: str, found: str, fault: str) -> Finding:
+    return Finding(what, "problem" if fault else "ok", fault or found)
 
 
 def python() -> Iterator[Finding]:
@@ -71,8 +72,7 @@ def accelerator() -> Iterator[Finding]:
     yield Finding("PyTorch", "ok", torch.__version__)
     if not torch.cuda.is_available():
         yield Finding("GPU", "note", "none that PyTorch can use: the quick profile needs none, the full one wants one")
-        return
-    for number in range(torch.cuda.device_count()):
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = torch.cuda.mem_get_info(number)
         yield Finding("GPU", "ok", f"cuda:{number}: {torch.cuda.get_device_name(number)}, "
                                    f"{free / 1e9:.0f} of {total / 1e9:.0f} GB free; several notebooks at once share "
@@ -97,27 +97,22 @@ def kernel() -> Iterator[Finding]:
     """Look whether the kernel ``python3``, which every notebook asks for, is this Python."""
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
-    remedy = "python -m ipykernel install --sys-prefix"
     try:
         command = KernelSpecManager().get_kernel_spec("python3").argv[0]
     except NoSuchKernel:
-        yield Finding("kernel", "problem", f"there is no kernel python3: {remedy}")
-        return
+        command = "none is installed"
     # A bare "python" is replaced by the Python that starts the kernel.
     bare = {"python", "python3", f"python3.{sys.version_info.minor}"}
     own = command in bare or Path(command).resolve() == Path(sys.executable).resolve()
-    other = f"python3 starts another Python ({command}): {remedy}"
-    yield _found("kernel", "python3 is this Python", "" if own else other)
+    yield _found("kernel", "python3 is this Python", "" if own else
+                 f"python3 is not this Python ({command}): python -m ipykernel install --sys-prefix")
 
 
 def folders() -> Iterator[Finding]:
     """Look whether the checkout is found and can be written."""
     count = len(list(paths.notebooks().glob("*.ipynb")))
-    if not count:
-        yield Finding("checkout", "problem", f"no notebooks in {paths.notebooks()}: call this in a checkout, or set "
-                                             "SHARPNB_ROOT to one")
-        return
-    yield Finding("checkout", "ok", f"{count} notebooks in {paths.root()}")
+    yield _found("checkout", f"{count} notebooks in {paths.root()}", "" if count else
+                 f"no notebooks in {paths.notebooks()}: call this in a checkout, or set SHARPNB_ROOT to one")
     for folder in (paths.root() / "data" / "runs", paths.root() / "data" / "records", paths.root() / "figures"):
         fault = ""
         try:
@@ -138,10 +133,6 @@ def data_sets() -> Iterator[Finding]:
         shipped = name in datafiles.PACKAGES
         kind = "ok" if state == "ready" else "problem" if shipped or not state.startswith("missing") else "note"
         yield Finding(name, kind, state + ("; see sharpnb data" if state != "ready" else ""))
-
-
-def _found(what: str, found: str, fault: str) -> Finding:
-    return Finding(what, "problem" if fault else "ok", fault or found)
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (

@@ -25,8 +25,7 @@ Values = dict[str, Any]
 def place(folder: Path, words: str, *made_with: Any) -> Path:
     """Return the file, in a folder, of some finished work; ``words`` are what a reader should see in its name.
 
-    It was ``made_with`` everything that the result depends on, as JSON has it: settings, a digest of the code
-    (:func:`sharpnb.sources.mark`), versions.
+    It was ``made_with`` all that the result depends on: settings, a digest of the code (``sources.mark``), versions.
     """
     short = "-".join(re.findall(r"\w+", words))[:60]
     return folder / f"{short}-{digest(plain(made_with))[:16]}.json"
@@ -35,10 +34,7 @@ def place(folder: Path, words: str, *made_with: Any) -> Path:
 def store(file: Path, values: Values, about: Values | None = None) -> None:
     """Keep ``values``: numbers, texts, lists and mappings; on the first level also tensors, in an archive beside.
 
-    Beside them stands what to know ``about`` the result, such as the time that it took.
-
-    Raises:
-        OSError: as :func:`sharpnb.paths.write_whole`.
+    With them is kept what to know ``about`` the result, such as the time that it took.
     """
     tensors = {name: value.detach().cpu().numpy() for name, value in values.items() if hasattr(value, "detach")}
     rest = {name: plain(value) for name, value in values.items() if name not in tensors}
@@ -70,11 +66,7 @@ def find(file: Path) -> tuple[Values, Values] | None:
 
 
 def write(file: Path, content: Values, indent: int | None = None) -> None:
-    """Write ``content`` and its digest to ``file``, whole or not at all.
-
-    Raises:
-        OSError: as :func:`sharpnb.paths.write_whole`.
-    """
+    """Write ``content`` and its digest to ``file``, as :func:`sharpnb.paths.write_whole` does."""
     content = json.loads(json.dumps(content))  # as it will be read: texts as keys, lists
     paths.write_whole(file, json.dumps(content | {"digest": digest(content)}, indent=indent, ensure_ascii=False) + "\n")
 
@@ -101,11 +93,7 @@ def digest(content: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return nested values as JSON knows them; tensors and arrays become lists.
-
-    Raises:
-        ValueError: for a function or another value that a file cannot hold.
-    """
+    """Return nested values as JSON knows them, tensors and arrays as lists; ValueError for what it cannot hold."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, range)):

@@ -10,12 +10,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+PROFILES = ("quick", "mid", "full")
+
 
 def root() -> Path:
     """Return the project folder: ``$SHARPNB_ROOT``, else the checkout around the working directory, else the package's.
 
-    A folder is a checkout when it holds both ``notebooks/`` and ``sharpnb/``. An installed package without a checkout
-    falls back to the working directory, so that a user's own notebook writes beside itself.
+    A checkout holds both ``notebooks/`` and ``sharpnb/``. Without one it is the working directory.
     """
     chosen = os.environ.get("SHARPNB_ROOT")
     if chosen:
@@ -33,13 +34,10 @@ def notebooks() -> Path:
 
 
 def let_studies_be_imported() -> None:
-    """Put the checkout's ``notebooks/`` on ``sys.path``, so that ``from studies import …`` finds its studies.
+    """Put the checkout's ``notebooks/`` on ``sys.path``, for ``from studies import …``, and ``recipes/`` behind it.
 
-    And ``recipes/`` behind it, for the study that imports a recipe.
-    A kernel that was started in ``notebooks/`` finds them anyway; one that was started elsewhere does not (plain
-    papermill starts it in the folder where it was called, ``sharpnb run`` beside the executed copies). Worker
-    processes of :mod:`multiprocessing` and of a local Dask cluster are given the same ``sys.path``. Without a checkout
-    nothing is changed.
+    A kernel that was started in ``notebooks/`` finds them anyway; one that papermill has started elsewhere does not.
+    Worker processes are given the same ``sys.path``. Without a checkout nothing is changed.
     """
     if (notebooks() / "studies").is_dir():
         for folder in (root() / "recipes", notebooks()):

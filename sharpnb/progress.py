@@ -8,10 +8,7 @@ from typing import Any
 
 
 def training_bar(steps: int, wanted: bool | None) -> Any:
-    """Return ``range(steps)``, behind a bar where tqdm is installed and nobody said no.
-
-    ``None`` shows the bar unless the environment has ``TQDM_DISABLE=1``, as batch runs do.
-    """
+    """Return ``range(steps)``, behind a bar where tqdm is installed; None shows it unless ``TQDM_DISABLE=1``."""
     tqdm = _tqdm(wanted)
     return range(steps) if tqdm is None else tqdm(range(steps), desc="training", leave=False, disable=False)
 
@@ -19,10 +16,7 @@ def training_bar(steps: int, wanted: bool | None) -> Any:
 def bar(wanted: bool | None, total: int, label: str, unit: str, done: int = 0) -> Any:
     """Return a bar of tqdm's for ``total`` units, ``done`` of which were made before, with a ``label`` on its left.
 
-    Where it is not wanted (``None`` as in :func:`training_bar`) it is something that shows nothing.
-
-    Raises:
-        ImportError: if it is wanted and tqdm is missing.
+    Where it is not wanted (``None`` as in :func:`training_bar`) it shows nothing; ImportError where tqdm is missing.
     """
     tqdm = _tqdm(wanted)
     if wanted and tqdm is None:

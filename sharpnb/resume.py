@@ -24,11 +24,7 @@ class Checkpoint:
         self._key, self._every, self._last = repr(key), every, time.monotonic()
 
     def load(self) -> dict[str, np.ndarray] | None:
-        """Return the saved arrays, or ``None`` if there are none.
-
-        Raises:
-            ValueError: if the file belongs to another run, or is damaged.
-        """
+        """Return the saved arrays, None if there are none; ValueError for a damaged file or another run's."""
         if self._path is None or not self._path.exists():
             return None
         with self._path.open("rb") as file:
@@ -48,8 +44,7 @@ class Checkpoint:
         """Save ``state()`` if it is time."""
         if self._path is None or not (force or time.monotonic() - self._last >= self._every):
             return
-        buffer = io.BytesIO()
-        arrays: dict[str, Any] = {"key": np.array(self._key), **state()}
-        np.savez(buffer, **arrays)
+        buffer, arrays = io.BytesIO(), dict[str, Any](state())
+        np.savez(buffer, key=np.array(self._key), **arrays)
         write_whole(self._path, buffer.getvalue())
         self._last = time.monotonic()

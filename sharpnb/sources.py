@@ -29,8 +29,7 @@ def package_folder() -> Path:
 def digests(code: list[str]) -> dict[str, str]:
     """Return ``{"sharpnb/rules.py": sha256, "notebooks/studies/swa.py": …}`` of every file that the code cells reach.
 
-    Files of other kinds in the package (a style sheet, say) count when anything of the package is reached: nothing
-    static tells who opens them. Those beside the studies likewise.
+    Files of other kinds in the package count when anything of it is reached; those beside the studies likewise.
     """
     roots = package_folder().parent, paths.notebooks(), paths.root() / "recipes"
     seen = _reached((name for cell in code for name in _imported(_tree(cell), "")), roots)
@@ -38,22 +37,13 @@ def digests(code: list[str]) -> dict[str, str]:
         if any(file.is_relative_to(folder) for file in seen):
             code_files = {".py", ".pyc", ".partial"}
             seen |= {file for file in folder.rglob("*.*") if file.suffix not in code_files and file.is_file()}
-    return {_label(file): digest(file) for file in sorted(seen)}
-
-
-def _label(file: Path) -> str:
-    """Return a file's name for people: seen from the checkout, or from where the package is installed."""
-    for base in (package_folder().parent, paths.root()):
-        if file.is_relative_to(base):
-            return file.relative_to(base).as_posix()
-    return file.as_posix()
+    bases = package_folder().parent, paths.root()  # the one or the other, for people
+    return {file.relative_to(next(base for base in bases if file.is_relative_to(base))).as_posix(): digest(file)
+            for file in sorted(seen)}
 
 
 def mark(code: list[str]) -> str:
-    """Return one digest, 16 hexadecimal digits, of every file that code reaches and of the functions that it defines.
-
-    What else stands in ``code``, such as the drawing of a figure, does not count.
-    """
+    """Return one digest, 16 digits, of every file that code reaches and of the functions that it defines."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     own = [ast.unparse(node) for cell in code for node in _tree(cell).body if isinstance(node, kinds)]
     return hashlib.sha256(json.dumps([digests(code), own]).encode()).hexdigest()[:16]
@@ -84,7 +74,7 @@ def code_in(text: str) -> list[str]:
 def around(module: str) -> dict[str, str]:
     """Return the digests of a module of one's own and of the files beside it that it imports, also through one another.
 
-    An installed package is followed within itself. A module that is no file, such as one that was typed, gives nothing.
+    An installed package is followed within itself. A module that is no file gives nothing.
     """
     try:
         spec = importlib.util.find_spec(module)

@@ -30,16 +30,17 @@ if TYPE_CHECKING:  # the runner reads here, too, where a name comes from
     from sharpnb.many.train import train_many as train_many
 
 # Their modules below sharpnb: a full name would count as an import.
-_LATER = {"Many": "many.train", "log2_grid": "lab.grid", "models": "lab.models", "sweep": "lab.sweeps",
-          "train_many": "many.train", **dict.fromkeys(("History", "evaluate", "train"), "lab.training")}
+_LATER = {"Many": "many.train", "log2_grid": "lab.grid", "sweep": "lab.sweeps", "train_many": "many.train",
+          **dict.fromkeys(("History", "evaluate", "train"), "lab.training")}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module 'sharpnb.lab' has no attribute {name!r}")
-    module = import_module(f"sharpnb.{_LATER[name]}")
-    return module if name == "models" else getattr(module, name)
+    if name == "models":
+        return import_module("sharpnb.lab.models")
+    if name in _LATER:
+        return getattr(import_module(f"sharpnb.{_LATER[name]}"), name)
+    raise AttributeError(f"module 'sharpnb.lab' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_LATER, "models"})

@@ -18,8 +18,7 @@ from sharpnb.many.augment import shift_and_flip as shift_and_flip
 class Cutout:
     """Set a square of ``side`` pixels to ``fill``, its centre anywhere in the image (DeVries & Taylor, 2017).
 
-    The square may reach over the border, as in the authors' code; the SAM paper cuts 16 of 32 pixels. ``fill`` 0 is the
-    mean where images are centred, and the ground of the digits.
+    The square may reach over the border, as in the authors' code; the SAM paper cuts 16 of 32 pixels.
     """
 
     side: int
@@ -46,8 +45,7 @@ class AutoAugment:
     Args:
         policy: ``"cifar10"``, ``"svhn"`` or ``"imagenet"``.
         mean, std: of the normalisation, a number a channel, which is undone and done again.
-        side: work at this size and come back by averaging, for images so small that a policy's shifts and shears round
-            to whole pixels (None: at their own size).
+        side: work at this size and come back by averaging: a policy's shifts of small images round to whole pixels.
     """
 
     policy: str

@@ -6,7 +6,6 @@ each notebook keeps its live results and what it read from committed records. Eq
 
 from __future__ import annotations
 
-import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from typing import Any
 from sharpnb import kept, paths
 from sharpnb.lab.claims import Claim
 from sharpnb.lab.verdicts import FEWEST_SEEDS, SYMBOLS, Effect, Hypothesis, Judged, judge
+from sharpnb.lab.withdrawn import listed
+from sharpnb.paths import PROFILES
 
-PROFILES = ("quick", "mid", "full")
 _FILE = "site/primary.toml"
 
 
@@ -55,14 +55,7 @@ class Primary:
 
 @dataclass(frozen=True)
 class Row:
-    """A primary claim in one profile.
-
-    Attributes:
-        claim: its evidence, or None where there is none.
-        notebook: that measured it, else the one that is to.
-        judged: its verdict and the smallest effect that would have been seen.
-        details: what is told below it.
-    """
+    """A primary claim in one profile, with the notebook that measured it or is to, its evidence, and its details."""
 
     primary: Primary
     profile: str
@@ -99,46 +92,22 @@ class Row:
 
 
 def primaries() -> dict[str, Primary]:
-    """Return the statements that are judged by their ids; none where there is no list.
+    """Return the statements that are judged by their ids, none where there is no list; ValueError if it is damaged."""
+    def made(entry: dict[str, Any]) -> Primary:
+        own: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
+                               for name, value in entry.items() if name in Primary.__dataclass_fields__}
+        return Primary(**own)
 
-    Raises:
-        ValueError: if the list cannot be read; the message says why.
-    """
-    names = Primary.__dataclass_fields__
-    listed: list[dict[str, Any]] = [{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items() if k in names}
-                                    for entry in _listed("primary")]
-    try:
-        return {entry["id"]: Primary(**entry) for entry in listed}
-    except (KeyError, TypeError) as error:
-        raise _unreadable(error) from None
+    return {entry.id: entry for entry in listed(_FILE, "primary", made)}
 
 
 def checks() -> list[tuple[str, str, str]]:
     """Return paper, figure or table, and reason of what is no claim: identities, counts, constructions."""
-    try:
-        return [(entry["paper"], ", ".join(entry["items"]), entry["why"]) for entry in _listed("check")]
-    except (KeyError, TypeError) as error:
-        raise _unreadable(error) from None
-
-
-def _listed(kind: str) -> list[dict[str, Any]]:
-    file = paths.root() / _FILE
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8")).get(kind, []) if file.is_file() else []
-    except (tomllib.TOMLDecodeError, AttributeError) as error:
-        raise _unreadable(error) from None
-
-
-def _unreadable(error: Exception) -> ValueError:
-    return ValueError(f"{_FILE} cannot be read ({type(error).__name__}: {error}); its head says what an entry holds.")
+    return listed(_FILE, "check", lambda entry: (entry["paper"], ", ".join(entry["items"]), entry["why"]))
 
 
 def measured() -> dict[str, list[Claim]]:
-    """Return the claims of the committed records by their notebooks.
-
-    Raises:
-        ValueError: if a record is damaged; the message names the file and says what to do.
-    """
+    """Return the claims of the committed records by their notebooks; a ValueError names a damaged record."""
     found = {}
     for file in sorted((paths.root() / "data" / "records").glob("*/quick/claims.json")):
         notebook = file.parents[1].name
@@ -153,11 +122,7 @@ def measured() -> dict[str, list[Claim]]:
 
 
 def check(claims: Sequence[Claim]) -> None:
-    """Check that claims have ids of their own, and that each is in the list or stands below what is.
-
-    Raises:
-        ValueError: if not; the message names the claim and says what to do.
-    """
+    """Raise a ValueError unless claims have ids of their own, and each is in the list or stands below what is."""
     known, times = primaries(), Counter((claim.id, claim.profile) for claim in claims)
     if repeated := sorted({name for (name, _), number in times.items() if number > 1}):
         raise ValueError(f"claims need ids of their own in a profile; repeated: {repeated}.")
@@ -174,25 +139,20 @@ def check(claims: Sequence[Claim]) -> None:
 def rows(instead: Mapping[str, Sequence[Claim]] | None = None) -> list[Row]:
     """Return one row per primary claim and profile in which it can be judged, by paper as the list has them.
 
-    Args:
-        instead: claims by their notebook, in the place of the committed ones.
-
-    Raises:
-        ValueError: if a record or the list is damaged.
+    ``instead`` has claims by their notebook, in the place of the committed ones.
     """
     claims = [(notebook, claim) for notebook, own in {**measured(), **(instead or {})}.items() for claim in own]
     evidence = {(claim.id, claim.profile): (notebook, claim) for notebook, claim in claims if not claim.below}
-    there = [(entry, profile) for entry in primaries().values() for profile in PROFILES
+    there = [(entry, profile, *evidence.get((entry.id, profile), (entry.notebook, None)))
+             for entry in primaries().values() for profile in PROFILES
              if profile in entry.profiles or (entry.id, profile) in evidence]
     families: dict[tuple[str, str], dict[str, Hypothesis]] = {}
-    for entry, profile in there:
-        _, claim = evidence.get((entry.id, profile), ("", None))
+    for entry, profile, _, claim in there:
         families.setdefault((entry.paper, profile), {})[entry.id] = hypothesis(entry, claim)
     verdicts = {family: judge(hypotheses) for family, hypotheses in families.items()}
-    return [Row(entry, profile, *evidence.get((entry.id, profile), (entry.notebook, None)),
-                verdicts[entry.paper, profile][entry.id],
+    return [Row(entry, profile, notebook, claim, verdicts[entry.paper, profile][entry.id],
                 tuple(claim for _, claim in claims if (claim.below, claim.profile) == (entry.id, profile)))
-            for entry, profile in there]
+            for entry, profile, notebook, claim in there]
 
 
 def hypothesis(entry: Primary, claim: Claim | None) -> Hypothesis:
@@ -221,9 +181,7 @@ def of_notebook(notebook: str, claims: Sequence[Claim]) -> str:
     """Return the table that a notebook shows: its primary claims with their verdicts, and the details below each."""
     lines = ["| verdict | claim | paper | measured, 95 % interval | seeds | rests on |", "|:--|:--|--:|--:|--:|:--|"]
     own = {(claim.below or claim.id, claim.profile) for claim in claims}
-    for row in rows({notebook: claims}):
-        if (row.primary.id, row.profile) not in own:
-            continue
+    for row in [row for row in rows({notebook: claims}) if (row.primary.id, row.profile) in own]:
         told = f"**{row.primary.statement}** ({row.primary.paper}, {row.primary.where})"
         verdict = f"{row.symbol} {row.verdict}" + (f" ({row.reason})" if row.reason else "")
         lines += [_line(row.primary, row.profile, row.claim, verdict, told)]

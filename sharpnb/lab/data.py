@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +67,7 @@ class Data:
 
     @property
     def train(self) -> tuple[Tensor, Tensor]:
-        """The training images and labels, as the curvature tools take them."""
+        """The training images and labels."""
         return self.train_x, self.train_y
 
     @property
@@ -75,11 +77,8 @@ class Data:
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Data:
         """Return a copy on ``device``, with images of type ``dtype``."""
-        return replace(
-            self,
-            train_x=self.train_x.to(device, dtype), test_x=self.test_x.to(device, dtype),
-            train_y=self.train_y.to(device), test_y=self.test_y.to(device),
-        )
+        return replace(self, train_x=self.train_x.to(device, dtype), test_x=self.test_x.to(device, dtype),
+                       train_y=self.train_y.to(device), test_y=self.test_y.to(device))
 
 
 def load_data(
@@ -119,11 +118,8 @@ def load_data(
 def with_label_noise(data: Data, rate: float, seed: int = 0) -> Data:
     """Return ``data`` with a share ``rate`` of the training labels moved to another class, drawn uniformly.
 
-    Symmetric noise as in the SAM paper's Table 4: exactly ``round(rate * N)`` labels, each to a *different* class.
-    The test labels stay clean.
-
-    Raises:
-        ValueError: if the rate is outside [0, 1].
+    Symmetric noise as in the SAM paper's Table 4: exactly ``round(rate * N)`` labels, each to a *different* class. The
+    test labels stay clean. A ValueError for a rate outside [0, 1].
     """
     return replace(data, train_y=wrong_labels(data.train_y, rate, data.classes, seed))
 
@@ -135,8 +131,7 @@ def status(name: str, root: str | Path | None = None) -> str:
         return "ready" if found else f"missing: {package} is not installed; pip install 'sharpnb[notebooks]'"
     folder = Path(root) if root is not None else paths.datasets()
     files = dict(zip(datafiles.files(name, folder), _md5s(name), strict=True))
-    absent = [file.name for file in files if not file.exists()]
-    if absent:
+    if absent := [file.name for file in files if not file.exists()]:
         return f"missing: {', '.join(absent[:3])}{' …' if len(absent) > 3 else ''} under {folder}"
     wrong = [file.name for file, md5 in files.items() if hashlib.md5(file.read_bytes()).hexdigest() != md5]
     return f"damaged: {', '.join(wrong)} under {folder}; delete it and call again" if wrong else "ready"
@@ -147,14 +142,20 @@ def _check_size(name: str, size: int, available: int) -> None:
         raise ValueError(f"train_size = {size}: {name} has {available} images to train on; choose 1 to {available}.")
 
 
+@contextmanager
+def _needing(package: str, name: str) -> Iterator[None]:
+    """Say of which data set it is the package that cannot be imported."""
+    try:
+        yield
+    except ImportError as error:
+        raise DataError(f"{name} needs {package}, which is missing: pip install 'sharpnb[notebooks]'.") from error
+
+
 @cache
 def _all_digits() -> Any:
     """Return images (1797, 64) and labels, read once in a process."""
-    try:
+    with _needing("scikit-learn", "digits"):
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError("digits ships inside scikit-learn, which is missing: "
-                        "pip install 'sharpnb[notebooks]'.") from error
     return load_digits(return_X_y=True)
 
 
@@ -180,14 +181,10 @@ def _mnist1d(train_size: int, seed: int, dtype: torch.dtype) -> Data:
 @lru_cache(maxsize=64)
 def _signals(size: int, seed: int) -> tuple[Tensor, Tensor]:
     """Make signals, (size, 1, 1, 40), and labels; the generators that the package seeds are as before afterwards."""
-    try:
+    with _needing("mnist1d", "mnist1d"):
         from mnist1d.data import get_dataset_args, make_dataset
-    except ImportError as error:
-        raise DataError("mnist1d is made by the package of that name, which is missing: "
-                        "pip install 'sharpnb[notebooks]'.") from error
-    told = {"num_samples": 10 * -(-size // 10), "train_split": 1.0, "seed": seed}
-    arguments = cast(Any, get_dataset_args())
-    vars(arguments).update(told)
+    arguments: Any = get_dataset_args()
+    vars(arguments).update(num_samples=10 * -(-size // 10), train_split=1.0, seed=seed)
     before = random.getstate(), np.random.get_state()
     try:
         made = make_dataset(arguments)
@@ -198,11 +195,8 @@ def _signals(size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _torchvision_class(name: str) -> Any:
-    try:
+    with _needing("torchvision", name):
         from torchvision import datasets
-    except ImportError as error:
-        raise DataError(f"{name} is read by torchvision, which is missing: "
-                        "pip install 'sharpnb[notebooks]'.") from error
     return getattr(datasets, _TORCHVISION[name][0])
 
 
@@ -218,14 +212,15 @@ def _md5s(name: str) -> list[str]:
 
 def _from_torchvision(name: str, root: Path, download: bool, dtype: torch.dtype) -> Data:
     mark = datafiles.mark(name, root)
-    state = _checked(name, root, mark)
-    if state.startswith("damaged") or (state.startswith("missing") and not download):
-        raise DataError(f"{name} is {state}.\n{_how_to_get(name, root)}")
-    try:
-        return _read(name, root, state != "ready", dtype, mark)
-    except Exception as error:  # torchvision raises whatever its transport or its reader raised
-        raise DataError(f"{name} is {state}, and torchvision could not fetch or read it ({error}).\n"
-                        f"{_how_to_get(name, root)}") from error
+    state, why = _checked(name, root, mark), ""
+    if state == "ready" or (state.startswith("missing") and download):
+        try:
+            return _read(name, root, state != "ready", dtype, mark)
+        except Exception as error:  # torchvision raises whatever its transport or its reader raised
+            why = f", and torchvision could not fetch or read it ({error})"
+    raise DataError(f"{name} is {state}{why}.\nPut torchvision's files of {_TORCHVISION[name][0]} under {root}, or set "
+                    "SHARPNB_DATA to the folder that has them, or call again where a network is. `sharpnb data` shows "
+                    "what is where; digits always works.")
 
 
 @cache
@@ -243,13 +238,6 @@ def _read(name: str, root: Path, fetch: bool, dtype: torch.dtype, mark: str) -> 
     train, test = (source(str(root), download=fetch or name == "fashion_mnist", **part) for part in parts)
     (train_x, train_y), (test_x, test_y) = (_as_tensors(part, mean, std, dtype) for part in (train, test))
     return Data(name, train_x, train_y, test_x, test_y, classes=int(train_y.max()) + 1)
-
-
-def _how_to_get(name: str, root: Path) -> str:
-    return (
-        f"Put torchvision's files of {_TORCHVISION[name][0]} under {root}, or set SHARPNB_DATA to the folder that has "
-        f"them, or call again where a network is. `sharpnb data` shows what is where; digits always works."
-    )
 
 
 def _as_tensors(

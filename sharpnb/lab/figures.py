@@ -18,8 +18,6 @@ COLOURS = {
     "grey": "#6c6c6c", "extra": "#ca9161",
 }
 MARKERS = {"sgd": "o", "sam": "s", "wsam": "^", "adam": "v", "adamw": "D", "exact": "x"}
-
-
 # Beside matplotlib's own defaults: white ground, readable at column width, no chart junk.
 _LOOK: dict[Any, Any] = {
     "figure.dpi": 100, "savefig.dpi": 200, "figure.facecolor": "white", "savefig.facecolor": "white",
@@ -53,15 +51,9 @@ def heatmap(
 
     The middle of the cell in row i and column j is (j + 0.5, i + 0.5).
 
-    Args:
-        ax: where.
-        values: (rows, columns), the colours.
-        texts: of the same shape.
-        rows: names on the vertical axis.
-        columns: names on the horizontal axis.
-        upwards: the first row lies at the bottom, as numbers on an axis do.
-        size: of the texts in points.
-        style: of :func:`seaborn.heatmap`, such as ``cmap``, ``vmin``, ``vmax``.
+    ``values`` are the colours, (rows, columns); ``texts`` has their shape and ``size`` points; ``rows`` and ``columns``
+    are the names on the axes. ``upwards`` lays the first row at the bottom, as numbers on an axis do. ``style`` is that
+    of :func:`seaborn.heatmap`, such as ``cmap``, ``vmin``, ``vmax``.
     """
     import seaborn
 
@@ -112,22 +104,17 @@ def save(
     csv, path = frame.to_csv(index=False, float_format="%.8g"), paths.written(folder / f"{name}.png")
     with mpl.rc_context():
         use_style()
-        _write_or_compare(figure, path, alt, csv, rtol, atol)
+        png = render(figure, "png", alt)
+        if checking():
+            _compare(path, csv, png, rtol, atol)
+        elif not (keeping("figures") and _as_it_was(path, csv, png, rtol, atol)):
+            figure.set_layout_engine("none")  # laid out for the PNG; again would take as long as the drawing itself
+            for ending, content in ((".png", png), (".svg", render(figure, "svg", alt)), (".csv", csv.encode())):
+                file = path.with_suffix(ending)
+                if not file.exists() or file.read_bytes() != content:
+                    paths.write_whole(file, content)
     plt.close(figure)
     return path
-
-
-def _write_or_compare(figure: Any, path: Path, alt: str, csv: str, rtol: float, atol: float) -> None:
-    png = render(figure, "png", alt)
-    if checking():
-        _compare_table(path.with_suffix(".csv"), csv, rtol, atol)
-        _compare_picture(path, png)
-    elif not (keeping("figures") and _as_it_was(path, csv, png, rtol, atol)):
-        figure.set_layout_engine("none")  # laid out for the PNG; again would take as long as the drawing itself
-        for ending, content in ((".png", png), (".svg", render(figure, "svg", alt)), (".csv", csv.encode())):
-            file = path.with_suffix(ending)
-            if not file.exists() or file.read_bytes() != content:
-                paths.write_whole(file, content)
 
 
 def render(figure: Any, kind: str, alt: str) -> bytes:
@@ -144,69 +131,50 @@ def _as_it_was(path: Path, csv: str, png: bytes, rtol: float, atol: float) -> bo
     Its numbers are within their tolerance and its text is the same. Of the same numbers no pixel is off by more than
     rounding moves it: more means a new look, which whoever works on it wants to see.
     """
-    table, drawing = path.with_suffix(".csv"), path.with_suffix(".svg")
-    try:
-        _compare_table(table, csv, rtol, atol)
-        _compare_picture(path, png)
-    except RecordMismatch:
-        return False
-    from matplotlib import image
     from PIL import Image
 
-    committed = path.read_bytes()
-    texts = [Image.open(io.BytesIO(each)).info.get("Description") for each in (committed, png)]
-    if not drawing.exists() or texts[0] != texts[1]:
+    try:
+        worst = _compare(path, csv, png, rtol, atol)
+    except RecordMismatch:
         return False
-    if table.read_text(encoding="utf-8") != csv or committed == png:
-        return True
-    one, other = (image.imread(io.BytesIO(each)) for each in (committed, png))
-    return one.shape == other.shape and float(abs(one - other).max()) < 0.2  # measured: 0.08
+    committed = path.read_bytes()
+    texts = {Image.open(io.BytesIO(each)).info.get("Description") for each in (committed, png)}
+    same = path.with_suffix(".csv").read_text(encoding="utf-8") == csv
+    return path.with_suffix(".svg").exists() and len(texts) == 1 and not (same and worst > 0.2)  # measured: 0.08
 
 
-def _compare_table(path: Path, fresh: str, rtol: float, atol: float) -> None:
+def _compare(path: Path, csv: str, png: bytes, rtol: float, atol: float) -> float:
+    """Raise a RecordMismatch unless numbers and picture are the committed ones; return how far a pixel is off at most.
+
+    Of the pictures mean brightness on a raster is compared: fonts and rasterisers move a part of it by less than 0.06.
+    """
+    import matplotlib.image as mpimg
+    import numpy as np
     import pandas as pd
 
-    _demand(path)
-    try:
-        old = pd.read_csv(path)
-    except ValueError as error:  # pandas' own errors are such, and what is no text
-        raise _damaged(path, error) from error
-    new = pd.read_csv(io.StringIO(fresh))
+    def committed(file: Path, read: Any) -> Any:
+        if not file.exists():
+            raise RecordMismatch(f"{file.name}: no committed figure to compare with; run the notebook and commit it.")
+        try:
+            return read(file)
+        except (OSError, SyntaxError, ValueError) as error:  # what pandas and the reader of PNG files raise
+            raise RecordMismatch(f"{file.name} is damaged ({error}). Delete it and run its notebook again: `sharpnb "
+                                 f"run {file.parent.name} --force`.") from error
+
+    table = path.with_suffix(".csv")
+    old, new = committed(table, pd.read_csv), pd.read_csv(io.StringIO(csv))
     try:
         pd.testing.assert_frame_equal(old, new, check_dtype=False, check_exact=False, rtol=rtol, atol=atol)
     except AssertionError as error:
-        raise RecordMismatch(f"{path.name} differs from the committed numbers: {error}") from error
-
-
-def _demand(path: Path) -> None:
-    if not path.exists():
-        raise RecordMismatch(f"{path.name}: no committed figure to compare with; run the notebook and commit it.")
-
-
-def _damaged(path: Path, error: Exception) -> RecordMismatch:
-    return RecordMismatch(f"{path.name} is damaged ({error}). Delete it and run its notebook again: `sharpnb run "
-                          f"{path.parent.name} --force`.")
-
-
-def _compare_picture(path: Path, fresh: bytes, blocks: int = 24, allowed: float = 0.06) -> None:
-    """Compare mean brightness on a raster; fonts and rasterisers move a block of it by less than ``allowed``."""
-    import matplotlib.image as mpimg
-    import numpy as np
-
-    _demand(path)
-    if path.read_bytes() == fresh:
-        return  # decoding both takes as long as a simple drawing
-
-    def coarse(image: np.ndarray) -> np.ndarray:  # (H, W, 3 or 4) in [0, 1] -> (blocks, blocks)
-        grey = image[..., :3].mean(-1)
-        rows = [part.mean(0) for part in np.array_split(grey, blocks)]
-        return np.array([[cell.mean() for cell in np.array_split(row, blocks)] for row in rows])
-
-    try:
-        committed = mpimg.imread(path)
-    except (OSError, SyntaxError, ValueError) as error:  # what the reader of PNG files raises for broken ones
-        raise _damaged(path, error) from error
-    worst = float(np.abs(coarse(committed) - coarse(mpimg.imread(io.BytesIO(fresh)))).max())
-    if worst > allowed:
+        raise RecordMismatch(f"{table.name} differs from the committed numbers: {error}") from error
+    if committed(path, Path.read_bytes) == png:
+        return 0.0  # decoding both takes as long as a simple drawing
+    pictures = committed(path, mpimg.imread), mpimg.imread(io.BytesIO(png))
+    means = [[[cell.mean() for cell in np.array_split(row, 24)] for row in
+              (part.mean(0) for part in np.array_split(image[..., :3].mean(-1), 24))] for image in pictures]
+    off = float(np.abs(np.array(means[0]) - np.array(means[1])).max())
+    if off > 0.06:
         raise RecordMismatch(f"{path.name} looks different from the committed picture: brightness of a part of it is "
-                             f"off by {worst:.2f} (allowed {allowed}). Look at both; commit the new one if right.")
+                             f"off by {off:.2f} (allowed 0.06). Look at both; commit the new one if right.")
+    one, other = pictures
+    return float(abs(one - other).max()) if one.shape == other.shape else 1.0

@@ -34,7 +34,7 @@ def cells_of(grid: Grid) -> list[dict[str, Any]]:
             ``train_many`` would refuse.
     """
     parts = axes_of(grid)
-    if (number := sum(map(size, parts))) > MOST:
+    if (number := size(parts)) > MOST:
         raise ValueError(f"The grid has {number:,} cells ({shape(parts)}), and one table holds at most {MOST:,}. Give "
                          "fewer values, or cut it into several sweeps.")
     cells = [dict(zip(axes, values, strict=True)) for axes in parts for values in itertools.product(*axes.values())]
@@ -51,11 +51,7 @@ def cells_of(grid: Grid) -> list[dict[str, Any]]:
 
 
 def axes_of(grid: Grid) -> list[dict[str, Sequence[Any]]]:
-    """Return the values of each axis, for each part of a grid.
-
-    Raises:
-        ValueError: if there is none, an axis is empty, or a value is none that a setting can have.
-    """
+    """Return the values of each axis, for each part of a grid; ValueError where one is empty or can be no setting."""
     given = [grid] if isinstance(grid, Mapping) else grid
     if not isinstance(given, Sequence) or not all(isinstance(part, Mapping) for part in given) or not any(given):
         raise ValueError(f"grid = {grid!r} has no cell: give at least {{'rule': 'sgd', 'lr': [0.1]}}.")
@@ -63,9 +59,9 @@ def axes_of(grid: Grid) -> list[dict[str, Sequence[Any]]]:
     return [axes if "seed" in axes else {**axes, "seed": [0]} for axes in parts]
 
 
-def size(axes: Mapping[str, Sequence[Any]]) -> int:
+def size(parts: Sequence[Mapping[str, Sequence[Any]]]) -> int:
     """Return the number of cells, of which none is made."""
-    return math.prod(map(len, axes.values()))
+    return sum(math.prod(map(len, axes.values())) for axes in parts)
 
 
 def shape(parts: Sequence[Mapping[str, Sequence[Any]]]) -> str:
@@ -82,9 +78,9 @@ def _axis(name: str, values: Any) -> Sequence[Any]:
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     if isinstance(values, dict):
-        values = _powers(name, values)
-    listed = isinstance(values, list) and not (name in _PAIRS and values and not isinstance(values[0], list | None))
-    values = values if listed else [values]
+        return _powers(name, values)
+    pair = name in _PAIRS and isinstance(values, list) and values and not isinstance(values[0], list | None)
+    values = values if isinstance(values, list) and not pair else [values]
     if not values:
         raise ValueError(f"{name} = []: an axis of the grid needs at least one value.")
     if wrong := [value for value in values if isinstance(value, dict | list) and name not in _PAIRS]:
@@ -93,11 +89,10 @@ def _axis(name: str, values: Any) -> Sequence[Any]:
 
 
 def _powers(name: str, told: dict[str, Any]) -> list[float]:
-    ends, times = told.get("log2"), told.get("times", 1.0)
-    if not {"log2"} <= set(told) <= {"log2", "times"} or not isinstance(ends, list) or len(ends) != 2:
-        raise ValueError(f"{name} = {told}: an axis is a value, a list or {{log2 = [low, high]}}.")
-    if not (all(type(end) is int for end in ends) and -1074 <= ends[0] <= ends[1] <= 1023):
-        raise ValueError(f"{name} = {told}: log2 = [low, high] are whole numbers from -1074 to 1023, low first.")
-    if isinstance(times, bool) or not isinstance(times, int | float):
-        raise ValueError(f"{name} = {told}: times is a number.")
-    return log2_grid(ends[0], ends[1], times)
+    match told:
+        case {"log2": [int(low), int(high)], **rest} if rest.keys() <= {"times"} and -1074 <= low <= high <= 1023:
+            times = rest.get("times", 1.0)
+            if isinstance(times, int | float) and not isinstance(times, bool):
+                return log2_grid(low, high, times)
+    raise ValueError(f"{name} = {told}: an axis is a value, a list or {{log2 = [low, high]}}, whole numbers from -1074 "
+                     "to 1023, low first; times is a number.")

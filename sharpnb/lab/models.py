@@ -22,10 +22,7 @@ _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
 
 
 def _initialise(model: nn.Module, seed: int, scale: float = 1.0) -> nn.Module:
-    """Draw all weights anew from ``seed``: He normal (fan-in) for hidden layers, fan-in uniform for the last layer.
-
-    ``scale`` multiplies every drawn weight matrix (the weight-decay studies start from large weights).
-    """
+    """Draw all weights from ``seed``: He normal (fan-in), the last layer fan-in uniform; ``scale`` multiplies them."""
     generator = torch.Generator().manual_seed(seed)
     layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     with torch.no_grad():

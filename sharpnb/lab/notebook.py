@@ -21,24 +21,16 @@ from sharpnb.lab.records import Record, forced, provenance
 from sharpnb.lab.withdrawn import Withdrawal
 
 # "toy" is the code of the long profiles at the size of a test; its results are kept apart and never committed.
-PROFILES = ("quick", "mid", "full", "toy")
+PROFILES = (*paths.PROFILES, "toy")
 
 
 class Notebook:
-    """The context of one notebook; made by :func:`start`.
-
-    Attributes:
-        name: e.g. ``"03_hessian_spectra"``.
-        profile: one of :data:`PROFILES`.
-        device: the device that ``device=`` named.
-        parameters: what was given to :func:`start`.
-    """
+    """The context of one notebook, with its ``name``, ``profile``, ``device`` and ``parameters``; see :func:`start`."""
 
     def __init__(self, name: str, profile: str, device: str, parameters: dict[str, Any], judging: str = "") -> None:
         self.name, self.profile, self.parameters = name, profile, parameters
-        self.device = pick_device(device)
+        self.device, self._judging = pick_device(device), seeds_of(judging)
         self._started, self._data = time.time(), {}
-        self._judging = seeds_of(judging)
 
     @property
     def full(self) -> bool:
@@ -65,11 +57,7 @@ class Notebook:
         return data
 
     def check(self, what: str, residual: float, bound: float) -> None:
-        """Check that |residual| ≤ bound, and print so.
-
-        Raises:
-            AssertionError: if it is not (or not a number); the message has the value.
-        """
+        """Check that |residual| ≤ bound, and print so; else an AssertionError has its value."""
         if not abs(residual) <= bound:
             raise AssertionError(f"{what}: the residual is {residual:.3g}, allowed is {bound:g}.")
         self.say(f"✔ {what} (residual ≤ {bound:g})")
@@ -92,14 +80,9 @@ class Notebook:
     ) -> dict[str, Any]:
         """Make the values of a record, piece by piece, and save it; return them, or those of :meth:`begun`.
 
-        Args:
-            name: of the record.
-            make: given the :class:`~sharpnb.lab.pieces.Work`, returns the values.
-            of: the settings, see :func:`~sharpnb.lab.pieces.described`.
-            rtol: as in :meth:`record`.
-            atol: likewise.
-            kept: also in the quick profile read back what is committed: for what takes long and is not judged, such as
-                the tuning of hyperparameters. ``sharpnb run --force`` makes it again.
+        ``make`` is given the :class:`~sharpnb.lab.pieces.Work` and returns the values; ``of`` are the settings (see
+        :func:`~sharpnb.lab.pieces.described`). With ``kept`` what is committed is read back in the quick profile too:
+        for what takes long and is not judged, such as the tuning of hyperparameters.
         """
         work = self.begun(name, of=of, kept=kept)
         if work.values is None:
@@ -110,31 +93,29 @@ class Notebook:
     def begun(self, name: str, *, of: Any, kept: bool = False) -> Work:
         """Begin the work on a record, with the settings ``of``; a cell that trains in view goes on with it.
 
-        In a long profile it has the ``values`` of a finished record of the same parameters and settings, so that a
-        machine without a GPU draws from it. One that is withdrawn, wholly or in part, is made again, and under
-        ``sharpnb run --force`` any.
+        In a long profile it has the ``values`` of a finished record of the same parameters and settings, for a machine
+        without a GPU. One that is withdrawn, also in part, is made again, and under ``sharpnb run --force`` any.
         """
-        work = Work(self, name, described(of) if self.full or kept else None)
-        wanted = (self.full or kept) and not forced() and not withdrawn.of(self.name, self.profile, name)
-        found = Record.find(self.name, name, self.profile) if wanted else None
-        same = found and (kept or found.provenance.get("parameters") == self.parameters)
-        if found and same and _made_with(found, work.settings):
+        if not (self.full or kept):
+            return Work(self, name)
+        work = Work(self, name, described(of))
+        found = None if forced() or self.withdrawn_of_full(name, self.profile) else self._find(name, self.profile, of)
+        if found and (kept or found.provenance.get("parameters") == self.parameters):
             self.say(f"Read back and not made: {self.origin_of_full(name, self.profile)}")
             work.values = found.values
         return work
 
     def full_record(self, name: str, of: Any = None, profile: str = "full") -> dict[str, Any] | None:
-        """Return the values of a committed record of a profile, or None where it has not been run.
+        """Return the values of a committed record of a profile, None where it was not run (with the settings ``of``).
 
-        With ``of`` the record must have been made with these settings: a claim's protocol names those of today. What
-        is withdrawn of it is said; a record that is withdrawn as a whole is not returned.
+        What is withdrawn of it is said; a record that is withdrawn as a whole is not returned.
         """
         for entry in self.withdrawn_of_full(name, profile):
             self.say(f"{entry}")
             if entry.whole:
                 return None
-        found = Record.find(self.name, name, profile)
-        return found.values if found and (of is None or _made_with(found, described(of))) else None
+        found = self._find(name, profile, of)
+        return found.values if found else None
 
     def withdrawn_of_full(self, name: str, profile: str = "full") -> list[Withdrawal]:
         """Return what holds of a record of a profile in ``data/withdrawn.toml``."""
@@ -142,7 +123,7 @@ class Notebook:
 
     def origin_of_full(self, name: str, profile: str = "full") -> str:
         """Say where a committed record of a long profile was made, in how many pieces, how long and with what."""
-        found = Record.find(self.name, name, profile)
+        found = self._find(name, profile)
         if found is None:
             return ""
         pieces, versions = found.provenance["pieces"], found.provenance["versions"]
@@ -150,6 +131,11 @@ class Notebook:
         return (f"{self.name}/{profile}/{name}: {len(pieces)} pieces on {', '.join({p['device'] for p in pieces})}, "
                 f"{seconds:.0f} s together, at most {peak / 1e9:.1f} GB; PyTorch {versions['torch']}, "
                 f"commit {found.provenance['commit']}")
+
+    def _find(self, name: str, profile: str, of: Any = None) -> Record | None:
+        """Return a committed record, None where there is none made with the settings ``of``."""
+        found = Record.find(self.name, name, profile)
+        return found if found and (of is None or found.provenance.get("settings") == described(of)) else None
 
     def figure(
         self, figure: Any, name: str, *, alt: str, caption: str, data: Any, rtol: float = 1e-3, atol: float = 1e-9
@@ -165,13 +151,10 @@ class Notebook:
     def claims(self, claims: Sequence[Claim], *, rtol: float = 2e-2, atol: float = 1e-6) -> None:
         """Save the claims and show them with their verdicts; in a long profile only show them.
 
-        The quick notebook publishes the claims of every profile, those of the others from their committed records: a
-        run of a long profile may have read those back on another machine. A verdict depends on all primary claims of
-        its paper; those of other notebooks are read from their records. What agrees with the committed claims within
-        the tolerances is shown, and judged, with the committed numbers. What rests on a withdrawn record is not judged.
-
-        Raises:
-            ValueError: if two claims of one profile bear the same id, or one is not in ``site/primary.toml``.
+        The quick notebook publishes the claims of every profile, those of the others from their committed records. A
+        verdict depends on all primary claims of its paper; those of other notebooks are read from their records. What
+        agrees with the committed claims within the tolerances is shown, and judged, with the committed numbers. What
+        rests on a withdrawn record is not judged. A ValueError as :func:`sharpnb.lab.board.check`.
         """
         claims = [claim.without(withdrawn.why(self.name, claim.profile, claim.id)) for claim in claims]
         board.check(claims)
@@ -192,10 +175,6 @@ class Notebook:
         print(text)  # noqa: T201 (the notebook's own output)
 
 
-def _made_with(record: Record, settings: Any) -> bool:
-    return record.provenance.get("settings") == settings
-
-
 def seeds_of(text: str) -> range:
     """Return the seeds ``first:end``, none of an empty text; ValueError for another form."""
     first, colon, end = text.partition(":")
@@ -208,13 +187,9 @@ def start(name: str, *, profile: str = "quick", device: str = "auto", seed: int 
           **parameters: Any) -> Notebook:
     """Set a notebook up: check its parameters, seed PyTorch's generator, set the figures' look, find its studies.
 
-    PyTorch's default dtype is float32 again, and matplotlib's settings are its own, whatever a start-up file says.
-
-    The notebook imports its study after this call, as ``from studies import hessian_spectra as study``; see
-    :func:`sharpnb.paths.let_studies_be_imported`.
-
-    The number of threads stays as it is. ``make`` and ``sharpnb run`` set ``OMP_NUM_THREADS=1`` for the kernels that
-    they start: two OpenMP threads on shared cores were measured nine times slower than one.
+    PyTorch's default dtype is float32 again, and matplotlib's settings are its own, whatever a start-up file says. The
+    number of threads stays as it is (`sharpnb run` sets ``OMP_NUM_THREADS=1``: two threads on shared cores were
+    measured nine times slower). After this call ``from studies import …`` finds the notebook's study.
 
     ``seeds`` such as ``"7000:7020"`` are judging seeds in the place of the study's own, see :meth:`Notebook.seeds`.
 
@@ -236,4 +211,3 @@ def start(name: str, *, profile: str = "quick", device: str = "auto", seed: int 
         notebook.say(f"What you make here goes to {os.path.relpath(paths.runs('mine'))}; the committed results stay as "
                      f"they are. `sharpnb run {name} --update` renews those.")
     return notebook
-

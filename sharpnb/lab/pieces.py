@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,7 +21,6 @@ from torch import nn
 
 from sharpnb import kept, paths
 from sharpnb.devices import device_name
-from sharpnb.kept import plain
 from sharpnb.lab import withdrawn
 from sharpnb.lab.records import commit
 
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
     from sharpnb.lab.notebook import Notebook
 
 Values = dict[str, Any]
-
-
-class GpuLost(RuntimeError):
-    """The GPU does not answer this process any more; what is finished is kept."""
 
 
 class Work:
@@ -52,23 +48,12 @@ class Work:
         """Where the pieces are kept."""
         return paths.runs(self.nb.profile) / "pieces" / self.nb.name / self.record
 
-    @property
-    def progress(self) -> str:
-        """How far it has come, for messages."""
-        return f"{self.nb.name}/{self.record}: finished pieces: {len(self.log)}"
-
     def do(self, label: str, make: Callable[[], Values], **which: Any) -> Values:
         """Return what ``make`` returns, from the folder where it is there.
 
-        Args:
-            label: what is made, in a few words for the reader, such as ``"SAM"``.
-            make: returns numbers, texts, lists and dictionaries; at the first level tensors too, which come back on the
-                CPU.
-            which: what tells the piece from others of this record, including results of other pieces that it rests on.
-
-        Raises:
-            GpuLost: if the device fails.
-            OSError: if the piece cannot be written, or read back.
+        ``label`` says to a reader what is made, such as ``"SAM"``; ``which`` tells it from others of this record,
+        including results of other pieces that it rests on. ``make`` returns what :func:`sharpnb.kept.store` can keep;
+        tensors come back on the CPU.
         """
         if self.settings is None:
             return make()
@@ -76,16 +61,15 @@ class Work:
         words = " ".join([label, *map(str, short.values())])
         file = kept.place(self.folder, words, self.settings, label, which, self.nb.sources, torch.__version__)
         found = kept.find(file)
-        void = withdrawn.void_commits(self.nb.name, self.nb.profile, self.record)
+        void = {entry.commit for entry in withdrawn.entries(f"{self.nb.name}/{self.nb.profile}/{self.record}")}
         if found is None or found[1].get("commit") in void:
             self.nb.say(f"Piece {len(self.log) + 1} of {self.record}, {words}, begins; {len(self.log)} are finished.")
             self._keep(file, {"label": label, **short}, make)
             found = kept.find(file)
         if found is None:
             raise OSError(f"{file} was written and cannot be read back: look at the disk, and call again.")
-        values, about = found
-        self.log.append({key: value for key, value in about.items() if key != "settings"})
-        return values
+        self.log.append({key: value for key, value in found[1].items() if key != "settings"})
+        return found[0]
 
     def kept(self, make: Callable[..., Values]) -> Callable[..., Values]:
         """Return ``make(label, **which)`` as :meth:`do` calls it; where nothing is kept, ``make`` itself.
@@ -97,27 +81,18 @@ class Work:
         return lambda label, **which: self.do(label, partial(make, label, **which), **which)
 
     def _keep(self, file: Path, which: dict[str, Any], make: Callable[[], Values]) -> None:
-        on_gpu, begun = self.nb.device.type == "cuda", time.perf_counter()
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats(self.nb.device)
+        device, begun = self.nb.device, time.perf_counter()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         try:
             values = make()
-        except RuntimeError as error:
-            raise self._explained(error) from error
-        about = which | {"seconds": round(time.perf_counter() - begun, 3), "peak_bytes": peak_bytes(self.nb.device),
-                         "device": device_name(self.nb.device), "commit": commit(self.nb.name)}
-        kept.store(file, values, about | {"settings": self.settings})
-
-    def _explained(self, error: RuntimeError) -> RuntimeError:
-        """Return the error in words that say what to do, where it is one of the device."""
-        if isinstance(error, torch.OutOfMemoryError):
-            error.add_note(f"{self.progress}, kept. Close what else uses the GPU, or make batch_size or chunk of "
-                           "the study's settings smaller; the same command goes on.")
-        elif "CUDA error" in str(error) or isinstance(error, torch.AcceleratorError):
-            return GpuLost(f"The GPU failed ({str(error).splitlines()[0]}). {self.progress}, kept under "
-                           f"{self.folder}. This process cannot use the GPU any more: restart the kernel, and the same "
-                           "command goes on. If it fails at once again, look at `nvidia-smi`.")
-        return error
+        except RuntimeError as error:  # of a GPU: it is full or gone
+            error.add_note(f"{len(self.log)} finished pieces are kept under {self.folder}: the same command goes on; "
+                           "after an error of the GPU restart the kernel before it.")
+            raise
+        kept.store(file, values, which | {
+            "seconds": round(time.perf_counter() - begun, 3), "peak_bytes": peak_bytes(device),
+            "device": device_name(device), "commit": commit(self.nb.name), "settings": self.settings})
 
 
 def even(members: int, most: int) -> tuple[int, int]:
@@ -130,11 +105,9 @@ def peak_bytes(device: torch.device) -> int:
     """Return the most memory in use: on a GPU by tensors since the last reset, on a CPU by the process in its life."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-    import sys
+    import resource  # Windows has none
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # kilobytes but for macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def described(settings: Any) -> Any:
@@ -151,7 +124,7 @@ def described(settings: Any) -> Any:
         return [described(value) for value in settings]
     if isinstance(settings, torch.dtype):
         return str(settings)
-    return _function(settings) if callable(settings) else plain(settings)
+    return _function(settings) if callable(settings) else kept.plain(settings)
 
 
 def _function(function: Callable[..., Any]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from sharpnb import __version__, kept, paths, sources
 from sharpnb.lab import withdrawn
@@ -34,9 +34,8 @@ def forced() -> bool:
 def keeping(what: str) -> bool:
     """Return whether committed ``records`` or ``figures`` stay where a fresh result agrees within its tolerance.
 
-    The last digits differ between processors; so a run leaves a checkout, and the index that quotes the records, as
-    they are. ``SHARPNB_KEEP`` decides: ``1`` (of `sharpnb run`) keeps both, ``0`` (of `sharpnb run --update`) neither;
-    without it records are kept, and figures are as just drawn, for whoever works on them in JupyterLab.
+    The last digits differ between processors. ``SHARPNB_KEEP=1`` (of `sharpnb run`) keeps both, ``0`` (of `--update`)
+    neither; without it records are kept, and figures are as just drawn, for whoever works on them in JupyterLab.
     """
     choice = os.environ.get("SHARPNB_KEEP", "")
     return choice == "1" or (choice != "0" and what == "records")
@@ -88,8 +87,7 @@ class Record:
             if not self.path.exists():
                 raise RecordMismatch(f"{self.path.name}: no committed record to compare with; run `sharpnb run "
                                      f"{self.notebook} --force` and commit what it writes.")
-            difference = first_difference(self.load(self.path).values, self.values, self.rtol, self.atol)
-            if difference:
+            if difference := first_difference(self.load(self.path).values, self.values, self.rtol, self.atol):
                 raise RecordMismatch(f"{self.notebook}/{self.profile}/{self.name}.json: {difference}")
             return self.path
         path = paths.written(self.path)
@@ -111,33 +109,30 @@ class Record:
             raise ValueError(f"{path} is damaged ({error}). Delete it and run its notebook again: `sharpnb run "
                              f"{path.parent.parent.name} --force`.") from error
 
-    def _is_new(self, path: Path) -> bool:
-        try:
-            old = Record.load(path)
-        except ValueError:
-            return True
-        if withdrawn.of(self.notebook, self.profile, self.name):
-            return True
-        same = {part: old.provenance.get(part) == self.provenance.get(part)
-                for part in ("parameters", "settings", "sources")}
-        if not same["settings"] or (self.profile != "quick" and not same["sources"]):
-            return True
-        if not keeping("records") and _clean(self.provenance) and not _clean(old.provenance):
-            return True
-        rtol, atol = (self.rtol, self.atol) if keeping("records") and same["parameters"] else (0.0, 0.0)
-        return first_difference(old.values, self.values, rtol, atol) is not None
-
     @classmethod
     def find(cls, notebook: str, name: str, profile: str) -> Record | None:
         """Return a committed record, or None where that profile has not been run."""
         path = paths.records(notebook, profile) / f"{name}.json"
         return cls.load(path) if path.exists() else None
 
+    def _is_new(self, path: Path) -> bool:
+        try:
+            old = Record.load(path)
+        except ValueError:
+            return True
+        before, now, keep = old.provenance, self.provenance, keeping("records")
+        same = {part: before.get(part) == now.get(part) for part in ("parameters", "settings", "sources")}
+        if (withdrawn.of(self.notebook, self.profile, self.name) or not same["settings"]
+                or (self.profile != "quick" and not same["sources"])
+                or (not keep and _clean(now) and not _clean(before))):
+            return True
+        rtol, atol = (self.rtol, self.atol) if keep and same["parameters"] else (0.0, 0.0)
+        return first_difference(old.values, self.values, rtol, atol) is not None
+
 
 def _clean(provenance: dict[str, Any]) -> bool:
     """Whether a provenance says which sources made the result, and in which commit they are."""
-    commit = provenance.get("commit") or "+"
-    return bool(provenance.get("sources")) and not commit.endswith("+")
+    return bool(provenance.get("sources")) and not (provenance.get("commit") or "+").endswith("+")
 
 
 def first_difference(old: Any, new: Any, rtol: float, atol: float, where: str = "") -> str | None:
@@ -151,17 +146,13 @@ def first_difference(old: Any, new: Any, rtol: float, atol: float, where: str = 
         if len(old) != len(new):
             return f"{place} has {len(new)} entries, committed are {len(old)}"
         pairs = [(a, b, f"{where}[{i}]") for i, (a, b) in enumerate(zip(old, new, strict=True))]
-    elif _is_number(old) and _is_number(new):
+    elif isinstance(old, int | float) and isinstance(new, int | float) and bool not in (type(old), type(new)):
         same = (math.isnan(old) and math.isnan(new)) or old == new or abs(old - new) <= rtol * abs(old) + atol
         allowed = f" (allowed: {rtol:g} relative + {atol:g})"
         return None if same else f"{place} is {new!r}, committed is {old!r}{allowed}"
     else:
         return None if type(old) is type(new) and old == new else f"{place} is {new!r}, committed is {old!r}"
     return next((found for a, b, name in pairs if (found := first_difference(a, b, rtol, atol, name))), None)
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def provenance(
@@ -174,22 +165,18 @@ def provenance(
 
     return {
         "sharpnb": __version__, "commit": commit(notebook), "sources": sources.of_notebook(notebook),
-        "parameters": kept.plain(parameters), "data": data,
-        "python": platform.python_version(),
+        "parameters": kept.plain(parameters), "data": data, "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "matplotlib")},
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
+        "device": device_name(device), "threads": torch.get_num_threads(),
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - started, 1),
     }
 
 
 def commit(notebook: str) -> str | None:
-    """Return the checkout's commit, or None outside a checkout.
+    """Return the checkout's commit (a copy without its history is told it by ``$SHARPNB_COMMIT``); None outside one.
 
-    It ends with ``+`` when the code differs that a result of ``notebook`` can depend on: a Python file, or the
-    notebook's own code cells. Texts and outputs do not count. A copy without its history, in a container or on a lent
-    machine, is told its commit by ``$SHARPNB_COMMIT``.
+    It ends with ``+`` when code differs that a result of ``notebook`` can depend on: a Python file, or its own cells.
     """
     if told := os.environ.get("SHARPNB_COMMIT"):
         return told

@@ -17,19 +17,12 @@ from sharpnb.many.train import train_many
 from sharpnb.near import near
 
 METRICS = ("train_loss", "train_error", "test_loss", "test_error")
+MODELS = ("mlp", "cnn", "resnet", "resnet18", "wide_resnet")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Cells that are trained together.
-
-    Attributes:
-        cells: the settings, as :func:`sharpnb.lab.train_many` takes them.
-        data: ``name`` and the other arguments of :func:`sharpnb.lab.load_data`; ``"seed": "cell"`` draws each cell's
-            split from the cell's own seed. A name ``"module:function"`` is a function of one's own.
-        model: ``name`` of a builder in :mod:`sharpnb.lab.models`, or ``"module:function"``, and its arguments.
-        training: the other arguments of :func:`sharpnb.lab.train_many`; ``dtype`` by its name.
-    """
+    """Cells that are trained together; ``data``, ``model`` and ``training`` as :func:`sharpnb.lab.sweep` has them."""
 
     cells: list[dict[str, Any]]
     data: dict[str, Any]
@@ -47,22 +40,17 @@ class Shard:
 
     def net(self, seed: int) -> nn.Module:
         """Build the net of a seed."""
-        options = dict(self.model)
-        return builder(options.pop("name"))(**options, seed=seed)
+        options = {name: value for name, value in self.model.items() if name != "name"}
+        return builder(self.model["name"])(**options, seed=seed)
 
     def data_of(self, seed: int) -> Data:
         """Load the data of a cell with this seed."""
-        options = dict(self.data)
-        name = options.pop("name")
-        if options.get("seed") == "cell":
-            options["seed"] = seed
-        return usercode.find(name, "data")(**options) if ":" in name else load_data(name, **options)
+        options = {name: value for name, value in self.data.items() if name != "name"}
+        options |= {"seed": seed} if options.get("seed") == "cell" else {}
+        return loader(self.data["name"])(**options)
 
     def run(self) -> list[dict[str, Any]]:
-        """Train the cells on one thread and return for each its result: the metrics, ``reason``, ``curve``.
-
-        ``reason`` is empty for a cell that ended well, ``curve`` the list of its evaluations.
-        """
+        """Train the cells on one thread; return each one's metrics, ``reason`` (empty if it went well) and curve."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -86,16 +74,19 @@ def run(shard: Shard) -> list[dict[str, Any]]:
 
 
 def builder(name: str) -> Callable[..., Any]:
-    """Return the function that builds a net: of :mod:`sharpnb.lab.models`, or of one's own.
+    """Return the function that builds a net, of :mod:`sharpnb.lab.models` or of one's own; ValueError if none does."""
+    return _named(name, "model", {own: getattr(models, own) for own in MODELS})
 
-    Raises:
-        ValueError: if there is none.
-    """
+
+def loader(name: str) -> Callable[..., Any]:
+    """Return the function that loads a data set, ours or one of one's own; ValueError if there is none."""
+    return _named(name, "data", {own: functools.partial(load_data, own) for own in datafiles.NAMES})
+
+
+def _named(name: str, what: str, ours: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
     if ":" in name:
-        return usercode.find(name, "model")
-    own = [name for name, made in vars(models).items() if getattr(made, "__module__", "") == models.__name__]
-    names = [name for name in own if not name.startswith("_") and not isinstance(getattr(models, name), type)]
-    if name not in names:
-        raise ValueError(f"name = {name!r}: there is no such model.{near(name, names)} Choose one of "
-                         f"{', '.join(names)}, or name one of your own as 'module:function' or 'file.py:function'.")
-    return getattr(models, name)
+        return usercode.find(name, what)
+    if name not in ours:
+        raise ValueError(f"name = {name!r}: there is no such {what}.{near(name, ours)} Choose one of "
+                         f"{', '.join(ours)}, or name one of your own as 'module:function' or 'file.py:function'.")
+    return ours[name]

@@ -5,5 +5,4 @@ from typing import Any, cast
 
 from sharpnb.lab.sweeps import sweep
 
-vars(sweep)["sweep"] = sweep
-sys.modules[__name__] = cast(Any, sweep)
+vars(sweep)["sweep"], sys.modules[__name__] = sweep, cast(Any, sweep)

@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sharpnb import paths, usercode
-from sharpnb.datafiles import NAMES
+from sharpnb import paths
 from sharpnb.lab import grid
-from sharpnb.lab.data import load_data
-from sharpnb.lab.shard import METRICS, builder
+from sharpnb.lab.shard import METRICS, builder, loader
 from sharpnb.lab.sweeps import portable, sweep
 from sharpnb.many.schedules import SCHEDULES
 from sharpnb.near import near
@@ -61,9 +59,8 @@ def sweep_file(
     _check_place(path, out)
     if faults := list(_faults(told, path.parent)):
         raise ValueError("\n".join(f"{path}: {fault}" for fault in faults))
-    steps = told["train"].get("steps")
-    cells = grid.axes_of(told["grid"])
-    say(f"{sum(map(grid.size, cells)):,} cells ({grid.shape(cells)})" + (f", {steps:,} steps each." if steps else "."))
+    steps, cells = told["train"].get("steps"), grid.axes_of(told["grid"])
+    say(f"{grid.size(cells):,} cells ({grid.shape(cells)})" + (f", {steps:,} steps each." if steps else "."))
     given = told["train"] | {"client": scheduler, "jobs": jobs or os.cpu_count() or 1} | options
     table = sweep(told["grid"], *(portable(told[part], path.parent) for part in ("data", "model")), **given)
     paths.write_whole(out, table.drop(columns="curve").to_csv(index=False))
@@ -72,16 +69,17 @@ def sweep_file(
 
 def _check_place(path: Path, out: Path) -> None:
     """Refuse to write over the file itself, or over anything that is no table of a sweep."""
+    fault = ""
     if out.is_dir():
-        raise ValueError(f"{out} is a folder. Name the file of the table with --out.")
-    if out.exists() and out.samefile(path):
-        raise ValueError(f"The table would replace {path} itself. Name another file with --out.")
-    if not out.exists():
-        return
-    with out.open(encoding="utf-8", errors="replace") as file:
-        header = file.readline().strip().split(",")
-    if not ({*METRICS, "reason"} <= set(header)):
-        raise ValueError(f"{out} is there, and is no table of a sweep. Move it, or name another file with --out.")
+        fault = f"{out} is a folder"
+    elif out.exists() and out.samefile(path):
+        fault = f"The table would replace {path} itself"
+    elif out.exists():
+        with out.open(encoding="utf-8", errors="replace") as file:
+            if not {*METRICS, "reason"} <= {*file.readline().strip().split(",")}:
+                fault = f"{out} is there, and is no table of a sweep"
+    if fault:
+        raise ValueError(f"{fault}. Name another file with --out.")
 
 
 # ---- What is wrong with a file --------------------------------------------------------------------------------------
@@ -93,57 +91,51 @@ def _faults(told: dict[str, Any], folder: Path) -> Iterator[str]:
         yield f"[{name}] is no part of a sweep.{near(name, PARTS)} It has [data], [model], [train] and [[grid]]."
     for name in [name for name in PARTS if name not in told]:
         yield f"[{name}] is missing; `sharpnb sweep --example` prints a whole file."
-    for part, named in (("data", _data), ("model", builder)):
+    for part, named in (("data", loader), ("model", builder)):
         if part in told:
-            yield from _faults_of_a_function(part, told[part], named, folder)
-    if not isinstance(told.get("train", {}), dict):
-        yield f"[train] = {told['train']!r}: it is a table of names and values."
+            yield from (f"[{part}]{fault}" for fault in _of_a_function(part, told[part], named, folder))
+    training = told.get("train", {"steps": 1})
+    if not isinstance(training, dict):
+        yield f"[train] = {training!r}: it is a table of names and values."
         return
-    yield from _faults_of_training(told.get("train", {}))
+    yield from (f"[train]: {fault}" for name, value in training.items() if (fault := _of_training(name, value)))
     if "grid" in told:
         try:
             cells = grid.cells_of(told["grid"])
-            if "steps" not in told.get("train", {"steps": 1}) and not all("steps" in cell for cell in cells):
+            if "steps" not in training and not all("steps" in cell for cell in cells):
                 yield "steps is missing: give it under [train], or as an axis of every [[grid]]."
         except ValueError as error:
             yield f"[[grid]]: {error}"
 
 
-def _data(name: str) -> Callable[..., Any]:
-    if ":" in name:
-        return usercode.find(name, "data")
-    if name not in NAMES:
-        raise ValueError(f"There is no data set {name!r}.{near(name, NAMES)} Choose one of {', '.join(NAMES)}, or name "
-                         "a function of your own as 'file.py:function'.")
-    return load_data
-
-
-def _faults_of_a_function(part: str, given: Any, named: Callable[[str], Any], folder: Path) -> Iterator[str]:
+def _of_a_function(part: str, given: Any, named: Callable[[str], Any], folder: Path) -> Iterator[str]:
     if not isinstance(given, dict) or not isinstance(given.get("name"), str):
-        yield f"[{part}] needs name = \"…\", a text."
+        yield " needs name = \"…\", a text."
         return
     try:
         function = named(portable(given, folder)["name"])
         takes = inspect.signature(getattr(function, "value", function)).parameters
     except (ValueError, TypeError) as error:  # no such name; something without a signature
-        yield f"[{part}]: {error}"
+        yield f": {error}"
         return
     own = {"seed"} if part == "model" else set()  # given by the sweep
     options = [name for name, taken in takes.items() if taken.kind is not taken.VAR_KEYWORD and name not in own]
+    open_ended = any(taken.kind is taken.VAR_KEYWORD for taken in takes.values())
     for name in set(given) - {"name"} - set(options):
-        if own & {name} or len(options) + len(own & set(takes)) == len(takes):
-            yield (f"[{part}]: {given['name']} takes no {name!r} from the file.{near(name, options)} It takes "
+        if name in own or not open_ended:
+            yield (f": {given['name']} takes no {name!r} from the file.{near(name, options)} It takes "
                    f"{', '.join(options) or 'nothing'}.")
 
 
-def _faults_of_training(given: dict[str, Any]) -> Iterator[str]:
-    for name, value in given.items():
-        allowed = TRAIN.get(name)
-        if allowed is None:
-            yield f"[train]: there is no {name!r}.{near(name, TRAIN)} It takes {', '.join(TRAIN)}."
-        elif isinstance(allowed, tuple) and value not in allowed:
-            yield f"[train]: {name} = {value!r}: choose one of {', '.join(allowed)}.{near(value, allowed)}"
-        elif isinstance(allowed, int) and (type(value) is not int or value < allowed):
-            yield f"[train]: {name} = {value!r}: must be a whole number, {allowed} or more."
-        elif isinstance(allowed, type) and not isinstance(value, allowed):
-            yield f"[train]: {name} = {value!r}: must be {'true or false' if allowed is bool else 'a text'}."
+def _of_training(name: str, value: Any) -> str:
+    """Return what is wrong with a value of ``[train]``, or nothing."""
+    allowed = TRAIN.get(name)
+    if allowed is None:
+        return f"there is no {name!r}.{near(name, TRAIN)} It takes {', '.join(TRAIN)}."
+    if isinstance(allowed, tuple):
+        fault = "" if value in allowed else f"choose one of {', '.join(allowed)}.{near(value, allowed)}"
+    elif isinstance(allowed, int):
+        fault = "" if type(value) is int and value >= allowed else f"must be a whole number, {allowed} or more."
+    else:
+        fault = "" if isinstance(value, allowed) else f"must be {'true or false' if allowed is bool else 'a text'}."
+    return fault and f"{name} = {value!r}: {fault}"

@@ -8,17 +8,9 @@ import os
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    BrokenExecutor,
-    CancelledError,
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-    wait,
-)
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +25,7 @@ from sharpnb.progress import bar
 if TYPE_CHECKING:
     import pandas as pd
 
-_Open = Callable[[], AbstractContextManager[Executor]]
+Rows = list[dict[str, Any]]
 
 
 def sweep(
@@ -60,9 +52,10 @@ def sweep(
     Args:
         grid: see :func:`cells_of`.
         data: ``name`` and arguments of :func:`sharpnb.lab.load_data`; ``"seed": "cell"`` gives each seed its own split.
-        model: ``name`` and arguments of a builder in :mod:`sharpnb.lab.models`, or of one's own as
-            ``"module:function"`` or ``"file.py:function"``; it is called with ``seed=`` too. A file of one's own is run
-            where it lives (:mod:`sharpnb.usercode`); workers on other machines need it at the same place.
+            A name ``"module:function"`` or ``"file.py:function"`` is a function of one's own.
+        model: ``name`` and arguments of a builder in :mod:`sharpnb.lab.models`, or of one's own; it is called with
+            ``seed=`` too. A file of one's own is run where it lives (:mod:`sharpnb.usercode`); workers on other
+            machines need it at the same place.
         steps: updates of each cell, unless it is an axis of the grid.
         batch_size: images an update, unless it is an axis of the grid.
         schedule: by its name, unless it is an axis of the grid.
@@ -106,7 +99,7 @@ def portable(told: dict[str, Any], folder: Path | None = None) -> dict[str, Any]
 
 
 def _shards(
-    cells: list[dict[str, Any]], data: dict[str, Any], model: dict[str, Any], common: dict[str, Any], size: int
+    cells: Rows, data: dict[str, Any], model: dict[str, Any], common: dict[str, Any], size: int
 ) -> dict[str, tuple[list[int], Shard]]:
     """Return the name of its file -> (places of its cells, shard)."""
     budgets: dict[tuple[Any, ...], list[int]] = {}
@@ -133,108 +126,113 @@ def _try_first(shard: Shard) -> None:
         raise ValueError(f"data = {shard.data} with model = {shard.model}: {type(error).__name__}: {error}") from error
 
 
-# ---- Running shards -------------------------------------------------------------------------------------------------
-
-
 def _results(
     shards: dict[str, tuple[list[int], Shard]], client: Any, jobs: int, folder: Path, progress: bool | None
 ) -> dict[int, dict[str, Any]]:
     """Return the result of each cell by its place, from the folder where it is there."""
-    results: dict[int, dict[str, Any]] = {}
-
-    def take(key: str, rows: list[dict[str, Any]]) -> None:
-        results.update(zip(shards[key][0], rows, strict=True))
-
-    missing = []
-    for key in shards:
-        found = kept.find(folder / key)
-        missing.append(key) if found is None else take(key, found[0]["rows"])
+    found = {key: kept.find(folder / key) for key in shards}
+    done: dict[str, Rows] = {key: work[0]["rows"] for key, work in found.items() if work}
+    missing = {key: shard for key, (_, shard) in shards.items() if key not in done}
     cells = sum(len(places) for places, _ in shards.values())
-    with bar(progress, cells, "sweep", "cell", len(results)) as shown:
+    with bar(progress, cells, "sweep", "cell", sum(map(len, done.values()))) as shown:
 
-        def finished(key: str, rows: list[dict[str, Any]]) -> None:
-            kept.store(folder / key, {"rows": rows}, vars(shards[key][1]))
-            take(key, json.loads(json.dumps(rows)))  # as a resumed sweep would read them
+        def finished(key: str, rows: Rows) -> None:
+            kept.store(folder / key, {"rows": rows}, vars(missing[key]))
+            done[key] = json.loads(json.dumps(rows))  # as a resumed sweep would read them
             shown.update(len(rows))
 
-        work, window = {key: shards[key][1] for key in missing}, jobs if client is None else len(missing)
-        failed = _attempt(work, _opener(client, jobs), window, finished)
-        failed = _attempt({key: work[key] for key in failed}, _opener(client, jobs), 1, finished)
+        failed = _attempt(missing, client, jobs, jobs if client is None else len(missing), finished)
+        failed = _attempt({key: missing[key] for key in failed}, client, jobs, 1, finished)
     for key, error in failed.items():
         reason = f"failed twice: {type(error).__name__}: {error}"
-        take(key, [{"reason": reason, "curve": []} for _ in shards[key][0]])
-        warnings.warn(f"A shard {reason}. Its cells have no result: {work[key].cells}", stacklevel=3)
-    return results
+        done[key] = [{"reason": reason, "curve": []} for _ in missing[key].cells]
+        warnings.warn(f"A shard {reason}. Its cells have no result: {missing[key].cells}", stacklevel=3)
+    return {place: row for key, (places, _) in shards.items() for place, row in zip(places, done[key], strict=True)}
+
+
+def _table(cells: Rows, results: Mapping[int, Mapping[str, Any]]) -> pd.DataFrame:
+    import pandas as pd
+
+    last = ["reason", "curve"]
+    order = dict.fromkeys([*METRICS, *(name for k in sorted(results) for name in results[k] if name != "step")])
+    rows = [cell | {name: results[k].get(name, float("nan")) for name in order} for k, cell in enumerate(cells)]
+    columns = dict.fromkeys(name for row in rows for name in row if name not in last)
+    return pd.DataFrame(rows, columns=[*columns, *last])
+
+
+# ---- Running shards -------------------------------------------------------------------------------------------------
 
 
 def _attempt(
-    work: Mapping[str, Shard], open_executor: _Open, window: int, finished: Callable[[str, list[dict[str, Any]]], None]
+    shards: Mapping[str, Shard], client: Any, jobs: int, window: int, finished: Callable[[str, Rows], None]
 ) -> dict[str, BaseException]:
     """Run shards, ``window`` of them at once; return the errors of those that failed."""
     failed: dict[str, BaseException] = {}
-    waiting = deque(work)
+    waiting = deque(shards)
     while waiting:
-        with open_executor() as executor, _left_at_once(executor):  # a new one when a worker's death broke the last
+        with _workers(client, jobs) as submit:  # new ones when a worker's death broke the last
             running: dict[Future[Any], str] = {}
-            broken = False
-            while running or (waiting and not broken):
-                while waiting and len(running) < window and not broken:
-                    try:
-                        with nullcontext() if isinstance(executor, _Here) else usercode.starting_workers():
-                            running[executor.submit(run, work[waiting[0]])] = waiting[0]
+            try:
+                while waiting or running:
+                    while waiting and len(running) < window:
+                        running[submit(run, shards[waiting[0]])] = waiting[0]
                         waiting.popleft()
-                    except BrokenExecutor:
-                        broken = True
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    key = running.pop(future)
-                    try:
-                        rows = future.result()
-                    except (Exception, CancelledError) as error:
-                        failed[key] = error
-                        broken = broken or isinstance(error, BrokenExecutor)
-                    else:
-                        finished(key, rows)
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        key = running.pop(future)
+                        if error := _error(future):
+                            failed[key] = error
+                        else:
+                            finished(key, future.result())
+            except BrokenExecutor as error:  # at the next shard
+                failed |= dict.fromkeys(running.values(), error)
     return failed
 
 
-@contextmanager
-def _left_at_once(executor: Executor) -> Iterator[None]:
-    """At Ctrl-C wait for nobody: neither for workers that train, nor for those that a scheduler has not got."""
-    others = set(multiprocessing.active_children())
+def _error(future: Future[Any]) -> BaseException | None:
     try:
-        yield
-    except BaseException:
-        own = set(multiprocessing.active_children()) - others
-        executor.shutdown(wait=False)
-        for worker in own:
-            worker.terminate()
-        raise
-
-
-class _Here(Executor):
-    """Runs what is submitted at once, in this process."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
-def _opener(client: Any, jobs: int) -> _Open:
-    if isinstance(client, str):
-        return lambda: _at_address(client)
-    if client is not None:
-        return lambda: client.get_executor(pure=False)
-    if jobs == 1:
-        return _Here
-    return lambda: ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _end_with_parent)
+        return future.exception()
+    except CancelledError as error:  # of a Dask worker that is gone
+        return error
 
 
 @contextmanager
-def _at_address(address: str) -> Any:
+def _workers(client: Any, jobs: int) -> Iterator[Callable[..., Future[Any]]]:
+    """Yield how a call is submitted; at an error or Ctrl-C wait for no worker, training or still to come."""
+    if client is None and jobs == 1:
+        yield _here
+        return
+    others = set(multiprocessing.active_children())
+    with _at_address(client) if isinstance(client, str) else nullcontext(client) as dask:
+        executor = dask.get_executor(pure=False) if dask else ProcessPoolExecutor(
+            jobs, multiprocessing.get_context("spawn"), _end_with_parent)
+
+        def submit(*call: Any) -> Future[Any]:
+            with usercode.starting_workers():
+                return executor.submit(*call)
+
+        try:
+            yield submit
+        except BaseException:
+            own = set(multiprocessing.active_children()) - others
+            executor.shutdown(wait=False)
+            for worker in own:
+                worker.terminate()
+            raise
+        executor.shutdown()
+
+
+def _here(function: Callable[..., Any], *given: Any) -> Future[Any]:
+    """Call a function in this process."""
+    future: Future[Any] = Future()
+    try:
+        future.set_result(function(*given))
+    except Exception as error:
+        future.set_exception(error)
+    return future
+
+
+@contextmanager
+def _at_address(address: str) -> Iterator[Any]:
     try:
         from distributed import Client
     except ImportError as error:
@@ -243,11 +241,11 @@ def _at_address(address: str) -> Any:
         client = Client(address)
     except (OSError, ValueError) as error:
         raise ValueError(f"No Dask scheduler answers at {address} ({error}). Start one: dask scheduler") from error
-    with client, client.get_executor(pure=False) as executor:
+    with client:
         if not client.scheduler_info()["workers"]:
             warnings.warn(f"{address} has no worker yet, and the sweep waits for one. Start one: dask worker {address}",
                           stacklevel=6)
-        yield executor
+        yield client
 
 
 def _end_with_parent() -> None:
@@ -260,14 +258,3 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _table(cells: list[dict[str, Any]], results: Mapping[int, Mapping[str, Any]]) -> pd.DataFrame:
-    import pandas as pd
-
-    names: Iterable[str] = dict.fromkeys(name for k in sorted(results) for name in results[k] if name != "step")
-    order = dict.fromkeys((*METRICS, *names))
-    rows = [cell | {name: results[k].get(name, float("nan")) for name in order} for k, cell in enumerate(cells)]
-    last = ["reason", "curve"]
-    columns = dict.fromkeys(name for row in rows for name in row if name not in last)
-    return pd.DataFrame(rows, columns=[*columns, *last])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ class History:
     """What a training leaves behind.
 
     Attributes:
-        rows: one dictionary an evaluation: ``step``, ``epoch``, ``train_loss``, ``train_error``, ``test_loss``,
-            ``test_error`` (errors in percent, losses in nats).
+        rows: per evaluation ``step``, ``epoch``, ``train_loss``, ``train_error``, ``test_loss``, ``test_error`` (errors
+            in percent, losses in nats).
         weights: step -> flat copy of the parameters (on the CPU), for the steps asked for.
         diverged: the step at which the loss was no longer finite and training stopped, or None.
     """
@@ -123,7 +124,18 @@ def train(
     look_every, losses = look_every or (100 if on_gpu else 1), []
     order = batches(len(data.train_y), batch_size, generator, where)
     per_epoch = max(1, len(data.train_y) // batch_size)
-    gradient = Captured(_gradient_of(model, label_smoothing, bf16)) if graphs else None
+
+    def loss_of(x: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast(where.type, torch.bfloat16, enabled=bf16):
+            return F.cross_entropy(model(x), y, label_smoothing=label_smoothing)
+
+    def plainly(x: Tensor, y: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(x, y)
+        loss.backward()
+        return loss.detach()
+
+    passes: Callable[..., Any] = _captured(model, loss_of) if graphs else plainly  # torch declares a float
     model.train()
     try:
         for step in training_bar(steps, progress):
@@ -135,9 +147,7 @@ def train(
             x, y = data.train_x[index], data.train_y[index]
             x = augment(x, generator) if augment else x
             x = x.contiguous(memory_format=layout) if layout and x.ndim == 4 else x
-            closure = _replayed(gradient, model, x, y) if gradient else _closure(
-                model, optimizer, x, y, label_smoothing, bf16)
-            losses.append(optimizer.step(closure))
+            losses.append(optimizer.step(partial(passes, x, y)))
             if len(losses) == look_every or step + 1 == steps:  # a host read; it also keeps the bar honest
                 if (bad := _first_not_finite(losses)) is not None:
                     history.diverged = step + 1 - len(losses) + bad
@@ -161,44 +171,23 @@ def _first_not_finite(losses: list[Any]) -> int | None:
     return next((k for k, loss in enumerate(losses) if not math.isfinite(loss)), None)
 
 
-def _closure(
-    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, smoothing: float, bf16: bool
-) -> Callable[[], Any]:  # a tensor; torch declares a float
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            loss = F.cross_entropy(model(x), y, label_smoothing=smoothing)
-        loss.backward()
-        return loss.detach()
+def _captured(model: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a function that leaves the gradients in ``.grad`` and returns the loss, on a GPU as one CUDA graph."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
 
-    return closure
-
-
-def _gradient_of(
-    model: nn.Module, smoothing: float, bf16: bool
-) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     def gradient(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            loss = F.cross_entropy(model(x), y, label_smoothing=smoothing)
-        parts = torch.autograd.grad(loss, _trained(model))
-        return loss.detach(), torch.cat([part.flatten() for part in parts])
+        loss = loss_of(x, y)
+        return loss.detach(), torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters)])
 
-    return gradient
+    captured = Captured(gradient)
 
-
-def _replayed(gradient: Callable[..., Any], model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Any]:
-    def closure() -> Tensor:
-        loss, flat = gradient(x, y)
-        parameters = _trained(model)
+    def passes(x: Tensor, y: Tensor) -> Tensor:
+        loss, flat = captured(x, y)
         for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.grad = part.view(p.shape)
         return loss
 
-    return closure
-
-
-def _trained(model: nn.Module) -> list[nn.Parameter]:
-    return [p for p in model.parameters() if p.requires_grad]
+    return passes
 
 
 def _flat(model: nn.Module) -> Tensor:
@@ -208,7 +197,5 @@ def _flat(model: nn.Module) -> Tensor:
 def _row(model: nn.Module, data: Data, step: int, per_epoch: int) -> dict[str, float]:
     train_loss, train_error = evaluate(model, data.train)
     test_loss, test_error = evaluate(model, data.test)
-    return {
-        "step": step, "epoch": step / per_epoch, "train_loss": train_loss, "train_error": train_error,
-        "test_loss": test_loss, "test_error": test_error,
-    }
+    return {"step": step, "epoch": step / per_epoch, "train_loss": train_loss, "train_error": train_error,
+            "test_loss": test_loss, "test_error": test_error}

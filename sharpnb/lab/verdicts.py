@@ -35,13 +35,9 @@ ALPHA, FEWEST_SEEDS, POWER = 0.05, 5, 0.8
 def paired(first: Sequence[float], second: Sequence[float], worst: float = math.nan) -> np.ndarray:
     """Return ``second - first``, seed by seed; what is above ``worst`` or not finite counts as ``worst`` in both.
 
-    Args:
-        first: one value per judging seed, such as a test error in points.
-        second: the same seeds in the same order.
-        worst: the error of guessing, or the budget for a time that was not reached.
-
-    Raises:
-        ValueError: if the numbers of seeds differ, or a run diverged and ``worst`` is not given.
+    ``first`` and ``second`` have one value per judging seed, such as a test error in points, in the same order;
+    ``worst`` is the error of guessing, or the budget for a time that was not reached. A ValueError if the numbers of
+    seeds differ, or a run diverged and ``worst`` is not given.
     """
     both = [np.asarray(values, dtype=float) for values in (first, second)]
     if both[0].shape != both[1].shape:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -37,6 +37,11 @@ class Withdrawal:
     date: str
     why: str
     claims: tuple[str, ...] = ("*",)
+
+    def __post_init__(self) -> None:
+        if self.record.count("/") != 2 or not self.why.strip():
+            raise ValueError(f"record = {self.record!r}, why = {self.why!r}; the first is notebook/profile/name, the "
+                             "second a reason")
 
     @property
     def whole(self) -> bool:
@@ -68,37 +73,31 @@ class Withdrawal:
         return f"{self.record} of commit {self.commit} was withdrawn{part}: {self.why}."
 
 
-def entries() -> list[Withdrawal]:
-    """Return the entries of the table; none where there is no table.
+def listed(name: str, kind: str, make: Callable[[Any], Any]) -> list[Any]:
+    """Return what is made of each ``[[kind]]`` of a TOML file of the checkout, nothing where there is no such file.
 
     Raises:
         ValueError: if it cannot be read; the message says why.
     """
-    file = paths.root() / _FILE
-    if not file.is_file():
-        return []
+    file = paths.root() / name
     try:
-        found = tomllib.loads(file.read_text(encoding="utf-8")).get("withdrawn", [])
-        known = [Withdrawal(**{**entry, "date": f"{entry['date']}", "claims": tuple(entry.get("claims", ("*",)))})
-                 for entry in found]
-    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{_FILE} cannot be read ({type(error).__name__}: {error}); its head says what an entry "
+        found = tomllib.loads(file.read_text(encoding="utf-8")).get(kind, []) if file.is_file() else []
+        return [make(entry) for entry in found]
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{name} cannot be read ({type(error).__name__}: {error}); its head says what an entry "
                          "holds.") from None
-    for entry in known:
-        if entry.record.count("/") != 2 or not entry.why.strip():
-            raise ValueError(f"{_FILE}: record = {entry.record!r}, why = {entry.why!r}; the first must be "
-                             "notebook/profile/name, the second a reason.")
-    return known
+
+
+def entries(record: str | None = None) -> list[Withdrawal]:
+    """Return the entries of the table, or those for a record."""
+    known = listed(_FILE, "withdrawn", lambda entry: Withdrawal(
+        **{**entry, "date": f"{entry['date']}", "claims": tuple(entry.get("claims", "*"))}))
+    return [entry for entry in known if record in (None, entry.record)]
 
 
 def of(notebook: str, profile: str, name: str) -> list[Withdrawal]:
     """Return the entries that hold for the committed record of this name."""
-    return [entry for entry in entries() if entry.record == f"{notebook}/{profile}/{name}" and entry.holds]
-
-
-def void_commits(notebook: str, profile: str, name: str) -> set[str]:
-    """Return the commits whose pieces are void in a record of this name, whether it has been made again or not."""
-    return {entry.commit for entry in entries() if entry.record == f"{notebook}/{profile}/{name}"}
+    return [entry for entry in entries(f"{notebook}/{profile}/{name}") if entry.holds]
 
 
 def why(notebook: str, profile: str, claim: str) -> str:
@@ -121,7 +120,6 @@ def check(measured: Mapping[str, Sequence[Claim]]) -> None:
         if not named:
             raise ValueError(f"{_FILE}: no claim that rests on {entry.record} is named {' or '.join(entry.claims)}. "
                              "Mend the names, or delete the entry.")
-        for claim in named:
-            if claim.withdrawn != why(notebook, profile, claim.id):
-                raise ValueError(f"{notebook}: claim {claim.id} rests on {entry.record}, which is withdrawn, and its "
-                                 f"table does not say so. Run it again: sharpnb run {notebook} --force --update")
+        if told := [claim.id for claim in named if claim.withdrawn != why(notebook, profile, claim.id)]:
+            raise ValueError(f"{notebook}: claim {told[0]} rests on {entry.record}, which is withdrawn, and its table "
+                             f"does not say so. Run it again: sharpnb run {notebook} --force --update")

@@ -11,6 +11,7 @@ import ast
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,13 +20,8 @@ from typing import Any
 from sharpnb import paths
 from sharpnb.near import near
 
-_FIGURES = re.compile(
-    r"\b(?:Supp)?(?:Figs?\.?|Figures?|Tables?|Propositions?)\s+\d+(?:(?:\s*[,–-]\s*|\s+(?:and|to)\s+)\d+)*"
-    r"(?:\s+(?:left|middle|right))?"
-)
 _CHOICES = re.compile(r"#\s*(\w[\w.-]*(?:\s*\|\s*\w[\w.-]*)+)\s*(?:[;,.:(].*)?$")
 _TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list, "tuple": tuple, "dict": dict}
-_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 class RunnerError(RuntimeError):
@@ -45,47 +41,42 @@ class Parameter:
     choices: tuple[str, ...] = ()
 
     def read(self, given: Any) -> Any:
-        """Return a value, or the text of one, as this parameter's type (an int will do for a float).
-
-        Raises:
-            RunnerError: if it is of another type or not among the choices.
-        """
-        value, is_text = given, isinstance(given, str) and self.type is not str
-        try:
-            if is_text:
-                value = _WORDS[given.lower()] if self.type is bool else ast.literal_eval(given)
-        except (KeyError, ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: nested too deep
-            raise RunnerError(self._wrong(given)) from None
+        """Return a value, or the text of one, as this parameter's type (an int will do for a float); or refuse it."""
+        value = given
+        if isinstance(given, str) and self.type is not str:
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):  # it stays a text, and is refused
+                value = ast.literal_eval(given.capitalize() if self.type is bool else given)
         if self.type is float and type(value) is int:
             value = float(value)
         # "cuda" stands for "cuda:1" as well: the device is the one choice that can carry a number.
         word = value.split(":")[0] if self.name == "device" and isinstance(value, str) else value
         if type(value) is not self.type or (self.choices and word not in self.choices):
-            raise RunnerError(self._wrong(value))
+            allowed = "one of " + ", ".join(self.choices) if self.choices else f"of type {self.type.__name__}"
+            raise RunnerError(f"{self.name} = {value!r}: this parameter is {allowed} (default {self.default!r})."
+                              f"{near(value, self.choices)}")
         return value
-
-    def _wrong(self, value: Any) -> str:
-        allowed = "one of " + ", ".join(self.choices) if self.choices else f"of type {self.type.__name__}"
-        return (f"{self.name} = {value!r}: this parameter is {allowed} (default {self.default!r})."
-                f"{near(value, self.choices)}")
 
 
 def parameters_in(source: str, where: str) -> dict[str, Parameter]:
-    """Return the parameters of a cell by name, in order.
-
-    Raises:
-        RunnerError: if a statement is anything but ``name = literal`` or ``name: type = literal``.
-    """
+    """Return the parameters of a cell by name; it may hold ``name = literal`` and ``name: type = literal`` alone."""
     try:
         statements, lines = ast.parse(source).body, source.splitlines()
     except SyntaxError as error:
         raise RunnerError(f"{where}: the parameter cell is not Python; line {error.lineno}: {error.msg}.") from None
     found: dict[str, Parameter] = {}
     for statement in statements:
-        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
-            continue  # a docstring
+        annotation = ""
         try:
-            name, default, annotation = _binding(statement)
+            match statement:
+                case ast.Expr(value=ast.Constant()):
+                    continue  # a docstring
+                case ast.AnnAssign(target=ast.Name(id=name), annotation=noted, value=ast.expr() as value):
+                    annotation = ast.unparse(noted)
+                case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                    pass
+                case _:
+                    raise ValueError
+            default = ast.literal_eval(value)
         except ValueError:
             line = lines[statement.lineno - 1].strip()
             raise RunnerError(f"{where}: the parameter cell may hold plain literals only, not: {line}") from None
@@ -94,16 +85,6 @@ def parameters_in(source: str, where: str) -> dict[str, Parameter]:
         choices = tuple(re.split(r"\s*\|\s*", comment[1])) if comment and kind is str else ()
         found[name] = Parameter(name, default, kind, choices)
     return found
-
-
-def _binding(statement: ast.stmt) -> tuple[str, Any, str]:
-    """Return name, literal and annotation of one assignment; ValueError for anything else."""
-    match statement:
-        case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=ast.expr() as value):
-            return name, ast.literal_eval(value), ast.unparse(annotation)
-        case ast.Assign(targets=[ast.Name(id=name)], value=value):
-            return name, ast.literal_eval(value), ""
-    raise ValueError(ast.unparse(statement))
 
 
 @dataclass(frozen=True)
@@ -131,14 +112,9 @@ class Notebook:
     @property
     def title(self) -> str:
         """The text of the first heading, without the notebook's own number."""
-        heading = next((line for line in self._opening if line.startswith("# ")), f"# {self.name}")
+        lines = [line.strip() for cell in self.content["cells"][:1] for line in _text(cell).splitlines()]
+        heading = next((line for line in lines if line.startswith("# ")), f"# {self.name}")
         return re.sub(r"^#\s*(\d+\s*[-–—.:·]*\s*)?", "", heading).strip()
-
-    @property
-    def reproduces(self) -> str:
-        """The figures, tables and propositions that the first cell names first, on one line: ``Fig. 2, Table 3``."""
-        lines = (_FIGURES.findall(line) for line in self._opening if not line.startswith("#"))
-        return ", ".join(dict.fromkeys(next(filter(None, lines), [])))
 
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
@@ -147,42 +123,26 @@ class Notebook:
         if len(tagged) != 1:
             raise RunnerError(
                 f"{self.path.name} has {len(tagged)} cells tagged 'parameters', and papermill needs exactly one. In "
-                f"JupyterLab: select the cell, open the property inspector (gear, top right), edit its tags."
-            )
+                f"JupyterLab: select the cell, open the property inspector (gear, top right), edit its tags.")
         return parameters_in(_text(tagged[0]), self.name)
 
     def values(self, given: Mapping[str, Any], profile: str) -> dict[str, Any]:
-        """Return every parameter's value: the default, the profile, or what was given (a value, or its text).
-
-        Raises:
-            RunnerError: for a name that the notebook does not have, or a value that the parameter does not take.
-        """
+        """Return every parameter's value: the default, the profile, or what was given (a value, or its text)."""
         known = self.parameters
-        for name in given:
-            if name not in known:
-                raise RunnerError(
-                    f"{self.name} has no parameter {name!r}.{near(name, known)} It has: {', '.join(known)}. Name "
-                    f"the notebooks that the parameter is meant for, for example: sharpnb run {self.name[:2]} -p "
-                    f"{name} VALUE")
+        if unknown := [name for name in given if name not in known]:
+            raise RunnerError(
+                f"{self.name} has no parameter {unknown[0]!r}.{near(unknown[0], known)} It has: {', '.join(known)}. "
+                f"Name the notebooks that it is meant for, as in: sharpnb run {self.name[:2]} -p {unknown[0]} VALUE")
         asked = {"profile": profile} if "profile" in known else {}
-        defaults = {name: parameter.default for name, parameter in known.items()}
-        values = defaults | {name: known[name].read(value) for name, value in {**asked, **given}.items()}
+        values = {name: parameter.default for name, parameter in known.items()}
+        values |= {name: known[name].read(value) for name, value in {**asked, **given}.items()}
         if values.get("profile", profile) != profile:
             raise RunnerError(f"profile = {values['profile']!r} contradicts --profile {profile}. Give --profile alone.")
         return values
 
-    @property
-    def _opening(self) -> list[str]:
-        cells = self.content["cells"]
-        return [line.strip() for line in _text(cells[0]).splitlines()] if cells else []
-
 
 def find_all() -> list[Notebook]:
-    """Return the checkout's notebooks in order; what is :func:`passed_over` is left out.
-
-    Raises:
-        RunnerError: if there are none.
-    """
+    """Return the checkout's notebooks in order, but for what is :func:`passed_over`; RunnerError if there are none."""
     known, others = _found()
     if not known:
         raise RunnerError("\n".join([
@@ -200,52 +160,42 @@ def _found() -> tuple[list[Notebook], dict[str, str]]:
     known, others = [], {}
     for file in sorted(file for file in paths.notebooks().glob("*.ipynb") if not file.name.startswith(".")):
         try:
-            notebook = load(file)
-            _ = notebook.parameters
+            known.append(load(file))
+            _ = known[-1].parameters
         except RunnerError as error:
             others[file.stem] = str(error)
-        else:
-            known.append(notebook)
-    return known, others
+    return [notebook for notebook in known if notebook.name not in others], others
 
 
 def load(path: Path) -> Notebook:
     """Read one notebook; a RunnerError if it is none of format 4."""
     try:
         found = Notebook(path, json.loads(path.read_text(encoding="utf-8")))
-        _ = found.code, found.title, found.reproduces, found.after_all  # format 4 has cells of these kinds
+        _ = found.code, found.title, found.after_all  # format 4 has cells of these kinds
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunnerError(
-            f"{path} cannot be read as a notebook ({type(error).__name__}: {error}). "
-            f"Bring back the committed one: git checkout -- {path.name}"
-        ) from None
+        raise RunnerError(f"{path} cannot be read as a notebook ({type(error).__name__}: {error}). "
+                          f"Bring back the committed one: git checkout -- {path.name}") from None
     return found
 
 
 def select(names: list[str] | None) -> list[Notebook]:
-    """Return the notebooks that ``names`` mean (all without names): a number, a name, or a path.
-
-    Raises:
-        RunnerError: for a name that no notebook, or more than one, answers to, or whose notebook cannot be run.
-    """
+    """Return the notebooks that ``names`` mean (all without names): a number, a name, or a path."""
     if not names:
         return find_all()
     known, others = _found()
-    chosen = {_match(name, known, others) for name in names}
+    chosen = {_match(name, [notebook.name for notebook in known], others) for name in names}
     return [notebook for notebook in known if notebook.name in chosen]
 
 
-def _match(name: str, known: list[Notebook], others: dict[str, str]) -> str:
-    stem, stems = Path(name).name.removesuffix(".ipynb"), [notebook.name for notebook in known]
+def _match(name: str, stems: list[str], others: dict[str, str]) -> str:
+    stem = Path(name).name.removesuffix(".ipynb")
     number = f"{stem.zfill(2)}_" if stem.isdigit() else "\0"
-    if stem in others:
-        raise RunnerError(others[stem])
     found = [stem] if stem in stems else [each for each in stems if each.startswith(number)]
-    if len(found) == 1:
+    if len(found) == 1 and stem not in others:
         return found[0]
-    if found:
+    if len(found) > 1:
         raise RunnerError(f"{name!r} means more than one notebook: {', '.join(found)}. Give the whole name.")
-    meant = [reason for other, reason in others.items() if other.startswith(number)]
+    meant = [reason for other, reason in others.items() if other == stem or other.startswith(number)]
     raise RunnerError("\n".join(meant) or f"There is no notebook {name!r}.{near(stem, stems)} These are there: "
                       f"{', '.join(stems)}.")
 

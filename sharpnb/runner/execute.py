@@ -36,13 +36,10 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Result:
-    """How one notebook ended.
+    """How one notebook ended, and why it was executed or not.
 
     Attributes:
-        name: the notebook's.
-        why: why it was executed, or why not.
         outcome: ``done``, ``up to date``, ``failed``, ``kernel died``, ``worker died``, ``timed out``, ``not run``.
-        seconds: wall time; 0 when nothing was executed.
         detail: the failing cell's traceback, or what went wrong and what to do.
         kept: the executed copy, up to the failure if there was one.
         renewed: the records and figures that were not there, or not the same within their tolerance.
@@ -84,13 +81,13 @@ def run(
 
     Args:
         names: numbers, names or paths of notebooks; all without.
-        profile: ``quick`` or ``full``.
-        jobs: notebooks at once. Default: two (one on one core) in the quick profile, one in the full, where each has
-            the GPU to itself.
+        profile: ``quick``, ``mid`` or ``full``.
+        jobs: notebooks at once. Default: two (one on one core) in the quick profile, else one, which has the GPU to
+            itself.
         parameters: in the place of the notebooks' defaults.
         force: execute also what is up to date.
         update: for maintainers: the kernel works in ``notebooks/``, and the outputs are stored in the committed file.
-        timeout: seconds for a notebook, 0 for none. Default: 600 in the quick profile, none in the full.
+        timeout: seconds for a notebook, 0 for none. Default: 600 in the quick profile, else none.
         watcher: is told of every start, cell and end.
 
     Raises:
@@ -99,10 +96,9 @@ def run(
     """
     asked: dict[str, Any] = {"profile": profile, "force": force, "update": update, "given": parameters or {}}
     plan(names, **asked)  # refuse before waiting for the lock
-    if jobs is None:
-        jobs = min(2, os.cpu_count() or 1) if profile == "quick" else 1
-    if timeout is None:
-        timeout = QUICK_TIMEOUT if profile == "quick" else 0.0
+    quick = profile == "quick"
+    jobs = jobs or (min(2, os.cpu_count() or 1) if quick else 1)
+    timeout = (QUICK_TIMEOUT if quick else 0.0) if timeout is None else timeout
     with lock.only_one(paths.root() / "data" / "runs" / ".lock") as descriptor:
         steps, crew = plan(names, **asked), _Crew(descriptor, timeout, watcher or Watcher())
         results = crew.work([item for item in steps if not item.notebook.after_all], jobs)
@@ -121,7 +117,7 @@ class _Crew:
 
     def work(self, steps: list[Step], jobs: int) -> list[Result]:
         """Execute steps, ``jobs`` at once; on Ctrl-C every process is ended before the interrupt goes on."""
-        with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
+        with ThreadPoolExecutor(max_workers=jobs) as pool:
             try:
                 return list(pool.map(self._one, steps))
             except BaseException:
@@ -132,10 +128,7 @@ class _Crew:
                 raise
 
     def _one(self, item: Step) -> Result:
-        if item.why:
-            result = self._executed(item)
-        else:
-            result = Result(item.name, item.reason, "up to date", kept=item.copy())
+        result = self._executed(item) if item.why else Result(item.name, item.reason, "up to date", kept=item.copy())
         self.watcher.ended(result)
         return result
 
@@ -164,15 +157,11 @@ class _Crew:
                 if self.timeout:
                     timer.start()
                 for line in process.stdout or ():
-                    try:
-                        event = dict(json.loads(line))
-                    except (ValueError, TypeError):
-                        continue  # of another hand
-                    if "cell" in event:
-                        place = f"cell {event['cell']} of {event['of']}"
-                        self.watcher.cell(item.name, event["cell"], event["of"])
-                    else:
-                        ended = event
+                    with contextlib.suppress(ValueError, TypeError):  # a line of another hand
+                        ended = dict(json.loads(line))
+                        if "cell" in ended:
+                            place = f"cell {ended['cell']} of {ended['of']}"
+                            self.watcher.cell(item.name, ended["cell"], ended["of"])
                 process.wait()
             finally:
                 timer.cancel()
@@ -187,11 +176,9 @@ class _Crew:
 
     def _start(self, item: Step, errors: IO[str]) -> subprocess.Popen[str] | None:
         """Start the worker of one notebook; None where the run has been stopped."""
-        job = {
-            "name": item.name, "source": str(item.notebook.path), "folder": str(item.folder),
-            "working_folder": str(paths.notebooks() if item.update else item.folder),
-            "parameters": dict(item.injected), "environment": _environment(item),
-        }
+        job = {"name": item.name, "source": str(item.notebook.path), "folder": str(item.folder),
+               "working_folder": str(paths.notebooks() if item.update else item.folder),
+               "parameters": dict(item.injected), "environment": _environment(item)}
         around = surroundings.without_profile(os.environ, paths.root())
         with self.door:
             if self.stopped:
@@ -199,8 +186,7 @@ class _Crew:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "sharpnb.runner.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=errors, encoding="utf-8", start_new_session=True, pass_fds=[self.descriptor],
-                env={**around, "PYTHONPATH": _search_path(Path(sharpnb.__file__).parents[1])},
-            )
+                env={**around, "PYTHONPATH": _search_path(Path(sharpnb.__file__).parents[1])})
             self.busy.add(process)
         assert process.stdin is not None  # it is a pipe; left open, for its end tells the worker that we are gone
         with contextlib.suppress(BrokenPipeError):  # the worker died at once: its last words say why
@@ -219,8 +205,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 def _environment(item: Step) -> dict[str, str]:
     """Return what a kernel is to find in its environment: one thread, no bar, our own package, no GPU on the CPU.
 
-    Two OpenMP threads on shared cores were measured nine times slower than one; the quick profile fixes the number for
-    reproducibility too, the full one leaves a number that the user has set. So is the allocator's setting left.
+    The quick profile fixes the number of threads for reproducibility; others leave one that the user has set.
     """
     threads = dict.fromkeys(surroundings.THREADS, "1")
     own = {name: os.environ.get(name, value) for name, value in {**threads, **surroundings.ALLOCATOR}.items()}
@@ -246,11 +231,9 @@ def _prepare(item: Step) -> None:
     pieces = item.folder / "pieces" / item.name
     if FORCE in item.why:
         shutil.rmtree(pieces, ignore_errors=True)
-    item.copy("partial").unlink(missing_ok=True)
-    for folder in (paths.figures(item.name), paths.records(item.name, item.profile), pieces):
-        for leftover in folder.rglob(".*.partial"):
-            leftover.unlink(missing_ok=True)
-    for leftover in item.folder.glob(f".{item.name}.*.partial"):
+    folders = (paths.figures(item.name), paths.records(item.name, item.profile), pieces)
+    for leftover in [item.copy("partial"), *item.folder.glob(f".{item.name}.*.partial"),
+                     *(file for folder in folders for file in folder.rglob(".*.partial"))]:
         leftover.unlink(missing_ok=True)
 
 

@@ -22,10 +22,10 @@ from typing import Any
 
 from sharpnb import datafiles, paths, sources
 from sharpnb.near import near
+from sharpnb.paths import PROFILES
 from sharpnb.runner import stored
 from sharpnb.runner.catalogue import Notebook, RunnerError, find_all, select
 
-PROFILES = ("quick", "mid", "full")
 FORCE = "--force"  # the reason to execute what is up to date
 
 
@@ -39,8 +39,8 @@ class Step:
         device: what the parameter of this name comes to: the CPU for ``auto`` but in the full profile.
         update: whether the outputs go back into the committed notebook.
         key: the stamp of today.
-        why: the reasons to execute it; empty when the last run's result still holds.
         last: what the last successful run has left, or nothing.
+        why: the reasons to execute it; empty when the last run's result still holds.
         forced: whether what is finished already is made again: under ``--force``, and when such a run is gone on with.
     """
 
@@ -88,10 +88,8 @@ def plan(
 ) -> list[Step]:
     """Return the steps of a run in the order of execution, without executing anything.
 
-    Arguments as of :func:`sharpnb.runner.run`; ``given`` are its parameters, for every named notebook.
-
-    Raises:
-        RunnerError: for an unknown notebook, profile or parameter, or a value that a parameter does not take.
+    Arguments as of :func:`sharpnb.runner.run`; ``given`` are its parameters. A RunnerError for an unknown notebook,
+    profile or parameter, or a value that a parameter does not take.
     """
     if profile not in PROFILES:
         raise RunnerError(f"There is no profile {profile!r}. Choose one of {', '.join(PROFILES)}."
@@ -100,10 +98,8 @@ def plan(
         raise RunnerError("--update stores what the defaults give in the quick profile: leave out -p and --profile.")
     chosen = sorted(select(names), key=lambda notebook: (notebook.after_all, notebook.name))
     steps = [step(notebook, given or {}, profile, force, update) for notebook in chosen]
-    if any(item.why for item in steps if not item.notebook.after_all):
-        follows = ("it reads what the others write",)
-        steps = [replace(item, why=item.why or follows) if item.notebook.after_all else item for item in steps]
-    return steps
+    follows = ("it reads what the others write",) if any(s.why for s in steps if not s.notebook.after_all) else ()
+    return [replace(item, why=item.why or follows) if item.notebook.after_all else item for item in steps]
 
 
 def step(notebook: Notebook, given: Mapping[str, Any], profile: str, force: bool, update: bool) -> Step:
@@ -134,9 +130,7 @@ def _changes(item: Step) -> list[str]:
             why.append(f"{name} changed" if "#" in before else f"{name}: {before} → {after}")
     if item.update and stored.digest(item.notebook.content) != item.last.get("stored"):
         why.append("its stored outputs are not those of the last run")
-    marks = dict(item.last["wrote"])
-    if not item.update:
-        marks[item.copy().relative_to(paths.root()).as_posix()] = item.last.get("copy")
+    marks = item.last["wrote"] | ({} if item.update else {_name(item.copy()): item.last.get("copy")})
     for name, mark in marks.items():
         file = paths.root() / name
         if not file.exists() or sources.digest(file) != mark:
@@ -194,10 +188,9 @@ def _versions(root: Path) -> Mapping[str, str]:
 def _others(notebook: str) -> dict[str, str]:
     """Return the marks of what a page about all others reads: their records, their headings."""
     folder = paths.root() / "data" / "records"
-    records = {_name(file): f"#{sources.digest(file)}" for file in _files(folder)
-               if not file.is_relative_to(folder / notebook)}
-    return records | {f"notebooks/{other.name}.ipynb": f"#{other.title}" for other in find_all()
-                      if other.name != notebook}
+    return {**{_name(file): f"#{sources.digest(file)}" for file in _files(folder)
+               if not file.is_relative_to(folder / notebook)},
+            **{f"notebooks/{other.name}.ipynb": f"#{other.title}" for other in find_all() if other.name != notebook}}
 
 
 def _files(folder: Path) -> list[Path]:

@@ -24,8 +24,7 @@ class Progressing(Watcher):
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.console, self.clock = console, clock
         self.tasks: dict[str, TaskID] = {}
-        self.begun: dict[str, float] = {}
-        self.said: dict[str, float] = {}
+        self.times: dict[str, tuple[float, float]] = {}  # of the start, and of the last line
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("cell"), MofNCompleteColumn(),
                    TimeElapsedColumn())
         self.bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -39,27 +38,32 @@ class Progressing(Watcher):
 
     def started(self, step: Step) -> None:
         """Show that a notebook begins, and why."""
-        self.begun[step.name] = self.said[step.name] = self.clock()
+        now = self.clock()
+        self.times[step.name] = now, now
         self._line(f"{step.name}: {step.reason}")
         self.tasks[step.name] = self.bars.add_task(step.name, total=None)
 
     def cell(self, name: str, number: int, total: int) -> None:
         """Show the cell that is at work."""
         self.bars.update(self.tasks[name], completed=number, total=total)
-        if self.bars.disable and self.clock() - self.said[name] > _QUIET:
-            self.said[name] = self.clock()
-            self._line(f"{name}: cell {number} of {total}, {self.clock() - self.begun[name]:.0f} s")
+        (begun, said), now = self.times[name], self.clock()
+        if self.bars.disable and now - said > _QUIET:
+            self.times[name] = begun, now
+            self._line(f"{name}: cell {number} of {total}, {now - begun:.0f} s")
 
     def ended(self, result: Result) -> None:
-        """Show how a notebook ended; a traceback in full."""
+        """Show how a notebook ended, and what it has made anew; a traceback in full."""
         if result.name in self.tasks:
             self.bars.remove_task(self.tasks.pop(result.name))
         if result.outcome == "up to date":
             self._line(f"{result.name}: {result.why}")
             return
-        said = f"{result.name}: {result.outcome} in {result.seconds:.0f} s{_results(result) if result.ok else ''}"
-        self._line(said, _colour(result))
-        if not result.ok and result.detail:
+        new = [name.rsplit("/", 1)[1] for name in result.renewed]
+        made = (", new: " + ", ".join(new[:4]) + (f" and {len(new) - 4} more" if len(new) > 4 else "") if new else
+                ", results as they were, within their tolerances")
+        self._line(f"{result.name}: {result.outcome} in {result.seconds:.0f} s{made if result.ok else ''}",
+                   _colour(result))
+        if not result.ok:
             self.console.print(Text.from_ansi(result.detail), soft_wrap=True)
         if not result.ok and result.kept:
             kept = result.kept.relative_to(paths.root()).as_posix()
@@ -82,10 +86,3 @@ def summary(results: list[Result]) -> Table:
 
 def _colour(result: Result) -> str:
     return _COLOURS.get(result.outcome, "bold red")
-
-
-def _results(result: Result) -> str:
-    """Say how what a notebook has written relates to what was there."""
-    names = [name.rsplit("/", 1)[1] for name in result.renewed]
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return f", new: {', '.join(names[:4])}{more}" if names else ", results as they were, within their tolerances"

@@ -34,10 +34,6 @@ def replicate(names: Sequence[str] | None, seeds: str, jobs: int = 1) -> tuple[P
         The file ``data/replications/<first>-<end>.json`` and what it holds: of each of the ``notebooks`` when and by
         which commit it was run, or why it ``failed``; and ``rows``, one per primary claim of the quick profile, with
         verdict, effect and seeds, ``old`` and ``fresh``. A later call with other notebooks adds to it.
-
-    Raises:
-        RunnerError: if a notebook has no parameter ``seeds``.
-        ValueError: if the seeds have another form.
     """
     seeds_of(seeds)
     found = catalogue.select(list(names)) if names else [nb for nb in catalogue.find_all() if "seeds" in nb.parameters]

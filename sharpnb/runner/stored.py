@@ -1,8 +1,4 @@
-"""The form in which a notebook is committed: outputs and nothing that differs between two equal runs.
-
-papermill leaves some seventy lines of times and random ids in a five-cell notebook; two people who re-run a notebook
-should see a difference only where a result differs.
-"""
+"""The form in which a notebook is committed: outputs and nothing that differs between two equal runs."""
 
 from __future__ import annotations
 
@@ -21,8 +17,8 @@ def normalised(notebook: dict[str, Any]) -> dict[str, Any]:
     """Return ``notebook`` (format 4 JSON) as it is committed; the argument stays as it is.
 
     Dropped: papermill's and JupyterLab's execution metadata, the injected parameter cell, error markers, Python's
-    version, the state and the views of widgets (their models die with the kernel; the static picture beside them
-    stays). Set: the kernel ``python3``, execution counts 1 to n over the executed cells, stream outputs in one piece.
+    version, widgets (the static picture beside them stays). Set: the kernel ``python3``, execution counts 1 to n over
+    the executed cells, stream outputs in one piece.
     """
     result = copy.deepcopy(notebook)
     kept = {name: value for name, value in result["metadata"].items() if name not in ("papermill", "widgets")}

@@ -7,7 +7,6 @@ prints goes to standard error.
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import os
@@ -51,16 +50,11 @@ def _execute(folder: Path, job: dict[str, Any], tell: Callable[..., None]) -> di
     partial, source = folder / f"{job['name']}.partial.ipynb", os.path.relpath(job["source"])
     cells = sum(cell.cell_type == "code" for cell in nbformat.read(source, 4).cells) + bool(job["parameters"])
     started = itertools.count(1)
-
-    def on_cell_start(cell: Any, cell_index: int) -> None:
-        if cell.cell_type == "code":
-            tell(cell=next(started), of=cells)
-
     try:
         notebook = papermill.execute_notebook(
             source, partial.name, job["parameters"], progress_bar=False, cwd=job["working_folder"],
-            on_cell_start=on_cell_start, autosave_cell_every=0,
-        )
+            on_cell_start=lambda cell, cell_index: cell.cell_type == "code" and tell(cell=next(started), of=cells),
+            autosave_cell_every=0)
         write_whole(folder / f"{job['name']}.ipynb", nbformat.writes(notebook))
         partial.unlink()
         return {"end": "done"}
@@ -68,10 +62,8 @@ def _execute(folder: Path, job: dict[str, Any], tell: Callable[..., None]) -> di
         return {"end": "failed", "detail": "\n".join(error.traceback) or str(error)}
     except DeadKernelError:
         return {"end": "kernel died"}
-    except OSError as error:
-        notes = getattr(error, "__notes__", [])
-        if error.errno == errno.ENOSPC and not notes:
-            notes = [f"The disk of {folder} is full; the last good copy is untouched. Free some space and call again."]
+    except OSError as error:  # such as a full disk
+        notes = getattr(error, "__notes__", [f"The last good copy in {folder} is untouched."])
         return {"end": "failed", "detail": "\n".join([str(error), *notes])}
     except Exception:
         return {"end": "failed", "detail": traceback.format_exc()}

@@ -1,10 +1,12 @@
-"""Ways to do harm: a kill at a random moment, a disk that is full after some bytes, a damaged file, a malicious one."""
+"""Ways to do harm: a kill at a random moment, a disk that is full after some bytes, a damaged file, a malicious one.
+
+``SHARPNB_DRILL_SEED`` draws other moments and places, ``SHARPNB_DRILL_TIMES`` has so many times the tries.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import random
 import resource
 import signal
@@ -12,7 +14,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
+torch.set_num_threads(1)  # also without make: threads of OpenMP do not live on in the processes that the drills fork
 FORK = multiprocessing.get_context("fork")  # a child need not import torch again
+SEED, TIMES = (int(os.environ.get(f"SHARPNB_DRILL_{name}", default)) for name, default in (("SEED", 0), ("TIMES", 1)))
+
+
+def chances(what: str, number: int) -> list[random.Random]:
+    """Return a source of chance for each try; the control, without the protection, takes the same ones."""
+    return [random.Random(f"{SEED} {what} {k}") for k in range(1, number * TIMES + 1)]
 
 
 def seconds_of(job: Callable[[], object]) -> float:
@@ -38,7 +49,7 @@ def killed(job: Callable[[], object], luck: random.Random, seconds: float) -> bo
 
 
 def with_quota(job: Callable[[], object], limit: int) -> list[str]:
-    """Run ``job`` in a process that can write ``limit`` bytes to a file; return the error's words, empty if it ended well.
+    """Run ``job`` in a process that can write ``limit`` bytes to a file; return the error's words, none at a good end.
 
     The system then refuses a write in its midst, as on a full disk, and needs no rights for it.
     """
@@ -69,11 +80,8 @@ def plain_write(path: Path, content: str | bytes) -> None:
             file.write(data[start : start + 256])
 
 
-def damaged(content: bytes, luck: random.Random, flips: bool = False) -> bytes:
-    """Return ``content`` cut short, or with a stretch overwritten; with ``flips`` also with a bit turned.
-
-    A turned bit in a text can leave a valid text; archives and pictures have checksums.
-    """
+def damaged(content: bytes, luck: random.Random, flips: bool = True) -> bytes:
+    """Return ``content`` cut short, or with a stretch overwritten, or (``flips``) with a bit turned."""
     start = luck.randrange(len(content))
     end = luck.randint(start + 1, len(content))
     kinds = [content[:start], *(content[:start] + fill * (end - start) + content[end:] for fill in (b"\0", b"\xff"))]
@@ -90,11 +98,6 @@ class Canary:
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
         return open, (str(self.file), "w")
-
-
-def pickled_canary(file: Path) -> bytes:
-    """Return the bytes of one."""
-    return pickle.dumps(Canary(file))
 
 
 def without_override() -> None:

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: of a write, a Lanczos run, a surface, a sweep. The truth is the undisturbed run."""
+"""SIGKILL at random moments: of a write, a Lanczos run, a sweep. The truth is the undisturbed run."""
 
 from __future__ import annotations
 
@@ -8,22 +8,11 @@ import numpy as np
 import pandas as pd
 import psutil
 import torch
-from harm import FORK, killed, plain_write, seconds_of
+from harm import FORK, chances, killed, plain_write, seconds_of
 
-from sharpnb import paths, resume
+from sharpnb import paths
 from sharpnb.curvature import spectral_density
-from sharpnb.lab import log2_grid, models, sweep
-from sharpnb.landscape import Plane, surface
-
-AT_RANDOM = "SIGKILL at a random moment, up to three times over"
-
-
-def killed_again_and_again(job, luck, seconds) -> int:
-    """Kill, start again, kill; return how many of the three met it at work."""
-    return sum(killed(job, luck, seconds) for _ in range(3))
-
-
-# ---- A file ---------------------------------------------------------------------------------------------------------
+from sharpnb.lab import log2_grid, sweep
 
 
 def rewriting(write, path):
@@ -37,20 +26,14 @@ def is_whole(path) -> bool:
     return len(content) == 300_000 and len(set(content)) == 1
 
 
-def test_a_file(drill, tmp_path):
-    path = tmp_path / "file"
+def test_a_file(tmp_path):
+    path, lost = tmp_path / "file", {paths.write_whole: 0, plain_write: 0}
     paths.write_whole(path, "0" * 300_000)
-    for luck in drill.tries("a file of the project", "SIGKILL while it is written again and again", 15):
-        assert killed(lambda: rewriting(paths.write_whole, path), luck, 0.05)
-        assert is_whole(path)
-    broken = 0
-    for luck in drill.same():
-        killed(lambda: rewriting(plain_write, path), luck, 0.05)
-        broken += not is_whole(path)
-    drill.control("written in place, lost", broken)
-
-
-# ---- A spectrum -----------------------------------------------------------------------------------------------------
+    for write in lost:
+        for luck in chances("a file of the project", 15):
+            assert killed(lambda write=write: rewriting(write, path), luck, 0.05)
+            lost[write] += not is_whole(path)
+    assert not lost[paths.write_whole] and lost[plain_write], "the control is written in place"
 
 
 class Slow:
@@ -70,76 +53,38 @@ def density(path=None, op=None):
     return spectral_density(op or Slow(), steps=12, probes=4, checkpoint=path, checkpoint_every=0, memory=12 * 80 * 8)
 
 
-def test_lanczos(drill, tmp_path, monkeypatch):
+def test_lanczos(tmp_path):
     whole, seconds = density(), seconds_of(lambda: density(tmp_path / "timed.npz"))
-    for luck in drill.tries("a spectrum by Lanczos", AT_RANDOM, 5):
-        path, op = tmp_path / f"{drill.tried}.npz", Slow()
-        killed_again_and_again(lambda path=path: density(path), luck, seconds)
+    for number, luck in enumerate(chances("a spectrum by Lanczos", 5)):
+        path, op = tmp_path / f"{number}.npz", Slow()
+        for _ in range(3):
+            killed(lambda path=path: density(path), luck, seconds)
         began_anew, resumed = not path.exists(), density(path, op)
         np.testing.assert_array_equal(resumed.nodes, whole.nodes)
         np.testing.assert_array_equal(resumed.weights, whole.weights)
         np.testing.assert_array_equal(resumed.atoms, whole.atoms)
         assert resumed.products == whole.products
         assert began_anew or op.made < whole.products, "what was saved is not done again"
-    monkeypatch.setattr(resume, "write_whole", plain_write)
-    broken, path = 0, tmp_path / "in place.npz"
-    for luck in drill.same():
-        killed(lambda: rewriting_state(path), luck, seconds)
-        try:
-            resume.Checkpoint(path, ("key",)).load()
-        except ValueError:
-            broken += 1
-    drill.control("state written in place, lost", broken)
 
-
-def rewriting_state(path):
-    """Save a state of a megabyte over and over."""
-    state = resume.Checkpoint(path, ("key",), every=0)
-    while True:
-        state.save(lambda: {"rows": np.ones((64, 2048))})
-
-
-# ---- A surface ------------------------------------------------------------------------------------------------------
-
-
-def test_a_surface(drill, tmp_path):
-    model = models.resnet(8, width=2, channels=1, norm=False).double()  # one forward pass a point
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(20, 1, 8, 8, generator=generator, dtype=torch.float64)
-    y, plane = torch.randint(10, (20,), generator=generator), Plane.random(model)
-
-    def landscape(path=None, seen=x):
-        return surface(model, plane, (seen, y), size=7, checkpoint=path, checkpoint_every=0)
-
-    whole, seconds = landscape(), seconds_of(lambda: landscape(tmp_path / "timed.npz"))
-    for luck in drill.tries("a loss surface", AT_RANDOM, 5):
-        path = tmp_path / f"{drill.tried}.npz"
-        killed_again_and_again(lambda path=path: landscape(path), luck, seconds)
-        resumed = landscape(path)
-        for name, values in whole.values.items():
-            np.testing.assert_array_equal(resumed.values[name], values)
-    assert not np.array_equal(landscape(seen=1.01 * x).values["loss"], whole.values["loss"])  # the comparison can fail
-
-
-# ---- A sweep --------------------------------------------------------------------------------------------------------
 
 GRID = {"rule": "sgd", "lr": log2_grid(-8, -6), "seed": [0, 1]}
 
 
 def table_in(folder, jobs=1, grid=GRID, steps=40):
-    return sweep(grid, {"name": "digits", "train_size": 100}, {"name": "mlp", "sizes": (64, 6, 10)}, steps=steps, batch_size=25,
-                 dtype="float64", device="cpu", progress=False, shard_size=1, jobs=jobs, folder=folder)
+    return sweep(grid, {"name": "digits", "train_size": 100}, {"name": "mlp", "sizes": (64, 6, 10)}, steps=steps,
+                 batch_size=25, dtype="float64", device="cpu", progress=False, shard_size=1, jobs=jobs, folder=folder)
 
 
 def written(folder) -> dict:
     return {file: file.stat().st_mtime_ns for file in folder.glob("*.json")}
 
 
-def test_a_sweep(drill, tmp_path):
+def test_a_sweep(tmp_path):
     whole, seconds = table_in(tmp_path / "whole"), seconds_of(lambda: table_in(tmp_path / "timed"))
-    for luck in drill.tries("a sweep of six shards", AT_RANDOM, 3):
-        folder = tmp_path / str(drill.tried)
-        killed_again_and_again(lambda folder=folder: table_in(folder), luck, seconds)
+    for number, luck in enumerate(chances("a sweep of six shards", 3)):
+        folder = tmp_path / str(number)
+        for _ in range(3):
+            killed(lambda folder=folder: table_in(folder), luck, seconds)
         done = written(folder)
         resumed = table_in(folder)
         pd.testing.assert_frame_equal(resumed, whole, check_exact=True)
@@ -147,10 +92,10 @@ def test_a_sweep(drill, tmp_path):
     assert not table_in(tmp_path / "other", grid=GRID | {"seed": [2, 3]}).equals(whole)  # the comparison can fail
 
 
-def test_a_sweep_in_processes(drill, tmp_path):
+def test_a_sweep_in_processes(tmp_path):
     whole = table_in(tmp_path / "whole", steps=300)
-    for luck in drill.tries("a sweep in two processes", "SIGKILL of the driver once a shard is done", 1):
-        folder = tmp_path / str(drill.tried)
+    for number, luck in enumerate(chances("a sweep in two processes", 1)):
+        folder = tmp_path / str(number)
         driver = FORK.Process(target=table_in, args=(folder, 2, GRID, 300))
         driver.start()
         deadline = time.monotonic() + 60

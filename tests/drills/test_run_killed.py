@@ -2,13 +2,13 @@
 
 import functools
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 
 import psutil
+from harm import chances
 from toy import checkout, plain
 
 from sharpnb import paths
@@ -85,22 +85,18 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def test_the_process_of_the_test_itself_is_alive():
-    assert _runs(os.getpid())  # the negative control of the helper above
-
-
 def stored(root) -> dict[str, list]:
     """Return what each notebook is stored to have printed; a notebook that is no whole JSON raises."""
     cells = {file.stem: json.loads(file.read_text())["cells"] for file in (root / "notebooks").glob("*.ipynb")}
     return {name: ["".join(output["text"]) for output in last["outputs"]] for name, (*_, last) in cells.items()}
 
 
-def test_a_run(drill, tmp_path, monkeypatch):
+def test_a_run(tmp_path, monkeypatch):
     """With ``--update``, which writes into the notebooks themselves."""
     bodies = {f"0{number}_toy": plain(f"0{number}", f"print('{number} ' * 1000)") for number in (1, 2)}
     outputs = {f"0{number}_toy": [f"{number} " * 1000 + "\n"] for number in (1, 2)}
-    for luck in drill.tries("a run of two notebooks", "SIGKILL of the driver at a random moment", 1):
-        root = checkout(tmp_path / str(drill.tried), bodies)
+    for number, luck in enumerate(chances("a run of two notebooks", 1)):
+        root = checkout(tmp_path / str(number), bodies)
         monkeypatch.setenv("SHARPNB_ROOT", str(root))
         driver = subprocess.Popen([*RUN, "--update"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         if luck.random() < 0.5:
@@ -112,13 +108,9 @@ def test_a_run(drill, tmp_path, monkeypatch):
         wait_for(lambda family=family: not any(_runs(member.pid) for member in family))
         before = stored(root)
         assert all(before[name] in ([], outputs[name]) for name in outputs), "each notebook is the old one or the new"
-        done = {name for name in outputs if _finished(name)}
+        sidecars = {name: paths.runs("committed") / f"{name}.json" for name in outputs}
+        done = {name for name, file in sidecars.items() if file.exists() and "key" in json.loads(file.read_text())}
         results = run(update=True)
         assert {result.name for result in results if result.outcome == "up to date"} == done
         assert stored(root) == outputs and all(result.ok for result in results)
         assert not list(root.rglob("*partial*"))
-
-
-def _finished(name: str) -> bool:
-    sidecar = paths.runs("committed") / f"{name}.json"
-    return sidecar.exists() and "key" in json.loads(sidecar.read_text())

@@ -1,4 +1,4 @@
-"""Two at once in one checkout, and a checkout in a folder with a blank and letters that are not ASCII."""
+"""Two at once in one checkout or in one folder of a sweep."""
 
 from __future__ import annotations
 
@@ -9,38 +9,35 @@ import sys
 import time
 
 import pandas as pd
-from harm import FORK
+from harm import FORK, chances
 from toy import checkout, plain
 
-from sharpnb import lab, paths
-from sharpnb.runner import run
-
-NAMES = ["über uns", "été 日本", "a {profile} 100 %s", "it's \"quoted\" $HOME #1", "-p seed; ls"]
+from sharpnb import lab
 
 
 def printed(root) -> str:
     return "".join(json.loads((root / "data/runs/quick/01_toy.ipynb").read_text())["cells"][-1]["outputs"][0]["text"])
 
 
-def test_two_runs(drill, tmp_path):
+def test_two_runs(tmp_path):
     """One works, the other names it and stops; nothing is executed twice."""
     body = ("import time\nfrom pathlib import Path\nwith open('count', 'a') as file:\n    file.write('x')\n"
             "while not Path('go').exists():\n    time.sleep(0.05)\nprint('whole')")
-    for _ in drill.tries("a checkout", "two runs are started at once", 1):
-        root = checkout(tmp_path / str(drill.tried), {"01_toy": plain("01", body)})
-        both = [subprocess.Popen([sys.executable, "-m", "sharpnb.cli", "run"], env={**os.environ, "SHARPNB_ROOT": str(root)},
-                                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-        deadline = time.monotonic() + 120
-        while all(process.poll() is None for process in both) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        (root / "data/runs/quick/go").touch()  # one has been refused: let the other finish
-        said = {process.communicate(timeout=120)[1]: process.returncode for process in both}
-        assert sorted(said.values()) == [0, 2]
-        assert all(status == 0 or "Another run is at work in this checkout: process" in text for text, status in said.items())
-        assert printed(root) == "whole\n" and (root / "data/runs/quick/count").read_text() == "x"
+    root = checkout(tmp_path, {"01_toy": plain("01", body)})
+    both = [subprocess.Popen([sys.executable, "-m", "sharpnb.cli", "run"], stdout=subprocess.DEVNULL,
+                             env={**os.environ, "SHARPNB_ROOT": str(root)}, stderr=subprocess.PIPE, text=True)
+            for _ in range(2)]
+    deadline = time.monotonic() + 120
+    while all(process.poll() is None for process in both) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (root / "data/runs/quick/go").touch()  # one has been refused: let the other finish
+    said = {process.communicate(timeout=120)[1]: process.returncode for process in both}
+    assert sorted(said.values()) == [0, 2]
+    assert all("Another run is at work in this checkout: process" in text for text, status in said.items() if status)
+    assert printed(root) == "whole\n" and (root / "data/runs/quick/count").read_text() == "x"
 
 
-def test_two_sweeps(drill, tmp_path):
+def test_two_sweeps(tmp_path):
     """In one folder: both end, and the table is the one of an undisturbed sweep."""
     def table(folder):
         return lab.sweep({"rule": "sgd", "lr": [0.05, 0.1, 0.2], "seed": [0, 1]}, {"name": "digits", "train_size": 60},
@@ -48,8 +45,8 @@ def test_two_sweeps(drill, tmp_path):
                          progress=False, shard_size=1, folder=folder)
 
     whole = table(tmp_path / "whole")
-    for _ in drill.tries("a folder of a sweep", "two sweeps are started in it at once", 3):
-        folder = tmp_path / str(drill.tried)
+    for number, _ in enumerate(chances("two sweeps in a folder", 2)):
+        folder = tmp_path / str(number)
         both = [FORK.Process(target=table, args=(folder,)) for _ in range(2)]
         for each in both:
             each.start()
@@ -58,12 +55,3 @@ def test_two_sweeps(drill, tmp_path):
         assert [each.exitcode for each in both] == [0, 0]
         pd.testing.assert_frame_equal(table(folder), whole, check_exact=True)
         assert len(list(folder.iterdir())) == len(list((tmp_path / "whole").iterdir()))
-
-
-def test_a_folder_of_any_name(drill, tmp_path, monkeypatch):
-    body = "from sharpnb import lab\nlab.start('01_toy').record('r', {'a': 1.0})\nprint('whole')"
-    for _ in drill.tries("a checkout", "its folder has blanks, quotes, braces or letters that are not ASCII", 1):
-        root = checkout(tmp_path / str(drill.tried) / NAMES[drill.tried % len(NAMES)], {"01_toy": plain("01", body)})
-        monkeypatch.setenv("SHARPNB_ROOT", str(root))
-        assert [result.outcome for result in run() + run()] == ["done", "up to date"]
-        assert printed(root) == "whole\n" and (paths.records("01_toy", "quick") / "r.json").is_file()

@@ -8,7 +8,6 @@ import json
 import re
 import socket
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,28 +38,14 @@ _WEAK_COMMENT = re.compile(r"(?m)^\s*#\s*(?:NBVAL_|PYTEST_VALIDATE_)\w+")
 
 
 class Subject:
-    """A notebook under examination: its file, its content, its cells with a name for messages."""
+    """A notebook under examination: its file, its content, its (code) cells, each with a name for messages."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.text = path.read_text(encoding="utf-8")
+        self.path, self.text = path, path.read_text(encoding="utf-8")
         self.nb = nbformat.reads(self.text, as_version=4)
-        self.root = path.resolve().parents[1]
-
-    @cached_property
-    def code(self) -> list[tuple[str, Any]]:
-        """The code cells, each with its name."""
-        return [(where, cell) for where, cell in self.cells if cell.cell_type == "code"]
-
-    @cached_property
-    def cells(self) -> list[tuple[str, Any]]:
-        """All cells, each with its name."""
-        return [(f"cell {cell.get('id', number)!r}", cell) for number, cell in enumerate(self.nb.cells)]
-
-    @property
-    def index(self) -> bool:
-        """Whether it is the page that lists the others."""
-        return self.nb.metadata.get("sharpnb", {}).get("after") == "all"
+        self.cells = [(f"cell {cell.get('id', number)!r}", cell) for number, cell in enumerate(self.nb.cells)]
+        self.code = [(where, cell) for where, cell in self.cells if cell.cell_type == "code"]
+        self.index = self.nb.metadata.get("sharpnb", {}).get("after") == "all"  # the page that lists the others
 
 
 def tags(cell: Any) -> list[str]:
@@ -84,8 +69,7 @@ def pictures(cell: Any) -> Iterator[tuple[str, str]]:
 
 def small(subject: Subject) -> Iterator[str]:
     """Find a file that is too large."""
-    size = len(subject.text.encode())
-    if size > LARGEST:
+    if (size := len(subject.text.encode())) > LARGEST:
         yield f"the file has {size} bytes, allowed are {LARGEST}: show pictures by nb.figure, print less"
 
 
@@ -124,9 +108,8 @@ def clean_outputs(subject: Subject) -> Iterator[str]:
 
 def no_leaks(subject: Subject) -> Iterator[str]:
     """Find in the outputs what belongs to one machine, one moment or one process."""
-    own = {name for name in (socket.gethostname(), Path.home().as_posix()) if len(name) > 5 and name != "localhost"}
-    if len(getpass.getuser()) > 5:
-        own.add(getpass.getuser())
+    names = (socket.gethostname(), Path.home().as_posix(), getpass.getuser())
+    own = {name for name in names if len(name) > 5 and name != "localhost"}
     for where, cell in subject.code:
         for output in cell.outputs:
             texts = [output.get("text", ""), *(output.get("data", {}).get(mime, "") for mime in _READ)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,13 +14,13 @@ import pytest
 from nbval.plugin import IPyNbCell
 
 from gate import guards, tolerance
-from sharpnb.runner.surroundings import ALLOCATOR, without_profile
+from sharpnb.runner.surroundings import ALLOCATOR, THREADS, without_profile
 
 # What a kernel finds under the gate, beside what every kernel of ours finds: one thread, no GPU, no bars on standard
 # error, and results compared with the committed ones instead of written.
 KERNEL = {
-    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-    **ALLOCATOR, "TQDM_DISABLE": "1", "SHARPNB_CHECK": "1",
+    **dict.fromkeys(THREADS, "1"), "CUDA_VISIBLE_DEVICES": "", **ALLOCATOR, "TQDM_DISABLE": "1",
+    "SHARPNB_CHECK": "1",
 }
 
 
@@ -36,8 +37,7 @@ class GuardItem(pytest.Item):
 
     def runtest(self) -> None:
         """Collect the problems and fail on any."""
-        found = guards.problems(self.path)
-        if found:
+        if found := guards.problems(self.path):
             pytest.fail("\n".join([f"{self.path.name}:", *found]), pytrace=False)
 
     def reportinfo(self) -> tuple[Path, None, str]:
@@ -69,9 +69,9 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give nbval's cells the tolerance that their tags state."""
     for item in items:
-        stated = _tolerance(item) if isinstance(item, IPyNbCell) else None
-        if stated:
-            item.sanitize = tolerance.tolerant(item.sanitize, *stated)  # type: ignore[attr-defined]
+        with suppress(ValueError):  # compared exactly; the guards report the tag
+            if isinstance(item, IPyNbCell) and (stated := tolerance.of_tags(guards.tags(item.cell))):
+                item.sanitize = tolerance.tolerant(item.sanitize, *stated)  # type: ignore[attr-defined]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -101,10 +101,3 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
     if isinstance(item, IPyNbCell) and report.failed and not differs:
         item.parent.raised = item.name  # type: ignore[union-attr]
     return report
-
-
-def _tolerance(item: Any) -> tuple[float, float] | None:
-    try:
-        return tolerance.of_tags(guards.tags(item.cell))
-    except ValueError:
-        return None  # compared exactly; the guards report the tag

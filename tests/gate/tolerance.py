@@ -1,6 +1,6 @@
 """Numbers in stored outputs, compared within a tolerance.
 
-nbval compares text, so that 0.2800 and 0.2801 differ as much as two words. A cell tagged ``rtol=1e-3``, ``atol=1e-6``
+nbval compares text. A cell tagged ``rtol=1e-3``, ``atol=1e-6``
 or both has the numbers in its outputs compared as ``|new - stored| <= atol + rtol |stored|``, and all text between them
 exactly, up to the width of blanks (a table's columns move with their entries). Without a tag everything is exact.
 

@@ -20,6 +20,8 @@ def test_what_is_written_comes_back_without_its_digest(file):
     assert len(json.loads(file.read_text())["digest"]) == 32
     kept.write(file, {10: (1, 2), 9: "x"}, indent=1)  # keys and tuples as JSON has them
     assert kept.read(file) == {"10": [1, 2], "9": "x"} and file.read_text().count("\n") > 4
+    file.write_text(json.dumps(dict(reversed(json.loads(file.read_text()).items())), indent=4))
+    assert kept.read(file) == {"9": "x", "10": [1, 2]}, "the order of the keys and the layout do not matter"
 
 
 def test_every_turned_bit_is_noticed_or_changes_nothing(file):
@@ -35,11 +37,6 @@ def test_every_turned_bit_is_noticed_or_changes_nothing(file):
                 found = {key: value for key, value in found.items() if key in CONTENT}
                 assert repr(found) == repr(CONTENT)  # a blank became another, or the word "digest" another word
     assert named > 6 * len(good)
-
-
-def test_the_order_of_the_keys_and_the_layout_do_not_matter(file):
-    file.write_text(json.dumps(dict(reversed(json.loads(file.read_text()).items())), indent=4))
-    assert repr(sorted(kept.read(file).items(), reverse=True)) == repr(list(CONTENT.items()))
 
 
 def test_an_older_file_without_a_digest_is_read_and_what_is_no_file_of_ours_is_refused(file):
@@ -68,16 +65,17 @@ def test_work_comes_back_as_it_was_with_its_tensors(place):
     kept.store(place, VALUES, {"seconds": 1.5})
     values, about = kept.find(place)
     assert about == {"seconds": 1.5} and repr(values["rows"]) == repr(VALUES["rows"]) and set(values) == set(VALUES)
-    assert all(torch.equal(values[name], VALUES[name]) and values[name].dtype == VALUES[name].dtype for name in ("w", "n"))
+    for name in ("w", "n"):
+        torch.testing.assert_close(values[name], VALUES[name], rtol=0, atol=0)  # dtypes too
     assert place.name.startswith("some-words-3-") and len(list(place.parent.iterdir())) == 2
 
 
-@pytest.mark.parametrize("other", [({"lr": 0.2, "steps": (1, 2)}, "code"), ({"lr": 0.1, "steps": (1, 2)}, "other code"),
-                                   ({"lr": 0.1, "steps": (1, 3)}, "code"), ({"lr": 0.1}, "code")])
+@pytest.mark.parametrize("other", [
+    ({"lr": 0.2, "steps": (1, 2)}, "code"), ({"lr": 0.1, "steps": (1, 2)}, "other code"), ({"lr": 0.1}, "code")])
 def test_other_settings_and_other_code_never_find_it(tmp_path, place, other):
     kept.store(place, VALUES)
     assert kept.find(kept.place(tmp_path, "some words, 3", *other)) is None
-    assert kept.place(tmp_path, "some words, 3", {"steps": [1, 2], "lr": 0.1}, "code") == place, "in whatever order they are told"
+    assert kept.place(tmp_path, "some words, 3", {"steps": [1, 2], "lr": 0.1}, "code") == place, "in whatever order"
 
 
 @pytest.mark.parametrize("suffix", [".json", ".npz"])

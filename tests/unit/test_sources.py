@@ -22,34 +22,35 @@ FILES = {
 
 
 def notebook(*code: str) -> str:
-    return json.dumps({"cells": [{"cell_type": "markdown", "source": "# x"}, *({"cell_type": "code", "source": [line]} for line in code)]})
+    cells = [{"cell_type": "markdown", "source": "# x"}, *({"cell_type": "code", "source": [line]} for line in code)]
+    return json.dumps({"cells": cells})
 
 
 @pytest.mark.parametrize(("file", "text", "differs"), [
     ("sharpnb/rules.py", "import os\n", True), ("sharpnb/alone.py", "1\n", False),
     ("notebooks/n.ipynb", notebook("from sharpnb import rules", "def make():\n    return 2", "draw()"), True),
-    ("notebooks/n.ipynb", notebook("from sharpnb import rules", "def make():  # in other words\n    return 1", "draw(size=2)"), False),
+    ("notebooks/n.ipynb", notebook("from sharpnb import rules", "def make():  # so\n    return 1", "draw(2)"), False),
     ("notebooks/n.ipynb", notebook("from sharpnb import alone", "def make():\n    return 1", "draw()"), True),
 ])
 def test_the_mark_of_a_notebook_follows_what_it_reaches_and_what_it_defines(root, file, text, differs):
-    (root / "notebooks" / "n.ipynb").write_text(notebook("from sharpnb import rules", "def make():\n    return 1", "draw()"))
+    first = notebook("from sharpnb import rules", "def make():\n    return 1", "draw()")
+    (root / "notebooks" / "n.ipynb").write_text(first)
     before = sources.of_notebook("n")
     assert len(before) == 16 and before == sources.of_notebook("n") and before != sources.of_notebook("another")
     (root / file).write_text(text)
     assert (sources.of_notebook("n") != before) == differs
 
 
-OWN = {"own.py": "import beside\nfrom pack.inner import f\nimport json, torch\n", "beside.py": "import own\n", "alone.py": "",
-       "pack/__init__.py": "", "pack/inner.py": "from . import more\nfrom ..beside import x\n", "pack/more.py": "from .deep.end import y\n",
-       "pack/deep/__init__.py": "", "pack/deep/end.py": "y = 1\n"}
+OWN = {"own.py": "import beside\nfrom pack.inner import f\nimport json, torch\n", "beside.py": "import own\n",
+       "pack/__init__.py": "", "pack/inner.py": "from . import more\nfrom ..beside import x\n",
+       "pack/more.py": "from .deep.end import y\n", "pack/deep/__init__.py": "", "pack/deep/end.py": "y = 1\n",
+       "alone.py": ""}
 
 
 @pytest.mark.parametrize(("module", "expected"), [
-    ("own", {"own.py", "beside.py", "pack/__init__.py", "pack/inner.py", "pack/more.py", "pack/deep/__init__.py", "pack/deep/end.py"}),
-    ("beside", {"beside.py", "own.py", "pack/__init__.py", "pack/inner.py", "pack/more.py", "pack/deep/__init__.py", "pack/deep/end.py"}),
+    ("own", OWN.keys() - {"alone.py"}), ("beside", OWN.keys() - {"alone.py"}), ("alone", {"alone.py"}),
     ("pack.deep.end", {"pack/__init__.py", "pack/deep/__init__.py", "pack/deep/end.py"}),
-    ("pack.deep", {"pack/__init__.py", "pack/deep/__init__.py"}), ("alone", {"alone.py"}),
-    ("not_there", set()), ("not.there", set()), ("sys", set())])
+    ("not.there", set()), ("sys", set())])
 def test_around_a_module_of_ones_own_are_the_files_that_it_imports(tmp_path, monkeypatch, module, expected):
     for name, text in OWN.items():
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
@@ -58,10 +59,7 @@ def test_around_a_module_of_ones_own_are_the_files_that_it_imports(tmp_path, mon
     for name in [name for name in sys.modules if name.split(".")[0] in ("own", "beside", "pack", "alone")]:
         monkeypatch.delitem(sys.modules, name)
     assert sources.around(module).keys() == expected
-
-
-def test_an_installed_package_is_followed_within_itself():
-    assert {name.split("/")[0] for name in sources.around("numpy.lib")} == {"numpy"}
+    assert {name.split("/")[0] for name in sources.around("numpy.lib")} == {"numpy"}, "an installed package by itself"
 
 
 @pytest.fixture
@@ -81,18 +79,30 @@ def test_everything_behind_an_import_is_found(root, line):
     assert reached(line) == set(FILES) - {"alone.py"}
 
 
-def test_one_module_brings_only_itself_and_its_package(root):
-    assert reached("import numpy", "from sharpnb.rules import sgd") == {"__init__.py", "rules.py"}
-    assert reached("import numpy as np") == set()
+LATER = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sharpnb.alone import x as x\n"
+STUDIES, TABLE = "notebooks/studies/__init__.py", "notebooks/studies/table.csv"
 
 
-def test_other_files_of_the_package_count(root):
-    (root / "sharpnb" / "lab" / "style.mplstyle").write_text("x")
-    assert "lab/style.mplstyle" in reached("import sharpnb.alone")
+@pytest.mark.parametrize(("files", "line", "expected"), [
+    ({}, "from sharpnb.rules import sgd", {"__init__.py", "rules.py"}), ({}, "import numpy as np", set()),
+    ({"sharpnb/style.mplstyle": "x"}, "import sharpnb.alone", {"__init__.py", "alone.py", "style.mplstyle"}),
+    ({}, "%matplotlib inline\nif True:\n    !ls\nfrom sharpnb import rules", {"__init__.py", "rules.py"}),
+    ({"sharpnb/alone.py": "def broken(:\n"}, "import sharpnb.alone", {"__init__.py", "alone.py"}),
+    ({"sharpnb/lab/__init__.py": LATER}, "from sharpnb import lab", {"__init__.py", "lab/__init__.py", "alone.py"}),
+    ({STUDIES: "", TABLE: "1"}, "import studies", {STUDIES, TABLE}),
+    ({STUDIES: "", TABLE: "1"}, "from sharpnb import rules", {"__init__.py", "rules.py"}),
+    ({"notebooks/studies/a.py": "import one\n", "recipes/one.py": "import two\n", "recipes/two.py": "",
+      "recipes/three.py": ""}, "from studies import a",
+     {"notebooks/studies/a.py", "recipes/one.py", "recipes/two.py"})])
+def test_what_is_reached_is_found_and_nothing_else(root, files, line, expected):
+    for name, text in files.items():
+        write_whole(root / name, text)
+    assert reached(line) == expected
 
 
 def test_a_study_counts_with_what_it_imports_and_no_other_study(root):
-    for name, text in {"__init__.py": "", "a.py": "from studies import b\nfrom sharpnb import rules\n", "b.py": "", "c.py": ""}.items():
+    own = {"__init__.py": "", "a.py": "from studies import b\nfrom sharpnb import rules\n", "b.py": "", "c.py": ""}
+    for name, text in own.items():
         write_whole(root / "notebooks" / "studies" / name, text)
     expected = {"__init__.py", "rules.py", *(f"notebooks/studies/{name}.py" for name in ("__init__", "a", "b"))}
     assert reached("from studies import a") == expected
@@ -100,22 +110,6 @@ def test_a_study_counts_with_what_it_imports_and_no_other_study(root):
     assert before.keys() == {"notebooks/studies/__init__.py", "notebooks/studies/b.py"}
     write_whole(root / "notebooks" / "studies" / "b.py", "x = 1")
     assert sources.digests(["from studies.b import x"])["notebooks/studies/b.py"] != before["notebooks/studies/b.py"]
-
-
-def test_a_file_beside_the_studies_counts_with_them_alone(root):
-    write_whole(root / "notebooks" / "studies" / "__init__.py", "")
-    write_whole(root / "notebooks" / "studies" / "table.csv", "1")
-    assert reached("import studies") == {"notebooks/studies/__init__.py", "notebooks/studies/table.csv"}
-    assert "notebooks/studies/table.csv" not in reached("from sharpnb import rules")
-
-
-def test_magics_do_not_hide_imports(root):
-    assert "rules.py" in reached("%matplotlib inline\nif True:\n    !ls\nfrom sharpnb import rules")
-
-
-def test_a_file_that_is_no_python_counts_and_stops_nothing(root):
-    (root / "sharpnb" / "alone.py").write_text("def broken(:\n")
-    assert reached("import sharpnb.alone") == {"__init__.py", "alone.py"}
 
 
 def test_a_changed_file_changes_its_digest_and_its_imports(root):
@@ -130,20 +124,6 @@ def test_a_changed_file_changes_its_digest_and_its_imports(root):
 def test_without_sources_of_its_own_a_checkout_uses_the_installed_package(tmp_path, monkeypatch):
     monkeypatch.setenv("SHARPNB_ROOT", str(checkout(tmp_path, {})))
     assert {"sharpnb/__init__.py", "sharpnb/rules.py"} <= sources.digests(["from sharpnb import rules"]).keys()
-
-
-def test_a_recipe_that_a_study_imports_counts_and_no_other(root):
-    for name, text in {"notebooks/studies/a.py": "import one\n", "recipes/one.py": "import two\nfrom sharpnb import rules\n",
-                       "recipes/two.py": "", "recipes/three.py": ""}.items():
-        write_whole(root / name, text)
-    found = reached("from studies import a")
-    assert found == {"__init__.py", "rules.py", "notebooks/studies/a.py", "recipes/one.py", "recipes/two.py"}
-
-
-def test_what_a_package_imports_when_it_is_asked_for_counts(root):
-    later = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sharpnb.alone import x as x\n"
-    (root / "sharpnb" / "lab" / "__init__.py").write_text(later)
-    assert reached("from sharpnb import lab") == {"__init__.py", "lab/__init__.py", "alone.py"}
 
 
 def test_the_set_up_call_imports_nothing_that_is_not_found():

@@ -9,40 +9,15 @@ from sharpnb.lab import data as module
 from sharpnb.lab.data import DataError, load_data, status, with_label_noise
 
 
-def test_digits_are_whole_disjoint_and_depend_on_the_seed_alone():
-    data = load_data("digits", train_size=300, seed=3)
-    assert data.train_x.shape == (300, 1, 8, 8) and data.test_x.shape == (1497, 1, 8, 8) and data.classes == 10
-    both = torch.cat([data.train_x, data.test_x]).flatten(1)
-    whole = load_data("digits", train_size=1797 - 1, seed=0)
-    everything = torch.cat([whole.train_x, whole.test_x]).flatten(1)
-    assert torch.equal(both.sum(0), everything.sum(0))  # sums of sixteenths are exact
-    assert data.checksum == load_data("digits", train_size=300, seed=3).checksum
-    assert data.checksum != load_data("digits", train_size=300, seed=4).checksum
-
-
-def test_digits_pixels_are_those_of_scikit_learn():
-    from sklearn.datasets import load_digits
-
-    data, raw = load_data("digits", train_size=10, seed=0), load_digits()
-    first = int(torch.randperm(1797, generator=torch.Generator().manual_seed(0))[0])
-    assert (data.train_x[0, 0].numpy() * 16 == raw.images[first]).all() and data.train_y[0] == raw.target[first]
-
-
-@pytest.mark.parametrize("rate", [0.0, 0.2, 0.8, 1.0])
-def test_label_noise_moves_exactly_its_share_to_another_class(rate):
-    data = load_data("digits", train_size=500)
-    noisy = with_label_noise(data, rate, seed=1)
-    assert int((noisy.train_y != data.train_y).sum()) == round(rate * 500)
-    assert torch.equal(noisy.test_y, data.test_y) and noisy.train_y.max() < 10
-    assert noisy.checksum != data.checksum or rate == 0
-
-
-def test_label_noise_is_uniform_over_the_other_classes():
+@pytest.mark.parametrize("rate", [0.0, 0.2, 1.0])
+def test_label_noise_moves_exactly_its_share_to_another_class_and_to_each_as_often(rate):
     data = load_data("digits", train_size=1700)
-    shifts = torch.cat([(with_label_noise(data, 1.0, seed=s).train_y - data.train_y) % 10 for s in range(20)])
-    counts = torch.bincount(shifts, minlength=10)
-    assert counts[0] == 0
-    assert (counts[1:] - 34000 / 9).abs().max() < 4 * (34000 * (1 / 9) * (8 / 9)) ** 0.5
+    noisy = [with_label_noise(data, rate, seed=seed) for seed in range(20)]
+    shifts = torch.stack([(each.train_y - data.train_y) % 10 for each in noisy])
+    moved, counts = round(rate * 1700), torch.bincount(shifts.flatten(), minlength=10)
+    assert ((shifts > 0).sum(1) == moved).all() and all(torch.equal(each.test_y, data.test_y) for each in noisy)
+    assert (counts[1:] - 20 * moved / 9).abs().max() <= 4 * (20 * moved * (1 / 9) * (8 / 9)) ** 0.5
+    assert noisy[0].checksum != data.checksum or rate == 0
 
 
 @pytest.mark.parametrize(("call", "words"), [
@@ -56,21 +31,18 @@ def test_bad_input_is_told_what_is_allowed(call, words):
     assert all(word in str(error.value) for word in words)
 
 
-def test_a_missing_set_without_a_network_says_where_it_looked_and_what_to_do(tmp_path):
-    with pytest.raises(DataError) as error:
-        load_data("cifar10", root=tmp_path, download=False)
-    assert str(tmp_path) in str(error.value) and "SHARPNB_DATA" in str(error.value) and "missing" in str(error.value)
-
-
-def test_a_download_that_fails_is_told_in_the_same_words(tmp_path, monkeypatch):
+@pytest.mark.parametrize("download", [False, True])
+def test_a_missing_set_says_where_it_looked_and_what_to_do(tmp_path, monkeypatch, download):
     import torchvision.datasets
 
     def refuse(*args, **kwargs):
         raise OSError("no network")
 
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", type("CIFAR10", (torchvision.datasets.CIFAR10,), {"__init__": refuse}))
-    with pytest.raises(DataError, match="no network"):
-        load_data("cifar10", root=tmp_path)
+    own = type("CIFAR10", (torchvision.datasets.CIFAR10,), {"__init__": refuse})
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", own)
+    with pytest.raises(DataError, match="missing: data_batch_1") as told:
+        load_data("cifar10", root=tmp_path, download=download)
+    assert all(word in str(told.value) for word in (str(tmp_path), "SHARPNB_DATA", "no network" if download else ""))
 
 
 def _fake_svhn(root, monkeypatch):
@@ -82,7 +54,7 @@ def _fake_svhn(root, monkeypatch):
     contents = {"train_32x32.mat": b"train", "test_32x32.mat": b"test"}
     for name, content in contents.items():
         (root / name).write_bytes(content)
-    splits = {part: ["url", f"{part}_32x32.mat", hashlib.md5(contents[f"{part}_32x32.mat"]).hexdigest()] for part in ("train", "test")}
+    splits = {name.split("_")[0]: ["url", name, hashlib.md5(content).hexdigest()] for name, content in contents.items()}
     monkeypatch.setattr(torchvision.datasets.SVHN, "split_list", splits)
 
 
@@ -123,20 +95,25 @@ def test_files_are_read_for_their_checksums_once_and_again_after_a_change(tmp_pa
     assert len(looked) == 2
 
 
-def test_digits_are_those_of_scikit_learn():
+def test_digits_are_those_of_scikit_learn_in_the_order_of_the_seed():
     from sklearn.datasets import load_digits
 
     own = load_data("digits", train_size=1000, seed=3, dtype=torch.float64)
     order = torch.randperm(1797, generator=torch.Generator().manual_seed(3))
-    assert torch.equal(torch.cat([own.train_x, own.test_x]).flatten(1), torch.from_numpy(load_digits().data[order]) / 16)
+    images = torch.from_numpy(load_digits().data[order]) / 16
+    assert torch.equal(torch.cat([own.train_x, own.test_x]).flatten(1), images)
     assert torch.equal(torch.cat([own.train_y, own.test_y]), torch.from_numpy(load_digits().target[order]))
+    assert own.train_x.shape == (1000, 1, 8, 8) and own.test_x.shape == (797, 1, 8, 8) and own.classes == 10
+    sums = [load_data("digits", train_size=300, seed=seed).checksum for seed in (3, 3, 4)]
+    assert sums[0] == sums[1] != sums[2]
 
 
 def test_the_files_are_those_that_torchvision_looks_for():
     from torchvision import datasets as sets
 
     for name, source in {"cifar10": sets.CIFAR10, "cifar100": sets.CIFAR100}.items():
-        assert datafiles.LAYOUT[name] == (source.base_folder, tuple(file for file, _ in (*source.train_list, *source.test_list)))
+        files = tuple(file for file, _ in (*source.train_list, *source.test_list))
+        assert datafiles.LAYOUT[name] == (source.base_folder, files)
     assert datafiles.LAYOUT["fashion_mnist"][1] == tuple(file for file, _ in sets.FashionMNIST.resources)
     assert datafiles.LAYOUT["svhn"][1] == tuple(sets.SVHN.split_list[part][1] for part in ("train", "test"))
 
@@ -146,7 +123,7 @@ def test_images_in_every_layout_of_torchvision_become_channels_first():
         def __init__(self, data):
             self.data, self.targets = data, [1, 2]
 
-    grey, colour = torch.randint(0, 256, (2, 5, 6), dtype=torch.uint8), torch.randint(0, 256, (2, 5, 6, 3), dtype=torch.uint8)
+    grey, colour = (torch.randint(0, 256, size, dtype=torch.uint8) for size in ((2, 5, 6), (2, 5, 6, 3)))
     x, y = module._as_tensors(Part(grey), (0.5,), (0.25,), torch.float64)
     assert x.shape == (2, 1, 5, 6) and torch.allclose(x[:, 0], (grey / 255 - 0.5).double() / 0.25, atol=1e-6)
     x, _ = module._as_tensors(Part(colour.numpy()), (0.5,) * 3, (1.0,) * 3, torch.float32)

@@ -26,7 +26,7 @@ def test_a_figure_is_a_picture_a_drawing_and_its_numbers(project):
     figure, data = _picture()
     figures.save(figure, paths.figures("m"), "f", alt=ALT, data=data)
     again = paths.figures("m") / "f.png"
-    assert (again.read_bytes(), again.with_suffix(".svg").read_bytes()) == (png, svg), "the same picture, the same bytes"
+    assert (again.read_bytes(), again.with_suffix(".svg").read_bytes()) == (png, svg), "the same bytes"
 
 
 def test_checking_a_figure_sees_moved_numbers_and_a_blank_picture(monkeypatch):

@@ -1,23 +1,16 @@
-"""Pieces of a long study: kept, shown, resumed after a kill, and what is said when a GPU fails."""
+"""Pieces of a long study: kept, shown, resumed after a kill."""
 
 import json
-import multiprocessing
-import os
-import shutil
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 import torch
 from toy import checkout, code, notebook
 
 from sharpnb import lab, paths, sources
-from sharpnb.lab import Record, models, pieces, training
-from sharpnb.lab.pieces import GpuLost, Work, described
+from sharpnb.lab import Record, models
+from sharpnb.lab.pieces import Work, described
 from studies import hessian_spectra as study
-
-REPOSITORY = Path(__file__).resolve().parents[3]
-FORK = multiprocessing.get_context("fork")  # a child need not import torch again
 
 
 @pytest.fixture
@@ -33,11 +26,10 @@ def test_a_finished_piece_is_read_back_as_it_was(nb):
         got = work.do("a", make, seed=0)
         assert got["rows"][0]["x"] == 0.1 and torch.equal(got["w"], value["w"]) and got["w"].dtype == torch.float32
         assert work.log[0]["label"] == "a" and work.log[0]["seconds"] >= 0 and work.log[0]["peak_bytes"] > 1e6
-    assert not list(nb_files("*.partial"))
-
-
-def nb_files(pattern):
-    return paths.runs("toy").rglob(pattern)
+    files = paths.runs("toy").rglob
+    assert not list(files("*.partial"))
+    next(files("*.npz")).write_bytes(b"half")
+    assert torch.equal(Work(nb, "r", {"s": 1}).do("a", lambda: {"w": torch.zeros(2)}, seed=0)["w"], torch.zeros(2))
 
 
 @pytest.mark.parametrize("other", [{"settings": {"s": 2}}, {"record": "q"}, {"label": "b"}, {"seed": 1}])
@@ -50,30 +42,15 @@ def test_other_settings_find_no_piece(nb, other):
     assert (count(), count(), count(**other)) == (1, 0, 1)
 
 
-def test_a_damaged_piece_is_made_again(nb):
-    Work(nb, "r", 0).do("a", lambda: {"w": torch.ones(2)})
-    (arrays,) = nb_files("*.npz")
-    arrays.write_bytes(b"half")
-    made = Work(nb, "r", 0).do("a", lambda: {"w": torch.zeros(2)})
-    assert torch.equal(made["w"], torch.zeros(2))
-
-
 def test_a_piece_in_which_one_digit_was_changed_is_made_again(nb):
     Work(nb, "r", 0).do("a", lambda: {"x": 1.25})
-    (file,) = nb_files("*.json")
+    (file,) = paths.runs("toy").rglob("*.json")
     file.write_text(file.read_text().replace("1.25", "1.75"))
     assert Work(nb, "r", 0).do("a", lambda: {"x": 2.5}) == {"x": 2.5}
 
 
-def test_a_piece_that_cannot_be_read_back_is_an_error_and_no_empty_result(nb, monkeypatch):
-    monkeypatch.setattr(pieces.kept, "store", lambda *of: None)
-    with pytest.raises(OSError, match="cannot be read back"):
-        Work(nb, "r", 0).do("a", lambda: {"x": 1})
-
-
 def test_other_sources_find_no_piece(nb, tmp_path):
-    own = {nb.name: notebook(code("from sharpnb import rules", "a"))}
-    checkout(tmp_path, own, {"__init__.py": "", "rules.py": "a = 1"})
+    checkout(tmp_path, {nb.name: notebook(code("from sharpnb import rules", "a"))}, {"__init__.py": ""})
     made = []
 
     def once():
@@ -81,11 +58,9 @@ def test_other_sources_find_no_piece(nb, tmp_path):
         Work(again, "r", 0).do("a", lambda: made.append(1) or {})
         return len(made)
 
-    assert (once(), once()) == (1, 1)
-    (tmp_path / "sharpnb" / "rules.py").write_text("a = 2")
-    assert (once(), once()) == (2, 2)
-    (tmp_path / "sharpnb" / "rules.py").write_text("a = 1")
-    assert once() == 2, "the sources of before find theirs again"
+    for text, expected in (("a = 1", 1), ("a = 1", 1), ("a = 2", 2), ("a = 1", 2)):
+        (tmp_path / "sharpnb" / "rules.py").write_text(text)
+        assert once() == expected
 
 
 def test_force_makes_a_finished_record_again_and_replaces_its_provenance(nb, tmp_path, monkeypatch):
@@ -102,6 +77,19 @@ def test_force_makes_a_finished_record_again_and_replaces_its_provenance(nb, tmp
     monkeypatch.setenv("SHARPNB_FORCE", "1")
     assert record() == {"x": 1.0} and made == [1, 1]
     assert Record.find(nb.name, "r", "toy").provenance["sources"] == sources.of_notebook(nb.name) != before
+
+
+def test_a_gpu_that_is_gone_leaves_what_is_finished_and_says_what_to_do(nb):
+    def gone():
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    work = Work(nb, "r", 0)
+    work.do("a", lambda: {"x": 1})
+    with pytest.raises(RuntimeError, match="launch failure") as caught:
+        work.do("b", gone)
+    assert all(words in caught.value.__notes__[0] for words in ("1 finished pieces are kept", "restart the kernel"))
+    again = Work(nb, "r", 0)
+    assert again.do("a", lambda: pytest.fail("made again")) == {"x": 1} and again.do("b", lambda: {"x": 2}) == {"x": 2}
 
 
 def test_what_is_made_is_shown_and_what_is_read_back_is_not(nb, capsys):
@@ -121,9 +109,6 @@ def test_the_quick_profile_keeps_nothing_and_shows_nothing(tmp_path, monkeypatch
     assert "pieces" not in Record.load(next(tmp_path.rglob("r.json"))).provenance
 
 
-# -- settings ---------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Some:
     net: object
@@ -140,32 +125,6 @@ def test_settings_are_told_by_what_they_build_and_not_by_where_they_lie_in_memor
     assert json.loads(json.dumps(some(4))) == some(4)
 
 
-# -- what goes wrong --------------------------------------------------------------------------------------------------
-
-
-def test_a_gpu_that_is_gone_leaves_what_is_finished_and_says_what_to_do(nb):
-    def gone():
-        raise torch.AcceleratorError("CUDA error: unspecified launch failure\nlong advice")
-
-    work = Work(nb, "r", 0)
-    work.do("a", lambda: {"x": 1})
-    with pytest.raises(GpuLost, match=r"launch failure\). .*finished pieces: 1, kept .*restart the kernel"):
-        work.do("b", gone)
-    again = Work(nb, "r", 0)
-    assert again.do("a", lambda: pytest.fail("made again")) == {"x": 1} and again.do("b", lambda: {"x": 2}) == {"x": 2}
-
-
-def test_an_error_of_another_kind_is_left_as_it_is(nb):
-    def wrong():
-        raise RuntimeError("shapes do not fit")
-
-    with pytest.raises(RuntimeError, match=r"^shapes do not fit$") as caught:
-        Work(nb, "r", 0).do("a", wrong)
-    assert not isinstance(caught.value, GpuLost)
-
-
-# -- studies ----------------------------------------------------------------------------------------------------------
-
 TINY = replace(study.TOY, train_size=40, batch_size=20, hessian_images=40,
                model=lambda seed: models.mlp((64, 4, 10), seed=seed))
 
@@ -179,39 +138,3 @@ def test_a_record_of_other_settings_is_not_read(nb, monkeypatch):
     assert found is not None and found.provenance["settings"]["steps"] == 6
     monkeypatch.setattr(study, "train", None)
     assert len(study.rows_of(other, nb, "clean")[0]) == 6  # of these it is
-
-
-def execute(root: Path, **environment: str) -> str:
-    """Execute notebook 14 at toy size in a process and checkout of its own; return what it complains of."""
-    paths.write_whole(root / "site" / "primary.toml", (REPOSITORY / "site" / "primary.toml").read_bytes())
-    complaint, end = FORK.Pipe(duplex=False)
-    own = {"SHARPNB_ROOT": str(root), "TQDM_DISABLE": "1", "MPLBACKEND": "agg"}
-
-    def cells() -> None:
-        os.chdir(root)
-        os.environ.update(own | environment)
-        space = {"__name__": "__main__"}
-        try:
-            for cell in json.loads((REPOSITORY / "notebooks" / "14_swa_landscapes.ipynb").read_text())["cells"]:
-                if cell["cell_type"] == "code":
-                    code = "".join(cell["source"]).replace('profile: str = "quick"', 'profile: str = "toy"')
-                    exec(code.replace('device: str = "auto"', 'device: str = "cpu"'), space)
-            end.send("")
-        except Exception as error:
-            end.send(repr(error))
-
-    child = FORK.Process(target=cells)
-    child.start()
-    said = complaint.recv()
-    child.join()
-    return said
-
-
-def test_a_record_made_in_one_place_is_drawn_and_verified_in_another_without_training(tmp_path, monkeypatch):
-    here, there = tmp_path / "here", tmp_path / "there"
-    assert execute(here) == ""
-    shutil.copytree(here / "data" / "records", there / "data" / "records")
-    monkeypatch.setattr(training, "train", None)
-    assert execute(there, SHARPNB_CHECK="1") == ""
-    (there / "data/records/14_swa_landscapes/toy/cifar.json").unlink()
-    assert execute(there).startswith("TypeError"), "so training would have been noticed"

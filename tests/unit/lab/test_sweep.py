@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
-from sharpnb.lab import load_data, models, sweep, sweepfile, sweeps, train_many
-from sharpnb.lab import shard as shard_module
+from sharpnb.lab import load_data, models, shard, sweep, sweepfile, sweeps, train_many
 from sharpnb.lab.grid import cells_of
-
-sweep_file = sweepfile.sweep_file
 
 DATA = {"name": "digits", "train_size": 100}
 MODEL = {"name": "mlp", "sizes": (64, 6, 10)}
 GRID = {"rule": ["sgd", "sgdw"], "lr": [0.05, 0.1], "weight_decay": [0.0, 0.01], "seed": [0, 1]}
 OPTIONS = {"steps": 8, "batch_size": 25, "dtype": "float64", "device": "cpu", "progress": False, "shard_size": 3}
+ONE = {"rule": "sgd", "lr": 0.1}
+same = partial(pd.testing.assert_frame_equal, check_exact=True)
 
 
 @pytest.fixture(scope="module")
@@ -28,41 +28,46 @@ def whole(tmp_path_factory):
     return sweep(GRID, DATA, MODEL, **OPTIONS, folder=tmp_path_factory.mktemp("whole"))
 
 
+@pytest.fixture
+def trained(monkeypatch):
+    """A list to which every trained shard is added."""
+    made, run = [], sweeps.run
+    monkeypatch.setattr(sweeps, "run", lambda shard: made.append(1) or run(shard))
+    return made
+
+
 def test_the_table_is_the_grid_with_train_manys_results(whole):
     assert list(zip(whole["rule"], whole["lr"], whole["weight_decay"], whole["seed"], strict=True)) == [
         (r, a, d, s) for r in GRID["rule"] for a in GRID["lr"] for d in GRID["weight_decay"] for s in GRID["seed"]]
     cell = {"rule": "sgdw", "lr": 0.1, "weight_decay": 0.01, "seed": 1}
-    alone = train_many([cell], load_data("digits", train_size=100), partial(_net), steps=8, batch_size=25,
-                       dtype=shard_module.torch.float64, device="cpu", progress=False).final()[0]
+    alone = train_many([cell], load_data("digits", train_size=100), lambda seed: models.mlp((64, 6, 10), seed=seed),
+                       steps=8, batch_size=25, dtype=torch.float64, device="cpu", progress=False).final()[0]
     assert whole.iloc[-1]["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-9)
     assert (whole["reason"] == "").all() and whole["curve"].map(len).eq(1).all()
 
 
-def _net(seed):
-    return models.mlp((64, 6, 10), seed=seed)
-
-
 def test_steps_are_an_axis_too_and_each_seed_can_have_its_own_split(tmp_path):
     grid = {"rule": "sgd", "lr": 0.1, "seed": [0, 1], "steps": [4, 8]}
-    options = {k: v for k, v in OPTIONS.items() if k != "steps"}
-    table = sweep(grid, DATA | {"seed": "cell"}, MODEL, **options, evaluate_every=4, folder=tmp_path)
+    options = {k: v for k, v in OPTIONS.items() if k != "steps"} | {"folder": tmp_path}
+    table = sweep(grid, DATA | {"seed": "cell"}, MODEL, **options, evaluate_every=4)
     assert [len(curve) for curve in table["curve"]] == [1, 2, 1, 2]
-    fixed = sweep(grid, DATA, MODEL, **options, folder=tmp_path)
-    assert fixed["test_loss"][0] == pytest.approx(table["test_loss"][0]) and fixed["test_loss"][3] != table["test_loss"][3]
+    own, fixed = table["test_loss"], sweep(grid, DATA, MODEL, **options)["test_loss"]
+    assert fixed[0] == pytest.approx(own[0]) and fixed[3] != own[3]
 
 
-def test_a_diverging_cell_is_a_row_with_its_reason(tmp_path):
+def test_a_diverging_cell_is_a_row_with_its_reason_and_hurts_no_other(tmp_path):
     table = sweep({"rule": "sgd", "lr": [1e300, 0.1]}, DATA, MODEL, **OPTIONS, folder=tmp_path)
     assert "not finite at step 8" in table["reason"][0] and math.isnan(table["train_loss"][0])
-    assert table["reason"][1] == "" and math.isfinite(table["train_loss"][1])
+    other = sweep({"rule": "sgd", "lr": [0.2, 0.1]}, DATA, MODEL, **OPTIONS, folder=tmp_path)
+    same(table[1:], other[1:])
 
 
 @pytest.mark.parametrize(("grid", "words"), [
-    ({}, ["has no cell"]), ([], ["has no cell"]), ({"rule": "sgd", "lr": []}, ["lr = []"]),
-    ({"rule": "sgd", "lr": [0.1, 0.1]}, ["0 and 1", "same"]), ({"rule": "sgd", "lr": [0.1, -0.1]}, ["setting 1", "lr = -0.1"]),
-    ({"rule": "sgd", "lr": [0.0]}, ["positive"]), ({"rule": "sgd", "lr": 0.1, "rho": 0.1}, ["rho", "momentum"]),
-    ([{"rule": "sgd", "lr": 0.1}, {"rule": "sgd", "lr": [0.2, 0.1], "seed": 0}], ["0 and 2"]),
-    ({"rule": "sgd", "lr": 0.1, "steps": [0]}, ["steps = 0"]), ({"rule": "sgd", "lr": {"log": [1, 2]}}, ["log2"]),
+    ({}, ["has no cell"]), ({"rule": "sgd", "lr": []}, ["lr = []"]),
+    ({"rule": "sgd", "lr": [0.1, 0.1]}, ["0 and 1", "same"]),
+    ({"rule": "sgd", "lr": [0.1, -0.1]}, ["setting 1", "lr = -0.1"]),
+    ([ONE, {"rule": "sgd", "lr": [0.2, 0.1], "seed": 0}], ["0 and 2"]), (ONE | {"steps": [0]}, ["steps = 0"]),
+    ({"rule": "sgd", "lr": {"log": [1, 2]}}, ["log2"]),
 ])
 def test_bad_grids_are_told_at_once(grid, words):
     with pytest.raises(ValueError) as error:
@@ -73,7 +78,8 @@ def test_bad_grids_are_told_at_once(grid, words):
 @pytest.mark.parametrize(("change", "words"), [
     ({"data": {"name": "digit"}}, ["digit"]), ({"model": {"name": "mpl"}}, ["mpl", "module:function"]),
     ({"model": {"name": "mlp", "sizes": [10, 10]}}, ["shape"]), ({"model": {"name": "mlp", "width": 3}}, ["width"]),
-    ({"model": {"name": "mlp", "f": print}}, ["numbers, texts"]), ({"jobs": 0}, ["jobs = 0"]), ({"steps": None}, ["steps is missing"]),
+    ({"model": {"name": "mlp", "f": print}}, ["numbers, texts"]), ({"jobs": 0}, ["jobs = 0"]),
+    ({"steps": None}, ["steps is missing"]),
 ])
 def test_bad_data_models_and_arguments_are_told_at_once(change, words, tmp_path):
     given = {"grid": GRID, "data": DATA, "model": MODEL, **OPTIONS, "folder": tmp_path} | change
@@ -82,72 +88,36 @@ def test_bad_data_models_and_arguments_are_told_at_once(change, words, tmp_path)
     assert all(word in str(error.value) for word in words) and not list(tmp_path.iterdir())
 
 
-def test_a_call_again_trains_nothing_and_another_call_finds_nothing(whole, tmp_path, monkeypatch):
-    trained = []
-    original = sweeps.run
-    monkeypatch.setattr(sweeps, "run", lambda shard: trained.append(shard) or original(shard))
+def test_a_call_again_trains_nothing_and_another_call_finds_nothing(whole, tmp_path, trained):
     options = OPTIONS | {"folder": tmp_path}
-    first = sweep(GRID, DATA, MODEL, **options)
-    shards = len(trained)
-    pd.testing.assert_frame_equal(first, whole, check_exact=True)
-    pd.testing.assert_frame_equal(sweep(GRID, DATA, MODEL, **options), whole, check_exact=True)
-    assert len(trained) == shards == 6
-    next(tmp_path.iterdir()).write_text('{"half a')
-    pd.testing.assert_frame_equal(sweep(GRID, DATA, MODEL, **options), whole, check_exact=True)
-    assert len(trained) == shards + 1
+    same(sweep(GRID, DATA, MODEL, **options), whole)
+    same(sweep(GRID, DATA, MODEL, **options), whole)
+    assert len(trained) == 6
+    kept = next(tmp_path.iterdir())
+    assert json.loads(kept.read_text())["about"]["cells"][0]["rule"] in GRID["rule"]
+    kept.write_text('{"half a')
+    same(sweep(GRID, DATA, MODEL, **options), whole)
+    assert len(trained) == 7
     sweep(GRID, DATA, MODEL, **options | {"batch_size": 20})
-    assert len(trained) == 2 * shards + 1
-
-
-def _trained(monkeypatch) -> list[int]:
-    """Return a list to which every trained shard is added."""
-    trained, run = [], sweeps.run
-    monkeypatch.setattr(sweeps, "run", lambda shard: trained.append(1) or run(shard))
-    return trained
+    assert len(trained) == 13
 
 
 @pytest.mark.parametrize("what", ["package", "data", "torch"])
-def test_a_kept_shard_is_not_found_once_what_it_depends_on_has_changed(tmp_path, monkeypatch, what):
-    trained, grid = _trained(monkeypatch), {"rule": "sgd", "lr": 0.1}
-    for expected in (1, 1):
-        sweep(grid, DATA, MODEL, **OPTIONS, folder=tmp_path)
-        assert len(trained) == expected
-    reached = shard_module.sources.digests(["import sharpnb.lab.shard"])
+def test_a_kept_shard_is_not_found_once_what_it_depends_on_has_changed(tmp_path, monkeypatch, what, trained):
+    monkeypatch.setattr(sweeps, "pick_device", lambda name: {"auto": "cpu"}.get(name, name))
+    for device in ("cpu", "auto"):  # what auto comes to is what counts
+        sweep(ONE, DATA, MODEL, **OPTIONS | {"device": device}, folder=tmp_path)
+        assert len(trained) == 1
+    reached = shard.sources.digests(["import sharpnb.lab.shard"])
     assert {"sharpnb/rules.py", "sharpnb/optim/schedules.py", "sharpnb/many/schedules.py"} <= reached.keys()
     if what == "package":
-        changed = reached | {"sharpnb/optim/schedules.py": "another"}
-        monkeypatch.setattr(shard_module.sources, "digests", lambda code: changed)
+        monkeypatch.setattr(shard.sources, "digests", lambda code: reached | {"sharpnb/rules.py": "another"})
     elif what == "data":
-        monkeypatch.setattr(shard_module.datafiles, "fingerprint", lambda name: "another")
+        monkeypatch.setattr(shard.datafiles, "fingerprint", lambda name: "another")
     else:
-        monkeypatch.setattr(shard_module.torch, "__version__", "another")
-    sweep(grid, DATA, MODEL, **OPTIONS, folder=tmp_path)
+        monkeypatch.setattr(shard.torch, "__version__", "another")
+    sweep(ONE, DATA, MODEL, **OPTIONS, folder=tmp_path)
     assert len(trained) == 2
-
-
-@pytest.mark.parametrize("file", ["own_model.py", "own_parts/sizes.py"])
-def test_a_function_of_ones_own_is_trained_again_when_it_or_what_it_imports_changes(tmp_path, monkeypatch, file):
-    (tmp_path / "own_parts").mkdir()
-    (tmp_path / "own_parts" / "__init__.py").write_text("")
-    (tmp_path / "own_parts" / "sizes.py").write_text("HIDDEN = 6\n")
-    (tmp_path / "own_model.py").write_text("from own_parts.sizes import HIDDEN\nfrom sharpnb.lab import models\n"
-                                           "def build(seed):\n    return models.mlp((64, HIDDEN, 10), seed=seed)\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in ("own_model", "own_parts", "own_parts.sizes"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    trained = _trained(monkeypatch)
-    for text, expected in (("", 1), ("", 1), ("# changed\n", 2)):
-        (tmp_path / file).write_text((tmp_path / file).read_text() + text)
-        sweep({"rule": "sgd", "lr": 0.1}, DATA, {"name": "own_model:build"}, **OPTIONS, folder=tmp_path / "kept")
-        assert len(trained) == expected
-
-
-def test_what_auto_comes_to_is_what_counts(tmp_path, monkeypatch):
-    trained = _trained(monkeypatch)
-    monkeypatch.setattr(sweeps, "pick_device", lambda name: {"auto": "cpu"}.get(name, name))
-    for device in ("cpu", "auto", "cpu"):
-        sweep({"rule": "sgd", "lr": 0.1}, DATA, MODEL, **OPTIONS | {"device": device}, folder=tmp_path)
-    assert len(trained) == 1
 
 
 def test_a_failing_shard_is_tried_once_more_and_then_told(whole, tmp_path, monkeypatch):
@@ -160,16 +130,16 @@ def test_a_failing_shard_is_tried_once_more_and_then_told(whole, tmp_path, monke
         return original(shard)
 
     monkeypatch.setattr(sweeps, "run", partial(fails, always=False))
-    pd.testing.assert_frame_equal(sweep(GRID, DATA, MODEL, **OPTIONS, folder=tmp_path / "once"), whole, check_exact=True)
+    same(sweep(GRID, DATA, MODEL, **OPTIONS, folder=tmp_path / "once"), whole)
     assert tried
     monkeypatch.setattr(sweeps, "run", partial(fails, always=True))
     with pytest.warns(UserWarning, match=r"the disk is on fire.*'lr': 0\.05"):
         table = sweep(GRID, DATA, MODEL, **OPTIONS, folder=tmp_path / "always")
     failed = table["reason"].str.contains("failed twice: RuntimeError: the disk is on fire")
     assert 0 < failed.sum() < len(table) and table.loc[failed, "test_loss"].isna().all()
-    pd.testing.assert_frame_equal(table[~failed], whole[~failed], check_exact=True)
+    same(table[~failed], whole[~failed])
     monkeypatch.setattr(sweeps, "run", original)  # the fire is out: the same call completes the table
-    pd.testing.assert_frame_equal(sweep(GRID, DATA, MODEL, **OPTIONS, folder=tmp_path / "always"), whole, check_exact=True)
+    same(sweep(GRID, DATA, MODEL, **OPTIONS, folder=tmp_path / "always"), whole)
 
 
 DIES_ONCE = """
@@ -183,88 +153,79 @@ def build(flag, seed):
 """
 
 
-def _undisturbed(grid, model, tmp_path):
-    return sweep(grid, DATA, model, **OPTIONS, folder=tmp_path / "undisturbed")
-
-
 @pytest.mark.parametrize("kind", ["two processes", "two Dask workers"])
-def test_a_killed_worker_costs_nothing_but_its_shard_and_two_workers_are_one_to_the_last_bit(kind, tmp_path, monkeypatch):
+def test_a_killed_worker_costs_nothing_but_its_shard_and_two_give_the_same_bits(kind, whole, tmp_path, monkeypatch):
     (tmp_path / "dies_once.py").write_text(DIES_ONCE)
     monkeypatch.syspath_prepend(tmp_path)
-    flag, folder = tmp_path / "died", tmp_path / "disturbed"
-    model = {"name": "dies_once:build", "flag": str(flag)}
+    model = {"name": "dies_once:build", "flag": str(tmp_path / "died")}
     if kind == "two processes":
-        table = sweep(GRID, DATA, model, **OPTIONS, jobs=2, folder=folder)
+        same(sweep(GRID, DATA, model, **OPTIONS, jobs=2, folder=tmp_path / "disturbed"), whole)
     else:
         distributed = pytest.importorskip("distributed")
         with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-            table = sweep(GRID, DATA, model, **OPTIONS, client=cluster.scheduler_address, folder=folder)
+            same(sweep(GRID, DATA, model, **OPTIONS, client=cluster.scheduler_address, folder=tmp_path / "kept"), whole)
             with distributed.Client(cluster) as client:
-                again = sweep(GRID, DATA, model, **OPTIONS, client=client, folder=tmp_path / "by client")
-        pd.testing.assert_frame_equal(again, table, check_exact=True)
-    assert flag.exists()  # a worker did die
-    pd.testing.assert_frame_equal(table, _undisturbed(GRID, model, tmp_path), check_exact=True)
+                same(sweep(GRID, DATA, model, **OPTIONS, client=client, folder=tmp_path / "by client"), whole)
+    assert (tmp_path / "died").exists()  # a worker did die
 
 
 FILE = """
 data = {name = "digits", train_size = 100}
-model = {name = "mlp", sizes = [64, 6, 10]}
-train = {steps = 8, batch_size = 25, dtype = "float64", device = "cpu"}
+model = {name = "ownnet.py:build"}
+train = {steps = 8, batch_size = 25, dtype = "float64", device = "cpu", shard_size = 3}
 [[grid]]
 rule = ["sgd", "sgdw"]
 lr = {log2 = [-1, 0], times = 0.1}
 weight_decay = [0.0, 0.01]
 seed = [0, 1]
 """
-
-
-def test_a_file_says_the_same_as_a_call(whole, tmp_path):
-    (tmp_path / "heatmap.toml").write_text(FILE)
-    table = sweep_file(tmp_path / "heatmap.toml", jobs=1, folder=tmp_path, shard_size=3, progress=False)
-    pd.testing.assert_frame_equal(table, whole, check_exact=True)
-    written = pd.read_csv(tmp_path / "heatmap.csv", keep_default_na=False)
-    assert written["test_loss"].tolist() == whole["test_loss"].tolist() and "curve" not in written
-
-
-def test_what_is_kept_is_whole_and_readable(tmp_path):
-    sweep({"rule": "sgd", "lr": 0.1}, DATA, MODEL, **OPTIONS, folder=tmp_path)
-    (file,) = tmp_path.iterdir()
-    assert json.loads(file.read_text())["about"]["cells"] == [{"rule": "sgd", "lr": 0.1, "seed": 0}]
-
-
-# ---- Networks of one's own, and scripts as people write them --------------------------------------------------------
-
 OWN = "from nets import build as built\ndef build(width=6, *, seed):\n    return built(width, seed)\n"
 NETS = "from sharpnb.lab import models\ndef build(width, seed):\n    return models.mlp((64, width, 10), seed=seed)\n"
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
+    """A folder with a network of one's own, its neighbour, and a neighbour that is called like Python's random."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for name, text in (("ownnet.py", OWN), ("nets.py", NETS), ("random.py", "1 / 0\n")):
+    for name, text in (("ownnet.py", OWN), ("nets.py", NETS), ("random.py", "1 / 0\n"), ("heatmap.toml", FILE)):
         (tmp_path / name).write_text(text)
     yield tmp_path
     for name in ("ownnet", "nets"):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("kind", ["this process", "two processes", "Dask workers elsewhere"])
-@pytest.mark.parametrize("name", ["ownnet:build", "ownnet.py:build"])
-def test_a_network_of_the_working_folder_with_its_neighbours(whole, project, tmp_path_factory, name, kind):
-    model, options = {"name": name, "width": 6}, OPTIONS | {"folder": project / "kept"}
-    if kind == "Dask workers elsewhere":
-        distributed = pytest.importorskip("distributed")
-        folder = str(tmp_path_factory.mktemp("worker"))
-        with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, local_directory=folder,
-                                      preload_nanny=[], env={"PYTHONPATH": str(Path(sweeps.__file__).parents[2])}) as cluster:
-            with distributed.Client(cluster) as client:
-                client.run(lambda: (__import__("os").chdir("/"), __import__("sys").path.__setitem__(slice(None), [
-                    part for part in __import__("sys").path if str(part) not in ("", str(project))])))
-            table = sweep(GRID, DATA, model, **options, client=cluster.scheduler_address)
-    else:
-        table = sweep(GRID, DATA, model, **options, jobs=1 + (kind == "two processes"))
-    pd.testing.assert_frame_equal(table, whole, check_exact=True)
+def test_a_file_says_the_same_as_a_call_and_its_worker_processes_find_ones_own_network(whole, project):
+    same(sweepfile.sweep_file(project / "heatmap.toml", jobs=1, folder=project / "kept", progress=False), whole)
+    call = [sys.executable, "-m", "sharpnb.cli", "sweep", "heatmap.toml", "--jobs", "2"]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "SHARPNB_ROOT": str(project)})
+    assert done.returncode == 0 and "16 cells, 0 failed" in done.stdout, done.stderr
+    written = pd.read_csv(project / "heatmap.csv", keep_default_na=False)
+    assert written["test_loss"].tolist() == whole["test_loss"].tolist() and "curve" not in written
+
+
+def test_dask_workers_elsewhere_find_a_network_of_the_working_folder(whole, project, tmp_path_factory):
+    distributed = pytest.importorskip("distributed")
+    own = {"PYTHONPATH": str(Path(sweeps.__file__).parents[2])}
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, preload_nanny=[], env=own,
+                                  local_directory=str(tmp_path_factory.mktemp("worker"))) as cluster:
+        with distributed.Client(cluster) as client:
+            client.run(lambda: (__import__("os").chdir("/"), __import__("sys").path.__setitem__(slice(None), [
+                part for part in __import__("sys").path if str(part) not in ("", str(project))])))
+        model = {"name": "ownnet:build", "width": 6}
+        same(sweep(GRID, DATA, model, **OPTIONS, folder=project / "kept", client=cluster.scheduler_address), whole)
+
+
+@pytest.mark.parametrize("file", ["ownnet.py", "nets.py"])
+def test_a_function_of_ones_own_is_trained_again_when_it_or_what_it_imports_changes(project, file):
+    call = ("from sharpnb.lab import shard; print(shard.Shard([{'rule': 'sgd', 'lr': 0.1}], {'name': 'digits'}, "
+            "{'name': 'ownnet:build'}, {'steps': 1}).made_with['own'])")
+    keys = set()
+    for _ in range(2):
+        keys.add(subprocess.run([sys.executable, "-P", "-c", call], capture_output=True, text=True, check=True).stdout)
+        (project / file).write_text((project / file).read_text() + "# another\n")
+    assert len(keys) == 2
 
 
 def script(folder, text, **files):
@@ -281,38 +242,19 @@ print("REASONS", sorted(set(table["reason"])), table["test_loss"].notna().sum())
 BUILD = "\nfrom sharpnb.lab import models\ndef build(seed):\n    return models.mlp((64, 4, 10), seed=seed)\n"
 
 
-@pytest.mark.parametrize(("head", "model"), [
-    ("", "{'name': 'mlp', 'sizes': (64, 8, 10)}"), ("print('once')\n", "{'name': 'other:build'}"),
-    ("print('once')\n", "{'name': 'other.py:build'}")])
-def test_a_script_without_a_main_guard_is_run_once_and_has_its_results(tmp_path, head, model):
-    done = script(tmp_path, f"{head}from sharpnb.lab.sweeps import sweep\nMODEL = {model}{CALL}", other=BUILD)
-    assert (done.returncode, done.stdout) == (0, head.replace("print('", "").replace("')", "") + "REASONS [''] 2\n"), done.stderr
+@pytest.mark.parametrize("model", ["{'name': 'mlp', 'sizes': (64, 8, 10)}", "{'name': 'other.py:build'}"])
+def test_a_script_without_a_main_guard_is_run_once_and_has_its_results(tmp_path, model):
+    done = script(tmp_path, f"print('once')\nfrom sharpnb.lab.sweep import sweep\nMODEL = {model}{CALL}", other=BUILD)
+    assert (done.returncode, done.stdout) == (0, "once\nREASONS [''] 2\n"), done.stderr
 
 
-@pytest.mark.parametrize("name", ["mine:build", "mine.py:build", "__main__:build"])
+@pytest.mark.parametrize("name", ["mine:build", "__main__:build"])
 def test_a_script_that_names_itself_needs_the_guard_and_is_told_so_once(tmp_path, name):
-    head = f"from sharpnb.lab.sweeps import sweep\nMODEL = {{'name': {name!r}}}\n{BUILD}"
+    head = f"from sharpnb.lab.sweep import sweep\nMODEL = {{'name': {name!r}}}\n{BUILD}"
     done = script(tmp_path, head + CALL)
+    last = done.stderr.splitlines()[-1]
     assert done.returncode == 1 and "REASONS" not in done.stdout and not (tmp_path / "shards").exists()
-    assert 'mine.py, line' in done.stderr.splitlines()[-1] and 'if __name__ == "__main__":' in done.stderr.splitlines()[-1]
+    assert "mine.py, line" in last and 'if __name__ == "__main__":' in last
     guarded = CALL.replace("\n", "\n    ").rstrip()
     done = script(tmp_path, f"{head}\nif __name__ == '__main__':{guarded}\n")
     assert (done.returncode, done.stdout) == (0, "REASONS [''] 2\n"), done.stderr
-
-
-def test_an_edited_neighbour_is_another_network(project):
-    call = ("from sharpnb.lab import shard; print(shard.Shard([{'rule': 'sgd', 'lr': 0.1}], {'name': 'digits'}, "
-            "{'name': 'ownnet:build'}, {'steps': 1}).made_with['own'])")
-    keys = set()
-    for text in (NETS, NETS + "# another\n"):
-        (project / "nets.py").write_text(text)
-        keys.add(subprocess.run([sys.executable, "-P", "-c", call], capture_output=True, text=True, check=True).stdout)
-    assert len(keys) == 2
-
-
-def test_a_neighbour_called_random_stops_no_worker(project):
-    (project / "heatmap.toml").write_text(FILE.replace('{name = "mlp", sizes = [64, 6, 10]}', '{name = "ownnet.py:build"}'))
-    call = [sys.executable, "-m", "sharpnb.cli", "sweep", "heatmap.toml", "--jobs", "2"]
-    done = subprocess.run(call, capture_output=True, text=True, timeout=300, env={**os.environ, "SHARPNB_ROOT": str(project)})
-    assert done.returncode == 0 and "16 cells, 0 failed" in done.stdout, done.stderr
-    assert pd.read_csv(project / "heatmap.csv")["test_loss"].notna().all()

@@ -1,4 +1,4 @@
-"""``sharpnb sweep`` as people run it: what is wrong with a file is a sentence, nothing is lost, the status says how it ended."""
+"""``sharpnb sweep`` as people run it: faults are sentences, nothing is lost, the status says how it ended."""
 
 import json
 import os
@@ -24,8 +24,14 @@ rule = "sgd"
 lr = [0.1, 0.2]
 seed = [0, 1]
 """
-OWN = "from sharpnb.lab import load_data, models\ndef net(seed):\n    return models.mlp((64, {}, 10), seed=seed)\n" \
-      "def data():\n    return load_data('digits', train_size=60)\ndef bad(seed):\n    if seed: 1 / 0\n    return net(seed)\n"
+OWN = """from sharpnb.lab import load_data, models
+def net(seed):
+    return models.mlp((64, 4, 10), seed=seed)
+def data():
+    return load_data('digits', train_size=60)
+def bad(seed):
+    return net(seed // (1 - seed))
+"""
 
 
 @pytest.fixture
@@ -55,17 +61,21 @@ def call(folder, monkeypatch, capsys):
 
 def test_cells_are_counted_first_and_the_status_is_0(call, folder):
     status, said = call(FILE)
-    assert status == 0 and said.startswith("4 cells (lr 2 × seed 2), 2 steps each. 4 cells, 0 failed, 0 diverged: s.csv")
+    assert status == 0
+    assert said.startswith("4 cells (lr 2 × seed 2), 2 steps each. 4 cells, 0 failed, 0 diverged: s.csv")
     assert len(pd.read_csv(folder / "s.csv")) == 4
+    assert call(FILE)[0] == 0, "the former table is replaced"
+    with pytest.raises(ValueError, match=r"10,000,000,000,000 cells .seed 10,000,000,000,000."):
+        grid.cells_of({"rule": "sgd", "lr": 0.1, "seed": range(10**13)})
 
 
 @pytest.mark.parametrize(("change", "status", "words"), [
-    (('"mlp", sizes = [64, 4, 10]', '"mine.py:bad"'), 1, ["2 failed", "2 cells, the first is row 2", "division by zero"]),
+    (('"mlp", sizes = [64, 4, 10]', '"mine.py:bad"'), 1, ["2 failed", "2 cells, the first is row 2", "zero"]),
     (("[0.1, 0.2]", "[0.1, 1e300]"), 0, ["0 failed", "2 diverged"]),
     (("[0.1, 0.2]", "[1e300]"), 1, ["0 failed, 2 diverged"]),
 ])
 def test_the_status_says_whether_cells_failed(change, status, words, call, folder):
-    (folder / "mine.py").write_text(OWN.format(4))
+    (folder / "mine.py").write_text(OWN)
     found, said = call(FILE.replace("seed = [0, 1]", "seed = [0, 1]\nmomentum = 0.9").replace(*change).replace(
         'device = "cpu"', 'device = "cpu", shard_size = 1'))
     assert found == status and all(word in said for word in words), said
@@ -78,41 +88,26 @@ def test_a_grid_is_counted_before_it_is_made(lr, call, monkeypatch):
     assert status == 2 and ",000 cells (lr 1," in said and "100,000" in said
 
 
-def test_ranges_are_counted_and_not_made():
-    with pytest.raises(ValueError, match=r"10,000,000,000,000 cells .seed 10,000,000,000,000."):
-        grid.cells_of({"rule": "sgd", "lr": 0.1, "seed": range(10**13)})
-
-
 @pytest.mark.parametrize(("old", "new", "words"), [
     ("train_size", "train_sise", ["[data]", "'train_sise'", "Did you mean 'train_size'?"]),
     ('"digits"', '"digit"', ["[data]", "'digit'", "Did you mean 'digits'?"]),
     ('name = "digits", ', "", ["[data] needs name"]),
-    ('"digits"', "3", ["[data] needs name"]), ('"mlp"', '"mpl"', ["[model]", "Did you mean 'mlp'?"]),
-    ('"mlp"', '"nn"', ["[model]", "no such model"]), ("sizes", "size", ["'size'", "Did you mean 'sizes'?"]),
+    ('"mlp"', '"mpl"', ["[model]", "no such model", "Did you mean 'mlp'?"]),
+    ("sizes", "size", ["'size'", "Did you mean 'sizes'?"]),
     ("sizes =", "seed = 3, sizes =", ["[model]", "'seed'"]), ("[64, 4, 10]", '"64"', ["model", "64"]),
     ("steps = 2", "step = 2", ["[train]", "Did you mean 'steps'?", "steps is missing"]),
-    ("steps = 2", "steps = 2.5", ["steps = 2.5", "whole number, 1"]),
-    ("steps = 2", "steps = true", ["steps = True", "whole"]),
+    ("steps = 2", "steps = true", ["steps = True", "whole number, 1"]),
     ("batch_size = 20", "batch_size = 0", ["batch_size = 0", "1 or more"]),
-    ("steps = 2", 'steps = "2"', ["steps = '2'"]),
-    ('"cpu"', "0", ["device = 0", "a text"]), ('"cpu"', '"cpu", dtype = "float16"', ["'float16'", "float32, float64"]),
+    ('"cpu"', "0", ["device = 0", "a text"]), ('"cpu"', '"cpu", bf16 = 1', ["bf16 = 1", "true or false"]),
     ('"cpu"', '"cpu", schedule = "cosin"', ["Did you mean 'cosine'?"]),
-    ('"cpu"', '"cpu", bf16 = 1', ["bf16 = 1", "true or false"]),
-    ('"cpu"', '"gpu"', ["gpu"]),
     ("[[grid]]", "[[grids]]", ["[grids] is no part", "Did you mean 'grid'?", "[grid] is missing"]),
     ('"sgd"', '"sgdd"', ["[[grid]]", "Did you mean 'sgd'?"]), ("lr =", "learning_rate = 1\nlr =", ["learning_rate"]),
     ("lr = [0.1, 0.2]", 'lr = ["0.1"]', ["lr = '0.1'", "a number"]),
-    ("lr = [0.1, 0.2]", "lr = true", ["lr = True", "a number"]),
     ("lr = [0.1, 0.2]", "lr = [[0.1]]", ["lr = [0.1]"]),
-    ("lr = [0.1, 0.2]", "lr = {log2 = [3]}", ["log2 = [low, high]"]),
-    ("lr = [0.1, 0.2]", "lr = {log2 = [0, -3]}", ["low first"]),
-    ("lr = [0.1, 0.2]", "lr = {log2 = [0, 5000]}", ["1023"]),
-    ("lr = [0.1, 0.2]", "lr = {log2 = [0, 1], times = 'x'}", ["times"]),
-    ("lr = [0.1, 0.2]", "lr = nan", ["lr = nan", "finite"]),
-    ('"sgd"', '"adamw"\nbetas = 0.9', ["betas = 0.9", "two numbers"]),
-    ("rule", "momentun = 0.9\nrule", ["Did you mean 'momentum'?"]),
-    ("[[grid]]", "[grid]\nx = 3\n[[grid]]", ["overwrite"]),
-    ("[0, 1]", "[0, 0]", ["same"]), ("[0, 1]", "2000-01-01", ["seed: datetime.date(2000"]),
+    ("lr = [0.1, 0.2]", "lr = {log2 = [3]}", ["log2 = [low, high]", "low first"]),
+    ("lr = [0.1, 0.2]", "lr = {log2 = [0, 5000]}", ["1023"]), ("lr = [0.1, 0.2]", "lr = nan", ["lr = nan", "finite"]),
+    ('"sgd"', '"adamw"\nbetas = 0.9', ["betas = 0.9", "two numbers"]), ("[0, 1]", "[0, 0]", ["same"]),
+    ("[[grid]]", "[grid]\nx = 3\n[[grid]]", ["overwrite"]), ("[0, 1]", "2000-01-01", ["seed: datetime.date(2000"]),
 ])
 def test_each_fault_of_a_file_is_a_sentence(old, new, words, call, folder):
     assert old in FILE
@@ -126,9 +121,9 @@ def test_all_faults_are_told_at_once(call):
     assert status == 2 and said.count("s.toml: ") == 3
 
 
-@pytest.mark.parametrize("text", [b"\xff\xfe", b"data = 3\n", b"data = [3]\nmodel = 'x'\ntrain = 3\ngrid = 3\n", b""])
-def test_a_file_that_is_none(text, folder, call, monkeypatch):
-    monkeypatch.setattr(Path, "write_text", lambda file, _: file.write_bytes(text))
+@pytest.mark.parametrize("text", [b"\xff\xfe", b"data = [3]\nmodel = 'x'\ntrain = 3\ngrid = 3\n", b"", None])
+def test_a_file_that_is_none_or_not_there(text, folder, call, monkeypatch):
+    monkeypatch.setattr(Path, "write_text", lambda file, _: None if text is None else file.write_bytes(text))
     status, said = call("")
     assert status == 2 and "s.toml: " in said
 
@@ -136,7 +131,7 @@ def test_a_file_that_is_none(text, folder, call, monkeypatch):
 @pytest.mark.parametrize(("name", "out", "there", "words"), [
     ("s.csv", None, None, "would replace s.csv itself"), ("s.toml", "s.toml", None, "would replace s.toml itself"),
     ("s.toml", "link.csv", "link", "would replace s.toml itself"), ("s.toml", "x", "folder", "is a folder"),
-    ("s.toml", None, "my,own,numbers\n1,2,3\n", "is no table of a sweep"), ("s.toml", "notes.md", "# notes", "is no table of a sweep"),
+    ("s.toml", None, "my,own,numbers\n1,2,3\n", "is no table of a sweep"),
 ])
 def test_nothing_of_the_users_is_written_over(name, out, there, words, call, folder):
     target = folder / (out or "s.csv")
@@ -151,31 +146,20 @@ def test_nothing_of_the_users_is_written_over(name, out, there, words, call, fol
     assert not (folder / "root").exists() and (there in (None, "folder", "link") or target.read_text() == there)
 
 
-def test_a_file_that_is_not_there(call, monkeypatch):
-    monkeypatch.setattr(Path, "write_text", lambda *_: None)
-    assert "s.toml: [Errno 2] No such file" in call("")[1]
-
-
-def test_a_former_table_is_replaced(call, folder):
-    for _ in range(2):
-        assert call(FILE, "--out", "t.csv")[0] == 0
-    assert len(pd.read_csv(folder / "t.csv")) == 4
-
-
-@pytest.mark.parametrize("model", ["mine.py:net", "mine:net", "sub/mine.py:net"])
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_functions_are_found_beside_the_file_then_in_the_working_folder(model, jobs, call, folder):
-    beside = folder if model.startswith("sub") else folder / "there"
-    (folder / "there").mkdir()
-    (folder / "sub").mkdir()
-    for place, width in ((beside / ("sub" if beside == folder else ""), 3), (folder, 5)):
-        (place / "mine.py").write_text(OWN.format(width))
-    text = FILE.replace('"mlp", sizes = [64, 4, 10]', f'"{model}"').replace('"digits", train_size = 60', '"mine.py:data"')
-    status, said = call(text, name="there/s.toml", jobs=jobs)
+@pytest.mark.parametrize(("model", "where"), [
+    ("mine.py:net", "there"), ("mine:net", "there"), ("sub/mine.py:net", "sub")])
+def test_functions_are_found_beside_the_file_then_in_the_working_folder(model, where, call, folder):
+    for place in ("", where):
+        (folder / place).mkdir(exist_ok=True)
+        (folder / place / "mine.py").write_text(OWN)
+    text = FILE.replace('"digits", train_size = 60', '"mine.py:data"')
+    text = text.replace('"mlp", sizes = [64, 4, 10]', f'"{model}"')
+    status, said = call(text, name="there/s.toml")
     assert status == 0, said
     kept = [json.loads(file.read_text())["about"] for file in (folder / "root").rglob("*.json")]
-    assert {about["model"]["name"] for about in kept} == {str(beside / model.replace("mine:", "mine.py:"))}
-    assert {about["data"]["name"] for about in kept} == {str((folder / "there" if beside != folder else folder) / "mine.py:data")}
+    beside = folder / where / "mine.py"
+    assert {about["model"]["name"] for about in kept} == {f"{beside}:net"}
+    assert {about["data"]["name"] for about in kept} == {f"{beside if where == 'there' else folder / 'mine.py'}:data"}
 
 
 def test_the_example_is_valid_and_says_that_it_names_code(call, folder, monkeypatch, capsys):
@@ -183,8 +167,10 @@ def test_the_example_is_valid_and_says_that_it_names_code(call, folder, monkeypa
     with pytest.raises(SystemExit) as end:
         cli.main()
     example = capsys.readouterr().out
-    assert not end.value.code and "names code that is run" in example and len(grid.cells_of(tomllib.loads(example)["grid"])) == 24
-    monkeypatch.setattr(sweeps, "_results", lambda shards, *_: {k: {"reason": ""} for places, _ in shards.values() for k in places})
+    assert not end.value.code and "names code that is run" in example
+    assert len(grid.cells_of(tomllib.loads(example)["grid"])) == 24
+    monkeypatch.setattr(sweeps, "_results", lambda shards, *_: {
+        k: {"reason": ""} for places, _ in shards.values() for k in places})
     assert "24 cells, 0 failed" in call(example)[1]
     text = tomllib.loads((Path(cli.__file__).parents[1] / "pyproject.toml").read_text())
     assert "lab/sweep_example.toml" in text["tool"]["setuptools"]["package-data"]["sharpnb"]  # and so in the wheel
@@ -193,16 +179,17 @@ def test_the_example_is_valid_and_says_that_it_names_code(call, folder, monkeypa
 def test_the_help_says_what_the_file_holds_and_that_it_names_code(call):
     said = call(FILE, "--help")[1].replace("│ ", "")
     assert all(word in said for word in (
-        "names code that is run", "--example", "TOML with [data], [model], [train] and one or several [[grid]].", "Exit status", "rule, lr"))
+        "names code that is run", "--example", "TOML with [data], [model], [train] and one or", "Exit status"))
 
 
 def interrupted(folder: Path, text: str, *arguments: str, until: str = "cells") -> tuple[int, str]:
     """Run the command in a process group as a terminal does, and press Ctrl-C some time after it has said something."""
     (folder / "s.toml").write_text(text)
-    process = subprocess.Popen([sys.executable, "-m", "sharpnb.cli", "sweep", "s.toml", *arguments], text=True, bufsize=1,
-                               start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-                               env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1]), "PYTHONUNBUFFERED": "1"})
+    around = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1]), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sharpnb.cli", "sweep", "s.toml", *arguments], text=True, bufsize=1, env=around,
+        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     first = ""
     while until not in first and process.poll() is None:
         first += process.stdout.readline()
@@ -215,17 +202,17 @@ def interrupted(folder: Path, text: str, *arguments: str, until: str = "cells") 
     return process.returncode, first + rest
 
 
-@pytest.mark.parametrize("how", ["a scheduler that is not there", "a scheduler without workers", "two processes", "this process"])
+@pytest.mark.parametrize("how", ["a scheduler that is not there", "a scheduler without workers", "two processes"])
 def test_ctrl_c_is_obeyed_at_once(how, folder):
     text = FILE.replace("steps = 2", "steps = 2_000_000")
     if how == "a scheduler without workers":
         distributed = pytest.importorskip("distributed")
         with distributed.LocalCluster(n_workers=0, dashboard_address=None) as cluster:
-            status, said = interrupted(folder, text, "--scheduler", cluster.scheduler_address, until="has no worker yet")
+            status, said = interrupted(folder, text, "--scheduler", cluster.scheduler_address, until="has no worker")
     elif how == "a scheduler that is not there":
         status, said = interrupted(folder, text, "--scheduler", "tcp://127.0.0.1:1")
     else:
-        status, said = interrupted(folder, text, "--jobs", "1" if how == "this process" else "2")
+        status, said = interrupted(folder, text, "--jobs", "2")
     assert status == 130 and "Interrupted. Finished shards are kept" in said and "Traceback" not in said, said
 
 

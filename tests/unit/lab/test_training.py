@@ -21,10 +21,11 @@ def test_training_learns_and_tells_loss_and_error_as_they_are():
     history = train(model, DATA, optimizer, steps=150, evaluate_every=50, keep=(0, 150), device="cpu", progress=False)
     assert [row["step"] for row in history.rows] == [50, 100, 150] and history.diverged is None
     logits = model(DATA.test_x)
-    assert history.rows[-1]["test_loss"] == pytest.approx(nn.functional.cross_entropy(logits, DATA.test_y).item(), rel=1e-5)
-    assert history.rows[-1]["test_error"] == pytest.approx(100 * (logits.argmax(1) != DATA.test_y).float().mean().item())
-    assert history.rows[-1]["train_error"] < 5 < 80 < 100 * (models.mlp((64, 16, 10))(DATA.train_x).argmax(1) != DATA.train_y).float().mean()
-    assert torch.equal(history.weights[150], _flat(model)) and torch.equal(history.weights[0], _flat(models.mlp((64, 16, 10))))
+    last, start = history.rows[-1], models.mlp((64, 16, 10))
+    assert last["test_loss"] == pytest.approx(nn.functional.cross_entropy(logits, DATA.test_y).item(), rel=1e-5)
+    assert last["test_error"] == pytest.approx(100 * (logits.argmax(1) != DATA.test_y).float().mean().item())
+    assert last["train_error"] < 5 < 80 < 100 * (start(DATA.train_x).argmax(1) != DATA.train_y).float().mean()
+    assert torch.equal(history.weights[150], _flat(model)) and torch.equal(history.weights[0], _flat(start))
     assert optimizer.param_groups[0]["lr"] == 0.1  # put back after the schedule
 
 
@@ -35,12 +36,6 @@ def test_evaluation_leaves_modes_and_statistics_alone():
     evaluate(model, DATA.test)
     assert model.training and not model[1].training and model[4].training
     assert all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))
-
-
-def test_a_diverging_run_stops_and_says_where():
-    model = models.mlp((64, 16, 10))
-    history = train(model, DATA, torch.optim.SGD(model.parameters(), lr=1e30), steps=50, device="cpu", progress=False)
-    assert history.diverged is not None and history.diverged < 10
 
 
 @pytest.mark.parametrize("net", [lambda: models.mlp((64, 8, 10)), lambda: models.cnn(4, norm=True)])
@@ -69,8 +64,7 @@ def test_schedules_are_those_of_the_papers():
 
 def test_batches_show_each_image_once_an_epoch():
     order = batches(10, 3, torch.Generator().manual_seed(0))
-    epoch = torch.cat([next(order) for _ in range(3)])
-    assert len(epoch.unique()) == 9
+    assert len(torch.cat([next(order) for _ in range(3)]).unique()) == 9
 
 
 def test_shift_is_a_translation_with_zeros_and_flip_a_mirror():
@@ -79,6 +73,8 @@ def test_shift_is_a_translation_with_zeros_and_flip_a_mirror():
     windows = [padded[:, :, i : i + 4, j : j + 4] for i in range(3) for j in range(3)]
     generator = torch.Generator().manual_seed(0)
     moved, seen = shift_and_flip(1, flip=True), set()
+    # is_contiguous() calls one channel contiguous whatever its strides, which are what a convolution looks at.
+    assert moved(x, generator).stride() == x.stride()
     for _ in range(60):
         for k, image in enumerate(moved(x, generator)):
             found = [(w, f) for w, window in enumerate(windows) for f in (0, 1)
@@ -86,14 +82,6 @@ def test_shift_is_a_translation_with_zeros_and_flip_a_mirror():
             assert found
             seen.update(found)
     assert len(seen) == 18  # each of nine shifts, both ways round
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_moved_images_lie_in_memory_as_images_do(channels):
-    x = torch.rand(5, channels, 8, 8)
-    for flip in (False, True):
-        # is_contiguous() calls one channel contiguous whatever its strides, which are what a convolution looks at.
-        assert shift_and_flip(1, flip=flip)(x, torch.Generator()).stride() == x.stride()
 
 
 def test_a_device_that_is_not_there_is_told_so(monkeypatch):
@@ -113,25 +101,18 @@ def test_looking_at_the_loss_now_and_then_finds_the_same_first_step():
         optimizer = torch.optim.SGD(model.parameters(), lr=1e30)
         history = train(model, DATA, optimizer, steps=50, device="cpu", progress=False, look_every=every)
         found.append((history.diverged, history.rows[-1]["step"]))
-    assert found[0][0] is not None and found[1:] == found[:-1]
-
-
-def test_looking_now_and_then_changes_no_training():
-    weights = []
-    for every in (1, 7):
-        model = models.mlp((64, 16, 10))
-        train(model, DATA, torch.optim.SGD(model.parameters(), lr=0.1), steps=20, device="cpu", progress=False, look_every=every)
-        weights.append(_flat(model))
-    assert torch.equal(*weights)
+    assert found[0][0] is not None and found[0][0] < 10 and found[1:] == found[:-1]
 
 
 def test_channels_last_is_another_layout_of_the_same_training():
     weights = []
     for layout in (False, True):
         model, seen = models.resnet(8, width=4, channels=2).double(), []
-        model[0].register_forward_pre_hook(lambda _, x, seen=seen: seen.append(x[0].is_contiguous(memory_format=torch.channels_last)))
+        model[0].register_forward_pre_hook(lambda _, x, seen=seen: seen.append(
+            x[0].is_contiguous(memory_format=torch.channels_last)))
         data = replace(DATA, train_x=DATA.train_x.repeat(1, 2, 1, 1), test_x=DATA.test_x.repeat(1, 2, 1, 1))
-        train(model, data, torch.optim.SGD(model.parameters(), lr=0.05), steps=3, device="cpu", progress=False, channels_last=layout)
+        train(model, data, torch.optim.SGD(model.parameters(), lr=0.05), steps=3, device="cpu", progress=False,
+              channels_last=layout)
         assert seen[0] == layout
         weights.append(_flat(model))
     assert torch.allclose(*weights, rtol=1e-10, atol=1e-12)

@@ -1,10 +1,14 @@
 import shutil
 import sys
+import tempfile
 from collections import namedtuple
 from importlib import metadata
+from pathlib import Path
 
+import psutil
 import pytest
 import toy
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 
 from sharpnb import doctor, paths
 
@@ -16,14 +20,6 @@ def root(tmp_path, monkeypatch):
     return toy.checkout(tmp_path, {"01_toy": toy.guarded()})
 
 
-def states(check) -> list[str]:
-    return [finding.state for finding in check()]
-
-
-def text(check) -> str:
-    return "\n".join(finding.text for finding in check())
-
-
 def test_this_machine_can_run_the_tests_and_so_the_quick_profile():
     found = {finding.what: finding for finding in doctor.examine()}
     assert {"Python", "packages", "PyTorch", "GPU", "cores", "memory", "disk", "kernel", "checkout",
@@ -32,51 +28,28 @@ def test_this_machine_can_run_the_tests_and_so_the_quick_profile():
     assert found["cifar10"].state == "note"
 
 
-def test_an_old_python_is_a_problem(monkeypatch):
-    monkeypatch.setattr(sys, "version_info", (3, 10, 4, "final", 0))
-    assert "3.11 or newer is needed" in text(doctor.python)
+USAGE = namedtuple("usage", "total available free")
+OTHER = KernelSpec(argv=["/elsewhere/bin/python", "-m", "ipykernel_launcher"])
+REQUIRED = ["numpy>=99", "no-such-package>=1", "pytest>=99; extra == 'dev'", "papermill>=0; extra == 'notebooks'"]
 
 
-def test_a_missing_and_an_old_package_are_named_with_the_command(monkeypatch):
-    monkeypatch.setattr(metadata, "requires", lambda name: [
-        "numpy>=99", "no-such-package>=1", "pytest>=1; extra == 'dev'", "papermill>=0; extra == 'notebooks'"])
-    (finding,) = doctor.packages()
-    assert finding.state == "problem"
-    assert "wanted is >=99; no-such-package is missing: pip install" in finding.text
-    monkeypatch.setattr(metadata, "requires", lambda name: ["numpy>=1", "pytest>=99; extra == 'dev'"])
-    assert states(doctor.packages) == ["ok"]
-
-
-def test_little_memory_and_a_full_disk_are_problems(monkeypatch):
-    import psutil
-
-    usage = namedtuple("usage", "total available free")
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: usage(8e9, 1e9, 0))
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(8e9, 0, 1e6))
-    assert states(doctor.machine) == ["ok", "problem", "problem"]
-    assert "--jobs 1" in text(doctor.machine) and "make room" in text(doctor.machine)
-
-
-def test_a_kernel_of_another_python_is_a_problem(monkeypatch):
-    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
-
-    other = KernelSpec(argv=["/elsewhere/bin/python", "-m", "ipykernel_launcher"])
-    monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", lambda self, name: other)
-    assert states(doctor.kernel) == ["problem"]
-    assert "ipykernel install --sys-prefix" in text(doctor.kernel)
-
-
-def test_a_folder_that_cannot_be_written_is_a_problem(monkeypatch):
-    def refuse(**options):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    assert states(doctor.folders) == ["ok", "problem", "problem", "problem"]
-
-
-def test_no_checkout_is_a_problem(monkeypatch, tmp_path):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path / "elsewhere"))
-    assert "SHARPNB_ROOT" in text(doctor.folders)
+@pytest.mark.parametrize(("check", "where", "name", "found", "problems", "words"), [
+    (doctor.python, sys, "version_info", (3, 10, 4, "final", 0), 1, "3.11 or newer is needed"),
+    (doctor.packages, metadata, "requires", lambda _: REQUIRED, 1,
+     "wanted is >=99; no-such-package is missing: pip install"),
+    (doctor.packages, metadata, "requires", lambda _: ["numpy>=1", *REQUIRED[2:]], 0, "2 packages, all as asked for"),
+    (doctor.machine, psutil, "virtual_memory", lambda: USAGE(8e9, 1e9, 0), 1, "--jobs 1"),
+    (doctor.machine, shutil, "disk_usage", lambda _: USAGE(8e9, 0, 1e6), 1, "make room"),
+    (doctor.kernel, KernelSpecManager, "get_kernel_spec", lambda *_: OTHER, 1, "ipykernel install --sys-prefix"),
+    (doctor.folders, tempfile, "TemporaryFile", lambda **_: Path("/").read_text(), 3, "change its owner"),
+    (doctor.folders, paths, "notebooks", lambda: Path("/nowhere"), 1, "SHARPNB_ROOT"),
+])
+def test_what_is_wrong_is_a_problem_with_its_remedy(monkeypatch, check, where, name, found, problems, words):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: USAGE(8e9, 8e9, 0))
+    monkeypatch.setattr(where, name, found)
+    findings = list(check())
+    assert sum(finding.state == "problem" for finding in findings) == problems
+    assert words in "\n".join(finding.text for finding in findings)
 
 
 def test_a_damaged_data_set_is_a_problem(root):

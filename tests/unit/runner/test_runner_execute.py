@@ -49,7 +49,6 @@ def root(tmp_path, monkeypatch):
         "01_a": plain("01", SHOW),
         "02_bad": plain("02", "def fails():\n    return 1 / 0\nprint('before')\nfails()"),
         "03_dies": plain("03", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"),
-        "04_slow": plain("04", "import time\ntime.sleep(600)"),
     }
     return checkout(root, notebooks, {"__init__.py": "", "here.py": "value = 'own source'\n"})
 
@@ -90,7 +89,9 @@ def test_a_run_from_end_to_end(root, tmp_path, monkeypatch):
 def test_update_stores_the_outputs_in_the_committed_notebook_once(root):
     source = root / "notebooks" / "00_index.ipynb"
     before = json.loads(source.read_text())
-    assert [result.outcome for result in run(["0"], update=True)] == ["done"]
+    leftover = paths.records("00_index", "quick") / ".claims.json.x1.partial"
+    paths.write_whole(leftover, "{")  # of a killed write
+    assert [result.outcome for result in run(["0"], update=True)] == ["done"] and not leftover.exists()
     after = json.loads(source.read_text())
     assert outputs(source) == "last\n"
     assert [cell["source"] for cell in after["cells"]] == [cell["source"].splitlines(True) for cell in before["cells"]]
@@ -145,8 +146,7 @@ print("ran")
 
 
 @pytest.mark.parametrize(("cell", "text", "outcome"), [
-    (0, "# 05 · Written meanwhile", "done"), (1, 'profile: str = "quick"\nseed: int = 7', "failed"),
-    (2, "print('another')", "failed")])
+    (0, "# 05 · Written meanwhile", "done"), (2, "print('another')", "failed")])
 def test_what_a_maintainer_writes_while_a_notebook_runs_is_kept(root, cell, text, outcome):
     file = root / "notebooks" / "05_edited.ipynb"
     file.write_text(json.dumps(plain("05", EDIT.format(cell=cell, text=text))))
@@ -156,14 +156,6 @@ def test_what_a_maintainer_writes_while_a_notebook_runs_is_kept(root, cell, text
     assert outputs(file) == ("ran\n" if outcome == "done" else "")
     assert ("edited while it ran" in result.detail) == (outcome == "failed")
     assert bool(plan(["5"], update=True)[0].why) == (outcome == "failed"), "what was not stored is made again"
-
-
-def test_a_notebook_that_is_gone_or_broken_at_the_end_of_its_run_is_a_failure_of_its_own(root):
-    file = root / "notebooks" / "05_edited.ipynb"
-    file.write_text(json.dumps(plain("05", "from pathlib import Path\nPath('05_edited.ipynb').write_text('{')")))
-    results = {result.name: result for result in run(["1", "5"], update=True, jobs=2)}
-    assert results["05_edited"].outcome == "failed" and "cannot be read as a notebook" in results["05_edited"].detail
-    assert results["01_a"].outcome == "done" and file.read_text() == "{"
 
 
 def test_no_worker_starts_once_the_run_is_stopped(root, monkeypatch):
@@ -179,26 +171,9 @@ def test_no_worker_starts_once_the_run_is_stopped(root, monkeypatch):
     assert result.outcome == "not run"
 
 
-def test_a_notebook_that_takes_too_long_is_ended_and_kept(root, monkeypatch):
-    class Timer:
-        """Time that is up when the notebook reaches its last cell."""
-
-        def __init__(self, seconds, action):
-            self.seconds, Timer.action = seconds, staticmethod(action)
-
-        def start(self):
-            assert self.seconds == 60
-
-        def cancel(self):
-            """Come too late."""
-
-    class Fuse(Log):
-        def cell(self, name, number, total):
-            if number == total:
-                Timer.action()
-
-    monkeypatch.setattr(execute.threading, "Timer", Timer)
-    (result,) = run(["4"], timeout=60, watcher=Fuse())
+def test_a_notebook_that_takes_too_long_is_ended_and_kept(root):
+    (root / "notebooks" / "04_slow.ipynb").write_text(json.dumps(plain("04", "import time\ntime.sleep(600)")))
+    (result,) = run(["4"], timeout=20)
     assert result.outcome == "timed out" and "in cell 2 of 2. Give more time with --timeout" in result.detail
     assert result.kept == paths.runs("quick") / "04_slow.failed.ipynb"
 
@@ -208,10 +183,3 @@ def test_a_second_run_is_refused_and_names_the_first(root):
     with lock.only_one(file), pytest.raises(RunnerError, match=f"process {os.getpid()}, started"):
         run(["1"])
     assert not (paths.runs("quick") / "01_a.json").exists()
-
-
-def test_leftovers_of_a_killed_write_are_swept(root):
-    leftover = paths.records("01_a", "quick") / ".claims.json.x1.partial"
-    paths.write_whole(leftover, "{")
-    execute._prepare(plan(["1"])[0])
-    assert not leftover.exists()

@@ -41,15 +41,11 @@ def test_what_differs_between_equal_runs_is_gone():
 def test_an_unexecuted_cell_is_not_made_to_look_executed():
     bare = copy.deepcopy(CLEAN)
     bare["cells"][1]["execution_count"] = None
-    counts = [cell.get("execution_count") for cell in stored.normalised(bare)["cells"]]
-    assert counts == [None, None, 1] and stored.normalised(stored.normalised(bare)) == stored.normalised(bare)
-
-
-def test_results_carry_the_cells_count():
-    shown = copy.deepcopy(CLEAN)
-    shown["cells"][2]["execution_count"] = 9
-    shown["cells"][2]["outputs"] = [{"output_type": "execute_result", "execution_count": 9, "data": {}, "metadata": {}}]
-    assert stored.normalised(shown)["cells"][2]["outputs"][0]["execution_count"] == 2
+    result = {"output_type": "execute_result", "execution_count": 9, "data": {}, "metadata": {}}
+    bare["cells"][2] |= {"execution_count": 9, "outputs": [result]}
+    clean = stored.normalised(bare)
+    assert [cell.get("execution_count") for cell in clean["cells"]] == [None, None, 1]
+    assert clean["cells"][2]["outputs"][0]["execution_count"] == 1 and stored.normalised(clean) == clean
 
 
 def test_outputs_are_put_back_by_id_and_the_text_around_them_stays():
@@ -64,9 +60,7 @@ def test_outputs_are_put_back_by_id_and_the_text_around_them_stays():
 
 @pytest.mark.parametrize(("edit", "which"), [
     (lambda cells: cells[2].update(source="3"), "cells b"), (lambda cells: cells[2].update(id="new"), "cells b, new"),
-    (lambda cells: cells.pop(1), "cells a"), (lambda cells: cells.append(cells.pop(1)), "the order of the cells"),
-    (lambda cells: cells.append(code("4", "c")), "cells c"),
-])
+    (lambda cells: cells.append(cells.pop(1)), "the order of the cells")])
 def test_outputs_of_other_code_are_not_put_back(edit, which):
     source = copy.deepcopy(CLEAN)
     edit(source["cells"])
