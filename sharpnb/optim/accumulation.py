@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -22,41 +22,43 @@ class EarlierGradients:
     batch, which the popular SAM class wants before ``step(closure)``.
     """
 
-    def __init__(self, groups: list[dict[str, Any]]) -> None:
-        self.groups = groups
+    def __init__(self) -> None:
         self._left: list[tuple[Tensor, int]] = []  # what the last step left in .grad, how often each was written to
-        self.found: dict[Tensor, Tensor] = {}
-        self.blank: dict[Tensor, Tensor] = {}
+        self._found: dict[Tensor, tuple[Tensor, Tensor]] = {}  # what is new, and the zeros in its place
 
-    def leave(self) -> None:
+    def leave(self, params: Iterable[Tensor]) -> None:
         """Remember the gradients that a step leaves in ``.grad``."""
-        self._left = [(g, g._version) for group in self.groups for p in group["params"] if (g := p.grad) is not None]
+        self._left = [(g, g._version) for p in params if (g := p.grad) is not None]
 
     def forget(self) -> None:
         """Let go of them: they were cleared."""
         self._left = []
 
-    def look(self) -> None:
-        """Before the first pass: take away what is new, and put zeros in its place."""
-        left, self._left, self.found, self.blank = self._left, [], {}, {}
-        own = {id(g): version for g, version in left}
-        new = [(p, g) for group in self.groups for p in group["params"]
-               if (g := p.grad) is not None and own.get(id(g)) != g._version]
-        if any(bool(_dense(g).any()) for _, g in new):
-            self.found, self.blank = dict(new), {p: torch.zeros_like(g) for p, g in new}
+    def look(self, params: Iterable[Tensor]) -> None:
+        """Before the first pass: take away what is new."""
+        own = {id(g): version for g, version in self._left}
+        new = [(p, g) for p in params if (g := p.grad) is not None and own.get(id(g)) != g._version]
+        found = any(bool(_dense(g).any()) for _, g in new)
+        self._left, self._found = [], {p: (g, torch.zeros_like(g)) for p, g in new if found}
 
-    def compare(self, who: str) -> None:
+    def put_zeros(self) -> None:
+        """Put zeros where something was: a closure that clears its gradients itself takes them away."""
+        for p, (_, zeros) in self._found.items():
+            p.grad = zeros
+
+    def compare(self, params: Iterable[Tensor], who: str) -> None:
         """After the first pass: refuse where the gradients were another batch's; ``.grad`` is then as it was.
 
         Raises:
             RuntimeError: see above.
         """
-        if not (found := self.found):
+        if not self._found:
             return
-        blank, self.found, self.blank = self.blank, {}, {}
-        if all(p.grad is not zeros for p, zeros in blank.items()) or _alike(found, foreach.gradients(self.groups)):
+        found, self._found = self._found, {}
+        before, now = {p: g for p, (g, _) in found.items()}, foreach.gradients(params)
+        if all(p.grad is not zeros for p, (_, zeros) in found.items()) or _alike(before, now):
             return
-        for p, g in found.items():
+        for p, g in before.items():
             p.grad = g
         raise RuntimeError(
             f"{who}.step(closure): gradients were there that the closure does not make, such as those of earlier "
@@ -67,7 +69,7 @@ class EarlierGradients:
 
 def _alike(found: dict[Tensor, Tensor], now: dict[Tensor, Tensor]) -> bool:
     gaps = [_norm(g - now[p]) for p, g in found.items() if p in now]
-    return len(gaps) == len(found) and sum(gaps) <= _SAME * sum(_norm(g) for g in found.values())
+    return len(gaps) == len(found) and sum(gaps) <= _SAME * sum(map(_norm, found.values()))
 
 
 def _norm(t: Tensor) -> float:

@@ -48,7 +48,7 @@ class DecoupledDecay(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for bucket in foreach.buckets(self.param_groups, foreach.gradients(self.param_groups), kind=self._kind):
+        for bucket in foreach.buckets(self.param_groups, kind=self._kind):
             self._update(bucket)
         forget_casts()
         return loss

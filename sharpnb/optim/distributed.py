@@ -27,13 +27,13 @@ class Replicas:
         """Return the context in which a backward pass leaves the rank's own gradient."""
         return self.model.no_sync() if self.model is not None else _NOTHING
 
-    def average(self, groups: Iterable[dict[str, Any]], maps: Sequence[dict[Tensor, Tensor]]) -> None:
+    def average(self, params: Iterable[Tensor], maps: Sequence[dict[Tensor, Tensor]]) -> None:
         """Replace the tensors of each map (by parameter) with their means over the ranks: one all-reduce a dtype.
 
         A tensor that a rank lacks counts as zero, and one that no rank has stays absent. Every rank reduces all
         trainable parameters in one order, so a parameter unused on one rank hangs nobody.
         """
-        params = [p for group in groups for p in group["params"] if p.requires_grad]
+        params = [p for p in params if p.requires_grad]
         for place in dict.fromkeys((p.device, p.dtype) for p in params):
             here = [(table, p) for table in maps for p in params if (p.device, p.dtype) == place]
             parts = [table[p].to_dense() if p in table else torch.zeros_like(p) for table, p in here]

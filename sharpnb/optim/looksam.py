@@ -60,11 +60,11 @@ class LookSAM(SharpnessAware):
     def _ascends(self) -> bool:
         return self.param_groups[0]["updates"] % self.param_groups[0]["k"] == 0
 
-    def _climb(self) -> dict[Tensor, Tensor]:
-        first = super()._climb()
+    def _first_gradients(self) -> dict[Tensor, Tensor]:
+        first = super()._first_gradients()
         if not self._ascends():  # what is remembered acts on a parameter without gradient as on one with a zero one
-            kept = [p for group in self.param_groups for p in group["params"] if "g_v" in self.state.get(p, {})]
-            first |= {p: torch.zeros_like(p) for p in kept if p not in first and p.requires_grad}
+            kept = [p for p in self._params if "g_v" in self.state.get(p, {}) and p.requires_grad]
+            first |= {p: torch.zeros_like(p) for p in kept if p not in first}
         return first
 
     def _combine(self, buckets: list[Bucket]) -> None:

@@ -89,7 +89,7 @@ class SAM(SharpnessAware):
 
     def _climb_further(self) -> None:
         """Take one more ascent step of length rho from where the weights are, and scale it back onto the ball."""
-        buckets = self._perturbed(foreach.gradients(self.param_groups))
+        buckets = self._perturbed(foreach.gradients(self._params))
         directions, length = self._direction(buckets)
         offsets, in_radii = [], []
         for bucket, d, (_, copies) in zip(buckets, directions, self._backup, strict=True):
@@ -107,7 +107,7 @@ class SAM(SharpnessAware):
 
     def _add_second_order(self, run: Closure, scaler: Any, first: dict[Tensor, Tensor]) -> None:
         """Add Hz to the gradients, by two more evaluations around w."""
-        at_eps = foreach.gradients(self.param_groups)
+        at_eps = foreach.gradients(self._params)
         buckets = self._perturbed(at_eps)
         g = [bucket.g for bucket in self._perturbed(first)]
         z = [foreach.mul(bucket.g, bucket.group["rho"]) for bucket in buckets]
@@ -123,7 +123,7 @@ class SAM(SharpnessAware):
                 foreach.ascend(bucket.w, foreach.mul(x, sign), foreach.stride(h, size, x))
             forget_casts()
             self._evaluate(run, scaler)
-            sides.append(self._perturbed(foreach.gradients(self.param_groups)))
+            sides.append(self._perturbed(foreach.gradients(self._params)))
         factor = torch.where(length > 0, size / (2 * h * length), 0)
         for p, grad in at_eps.items():
             p.grad = grad

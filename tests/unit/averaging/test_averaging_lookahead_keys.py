@@ -70,7 +70,7 @@ def test_wrapped_again_in_the_middle_of_a_cycle():
 
 
 def test_lookahead_over_lookahead():
-    with pytest.raises(ValueError, match=r"over Lookahead.*alpha and fast_steps and k.*prefix"):
+    with pytest.raises(ValueError, match=r"over Lookahead.*alpha.*fast_steps.*k.*prefix"):
         Lookahead(Lookahead(SGD(net().parameters())))
     model = net()
     inner = Lookahead(SGD(model.parameters()), k=2, alpha=0.6)

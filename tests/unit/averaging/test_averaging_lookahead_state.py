@@ -1,4 +1,4 @@
-"""Lookahead's checkpoints: today's form and the earlier, edited, hooked, by torch.distributed.checkpoint, refused."""
+"""Lookahead's checkpoints: edited, hooked, by torch.distributed.checkpoint, refused."""
 
 from __future__ import annotations
 
@@ -38,15 +38,6 @@ def through_a_file(state: Any) -> Any:
     return torch.load(file, weights_only=True)
 
 
-def as_before(lookahead: Lookahead) -> dict[str, Any]:
-    """The form of version 0.1: two states apart, the groups in both."""
-    today, names = copy.deepcopy(lookahead.state_dict()), ("slow", "slow_momentum_buffer", "slow_exp_avg")
-    ours = {i: {name: t for name, t in state.items() if name in names} for i, state in today["state"].items()}
-    theirs = {i: {name: t for name, t in state.items() if name not in names} for i, state in today["state"].items()}
-    base = {"state": {i: state for i, state in theirs.items() if state}, "param_groups": today["param_groups"]}
-    return {"state": ours, "param_groups": copy.deepcopy(today["param_groups"]), "base": base}
-
-
 def resumed(build: Build, saved: Callable[[nn.Module, Lookahead], Any], load: Callable[[nn.Module, Lookahead, Any], None]) -> None:
     """Train 17 steps; the same with a new model and optimizer after 6, in the middle of a cycle: the same bits."""
     straight = net()
@@ -67,38 +58,23 @@ def test_a_checkpoint_resumes_bit_by_bit(name: str) -> None:
     resumed(OPTIMIZERS[name], lambda _, o: through_a_file(o.state_dict()), lambda _, o, state: o.load_state_dict(state))
 
 
-@pytest.mark.parametrize("name", ["SGD", "momentum", "Adam", "Adam pullback", "SAM"])
-def test_a_checkpoint_of_version_0_1_resumes_bit_by_bit(name: str) -> None:
-    resumed(OPTIMIZERS[name], lambda _, o: through_a_file(as_before(o)), lambda _, o, state: o.load_state_dict(state))
-
-
-def test_a_checkpoint_of_version_0_1_over_a_base_with_an_alpha_keeps_its_place_in_the_cycle() -> None:
+def test_a_checkpoint_of_another_form_is_refused_and_never_begins_a_cycle_in_silence() -> None:
     model = net()
-    optimizer = OPTIMIZERS["RMSprop"](model.parameters())
-    advance(model, optimizer, 6)
-    state = as_before(optimizer)
-    for state_of in state["base"]["state"].values():  # where the names had no prefix
-        state["state"].setdefault(len(state["state"]), {})
-        state_of.pop("lookahead_slow")
-    state["state"] = {i: {"slow": optimizer.state[p]["lookahead_slow"].clone()} for i, p in enumerate(model.parameters())}
-    for groups in (state["param_groups"], state["base"]["param_groups"]):
-        for name in ("k", "alpha", "fast_steps"):
-            groups[0].pop(f"lookahead_{name}")
-        groups[0] |= {"k": 4, "fast_steps": 6, "alpha": 0.99}
-    other = copy.deepcopy(model)
-    again = OPTIMIZERS["RMSprop"](other.parameters())
-    again.load_state_dict(through_a_file(state))
-    advance(model, optimizer, 7), advance(other, again, 7)
-    assert torch.equal(flat(other), flat(model))
-    assert "k" not in again.param_groups[0] and again.param_groups[0]["alpha"] == 0.99
+    optimizer = Lookahead(torch.optim.SGD(model.parameters(), lr=0.1), k=4)
+    advance(model, optimizer, 3)
+    state = optimizer.state_dict()
+    other = Lookahead(torch.optim.SGD(net().parameters(), lr=0.1), k=4, prefix="lookahead_")
+    for name, wrong in ((other, state), (optimizer, {**state, "base": {}}), (optimizer, other.state_dict())):
+        with pytest.raises(ValueError, match=r"another form.*prefix="):
+            name.load_state_dict(wrong)
+    assert optimizer.param_groups[0]["fast_steps"] == 3
 
 
-@pytest.mark.parametrize("form", ["today", "before"])
-def test_a_rate_edited_in_a_checkpoint_holds_everywhere(form: str) -> None:
+def test_a_rate_edited_in_a_checkpoint_holds_everywhere() -> None:
     model = net()
     optimizer = OPTIMIZERS["Adam"](model.parameters())
     advance(model, optimizer, 6)
-    state = through_a_file(optimizer.state_dict() if form == "today" else as_before(optimizer))
+    state = through_a_file(optimizer.state_dict())
     state["param_groups"][0] |= {"lr": 0.0, "alpha": 1.0}
     optimizer.load_state_dict(state)
     at = flat(model)
