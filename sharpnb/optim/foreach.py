@@ -7,7 +7,7 @@ would be small calls is arithmetic. Memory traffic for one float32 weight on the
 restore 8, test for finiteness 4.
 
 Of a parameter that ``fully_shard`` spread over ranks (a DTensor) these lists hold the rank's own part. What is a sum or
-a maximum over all weights takes ``ranks`` (:mod:`sharpnb.optim.sharded`), and is then that of all ranks.
+a maximum over all weights takes ``ranks`` (:mod:`sharpnb.optim.ranks`), and is then that of all ranks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sharpnb.optim.sharded import Ranks, local, spread
+from sharpnb.optim.ranks import Ranks, local, spread
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
 _FEW = 16  # so many numbers are read one by one in less time than an operation on all of them takes

@@ -24,10 +24,9 @@ from torch.optim import Optimizer
 from sharpnb.caches import forget_casts
 from sharpnb.optim import foreach
 from sharpnb.optim.accumulation import EarlierGradients
-from sharpnb.optim.distributed import Replicas
 from sharpnb.optim.foreach import Bucket
 from sharpnb.optim.passes import FrozenStatistics, RandomNumbers, refuse_scaler_around
-from sharpnb.optim.sharded import ranks_of
+from sharpnb.optim.ranks import Replicas, ranks_of
 from sharpnb.optim.wrapper import WrappingOptimizer, base_of
 
 Closure = Callable[..., Any]
@@ -103,7 +102,6 @@ class SharpnessAware(WrappingOptimizer):
 
     def _shape(self, bucket: Bucket) -> list[Tensor] | None:
         """Return the diagonal R for a bucket's tensors (``bucket.w`` and ``bucket.g`` are there), or None for R = I."""
-        return None
 
     _kind: Callable[[dict[str, Any], Tensor], Any] | None = None  # what sorts a group's parameters apart (bucket.kind)
 
@@ -126,7 +124,7 @@ class SharpnessAware(WrappingOptimizer):
         """Do what follows the base's step; ``after`` is averaged over shards and ranks as u is."""
 
     def _check(self, group: dict[str, Any]) -> None:
-        """Raise ValueError where a group's hyperparameters are out of range."""
+        super()._check(group)
         if not (group["rho"] >= 0 and math.isfinite(group["rho"])):
             raise ValueError(f"rho = {group['rho']}: the radius must be finite and not negative. Use rho=0 for none.")
         if group.get("maximize"):

@@ -40,14 +40,12 @@ class SAM(SharpnessAware):
     that is perturbed (for theirs, add the penalty to the closure's loss); (2) clipping is left to the closure.
 
     Args:
-        optimizer: the base optimizer, or the parameters.
-        base_optimizer: class of the base when parameters are given; it gets the remaining keyword arguments.
+        optimizer, base_optimizer, kwargs: as in the protocol.
         rho: radius (default 0.05: the paper's Section 3).
         p: norm of the ball, in [1, inf] (default 2: Appendix C.5 found it best).
         second_order: keep the second-order term: 4 closure calls a step instead of 2.
         inner_steps: ascent steps s: s + 1 closure calls a step (default 1: the paper's).
         adaptive: only False; here so that code written for the popular class runs. Use :class:`~sharpnb.optim.ASAM`.
-        kwargs: arguments of the protocol, then of the base.
 
     Raises:
         ValueError: if an argument is out of range, or ``second_order`` comes with p other than 2, several inner steps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -44,8 +44,13 @@ class WrappingOptimizer(Optimizer):
 
     # -- what a wrapper supplies --------------------------------------------------------------------------------------
 
+    _ranges: tuple[tuple[str, Callable[[Any], bool], str], ...] = ()  # option, whether a value is allowed, which are
+
     def _check(self, group: dict[str, Any]) -> None:
         """Raise ValueError where a group's hyperparameters are out of range."""
+        for name, allows, advice in self._ranges:
+            if name in group and not allows(group[name]):
+                raise ValueError(f"{name} = {group[name]}: {advice}")
 
     def _rest(self) -> None:
         """Set everything transient to its state between two steps."""

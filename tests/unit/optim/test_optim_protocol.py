@@ -138,12 +138,6 @@ def test_two_halves_are_one_step(name: str, zero_grad: str) -> None:
     assert torch.allclose(_weights(whole), _weights(halves), rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", ["ESAM", "SAM inner", "SAM second"])
-def test_methods_that_need_a_closure_say_so(name: str) -> None:
-    with pytest.raises(RuntimeError, match="needs step\\(closure\\)"):
-        family.CLASSES[name](_sgd(_model())).first_step()
-
-
 def test_halves_out_of_order_are_errors() -> None:
     model, (x, y) = _model(), _data(1)[0]
     optimizer, start = SAM(_sgd(model)), _weights(model)
@@ -313,13 +307,3 @@ def test_parameters_of_one_pass_come_back_and_unused_ones_never_move(name: str, 
         optimizer.step(family.closure_of(name, each))
     assert all(torch.equal(value, start[key]) for key, value in model.state_dict().items())
     assert model.never.weight not in optimizer.state
-
-
-def test_tied_weights_stay_tied() -> None:
-    torch.manual_seed(0)
-    embed, head, ids = nn.Embedding(7, 5), nn.Linear(5, 7, bias=False), torch.tensor([1, 2, 3])
-    head.weight = embed.weight
-    optimizer = GSAM(torch.optim.SGD(nn.ModuleList([embed, head]).parameters(), lr=0.1), rho=0.1)
-    first = family.advance("GSAM", optimizer, lambda: F.cross_entropy(head(embed(ids)), ids, reduction="none"))
-    assert head.weight is embed.weight
-    assert family.advance("GSAM", optimizer, lambda: F.cross_entropy(head(embed(ids)), ids, reduction="none")) < first

@@ -90,14 +90,6 @@ def test_parameters_come_in_every_form_that_pytorch_takes(name: str, form: str) 
     assert torch.allclose(*ends, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize(("given", "error"), [([], "empty parameter list"), (torch.ones(2), "iterable"), ([1.0], "Tensors"),
-                                              ([torch.ones(2, requires_grad=True) * 2], "non-leaf")])
-@pytest.mark.parametrize("name", ["SAM", "SGDW", "AdamW"])
-def test_what_is_no_list_of_parameters_is_refused_as_pytorch_does(name: str, given: Any, error: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=error):
-        OPTIMIZERS[name](given)
-
-
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_group_that_comes_later_and_one_that_is_frozen(name: str) -> None:
     model, losses = _regression()
@@ -133,13 +125,6 @@ def test_training_in_low_precision_follows_float64(name: str, dtype: torch.dtype
     gap = max(float((p - q).abs().max()) for p, q in zip(low.parameters(), high.parameters(), strict=True))
     assert gap < (1e-4 if dtype == torch.float32 else 0.1)
     assert low_losses().dtype == dtype and losses().dtype == torch.float64
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_it_prints_its_name_and_groups(name: str) -> None:
-    optimizer = OPTIMIZERS[name](family.parameters())
-    text = repr(optimizer)
-    assert type(optimizer).__name__ in text and "lr: 0.02" in text and ("rho: 0.05" in text) == hasattr(optimizer, "base_optimizer")
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
