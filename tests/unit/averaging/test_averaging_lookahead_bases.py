@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -79,27 +78,6 @@ def test_lookahead_over_every_base_is_the_loop_written_by_hand(name: str) -> Non
         torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-5, atol=1e-6)
     assert float(loss()) < start or name == "SGD maximize"
     assert "Lookahead" in repr(optimizer) and "lookahead_alpha: 0.6" in repr(optimizer)
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_lookahead_over_every_base_resumes_from_a_copied_checkpoint(name: str) -> None:
-    params, loss, optimizer = build(name)
-    go(optimizer, loss, 7)
-    others, other_loss, again = build(name)
-    with torch.no_grad():
-        for p, q in zip(others, params, strict=True):
-            p.copy_(q)
-    state = optimizer.state_dict()
-    again.load_state_dict(copy.deepcopy(state))
-    for mine, its in zip(state["state"].values(), again.state_dict()["state"].values(), strict=True):
-        assert mine.keys() == its.keys()
-    for _ in range(12):
-        go(optimizer, loss, 1), go(again, other_loss, 1)
-        assert all(torch.equal(p, q) for p, q in zip(params, others, strict=True))
-    trimmed = copy.deepcopy(state)
-    trimmed["param_groups"][0]["params"] = trimmed["param_groups"][0]["params"][:0]
-    with pytest.raises(ValueError, match="size of optimizer's group"):
-        again.load_state_dict(trimmed)
 
 
 def test_an_empty_group_and_the_ways_of_building_one() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from lookahead_work import advance, flat, net
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
@@ -125,18 +124,6 @@ def test_the_state_of_torch_distributed_checkpoint_resumes_bit_by_bit(name: str,
     resumed(
         OPTIMIZERS[name], lambda model, o: copy.deepcopy(get_optimizer_state_dict(model, o, options=chosen)),
         lambda model, o, state: set_optimizer_state_dict(model, o, state, options=chosen))
-
-
-def test_a_file_of_torch_distributed_checkpoint_resumes_bit_by_bit(tmp_path: Any) -> None:
-    def save(model: nn.Module, optimizer: Lookahead) -> None:
-        dcp.save({"optimizer": get_optimizer_state_dict(model, optimizer)}, checkpoint_id=tmp_path / "c", no_dist=True)
-
-    def load(model: nn.Module, optimizer: Lookahead, _: None) -> None:
-        state = {"optimizer": get_optimizer_state_dict(model, optimizer)}
-        dcp.load(state, checkpoint_id=tmp_path / "c", no_dist=True)
-        set_optimizer_state_dict(model, optimizer, state["optimizer"])
-
-    resumed(OPTIMIZERS["Adam pullback"], save, load)
 
 
 def test_the_bare_bases_checkpoint_begins_a_new_cycle_and_keeps_each_groups_own_values() -> None:

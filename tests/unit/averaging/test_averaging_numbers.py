@@ -147,15 +147,6 @@ def test_tied_parameters_are_averaged_once_and_stay_tied() -> None:
     assert (model[1].weight == 6).all()
 
 
-def test_a_parameter_frozen_midway_is_averaged_as_it_is() -> None:
-    model = Mixed(torch.float32)
-    swa = SWA(model)
-    swa.update(model.set(0))
-    model.requires_grad_(False)
-    swa.update(model.set(1))
-    assert (swa.average["beside"] == 0.5).all()
-
-
 class Filters(nn.Module):
     """Filters of a kind, integers that stay, and a state that is no tensor."""
 
@@ -275,12 +266,3 @@ def test_a_frozen_parameter_stays_where_it_is_and_goes_on_when_it_is_thawed() ->
         step()
     fast = 1 - 0.125 * 0.5**3
     assert torch.equal(a.detach(), torch.full((2,), 0.5 * fast))
-
-
-def test_integer_parameters_beside_the_others_stay() -> None:
-    model = Mixed(torch.float32).set(2)
-    optimizer = Lookahead(torch.optim.SGD(model.parameters(), lr=0.25), k=1)
-    model.beside.grad = torch.ones(2)
-    optimizer.step()
-    with optimizer.slow_weights():
-        assert (model.table == 5).all() and model.mask.all() and (model.beside == 2 - 0.125).all()

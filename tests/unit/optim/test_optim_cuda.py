@@ -5,15 +5,10 @@ They run where there is a GPU. SHARPNB_TEST_DEVICE=cpu runs on the CPU what does
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import os
-import shutil
-import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import family
