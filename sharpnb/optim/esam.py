@@ -94,7 +94,8 @@ class ESAM(SharpnessAware):
         def masked(t: Tensor, beta: float) -> Tensor:
             if beta == 1:
                 return t
-            return t * (torch.rand(t.shape, generator=generators[t.device], device=t.device, dtype=torch.float32) < beta)
+            draws = torch.rand(t.shape, generator=generators[t.device], device=t.device, dtype=torch.float32)
+            return t * (draws < beta)
 
         pairs = zip(buckets, directions, strict=True)
         return [[masked(t, bucket.group["beta"]) for t in d] for bucket, d in pairs], length

@@ -1,4 +1,4 @@
-"""What ranks find out together: each perturbs on its own shard of a batch (DDP), or holds its part of the weights (FSDP2)."""
+"""What ranks do together: each perturbs on its own shard of a batch (DDP), or holds a part of the weights (FSDP2)."""
 
 from __future__ import annotations
 

@@ -104,12 +104,14 @@ def by_graft(model: nn.Module) -> Moved:
 MOVERS = {f.__name__: f for f in (by_swa, by_copy, by_slow_weights, by_pull, by_graft)}
 
 
-@pytest.mark.parametrize("where", ["inside one context", "in a nested context", "in a nested context that is off", "outside"])
+@pytest.mark.parametrize("where", ["inside one context", "in a nested context", "in a nested context that is off",
+                                   "outside"])
 @pytest.mark.parametrize("mover", MOVERS)
 def test_the_pass_in_one_autocast_context_is_made_at_the_moved_weights(mover: str, where: str) -> None:
     model, context, inside = MOVERS[mover](net())
     before = weights_of(model)
-    inner = {"in a nested context": cast(), "in a nested context that is off": cast(enabled=False)}.get(where, nullcontext())
+    inner = {"in a nested context": cast(), "in a nested context that is off": cast(enabled=False)}.get(where,
+                                                                                                        nullcontext())
     with nullcontext() if where == "outside" else cast():
         with cast() if where == "outside" else nullcontext():
             first = scores(model)  # fills the cache
@@ -153,7 +155,8 @@ def test_inside_parametrize_cached_it_is_refused_and_outside_it_is_right(mover: 
     swa = SWA(normed(0))
     swa.update(normed(1))
     optimizer = Lookahead(torch.optim.SGD(swa.model.parameters(), lr=0.5), k=5)
-    contexts = {"by_swa": swa.average_weights, "by_copy": lambda: nullcontext(swa.copy_to(swa.model)), "by_slow_weights": optimizer.slow_weights}
+    contexts = {"by_swa": swa.average_weights, "by_copy": lambda: nullcontext(swa.copy_to(swa.model)),
+                "by_slow_weights": optimizer.slow_weights}
     before = scores(swa.model)
     with parametrize.cached():
         scores(swa.model)

@@ -43,7 +43,8 @@ def test_entropy_is_numpys_histogram_and_ignores_shift_and_scale(seed, bins, sca
     counts, _ = np.histogram(w, bins)
     p = counts[counts > 0] / 200
     assert entropy(torch.from_numpy(w), bins) == pytest.approx(-(p * np.log(p)).sum(), abs=1e-12)
-    assert entropy(torch.from_numpy(w * scale + shift), bins) == pytest.approx(-(p * np.log(p)).sum(), abs=0.06)  # a tie may move
+    # a tie may move
+    assert entropy(torch.from_numpy(w * scale + shift), bins) == pytest.approx(-(p * np.log(p)).sum(), abs=0.06)
 
 
 def test_coefficient_limits():
@@ -150,11 +151,13 @@ def test_noise_reaches_the_invalid_filters_alone():
     moved = (model[0].weight - before).flatten(1).detach()
     assert (moved[[0, 2, 4]] == 0).all() and (moved[[1, 3]] != 0).all()
     assert 0.2 < moved[[1, 3]].std() < 0.9
-    torch.testing.assert_close(moved[1], torch.randn(5, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)[1] * 0.5, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(moved[1], torch.randn(5, 9, generator=torch.Generator().manual_seed(0),
+                                                     dtype=torch.float64)[1] * 0.5, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("models, options, said", [
-    ([net(0)], {}, "1 models"), ([net(0), nn.Linear(2, 2)], {}, "differs from model 0"), ([net(0), net(1)], {"a": 1.2}, "a = 1.2"),
+    ([net(0)], {}, "1 models"), ([net(0), nn.Linear(2, 2)], {}, "differs from model 0"),
+    ([net(0), net(1)], {"a": 1.2}, "a = 1.2"),
     ([net(0), net(1)], {"c": -1.0}, "c = -1.0"), ([net(0), net(1)], {"criterion": "l2"}, "'l2'"),
 ])
 def test_misuse_is_named(models, options, said):

@@ -27,7 +27,8 @@ def test_it_is_the_loop_written_by_hand(base, momentum):
     advance(model, Lookahead(BASES[base](model.parameters()), k=3, alpha=0.4, momentum=momentum), 20)
     truth = by_hand(BASES[base], 3, 0.4, 20, momentum=momentum)
     torch.testing.assert_close(flat(model), truth, rtol=1e-12, atol=1e-13)
-    assert (flat(model) - by_hand(BASES[base], 3, 0.5, 20, momentum=momentum)).abs().max() > 1e-4  # the comparison can tell
+    # the comparison can tell
+    assert (flat(model) - by_hand(BASES[base], 3, 0.5, 20, momentum=momentum)).abs().max() > 1e-4
 
 
 def test_slow_weights_are_the_exponential_average_of_the_end_points():

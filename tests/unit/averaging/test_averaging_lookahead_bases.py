@@ -13,17 +13,24 @@ from torch.optim import Optimizer
 from sharpnb.averaging import Lookahead
 
 EVERY: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
-    "Adadelta": (optim.Adadelta, {"lr": 1.0}), "Adafactor": (optim.Adafactor, {"lr": 0.05}), "Adagrad": (optim.Adagrad, {"lr": 0.1}),
-    "Adam": (optim.Adam, {"lr": 0.01}), "Adam amsgrad": (optim.Adam, {"lr": 0.01, "amsgrad": True}), "AdamW": (optim.AdamW, {"lr": 0.01}),
-    "Adamax": (optim.Adamax, {"lr": 0.01}), "ASGD": (optim.ASGD, {"lr": 0.01}), "NAdam": (optim.NAdam, {"lr": 0.01}), "RAdam": (optim.RAdam, {"lr": 0.01}),
-    "RMSprop": (optim.RMSprop, {"lr": 0.01}), "RMSprop centered": (optim.RMSprop, {"lr": 0.01, "centered": True, "momentum": 0.5}),
-    "Rprop": (optim.Rprop, {"lr": 0.01}), "SGD": (optim.SGD, {"lr": 0.01}), "SGD nesterov": (optim.SGD, {"lr": 0.01, "momentum": 0.9, "nesterov": True}),
-    "SGD maximize": (optim.SGD, {"lr": -0.0, "maximize": True}), "Muon": (optim.Muon, {"lr": 0.01}), "SparseAdam": (optim.SparseAdam, {"lr": 0.05}),
+    "Adadelta": (optim.Adadelta, {"lr": 1.0}), "Adafactor": (optim.Adafactor, {"lr": 0.05}),
+    "Adagrad": (optim.Adagrad, {"lr": 0.1}),
+    "Adam": (optim.Adam, {"lr": 0.01}), "Adam amsgrad": (optim.Adam, {"lr": 0.01, "amsgrad": True}),
+    "AdamW": (optim.AdamW, {"lr": 0.01}),
+    "Adamax": (optim.Adamax, {"lr": 0.01}), "ASGD": (optim.ASGD, {"lr": 0.01}), "NAdam": (optim.NAdam, {"lr": 0.01}),
+    "RAdam": (optim.RAdam, {"lr": 0.01}),
+    "RMSprop": (optim.RMSprop, {"lr": 0.01}),
+    "RMSprop centered": (optim.RMSprop, {"lr": 0.01, "centered": True, "momentum": 0.5}),
+    "Rprop": (optim.Rprop, {"lr": 0.01}), "SGD": (optim.SGD, {"lr": 0.01}),
+    "SGD nesterov": (optim.SGD, {"lr": 0.01, "momentum": 0.9, "nesterov": True}),
+    "SGD maximize": (optim.SGD, {"lr": -0.0, "maximize": True}), "Muon": (optim.Muon, {"lr": 0.01}),
+    "SparseAdam": (optim.SparseAdam, {"lr": 0.05}),
 }
 
 
 def test_every_optimizer_of_pytorch_is_in_the_table() -> None:
-    there = {name for name, cls in vars(optim).items() if isinstance(cls, type) and issubclass(cls, Optimizer)} - {"Optimizer", "LBFGS"}
+    classes = {name for name, cls in vars(optim).items() if isinstance(cls, type) and issubclass(cls, Optimizer)}
+    there = classes - {"Optimizer", "LBFGS"}
     assert {cls.__name__ for cls, _ in EVERY.values()} == there
     with pytest.raises(TypeError, match=r"over LBFGS.*first-order"):
         Lookahead(optim.LBFGS([nn.Parameter(torch.ones(1))]))

@@ -1,4 +1,5 @@
-"""Lookahead's hyperparameters are its own: beside a base's alpha and k, after another Lookahead, in groups of their own."""
+"""Lookahead's hyperparameters are its own: beside a base's alpha and k, after another Lookahead, in groups of their
+own."""
 
 from __future__ import annotations
 

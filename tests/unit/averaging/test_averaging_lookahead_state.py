@@ -37,7 +37,8 @@ def through_a_file(state: Any) -> Any:
     return torch.load(file, weights_only=True)
 
 
-def resumed(build: Build, saved: Callable[[nn.Module, Lookahead], Any], load: Callable[[nn.Module, Lookahead, Any], None]) -> None:
+def resumed(build: Build, saved: Callable[[nn.Module, Lookahead], Any],
+            load: Callable[[nn.Module, Lookahead, Any], None]) -> None:
     """Train 17 steps; the same with a new model and optimizer after 6, in the middle of a cycle: the same bits."""
     straight = net()
     optimizer = build(straight.parameters())
@@ -100,11 +101,13 @@ def test_the_hooks_of_pytorch_fire_on_lookahead_and_on_its_base() -> None:
     optimizer.register_state_dict_post_hook(marked)
     optimizer.register_load_state_dict_pre_hook(slower)
     for whom in (optimizer, optimizer.base_optimizer):
-        whom.register_load_state_dict_post_hook(lambda o: calls.append(("load post", type(o).__name__, o.param_groups[0]["lr"])))
+        whom.register_load_state_dict_post_hook(lambda o: calls.append(("load post", type(o).__name__,
+                                                                        o.param_groups[0]["lr"])))
     state = optimizer.state_dict()
     optimizer.load_state_dict(state)
     names = ["exp_avg", "exp_avg_sq", "slow", "slow_exp_avg", "step"]
-    assert calls == [("pre", "Lookahead"), ("pre", "Adam"), ("post", names), ("load pre", 1), ("load post", "Adam", 0.001), ("load post", "Lookahead", 0.001)]
+    assert calls == [("pre", "Lookahead"), ("pre", "Adam"), ("post", names), ("load pre", 1),
+                     ("load post", "Adam", 0.001), ("load post", "Lookahead", 0.001)]
     assert state["mark"] == 1 and "mark" not in optimizer.base_optimizer.state_dict()
     calls.clear()
     optimizer.state_dict()
@@ -139,7 +142,8 @@ def test_the_bare_bases_checkpoint_begins_a_new_cycle_and_keeps_each_groups_own_
     optimizer.param_groups[1] |= {"k": 2, "alpha": 0.9}
     other.load_state_dict(model.state_dict())
     optimizer.load_state_dict(state)
-    assert [(group["k"], group["alpha"], group["fast_steps"]) for group in optimizer.param_groups] == [(3, 0.5, 0), (2, 0.9, 0)]
+    there = [(group["k"], group["alpha"], group["fast_steps"]) for group in optimizer.param_groups]
+    assert there == [(3, 0.5, 0), (2, 0.9, 0)]
     fresh = Lookahead(base, k=3)
     fresh.param_groups[1] |= {"k": 2, "alpha": 0.9}
     advance(model, fresh, 7), advance(other, optimizer, 7)
@@ -163,13 +167,15 @@ def test_the_checkpoint_of_another_lookahead_is_refused_and_nothing_loaded(forei
         optimizer.load_state_dict({"state": {}, "param_groups": []})
     after = optimizer.state_dict()
     assert before["param_groups"] == after["param_groups"]
-    assert all(torch.equal(t, after["state"][i][name]) for i, state in before["state"].items() for name, t in state.items())
+    pairs = [(t, after["state"][i][name]) for i, state in before["state"].items() for name, t in state.items()]
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_a_parameter_without_a_gradient_at_first_is_begun_by_the_base_when_it_has_one() -> None:
     """Adam begins where a parameter's state is empty: what is Lookahead's must not stand in it then."""
     models = [net(), net()]
-    for model, optimizer in zip(models, (Lookahead(torch.optim.Adam(models[0].parameters()), alpha=1.0), torch.optim.Adam(models[1].parameters())), strict=True):
+    for model, optimizer in zip(models, (Lookahead(torch.optim.Adam(models[0].parameters()), alpha=1.0),
+                                         torch.optim.Adam(models[1].parameters())), strict=True):
         for step in range(6):
             advance(model, StepWithout(optimizer, model[0].weight if step < 3 else None), 1)
     assert torch.equal(flat(models[0]), flat(models[1]))
@@ -197,7 +203,8 @@ def test_a_step_that_fails_loses_nothing_and_within_a_step_there_is_no_checkpoin
     before = copy.deepcopy(optimizer.state_dict())
 
     def broken() -> None:
-        for refused in (optimizer.state_dict, partial(optimizer.load_state_dict, before), lambda: copy.deepcopy(optimizer)):
+        for refused in (optimizer.state_dict, partial(optimizer.load_state_dict, before),
+                        lambda: copy.deepcopy(optimizer)):
             with pytest.raises(RuntimeError, match="in the middle of a step"):
                 refused()
         raise KeyError("the loader")
@@ -206,4 +213,5 @@ def test_a_step_that_fails_loses_nothing_and_within_a_step_there_is_no_checkpoin
         optimizer.step(broken)
     after = optimizer.state_dict()
     assert before["param_groups"] == after["param_groups"] and before["state"].keys() == after["state"].keys()
-    assert all(torch.equal(t, after["state"][i][name]) for i, state in before["state"].items() for name, t in state.items())
+    pairs = [(t, after["state"][i][name]) for i, state in before["state"].items() for name, t in state.items()]
+    assert all(torch.equal(a, b) for a, b in pairs)

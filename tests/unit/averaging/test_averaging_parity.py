@@ -41,11 +41,13 @@ def shake(model: nn.Module) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("decay, use_buffers", [(None, False), (0.9, False), (0.9, True), (0.999, False)])
 @pytest.mark.parametrize("device", DEVICES)
-def test_both_averages_are_those_of_averaged_model(device: str, decay: float | None, use_buffers: bool, dtype: torch.dtype) -> None:
+def test_both_averages_are_those_of_averaged_model(device: str, decay: float | None, use_buffers: bool,
+                                                   dtype: torch.dtype) -> None:
     """Also of the formula, in float64: theirs divides by a count in float32. (Its equal average of buffers fails.)"""
     model = convolutional().to(device, dtype)
     average = swa_utils.get_swa_multi_avg_fn() if decay is None else swa_utils.get_ema_multi_avg_fn(decay)
-    theirs, ours, rows = swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=use_buffers), SWA(model, decay), []
+    theirs = swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=use_buffers)
+    ours, rows = SWA(model, decay), []
     for _ in range(10):
         shake(model)
         model[3](torch.randn(4, 5, 2, 2, device=device, dtype=dtype))  # buffers move as well
@@ -56,7 +58,8 @@ def test_both_averages_are_those_of_averaged_model(device: str, decay: float | N
     shares = [0.1] * 10 if decay is None else [d**9, *((1 - d) * d ** (9 - i) for i in range(1, 10))]
     for a, p, *column in zip(ours.average.values(), theirs.module.parameters(), *rows, strict=True):
         exact = sum(share * row for share, row in zip(shares, column, strict=True))
-        torch.testing.assert_close(a.double(), exact, rtol=1e-6 if dtype == torch.float32 else 1e-13, atol=1e-6 if dtype == torch.float32 else 1e-14)
+        torch.testing.assert_close(a.double(), exact, rtol=1e-6 if dtype == torch.float32 else 1e-13,
+                                   atol=1e-6 if dtype == torch.float32 else 1e-14)
         torch.testing.assert_close(a, p.detach(), rtol=1e-5, atol=1e-6)
         assert a.device.type == device and a.dtype == dtype
     assert ours.n == int(theirs.n_averaged) == 10
@@ -103,7 +106,8 @@ def test_a_checkpoint_of_averaged_model_is_continued(decay: float | None, dtype:
     assert ours.n == 3 and not ours.statistics and all(a.dtype == torch.float32 for a in ours.average.values())
     assert torch.equal(ours.vector(), nn.utils.parameters_to_vector(theirs.parameters()).detach().float())
     shake(model), theirs.update_parameters(model), ours.update(model)
-    torch.testing.assert_close(ours.vector().to(dtype), nn.utils.parameters_to_vector(theirs.parameters()).detach(), rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(ours.vector().to(dtype), nn.utils.parameters_to_vector(theirs.parameters()).detach(),
+                               rtol=2e-2, atol=2e-2)
     before = ours.vector()
     for wrong in (
         swa_utils.AveragedModel(nn.Linear(2, 2)).state_dict(), {"n": 1, "decay": None, "average": {}, "statistics": {}},
@@ -113,7 +117,8 @@ def test_a_checkpoint_of_averaged_model_is_continued(decay: float | None, dtype:
         assert torch.equal(ours.vector(), before) and ours.n == 4
 
 
-@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel, lambda model: torch.compile(model,
+                                                                                                    backend="eager")])
 def test_a_checkpoint_of_averaged_model_with_tied_weights_inside_a_wrapper(wrap: Callable[[nn.Module], Any]) -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
     model[2].weight = model[0].weight

@@ -55,7 +55,8 @@ def test_any_schedule_and_evaluation_in_between_changes_no_bit_of_training(cycli
         model[3].p = 0.0
         optimizer, swa, kept = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), SWA(model), []
         constant = swa_utils.SWALR(optimizer, swa_lr=0.02, anneal_epochs=2)
-        teeth = torch.optim.lr_scheduler.CyclicLR(optimizer, 0.01, 0.1, step_size_up=1, step_size_down=4, cycle_momentum=False)
+        teeth = torch.optim.lr_scheduler.CyclicLR(optimizer, 0.01, 0.1, step_size_up=1, step_size_down=4,
+                                                  cycle_momentum=False)
         for step in range(20):
             optimizer.zero_grad()
             model(X).square().mean().backward()
@@ -133,7 +134,7 @@ def test_misuse_is_named():
             SWA(model, decay=decay)
 
 
-# -- BatchNorm ----------------------------------------------------------------------------------------------------------
+# -- BatchNorm --------------------------------------------------------------------------------------------------------
 
 
 def test_bn_statistics_are_weighted_by_batch_size():
@@ -267,7 +268,8 @@ def test_a_pair_itself_is_one_batch_whatever_its_target(pair):
 
 
 @pytest.mark.parametrize("batch, call", [
-    ({"file": [str(i) for i in range(50)], "x": X}, lambda m, b: m(b["x"])), (([str(i) for i in range(50)], X), lambda m, b: m(b[1])),
+    ({"file": [str(i) for i in range(50)], "x": X}, lambda m, b: m(b["x"])),
+    (([str(i) for i in range(50)], X), lambda m, b: m(b[1])),
     ({"epoch": 3, "x": X}, lambda m, b: m(b["x"])), ((3, {"x": (X, None)}), lambda m, b: m(b[1]["x"][0])),
 ])
 def test_ids_and_numbers_beside_the_tensors(batch, call):

@@ -88,7 +88,8 @@ def test_a_data_parallel_phase_one_is_the_whole_batch_on_one_process(tmp_path):
     assert 1 < len(ours.accuracies) < 30 and ours.reached
     for state, workers, accuracies in two_ranks(work.parallel_rank, tmp_path):
         assert accuracies == pytest.approx(ours.accuracies, abs=1e-12)
-        torch.testing.assert_close(workers, ours.workers, rtol=1e-9, atol=1e-11)  # two halves are added in another order
+        # two halves are added in another order
+        torch.testing.assert_close(workers, ours.workers, rtol=1e-9, atol=1e-11)
         for name, value in alone.state_dict().items():
             torch.testing.assert_close(state[name], value, rtol=1e-9, atol=1e-11)
 

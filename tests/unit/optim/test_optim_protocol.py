@@ -260,7 +260,8 @@ def test_all_hooks_and_profilers_see_each_step_once_in_either_form() -> None:
     optimizer.base_optimizer.register_step_post_hook(lambda *_: fired.append("base post"))
     handles = [register_optimizer_step_pre_hook(lambda o, *_: fired.append(("pre", type(o)))),
                register_optimizer_step_post_hook(lambda o, *_: fired.append(("post", type(o))))]
-    expected = [("pre", SAM), "own pre", ("pre", torch.optim.SGD), "base post", ("post", torch.optim.SGD), "own post", ("post", SAM)]
+    expected = [("pre", SAM), "own pre", ("pre", torch.optim.SGD), "base post", ("post", torch.optim.SGD), "own post",
+                ("post", SAM)]
     optimizer.step(_closure(model, x, y))
     assert sorted(map(str, fired)) == sorted(map(str, expected))
     fired.clear()
