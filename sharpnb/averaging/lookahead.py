@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sharpnb.averaging.precision import wide
-from sharpnb.averaging.wrapped import is_sharded, local, reshard
+from sharpnb.averaging.wrapped import is_sharded, local, reshard, wide
 from sharpnb.caches import forget_casts, refuse_parametrization_cache
 from sharpnb.optim.wrapper import WrappingOptimizer
 
@@ -121,7 +120,7 @@ class Lookahead(WrappingOptimizer):
             RuntimeError: inside :meth:`slow_weights`.
         """
         self._settled("step()")
-        self._look_at_groups()
+        self._regrouped()
         own = self._aside()
         self._moment = "in the middle of a step"
         try:

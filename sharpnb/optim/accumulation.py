@@ -68,12 +68,11 @@ class EarlierGradients:
 
 
 def _alike(found: dict[Tensor, Tensor], now: dict[Tensor, Tensor]) -> bool:
-    gaps = [_norm(g - now[p]) for p, g in found.items() if p in now]
-    return len(gaps) == len(found) and sum(gaps) <= _SAME * sum(map(_norm, found.values()))
+    def norm(t: Tensor) -> float:
+        return float(torch.linalg.vector_norm(_dense(t)))
 
-
-def _norm(t: Tensor) -> float:
-    return float(torch.linalg.vector_norm(_dense(t)))
+    gaps = [norm(g - now[p]) for p, g in found.items() if p in now]
+    return len(gaps) == len(found) and sum(gaps) <= _SAME * sum(map(norm, found.values()))
 
 
 def _dense(t: Tensor) -> Tensor:

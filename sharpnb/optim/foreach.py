@@ -153,18 +153,18 @@ class Copies:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[Any, list[Tensor]] = {}
+        self._kept: dict[int, tuple[Any, list[Tensor]]] = {}  # what a list is like, and its copy
 
     def take(self, number: int, tensors: Tensors) -> list[Tensor]:
         """Return a copy of a list of one dtype and device; it stays as it is until its number is asked for again."""
         if not on_host(tensors[0]):
             return clone(tensors)
-        kept = self._kept.get(number, ())
-        if [(t.shape, t.dtype) for t in kept] == [(t.shape, t.dtype) for t in tensors]:
-            copy_(kept, tensors)
+        alike, kept = (tensors[0].dtype, [t.shape for t in tensors]), self._kept.get(number)
+        if kept and kept[0] == alike:
+            copy_(kept[1], tensors)
         else:
-            self._kept[number] = clone(tensors)
-        return self._kept[number]
+            kept = self._kept[number] = alike, clone(tensors)
+        return kept[1]
 
 
 # -- norms ------------------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ class SharpnessAware(WrappingOptimizer):
     Over ``fully_shard`` (FSDP2) the radius is that of the whole gradient, and the step that of one process.
 
     Memory in the second pass, beside weights and gradient: one copy of the weights (on the CPU it stays allocated),
-    and for GSAM, LookSAM and WSAM the gradient at w (there both are freed).
+    and for GSAM, LookSAM and WSAM the gradient at w.
 
     Args:
         optimizer: the base optimizer, or the parameters (then ``base_optimizer`` is its class).
@@ -257,13 +257,14 @@ class SharpnessAware(WrappingOptimizer):
             self._clear()
 
     def _second_half(self) -> None:
-        first = self._first
-        if first is None:
-            if self._is_rehearsal():
-                self.base_optimizer.step()
-                return
-            raise RuntimeError("step() without a closure: no first_step() came before it. Call step(closure), or "
-                               "first_step() and second_step() around a second backward pass.")
+        if (first := self._first) is None:
+            # torch.distributed.checkpoint has a base's fresh state made by a step that can move nothing
+            if any(float(group["lr"]) for group in self.param_groups) or any(
+                    p.grad is not None and p.grad.any() for group in self.param_groups for p in group["params"]):
+                raise RuntimeError("step() without a closure: no first_step() came before it. Call step(closure), or "
+                                   "first_step() and second_step() around a second backward pass.")
+            self.base_optimizer.step()
+            return
         self._return()
         scale = getattr(self, "grad_scale", None)  # set by GradScaler.step, unless the gradients are unscaled already
         if scale is not None:
@@ -271,11 +272,6 @@ class SharpnessAware(WrappingOptimizer):
                 p.grad = g / scale.to(g.device)
         self._finish_gradient(first)
         self._descend()
-
-    def _is_rehearsal(self) -> bool:
-        """Return whether a step can move nothing: torch.distributed.checkpoint has a base's fresh state made so."""
-        return all(float(group["lr"]) == 0 and not any(p.grad is not None and p.grad.any() for p in group["params"])
-                   for group in self.param_groups)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients."""

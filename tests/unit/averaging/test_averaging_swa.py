@@ -267,18 +267,6 @@ def test_a_pair_itself_is_one_batch_whatever_its_target(pair):
     torch.testing.assert_close(model.running_mean, X.mean(0))
 
 
-@pytest.mark.parametrize("batch, call", [
-    ({"file": [str(i) for i in range(50)], "x": X}, lambda m, b: m(b["x"])),
-    (([str(i) for i in range(50)], X), lambda m, b: m(b[1])),
-    ({"epoch": 3, "x": X}, lambda m, b: m(b["x"])), ((3, {"x": (X, None)}), lambda m, b: m(b[1]["x"][0])),
-])
-def test_ids_and_numbers_beside_the_tensors(batch, call):
-    for data in ([batch], batch):
-        model = nn.BatchNorm1d(3).double()
-        update_bn(model, data, call)
-        torch.testing.assert_close(model.running_mean, X.mean(0))
-
-
 @pytest.mark.parametrize("count", [[4, 1, 2], lambda x: x.shape[2], lambda x: 3 * x.shape[2]])
 def test_count_weighs_batches_of_swa_as_of_update_bn(count):
     """BatchNorm over (samples, channels, length): by the lengths, whatever a padded layer counts itself."""

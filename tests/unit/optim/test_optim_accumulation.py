@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sharpnb.optim import SAM, WSAM
+from sharpnb.optim import SAM, WSAM, LookSAM
 
 
 def _problem() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
@@ -48,6 +48,17 @@ def test_earlier_micro_batches_are_not_lost_in_silence(name: str, clear: str, be
     optimizer.zero_grad()
     optimizer.step(closure(batches[3]))
     assert not torch.equal(family.vector(net), start)
+
+
+@pytest.mark.parametrize("kind", [SAM, WSAM, LookSAM])
+def test_they_are_seen_in_a_group_that_the_base_got_with_a_checkpoint(kind: Any) -> None:
+    net, batches = _problem()
+    optimizer = kind(torch.optim.SGD(net[0].parameters(), lr=0.1))
+    optimizer.base_optimizer.load_state_dict(optimizer.base_optimizer.state_dict())
+    optimizer.base_optimizer.add_param_group({"params": list(net[2].parameters())})
+    F.cross_entropy(net(batches[0][0]), batches[0][1]).backward(inputs=list(net[2].parameters()))
+    with pytest.raises(RuntimeError, match="micro-batches"):
+        optimizer.step(lambda: _back(net, batches[1]))
 
 
 def _popular(optimizer: Any, net: nn.Module, batch: Any) -> None:

@@ -215,6 +215,8 @@ def test_hooks_around_state_dicts_fire_with_the_optimizer_they_were_given_to(bui
     handle = optimizer.register_load_state_dict_post_hook(lambda o: told.append(("after", o)))
     state = optimizer.state_dict()
     assert state["mine"] == 1
+    if hasattr(optimizer, "base_optimizer"):
+        assert "mine" not in optimizer.base_optimizer.state_dict()
     optimizer.load_state_dict(state)
     assert told == [("before", optimizer), ("after", optimizer)]
     handle.remove()
