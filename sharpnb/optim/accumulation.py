@@ -24,7 +24,7 @@ class EarlierGradients:
 
     def __init__(self) -> None:
         self._left: list[tuple[Tensor, int]] = []  # what the last step left in .grad, how often each was written to
-        self._found: dict[Tensor, tuple[Tensor, Tensor]] = {}  # what is new, and the zeros in its place
+        self.found: dict[Tensor, tuple[Tensor, Tensor]] = {}  # what is new, and the zeros in its place
 
     def leave(self, params: Iterable[Tensor]) -> None:
         """Remember the gradients that a step leaves in ``.grad``."""
@@ -39,22 +39,15 @@ class EarlierGradients:
         own = {id(g): version for g, version in self._left}
         new = [(p, g) for p in params if (g := p.grad) is not None and own.get(id(g)) != g._version]
         found = any(bool(_dense(g).any()) for _, g in new)
-        self._left, self._found = [], {p: (g, torch.zeros_like(g)) for p, g in new if found}
-
-    def put_zeros(self) -> None:
-        """Put zeros where something was: a closure that clears its gradients itself takes them away."""
-        for p, (_, zeros) in self._found.items():
-            p.grad = zeros
+        self._left, self.found = [], {p: (g, torch.zeros_like(g)) for p, g in new if found}
 
     def compare(self, params: Iterable[Tensor], who: str) -> None:
-        """After the first pass: refuse where the gradients were another batch's; ``.grad`` is then as it was.
+        """After the first pass, where something was ``found``: refuse what is another batch's, ``.grad`` as it was.
 
         Raises:
             RuntimeError: see above.
         """
-        if not self._found:
-            return
-        found, self._found = self._found, {}
+        found, self.found = self.found, {}
         before, now = {p: g for p, (g, _) in found.items()}, foreach.gradients(params)
         if all(p.grad is not zeros for p, (_, zeros) in found.items()) or _alike(before, now):
             return

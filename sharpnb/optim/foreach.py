@@ -201,6 +201,8 @@ def lengths(*families: Sequence[Tensors], ranks: Ranks | None = None) -> Tensor:
 
 def _parts(lists: Sequence[Tensors], p: float) -> list[Tensor]:
     """Return each tensor's norm, all in one dtype on one device."""
+    if len(lists) == 1:
+        return _norms(lists[0], p)
     kinds = {(tensors[0].dtype, tensors[0].device) for tensors in lists}
     if len(kinds) == 1:
         return _norms([t for tensors in lists for t in tensors], p)
@@ -223,8 +225,8 @@ def nonfinite(tensors: Iterable[Tensor]) -> Tensor | float:
     """
     found = [t if type(t) in _PLAIN else local(t, t) for t in tensors]
     if all(map(on_host, found)):
-        sums = [t.sum().item() for t in found]
-        return 0.0 if all(s - s == 0 or _numbers(t).isfinite().all() for s, t in zip(sums, found, strict=True)) else 1.0
+        total = sum([t.sum().item() for t in found])
+        return 0.0 if total - total == 0 or all(_numbers(t).isfinite().all() for t in found) else 1.0
     kinds: dict[Any, list[Tensor]] = {}
     for t in map(_numbers, found):
         if t.numel():

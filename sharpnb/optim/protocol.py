@@ -203,7 +203,8 @@ class SharpnessAware(WrappingOptimizer):
         self._numbers = RandomNumbers(self._params) if self.same_dropout else None
         with self._replicas.no_sync():
             loss = self._evaluate(run, scaler)
-        self._earlier.compare(self._params, type(self).__name__)
+        if self._earlier.found:
+            self._earlier.compare(self._params, type(self).__name__)
         first = self._first_gradients()
         if self._ascends():
             try:
@@ -295,15 +296,16 @@ class SharpnessAware(WrappingOptimizer):
         self._unscaled: list[Any] = []
 
     def _prepare(self) -> None:
-        self._clear()
-        self._earlier.put_zeros()
+        for p in self._params:
+            p.grad = None
+        for p, (_, zeros) in self._earlier.found.items():  # a closure that clears its gradients itself takes them away
+            p.grad = zeros
         if self._numbers is not None:
             self._numbers.rewind()
 
     def _clear(self) -> None:
         self._earlier.forget()
-        for p in self._params:
-            p.grad = None
+        self._prepare()
 
     def _unscale(self, scaler: Any) -> None:
         """Unscale the gradients, which the scaler allows each optimizer once an update: each pass has its own name."""
