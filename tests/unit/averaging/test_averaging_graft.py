@@ -149,7 +149,8 @@ def test_noise_reaches_the_invalid_filters_alone():
 
 
 @pytest.mark.parametrize("models, options, said", [
-    ([nn.BatchNorm1d(3), nn.BatchNorm1d(3)], {}, "no convolution and no linear"), ([net(0)], {}, "1 models"), ([net(0), nn.Linear(2, 2)], {}, "differs from model 0"),
+    ([nn.BatchNorm1d(3), nn.BatchNorm1d(3)], {}, "no convolution and no linear"), ([net(0)], {}, "1 models"),
+    ([net(0), nn.Linear(2, 2)], {}, "differs from model 0"),
     ([net(0), net(1)], {"a": 1.2}, "a = 1.2"),
     ([net(0), net(1)], {"c": -1.0}, "c = -1.0"), ([net(0), net(1)], {"criterion": "l2"}, "'l2'"),
 ])

@@ -9,10 +9,6 @@ import family
 import numpy as np
 import pytest
 import torch
-from small import batches as _data
-from small import closure_of as _closure
-from small import model_of as _model
-from small import sgd as _sgd
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -20,6 +16,32 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from sharpnb.optim import ASAM, ESAM, GSAM, SAM, WSAM, FisherSAM, LookSAM
 
 _weights = family.vector
+
+
+def _model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+
+
+def _data(steps: int = 5) -> list[tuple[Tensor, Tensor]]:
+    draw = torch.Generator().manual_seed(1)
+    return [(torch.randn(16, 4, generator=draw, dtype=torch.float64), torch.randn(16, 1, generator=draw).double())
+            for _ in range(steps)]
+
+
+def _closure(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Tensor]:
+    def closure() -> Tensor:
+        loss = F.mse_loss(model(x), y)
+        loss.backward()
+        return loss
+
+    return closure
+
+
+def _sgd(model: nn.Module) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
 SNIPPET = """
 base_optimizer = torch.optim.SGD  # define an optimizer for the "sharpness-aware" update
 optimizer = SAM(model.parameters(), base_optimizer, lr=0.1, momentum=0.9)
@@ -157,6 +179,9 @@ def test_halves_out_of_order_are_errors() -> None:
     optimizer.restore()  # harmless
     optimizer.step(_closure(model, x, y))
     assert not torch.equal(_weights(model), start)
+    for name in ("ESAM", "SAM inner", "SAM second"):
+        with pytest.raises(RuntimeError, match=r"needs step\(closure\)"):
+            family.CLASSES[name](_sgd(model)).first_step()
 
 
 @pytest.mark.parametrize("name", family.CLASSES)

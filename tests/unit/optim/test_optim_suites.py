@@ -45,6 +45,15 @@ def test_the_loss_falls(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+def test_without_gradients_a_step_is_no_step(name: str) -> None:
+    optimizer = OPTIMIZERS[name](params := family.parameters())
+    before = family.flat(params).detach().clone()
+    nothing = torch.zeros(3) if name.startswith("ESAM") else torch.tensor(0.0)
+    optimizer.step(*([lambda: nothing] if hasattr(optimizer, "first_step") else []))
+    assert torch.equal(family.flat(params), before)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_with_gradients_of_zero_only_decay_moves(name: str) -> None:
     params, seen = family.parameters(), []
     optimizer, before = OPTIMIZERS[name](params), family.flat(params).detach().clone()
