@@ -2,9 +2,7 @@ r"""BatchNorm statistics of weights that were never trained with: averages, graf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,8 +56,7 @@ def update_bn(model: nn.Module, data: Any, call: Call | None = None, *, count: C
         return
     where, batches = next(b.device for b in layers[0].buffers()), 0
     quiet = Quiet(model)
-    with kept_modes(model), steady_tables(model), eager(), _weighing(model, layers) as weigh:
-        weigh.begin()
+    with kept_modes(model), steady_tables(model), eager(), _Weighing(model, layers) as weigh:
         for index, raw in enumerate(each(data, pairs=False, count=count)):
             batch = moved(raw, where)
             weigh.by = None if count is None else counted(count, index, batch)
@@ -88,13 +85,17 @@ def inputs(data: Any, device: torch.device) -> list[Any]:
     return found
 
 
-@dataclass
 class _Weighing:
-    """What each layer has averaged so far; ``by``, if it is a number, is what the batch counts instead."""
+    """A pass that averages the statistics of these layers by the size of the batches, or by ``by`` if that is a number.
 
-    layers: list[Any]
-    by: float | None = None
-    seen: dict[Any, float] = field(default_factory=dict)
+    Inside it they are in training mode, all other layers in evaluation mode; their momenta are put back, and, where it
+    fails, the statistics: half of a pass is none.
+    """
+
+    def __init__(self, model: nn.Module, layers: list[Any]) -> None:
+        self.model, self.layers = model, layers
+        self.by: float | None = None
+        self.seen: dict[Any, float] = {}  # what each layer has averaged so far
 
     def begin(self) -> None:
         """Forget what was averaged."""
@@ -109,27 +110,20 @@ class _Weighing:
         self.seen[layer] = self.seen.get(layer, 0) + here
         layer.momentum = here / self.seen[layer] if here else 0.0
 
-
-@contextmanager
-def _weighing(model: nn.Module, layers: list[Any]) -> Iterator[_Weighing]:
-    """Put these layers of a model into training mode, all others into evaluation mode; their momenta are put back."""
-    weigh = _Weighing(layers)
-    momenta = [layer.momentum for layer in layers]
-    kept = [[None if b is None else b.clone() for b in layer._buffers.values()] for layer in layers]
-    handles = [layer.register_forward_pre_hook(weigh.hook, with_kwargs=True) for layer in layers]
-    try:
-        model.eval()
-        for layer in layers:
+    def __enter__(self) -> _Weighing:
+        self.momenta = [layer.momentum for layer in self.layers]
+        self.kept = [(b, b.clone()) for layer in self.layers for b in layer.buffers(recurse=False)]
+        self.handles = [layer.register_forward_pre_hook(self.hook, with_kwargs=True) for layer in self.layers]
+        self.model.eval()
+        for layer in self.layers:
             layer.training = True
-        yield weigh
-    except BaseException:  # half of a pass is no statistic: put the old ones back
-        for layer, buffers in zip(layers, kept, strict=True):
-            for new, old in zip(layer._buffers.values(), buffers, strict=True):
-                if new is not None:
-                    new.copy_(old)
-        raise
-    finally:
-        for handle in handles:
+        self.begin()
+        return self
+
+    def __exit__(self, failed: Any, *_: Any) -> None:
+        for layer, momentum, handle in zip(self.layers, self.momenta, self.handles, strict=True):
             handle.remove()
-        for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
+        if failed:
+            for buffer, old in self.kept:
+                buffer.copy_(old)

@@ -3,15 +3,14 @@ r"""Filter grafting: networks trained side by side lend each other their filters
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sharpnb.averaging.filters import entropy, filter_layers, mean_magnitude
-from sharpnb.averaging.precision import is_number, wide
-from sharpnb.averaging.wrapped import is_sharded, plain, unwrapped
+from sharpnb.averaging.wrapped import is_number, is_sharded, plain, unwrapped, wide
 from sharpnb.caches import forget_casts
 
 Criterion = Literal["entropy", "l1"] | Callable[[Tensor], float]
@@ -74,7 +73,7 @@ def graft(
         {head: coefficient(own[head], information[j - 1][head], a, c) for head in heads}
         for j, own in enumerate(information)
     ]
-    last = {name: tensor.clone() for name, tensor in _mixed(states[-1])}  # the only one changed before it is read
+    last = {name: t.clone() for name, t in states[-1].items() if _mixes(t)}  # the only one changed before it is read
     for j in reversed(range(len(models))):
         _mix(states[j], states[j - 1] if j else last, shares[j])
     forget_casts()
@@ -93,18 +92,15 @@ def _heads(model: nn.Module) -> list[str]:
     return [short for name, short in zip(names, plain(dict.fromkeys(names)), strict=True) if name in heads]
 
 
-def _mixed(state: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Yield what grafting changes: floating-point and complex tensors."""
-    for name, tensor in state.items():
-        if isinstance(tensor, Tensor) and is_number(tensor):
-            yield name, tensor
+def _mixes(value: Any) -> bool:
+    return isinstance(value, Tensor) and is_number(value)
 
 
 def _mix(own: dict[str, Any], peer: dict[str, Any], shares: dict[str, float]) -> None:
     share, done = next(iter(shares.values())), set()
-    for name, tensor in _mixed(own):
+    for name, tensor in own.items():
         share = shares.get(name, share)
-        if (tensor.data_ptr(), tensor.shape) not in done:  # tied weights have two names
+        if _mixes(tensor) and (tensor.data_ptr(), tensor.shape) not in done:  # tied weights have two names
             done.add((tensor.data_ptr(), tensor.shape))
             mixed = tensor.to(wide(tensor.dtype))
             mixed.mul_(share).add_(peer[name].to(mixed), alpha=1 - share)

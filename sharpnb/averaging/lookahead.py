@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sharpnb.averaging.lookahead_state import converted
-from sharpnb.averaging.precision import wide
-from sharpnb.averaging.wrapped import is_sharded, local, reshard
+from sharpnb.averaging.wrapped import is_sharded, local, reshard, wide
 from sharpnb.caches import forget_casts, refuse_parametrization_cache
+from sharpnb.optim.wrapper import WrappingOptimizer
 
 Momentum = Literal["keep", "reset", "pullback"]
 _FIRST_MOMENTS = ("momentum_buffer", "exp_avg")  # what SGD and the Adam family of torch.optim call it
+_OTHERS = {"slow_state": "lookahead_pytorch", "lookahead_slow_buff": "timm", "lookahead_state": "pytorch_optimizer",
+           "la_step": "the paper's code"}  # by what is in their checkpoints alone
 
 
-class Lookahead(Optimizer):
+class Lookahead(WrappingOptimizer):
     r"""Slow weights :math:`\phi` that follow the fast weights :math:`\theta` of any optimizer (Algorithm 1).
 
     .. math::
@@ -58,6 +59,8 @@ class Lookahead(Optimizer):
         ValueError: if ``k``, ``alpha`` or ``momentum`` is out of range, or the base keeps one of these names itself.
     """
 
+    _own = ("momentum", "prefix")
+
     def __init__(
         self, optimizer: Optimizer, k: int = 5, alpha: float = 0.5, momentum: Momentum = "keep", prefix: str = "",
     ) -> None:
@@ -69,34 +72,21 @@ class Lookahead(Optimizer):
                             "to be one step apart, and a pull moves one. Use SGD, Adam or another first-order base.")
         if momentum not in get_args(Momentum):
             raise ValueError(f"momentum = {momentum!r}: choose 'keep', 'reset' or 'pullback'.")
-        self.base_optimizer, self.momentum, self.prefix = optimizer, momentum, prefix
-        self.options = {f"{prefix}k": k, f"{prefix}alpha": alpha, f"{prefix}fast_steps": 0}
-        self._check(self.options)
-        self._refuse_taken_names()
-        self._forget_another()
-        super().__init__(optimizer.param_groups, {**optimizer.defaults, **self.options})
-        self._moment = ""  # why this is no moment for a checkpoint or a step
-        self._complete()
+        self.momentum, self.prefix = momentum, prefix
+        options = {f"{prefix}k": k, f"{prefix}alpha": alpha, f"{prefix}fast_steps": 0}
+        self._check(options)
+        before = [group for group in optimizer.param_groups if f"{prefix}fast_steps" in group]
+        super().__init__(optimizer, options)
+        for group in before:  # a Lookahead that held the base before has left its values there
+            group.update(options)
+            for state in (self.state.get(p, {}) for p in group["params"]):
+                for name in self._names:
+                    state.pop(name, None)
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The base's groups, whatever it does with them."""
-        return self.base_optimizer.param_groups
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        if "_moment" in vars(self):  # else Optimizer.__init__ begins with none
-            self.base_optimizer.param_groups = groups
-
-    @property
-    def state(self) -> Any:
-        """The base's state, ours in it."""
-        return self.base_optimizer.state
-
-    @state.setter
-    def state(self, state: Any) -> None:
-        if "_moment" in vars(self):
-            self.base_optimizer.state = state
+    def _if_taken(self) -> str:
+        other = "lookahead_" if self.prefix != "lookahead_" else "outer_"
+        return f"Name Lookahead's values otherwise: Lookahead(..., prefix={other!r})."
 
     @property
     def _slow(self) -> str:
@@ -107,35 +97,20 @@ class Lookahead(Optimizer):
         """What is ours in the state of a parameter."""
         return (self._slow, *(f"{self._slow}_{name}" for name in _FIRST_MOMENTS))
 
-    def _refuse_taken_names(self) -> None:
-        taken = sorted(self.options.keys() & self.base_optimizer.defaults.keys())
-        if taken:
-            base, other = type(self.base_optimizer).__name__, "lookahead_" if self.prefix != "lookahead_" else "outer_"
-            raise ValueError(f"Lookahead over {base}: both keep {' and '.join(taken)} in the parameter groups. Name "
-                             f"Lookahead's values otherwise: Lookahead({base}(...), prefix={other!r}).")
-
-    def _forget_another(self) -> None:
-        """Clear what a Lookahead that held the base before has left in it."""
-        for group in self.base_optimizer.param_groups:
-            if f"{self.prefix}fast_steps" in group:
-                group.update(self.options)
-                for state in (self.state.get(p, {}) for p in group["params"]):
-                    for name in self._names:
-                        state.pop(name, None)
-
-    def _complete(self) -> None:
-        """Give groups that lack our values (the constructor's, or of a checkpoint that the base has loaded) theirs."""
-        for group in self.param_groups:
-            for name, default in self.options.items():
-                group.setdefault(name, default)
-            self._check(group)
-
     def _check(self, group: dict[str, Any]) -> None:
         k, alpha = group[f"{self.prefix}k"], group[f"{self.prefix}alpha"]
         if not (isinstance(k, int) and k >= 1):
             raise ValueError(f"k = {k!r}: a cycle has a whole number of fast steps, e.g. the paper's 5.")
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha = {alpha}: the slow step lies in (0, 1]; the paper's is 0.5.")
+
+    def _rest(self) -> None:
+        self._moment = ""  # why this is no moment for a checkpoint or a step
+
+    def _settled(self, call: str) -> None:
+        if self._moment:
+            raise RuntimeError(f"{call} {self._moment}, where weights and state are not those of training. "
+                               "Call it afterwards.")
 
     @torch.no_grad()
     def step(self, *args: Any, **kwargs: Any) -> Any:
@@ -144,8 +119,8 @@ class Lookahead(Optimizer):
         Raises:
             RuntimeError: inside :meth:`slow_weights`.
         """
-        self._refuse("step()")
-        self._complete()
+        self._settled("step()")
+        self._regrouped()
         own = self._aside()
         self._moment = "in the middle of a step"
         try:
@@ -207,7 +182,7 @@ class Lookahead(Optimizer):
             RuntimeError: inside itself or ``torch.nn.utils.parametrize.cached()``, or if the parameters are sharded
                 and there is no ``model``.
         """
-        self._refuse("slow_weights()")
+        self._settled("slow_weights()")
         refuse_parametrization_cache("slow_weights()")
         pairs = [(p, self.state[p][self._slow]) for group in self.param_groups for p in group["params"]
                  if p.requires_grad and self._slow in self.state.get(p, ())]
@@ -223,59 +198,16 @@ class Lookahead(Optimizer):
             self._moment = ""
             _move(fast, model)
 
-    def _refuse(self, what: str) -> None:
-        if self._moment:
-            raise RuntimeError(f"{what} {self._moment}, where weights and state are not those of training. "
-                               "Call it afterwards.")
-
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, by the base's own method."""
         self.base_optimizer.zero_grad(set_to_none)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to both; its own cycle starts with its first step."""
-        if "_moment" in vars(self):  # else Optimizer.__init__ adds the base's own
-            group = {**self.options, **param_group}
-            self._check(group)
-            self.base_optimizer.add_param_group(group)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the base's state with ours in it: slow weights in ``state``, positions in the cycles in the groups.
-
-        ``torch.load(weights_only=True)`` and ``torch.distributed.checkpoint`` take it, and so does the bare base.
-
-        Raises:
-            RuntimeError: inside :meth:`slow_weights`, and in the middle of a step.
-        """
-        self._refuse("state_dict()")
-        base = self.base_optimizer
-        first = self.register_state_dict_post_hook(lambda *_: base.state_dict(), prepend=True)
-        try:
-            return super().state_dict()  # with the hooks on Lookahead; those on the base are called for the base's part
-        finally:
-            first.remove()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume bit by bit from :meth:`state_dict`; from the bare base's checkpoint the slow weights start anew.
-
-        Raises:
-            RuntimeError: inside :meth:`slow_weights`, and in the middle of a step.
-            ValueError: if it is the checkpoint of another package's Lookahead, or of other groups; nothing is loaded.
-        """
-        self._refuse("load_state_dict()")
-        last = self.register_load_state_dict_pre_hook(lambda _, state: self._load(state))
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            last.remove()
-
-    def _load(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Let the base load, then see to what is ours; return what is left for PyTorch to do."""
-        state_dict = converted(state_dict, self.prefix, self._names, self.base_optimizer.defaults)
+    def _load(self, state_dict: dict[str, Any]) -> None:
+        """Let the base load, then see to what is ours; from the bare base's checkpoint the slow weights start anew."""
+        self._refuse_others(state_dict)
         kept = [{name: group[name] for name in self.options if name in group} for group in self.param_groups]
         self.base_optimizer.load_state_dict(state_dict)
-        params = [p for group in self.param_groups for p in group["params"]]
-        begun = False
+        params, begun = [p for group in self.param_groups for p in group["params"]], False
         for number, p in zip((i for group in state_dict["param_groups"] for i in group["params"]), params, strict=True):
             for name, value in state_dict["state"].get(number, {}).items():
                 if name in self._names:  # the base has rounded it to the dtype of the parameter
@@ -285,16 +217,21 @@ class Lookahead(Optimizer):
             group.update({name: value for name, value in own.items() if name not in group})
             if not begun:
                 group[f"{self.prefix}fast_steps"] = 0
-        return {"state": {}, "param_groups": state_dict["param_groups"]}
+
+    def _refuse_others(self, state_dict: dict[str, Any]) -> None:
+        entries = (name for state in state_dict.get("state", {}).values() if isinstance(state, dict) for name in state)
+        for name in _OTHERS.keys() & {*state_dict, *entries}:
+            raise ValueError(f"The checkpoint holds {name!r}: it is that of {_OTHERS[name]}'s Lookahead, whose slow "
+                             "weights begin at another step. Load the base's part of it: the cycle begins anew.")
+        counts = {name for group in state_dict["param_groups"] for name in group if name.endswith("fast_steps")}
+        counts -= self.base_optimizer.defaults.keys()
+        if (counts and f"{self.prefix}fast_steps" not in counts) or "base" in state_dict:
+            raise ValueError(f"The checkpoint is that of a Lookahead of another form: {sorted(counts)} in its groups, "
+                             f"prefix={self.prefix!r} here. Load it into one with the prefix that it was saved with.")
 
     def __getstate__(self) -> dict[str, Any]:
-        self._refuse("A copy or a pickle")
-        return {name: getattr(self, name) for name in ("base_optimizer", "momentum", "prefix", "options", "defaults")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if "base_optimizer" in state:  # a copy or a pickle; else Optimizer.load_state_dict, after the base has loaded
-            super().__setstate__({**state, "_moment": ""})
-        self._complete()
+        self._settled("A copy or a pickle")
+        return super().__getstate__()
 
 
 def _lerp(slow: list[Tensor], fast: list[Tensor], alpha: float) -> None:

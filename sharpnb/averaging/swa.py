@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sharpnb.averaging.batchnorm import Call, update_bn
-from sharpnb.averaging.precision import is_number, wide
-from sharpnb.averaging.wrapped import is_sharded, local, plain, reshard, unwrapped, whole
+from sharpnb.averaging.wrapped import is_number, is_sharded, local, plain, reshard, unwrapped, whole, wide
 from sharpnb.caches import forget_casts, refuse_parametrization_cache
 from sharpnb.counts import Count
 
@@ -119,14 +118,14 @@ class SWA:
         model = self.model if model is None else model
         if self._shown:
             raise RuntimeError("average_weights() inside itself: the average is swapped in already.")
-        kept = {name: t.detach().clone() for name, t in {**_weights(model), **_statistics(model)}.items()}
+        kept = {name: t.detach().clone() for name, t in _all(model).items()}
         try:
             self.copy_to(model)
             self._shown = True
             yield model
         finally:
             self._shown = False
-            _write({**_weights(model), **_statistics(model)}, kept)
+            _write(_all(model), kept)
 
     def copy_to(self, model: nn.Module) -> None:
         """Write the average and, where computed, its BatchNorm statistics into ``model`` for good.
@@ -138,9 +137,8 @@ class SWA:
         if not self.n:
             raise RuntimeError("There is no average yet: call update(model) at least once.")
         refuse_parametrization_cache("Swapping an average in")
-        weights = _weights(model)
-        self._check_names(weights, "copy_to")
-        _write({**weights, **_statistics(model)}, {**self.average, **self.statistics})
+        self._check_names(_weights(model), "copy_to")
+        _write(_all(model), {**self.average, **self.statistics})
 
     def vector(self) -> Tensor:
         """Return the average as one flat vector, in the order of ``model.parameters()``; whole where it is sharded."""
@@ -164,8 +162,7 @@ class SWA:
         """
         if self._shown:
             raise RuntimeError("load_state_dict() inside average_weights(): leave it first.")
-        weights = _weights(self.model)
-        own = {**weights, **_statistics(self.model)}
+        weights, own = _weights(self.model), _all(self.model)
         if "n_averaged" in state:
             state = self._from_averaged_model(state, weights)
         for name, t in (*state["average"].items(), *state["statistics"].items()):
@@ -209,6 +206,10 @@ def _statistics(model: nn.Module) -> dict[str, Tensor]:
     inner = unwrapped(model)
     layers = {name for name, module in inner.named_modules() if isinstance(module, _BatchNorm)}
     return plain({name: b for name, b in inner.named_buffers() if name.rpartition(".")[0] in layers})
+
+
+def _all(model: nn.Module) -> dict[str, Tensor]:
+    return {**_weights(model), **_statistics(model)}
 
 
 def _follow(average: Tensor, w: Tensor) -> Tensor:

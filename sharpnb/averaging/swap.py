@@ -84,7 +84,7 @@ def swap(
     _check(tau, max_epochs, workers, processes, ranked, small)
     accuracies: list[float] = []
     while len(accuracies) < max_epochs and (not accuracies or accuracies[-1] < tau):
-        accuracies.append(_agreed(_accuracy(large(model, len(accuracies))), model, ranked))
+        accuracies.append(_accuracy(large(model, len(accuracies)), model, ranked))
     if ranked:
         for tensor in (*model.parameters(), *model.buffers()):
             dist.broadcast(tensor.detach(), src=0)
@@ -154,15 +154,11 @@ def _fill(model: nn.Module, weights: Tensor) -> None:
         p.copy_(piece.view_as(p))
 
 
-def _accuracy(value: float) -> float:
+def _accuracy(value: float, model: nn.Module, ranked: bool) -> float:
     if not 0 <= value <= 1:
         raise ValueError(f"large returned the training accuracy {value}; it is a share in [0, 1], not percent.")
-    return float(value)
-
-
-def _agreed(value: float, model: nn.Module, ranked: bool) -> float:
     if not ranked:
-        return value
+        return float(value)
     total = torch.tensor(value, device=next(model.parameters()).device, dtype=torch.float64)
     dist.all_reduce(total)
     return float(total) / dist.get_world_size()

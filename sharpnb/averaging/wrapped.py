@@ -1,4 +1,4 @@
-"""What stands around a model or a tensor: data parallelism, ``torch.compile``, FSDP2 and tensor parallelism."""
+"""What stands around a model or a tensor (data parallelism, ``torch.compile``, shards), and in what it is averaged."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 T = TypeVar("T")
@@ -66,3 +67,15 @@ def reshard(model: nn.Module) -> None:
                                "with torch.distributed.fsdp.fully_shard (FSDP2) instead.")
         if isinstance(module, fsdp.FSDPModule):
             fsdp.FSDPModule.reshard(module)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Return float32 for 8 and 16 bits, where the increments of an average vanish (complex64 likewise), else itself."""
+    if dtype.is_floating_point and dtype.itemsize < 4:
+        return torch.float32
+    return torch.complex64 if dtype == torch.complex32 else dtype
+
+
+def is_number(t: Tensor) -> bool:
+    """Return whether the tensor has a mean: floating-point and complex ones have, integers and booleans do not."""
+    return t.is_floating_point() or t.is_complex()

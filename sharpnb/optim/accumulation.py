@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -22,41 +22,36 @@ class EarlierGradients:
     batch, which the popular SAM class wants before ``step(closure)``.
     """
 
-    def __init__(self, groups: list[dict[str, Any]]) -> None:
-        self.groups = groups
+    def __init__(self) -> None:
         self._left: list[tuple[Tensor, int]] = []  # what the last step left in .grad, how often each was written to
-        self.found: dict[Tensor, Tensor] = {}
-        self.blank: dict[Tensor, Tensor] = {}
+        self.found: dict[Tensor, tuple[Tensor, Tensor]] = {}  # what is new, and the zeros in its place
 
-    def leave(self) -> None:
+    def leave(self, params: Iterable[Tensor]) -> None:
         """Remember the gradients that a step leaves in ``.grad``."""
-        self._left = [(g, g._version) for group in self.groups for p in group["params"] if (g := p.grad) is not None]
+        self._left = [(g, g._version) for p in params if (g := p.grad) is not None]
 
     def forget(self) -> None:
         """Let go of them: they were cleared."""
         self._left = []
 
-    def look(self) -> None:
-        """Before the first pass: take away what is new, and put zeros in its place."""
-        left, self._left, self.found, self.blank = self._left, [], {}, {}
-        own = {id(g): version for g, version in left}
-        new = [(p, g) for group in self.groups for p in group["params"]
-               if (g := p.grad) is not None and own.get(id(g)) != g._version]
-        if any(bool(_dense(g).any()) for _, g in new):
-            self.found, self.blank = dict(new), {p: torch.zeros_like(g) for p, g in new}
+    def look(self, params: Iterable[Tensor]) -> None:
+        """Before the first pass: take away what is new."""
+        own = {id(g): version for g, version in self._left}
+        new = [(p, g) for p in params if (g := p.grad) is not None and own.get(id(g)) != g._version]
+        found = any(bool(_dense(g).any()) for _, g in new)
+        self._left, self.found = [], {p: (g, torch.zeros_like(g)) for p, g in new if found}
 
-    def compare(self, who: str) -> None:
-        """After the first pass: refuse where the gradients were another batch's; ``.grad`` is then as it was.
+    def compare(self, params: Iterable[Tensor], who: str) -> None:
+        """After the first pass, where something was ``found``: refuse what is another batch's, ``.grad`` as it was.
 
         Raises:
             RuntimeError: see above.
         """
-        if not (found := self.found):
+        found, self.found = self.found, {}
+        before, now = {p: g for p, (g, _) in found.items()}, foreach.gradients(params)
+        if all(p.grad is not zeros for p, (_, zeros) in found.items()) or _alike(before, now):
             return
-        blank, self.found, self.blank = self.blank, {}, {}
-        if all(p.grad is not zeros for p, zeros in blank.items()) or _alike(found, foreach.gradients(self.groups)):
-            return
-        for p, g in found.items():
+        for p, g in before.items():
             p.grad = g
         raise RuntimeError(
             f"{who}.step(closure): gradients were there that the closure does not make, such as those of earlier "
@@ -66,12 +61,11 @@ class EarlierGradients:
 
 
 def _alike(found: dict[Tensor, Tensor], now: dict[Tensor, Tensor]) -> bool:
-    gaps = [_norm(g - now[p]) for p, g in found.items() if p in now]
-    return len(gaps) == len(found) and sum(gaps) <= _SAME * sum(_norm(g) for g in found.values())
+    def norm(t: Tensor) -> float:
+        return float(torch.linalg.vector_norm(_dense(t)))
 
-
-def _norm(t: Tensor) -> float:
-    return float(torch.linalg.vector_norm(_dense(t)))
+    gaps = [norm(g - now[p]) for p, g in found.items() if p in now]
+    return len(gaps) == len(found) and sum(gaps) <= _SAME * sum(map(norm, found.values()))
 
 
 def _dense(t: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from sharpnb.optim import foreach
 from sharpnb.optim.foreach import Bucket
 from sharpnb.optim.protocol import SharpnessAware
 
+ETA = ("eta", lambda eta: eta >= 0, "must not be negative. Use 0.01 with ASAM's ball, 1.0 with Fisher SAM's.")
+
 
 class ASAM(SharpnessAware):
     r"""Perturb each weight in proportion to its size, so that rescaling two consecutive layers changes nothing.
@@ -31,16 +33,16 @@ class ASAM(SharpnessAware):
     :math:`\eta`: ``adaptive=True, eta=0.0``, which needs another radius (its author uses 2.0).
 
     Args:
-        optimizer: the base optimizer, or the parameters.
-        base_optimizer: class of the base when parameters are given; it gets the remaining keyword arguments.
+        optimizer, base_optimizer, kwargs: as in the protocol.
         rho: radius, in units of relative change (default 0.5: the paper's for CIFAR-10; 1.0 for CIFAR-100).
         eta: keeps weights near zero movable (default 0.01: the paper's Section 5).
         adaptive: None scales tensors of two or more dimensions, True all, False none.
-        kwargs: arguments of the protocol, then of the base.
 
     Raises:
         ValueError: if an argument is out of range.
     """
+
+    _ranges = (ETA,)
 
     def __init__(
         self, optimizer: Optimizer | Iterable[Any], base_optimizer: type[Optimizer] | None = None, rho: float = 0.5,
@@ -48,21 +50,11 @@ class ASAM(SharpnessAware):
     ) -> None:
         super().__init__(optimizer, base_optimizer, rho=rho, options={"eta": eta, "adaptive": adaptive}, **kwargs)
 
-    def _check(self, group: dict[str, Any]) -> None:
-        super()._check(group)
-        check_eta(group["eta"])
-
     def _kind(self, group: dict[str, Any], p: Tensor) -> bool:
         return is_scaled(group, p)
 
     def _shape(self, bucket: Bucket) -> list[Tensor] | None:
         return weight_scale(bucket)
-
-
-def check_eta(eta: float) -> None:
-    """Raise ValueError unless eta is a number that is not negative."""
-    if not eta >= 0:
-        raise ValueError(f"eta = {eta}: must not be negative. Use 0.01 with ASAM's ball, 1.0 with Fisher SAM's.")
 
 
 def is_scaled(group: dict[str, Any], p: Tensor) -> bool:

@@ -60,13 +60,12 @@ def adamw_from_torch(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, An
     Raises:
         ValueError: if the group's step is not AdamW's.
     """
-    if "amsgrad" not in saved:
-        raise _refused("not torch.optim.AdamW")
-    _refuse(saved, "amsgrad", "maximize")
-    if saved["weight_decay"] and saved.get("decoupled_weight_decay") is not True:
-        raise _refused(f"torch.optim.Adam with weight_decay={saved['weight_decay']}, an L2 penalty (or AdamW of a "
-                       "PyTorch that did not write down which of the two it was)")
-    return _with_reference(saved, own)
+    decay = saved.get("weight_decay")
+    return _converted(saved, own, {
+        "not torch.optim.AdamW": "amsgrad" not in saved,
+        "amsgrad=True, which is another rule": saved.get("amsgrad"),
+        f"torch.optim.Adam with weight_decay={decay}, an L2 penalty (or AdamW of a PyTorch that did not write down "
+        "which of the two it was)": decay and saved.get("decoupled_weight_decay") is not True})
 
 
 def sgdw_from_torch(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -75,33 +74,25 @@ def sgdw_from_torch(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any
     Raises:
         ValueError: if the group's step is not one that SGDW makes.
     """
-    if "dampening" not in saved:
-        raise _refused("not torch.optim.SGD")
-    _refuse(saved, "dampening", "maximize")
-    if saved["momentum"] and saved["weight_decay"]:
-        raise _refused(f"torch.optim.SGD with momentum and weight_decay={saved['weight_decay']}, an L2 penalty that "
-                       "went through the momentum")
-    if saved["momentum"] and own["lr_in_momentum"]:
-        raise _refused("torch.optim.SGD with momentum, whose buffer does not hold the learning rate: build "
-                       "SGDW(..., lr_in_momentum=False)")
-    return _with_reference(saved, own)
+    momentum, decay, dampening = (saved.get(name) for name in ("momentum", "weight_decay", "dampening"))
+    return _converted(saved, own, {
+        "not torch.optim.SGD": dampening is None,
+        f"dampening={dampening}, which is another rule": dampening,
+        f"torch.optim.SGD with momentum and weight_decay={decay}, an L2 penalty that went through the momentum":
+            momentum and decay,
+        "torch.optim.SGD with momentum, whose buffer does not hold the learning rate: build SGDW(..., "
+        "lr_in_momentum=False)": momentum and own["lr_in_momentum"]})
 
 
-def _with_reference(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+def _converted(saved: dict[str, Any], own: dict[str, Any], against: dict[str, Any]) -> dict[str, Any]:
+    """Return a group of ours, if nothing speaks against it."""
+    against["maximize=True, which is another rule"] = saved.get("maximize")
+    for what in (what for what, holds in against.items() if holds):
+        raise ValueError(f"load_state_dict: the checkpoint is of another optimizer: {what}. It cannot be converted "
+                         "exactly. Load it into the class that saved it, or begin with a fresh state.")
     reference = own["eta_reference"] or float(saved["lr"])
     kept = {name: value for name, value in saved.items() if name not in _FLAGS}
     return {**kept, "weight_decay": reference * saved["weight_decay"], "eta_reference": reference}
-
-
-def _refuse(group: dict[str, Any], *names: str) -> None:
-    for name in names:
-        if group.get(name):
-            raise _refused(f"{name}={group[name]}, which is another rule")
-
-
-def _refused(what: str) -> ValueError:
-    return ValueError(f"load_state_dict: the checkpoint is of another optimizer: {what}. It cannot be converted "
-                      "exactly. Load it into the class that saved it, or begin with a fresh state.")
 
 
 def is_from_torch(group: dict[str, Any]) -> bool:

@@ -28,18 +28,18 @@ class DecoupledDecay(Optimizer):
     A group that was *given* ``weight_decay=0`` has ``decays=False`` and gets no decay from a scheduler either.
     """
 
+    _warned = False  # of a rate above the reference
+
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         # PyTorch adds the last one to the defaults of every optimizer that it unpickles or loads.
         super().__init__(params, {**defaults, "decays": True, "differentiable": False})
 
     _from_torch: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+    _kind: Callable[[dict[str, Any], Tensor], Any] | None = None  # what sorts a group's parameters apart
 
     def _update(self, bucket: Bucket) -> None:
         """Make the step for one bucket."""
         raise NotImplementedError
-
-    def _kind(self, group: dict[str, Any], p: Tensor) -> Any:
-        """Return what sorts a group's parameters apart, if anything does."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -48,27 +48,23 @@ class DecoupledDecay(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for bucket in foreach.buckets(self.param_groups, foreach.gradients(self.param_groups), kind=self._kind):
+        for bucket in foreach.buckets(self.param_groups, kind=self._kind):
             self._update(bucket)
         forget_casts()
         return loss
 
     def _decay(self, bucket: Bucket) -> None:
-        if bucket.group["weight_decay"] == 0:
+        group, multiplier = bucket.group, eta(bucket.group)
+        if group["weight_decay"] == 0:
             return
-        multiplier = eta(bucket.group)
-        if not isinstance(multiplier, Tensor) and multiplier > 1 + 1e-6:
-            self._warn(bucket.group, multiplier)
-        keep = 1 - multiplier * bucket.group["weight_decay"]
-        foreach.mul_(bucket.w, foreach.on(keep, bucket.w[0]) if isinstance(keep, Tensor) else keep)
-
-    def _warn(self, group: dict[str, Any], multiplier: float) -> None:
-        if not getattr(self, "_warned", False):
+        if not (isinstance(multiplier, Tensor) or multiplier <= 1 + 1e-6 or self._warned):
             self._warned = True
             warnings.warn(
                 f"{type(self).__name__}: lr = {float(group['lr']):.4g} is {multiplier:.3g} times eta_reference = "
                 f"{group['eta_reference']:.4g}, and so the decay is {multiplier:.3g} times weight_decay. Give the "
                 "schedule's largest rate as eta_reference.", RuntimeWarning, stacklevel=2)
+        keep = 1 - multiplier * group["weight_decay"]
+        foreach.mul_(bucket.w, foreach.on(keep, bucket.w[0]) if isinstance(keep, Tensor) else keep)
 
     def _buffers(self, bucket: Bucket, name: str) -> list[Tensor]:
         """Return one state tensor of each parameter, zeros to begin with."""

@@ -44,14 +44,12 @@ class ESAM(SharpnessAware):
     updates, so a run resumes exactly and nobody else's random numbers move.
 
     Args:
-        optimizer: the base optimizer, or the parameters.
-        base_optimizer: class of the base when parameters are given; it gets the remaining keyword arguments.
+        optimizer, base_optimizer, kwargs: as in the protocol.
         rho: radius (default 0.05: the authors' ResNet-18 runs).
         beta: share of the weights that is perturbed, in (0, 1] (default 0.6: the same).
         gamma: share of the samples that is kept, in (0, 1] (default 0.5: the same).
         swp: "weight" (the paper) or "tensor" (the authors' code).
         seed: of the masks.
-        kwargs: arguments of the protocol, then of the base.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -59,6 +57,8 @@ class ESAM(SharpnessAware):
 
     closure_only = "it selects samples by their losses"
     _own = (*SharpnessAware._own, "swp")
+    _ranges = tuple((name, lambda share: 0 < share <= 1, "a share, it must lie in (0, 1]. Both 1 are SAM.")
+                    for name in ("beta", "gamma"))
 
     def __init__(
         self, optimizer: Optimizer | Iterable[Any], base_optimizer: type[Optimizer] | None = None, rho: float = 0.05,
@@ -76,12 +76,6 @@ class ESAM(SharpnessAware):
             raise ValueError("ESAM over DTensors (fully_shard): a rank sees neither the losses of the other ranks nor "
                              "their part of a mask. Use SAM, or ESAM under DistributedDataParallel with model=.")
 
-    def _check(self, group: dict[str, Any]) -> None:
-        super()._check(group)
-        for name in ("beta", "gamma"):
-            if not 0 < group[name] <= 1:
-                raise ValueError(f"{name} = {group[name]}: a share, it must lie in (0, 1]. Both 1 are SAM.")
-
     # -- stochastic weight perturbation -------------------------------------------------------------------------------
 
     def _generator(self, device: torch.device) -> torch.Generator:
@@ -96,24 +90,23 @@ class ESAM(SharpnessAware):
         if self.swp == "tensor":
             return directions, length
         generators = {bucket.w[0].device: self._generator(bucket.w[0].device) for bucket in buckets}
-        masked: list[foreach.Tensors] = []
-        for bucket, d in zip(buckets, directions, strict=True):
-            masked.append([self._masked(t, bucket.group["beta"], generators[t.device]) for t in d])
-        return masked, length
 
-    def _masked(self, t: Tensor, beta: float, generator: torch.Generator) -> Tensor:
-        if beta == 1:
-            return t
-        return t * (torch.rand(t.shape, generator=generator, device=t.device, dtype=torch.float32) < beta)
+        def masked(t: Tensor, beta: float) -> Tensor:
+            if beta == 1:
+                return t
+            draws = torch.rand(t.shape, generator=generators[t.device], device=t.device, dtype=torch.float32)
+            return t * (draws < beta)
+
+        pairs = zip(buckets, directions, strict=True)
+        return [[masked(t, bucket.group["beta"]) for t in d] for bucket, d in pairs], length
 
     @contextmanager
     def _some_frozen(self) -> Any:
         """Keep the tensors that were not drawn out of the first pass."""
-        frozen = []
+        generator, frozen = self._generator(torch.device("cpu")), []
         if self.swp == "tensor":
-            generator = self._generator(torch.device("cpu"))
-            drawn = [(p, group["beta"]) for group in self.param_groups for p in group["params"] if p.requires_grad]
-            frozen = [p for p, beta in drawn if torch.rand((), generator=generator, dtype=torch.float32) >= beta]
+            frozen = [p for group in self.param_groups for p in group["params"] if p.requires_grad
+                      and torch.rand((), generator=generator, dtype=torch.float32) >= group["beta"]]
         for p in frozen:
             p.requires_grad_(False)
         try:

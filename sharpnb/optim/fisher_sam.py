@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sharpnb.optim import foreach
-from sharpnb.optim.asam import check_eta
+from sharpnb.optim.asam import ETA
 from sharpnb.optim.foreach import Bucket
 from sharpnb.optim.protocol import SharpnessAware
 
@@ -30,25 +30,21 @@ class FisherSAM(SharpnessAware):
     tensor: neither is the constrained maximiser.
 
     Args:
-        optimizer: the base optimizer, or the parameters.
-        base_optimizer: class of the base when parameters are given; it gets the remaining keyword arguments.
+        optimizer, base_optimizer, kwargs: as in the protocol.
         rho: radius (default 0.1: the paper's, which calls it gamma).
         eta: weight of the Fisher information (default 1.0: as re-implementers quote the paper).
-        kwargs: arguments of the protocol, then of the base.
 
     Raises:
         ValueError: if an argument is out of range.
     """
+
+    _ranges = (ETA,)
 
     def __init__(
         self, optimizer: Optimizer | Iterable[Any], base_optimizer: type[Optimizer] | None = None, rho: float = 0.1,
         eta: float = 1.0, **kwargs: Any,
     ) -> None:
         super().__init__(optimizer, base_optimizer, rho=rho, options={"eta": eta}, **kwargs)
-
-    def _check(self, group: dict[str, Any]) -> None:
-        super()._check(group)
-        check_eta(group["eta"])
 
     def _shape(self, bucket: Bucket) -> list[Tensor]:
         return fisher_scale(bucket)

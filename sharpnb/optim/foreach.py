@@ -7,7 +7,7 @@ would be small calls is arithmetic. Memory traffic for one float32 weight on the
 restore 8, test for finiteness 4.
 
 Of a parameter that ``fully_shard`` spread over ranks (a DTensor) these lists hold the rank's own part. What is a sum or
-a maximum over all weights takes ``ranks`` (:mod:`sharpnb.optim.sharded`), and is then that of all ranks.
+a maximum over all weights takes ``ranks`` (:mod:`sharpnb.optim.ranks`), and is then that of all ranks.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sharpnb.optim.sharded import Ranks, local, spread
+from sharpnb.optim.ranks import Ranks, local, spread
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
 _FEW = 16  # so many numbers are read one by one in less time than an operation on all of them takes
 _PLAIN = (nn.Parameter, Tensor)  # what is not of these classes may be a DTensor
 _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes a number
+_HALF = (torch.float16, torch.bfloat16)
 _NORMAL = {dtype: (torch.finfo(dtype).tiny, torch.finfo(dtype).max) for dtype in (torch.float32, torch.float64)}
 
 # PyTorch's own multi-tensor operations, under short names and in this one place.
@@ -65,9 +66,9 @@ def point(bucket: Bucket, new: Tensors) -> list[Tensor]:
     return before
 
 
-def gradients(groups: Iterable[dict[str, Any]]) -> dict[Tensor, Tensor]:
+def gradients(params: Iterable[Tensor]) -> dict[Tensor, Tensor]:
     """Return the gradients that are there, by parameter."""
-    return {p: g for group in groups for p in group["params"] if (g := p.grad) is not None}
+    return {p: g for p in params if (g := p.grad) is not None}
 
 
 def buckets(
@@ -139,12 +140,10 @@ def number(value: Any) -> Any:
     return float(value) if isinstance(value, Tensor) and on_host(value) else value
 
 
-def descend(w: Tensors, d: Tensors, scale: Any) -> None:
-    r"""Do :math:`w\leftarrow w-s\,d` in place; s is a number, or a 0-dim tensor that is not read."""
-    if isinstance(scale, Tensor):
-        sub_(w, mul(d, on(scale, d[0])))
-    else:
-        add_(w, d, alpha=-scale)
+def clone(tensors: Tensors) -> list[Tensor]:
+    """Copy a list of tensors."""
+    copy = getattr(torch, "_foreach_clone", None)  # not in every PyTorch that we support
+    return list(copy(tensors)) if copy else [t.clone() for t in tensors]
 
 
 class Copies:
@@ -154,28 +153,21 @@ class Copies:
     """
 
     def __init__(self) -> None:
-        self._kept: list[tuple[Any, list[Tensor]]] = []  # what a list must be like, and its copy
+        self._kept: dict[int, tuple[Any, list[Tensor]]] = {}  # what a list is like, and its copy
 
     def take(self, number: int, tensors: Tensors) -> list[Tensor]:
         """Return a copy of a list of one dtype and device; it stays as it is until its number is asked for again."""
         if not on_host(tensors[0]):
             return clone(tensors)
-        alike = tensors[0].dtype, [t.shape for t in tensors]
-        if number < len(self._kept) and self._kept[number][0] == alike:
-            copy_(self._kept[number][1], tensors)
+        alike, kept = (tensors[0].dtype, [t.shape for t in tensors]), self._kept.get(number)
+        if kept and kept[0] == alike:
+            copy_(kept[1], tensors)
         else:
-            self._kept[number:] = [(alike, clone(tensors))]
-        return self._kept[number][1]
+            kept = self._kept[number] = alike, clone(tensors)
+        return kept[1]
 
 
-def clone(tensors: Tensors) -> list[Tensor]:
-    """Copy a list of tensors."""
-    copy = getattr(torch, "_foreach_clone", None)  # not in every PyTorch that we support
-    if copy:
-        return list(copy(tensors))
-    if any(t.is_complex() for t in tensors):  # where infinity times one is not infinity
-        return [t.clone() for t in tensors]
-    return list(torch._foreach_mul(tensors, 1.0))  # one call; times one is exact, signed zeros included
+# -- norms ------------------------------------------------------------------------------------------------------------
 
 
 def norm(lists: Sequence[Tensors], p: float = 2.0, ranks: Ranks | None = None) -> Tensor:
@@ -200,28 +192,6 @@ def length(lists: Sequence[Tensors], ranks: Ranks | None = None) -> Tensor | flo
     return torch.linalg.vector_norm(torch.stack(parts))
 
 
-def nonfinite(tensors: Iterable[Tensor]) -> Tensor | float:
-    """Return 0 if every number in every tensor is finite, else 1: a Python number on the CPU, else a 0-dim tensor.
-
-    On the CPU the sum is asked first, at a twentieth of the time of asking each number. Where it is finite everything
-    is. Where it is not, it may be the sum alone that overflows.
-    """
-    found = [t if type(t) in _PLAIN else local(t, t) for t in tensors]
-    if all(map(on_host, found)):
-        sums = [t.sum().item() for t in found]
-        return 0.0 if all(s - s == 0 or _numbers(t).isfinite().all() for s, t in zip(sums, found, strict=True)) else 1.0
-    kinds: dict[Any, list[Tensor]] = {}
-    for t in map(_numbers, found):
-        if t.numel():
-            kinds.setdefault((t.device, t.dtype), []).append(t)
-    return (~torch.stack(_parts(list(kinds.values()), math.inf)).isfinite()).any().float()
-
-
-def _numbers(t: Tensor) -> Tensor:
-    """Return what a tensor of any layout holds, as a dense real tensor."""
-    return real(t.coalesce().values() if t.layout is not torch.strided else t)
-
-
 def lengths(*families: Sequence[Tensors], ranks: Ranks | None = None) -> Tensor:
     """Return the global 2-norm of each family of lists, all of the same sizes, as one vector."""
     table = torch.stack(_parts([tensors for lists in families for tensors in lists], 2.0))
@@ -242,10 +212,31 @@ def _parts(lists: Sequence[Tensors], p: float) -> list[Tensor]:
 
 
 def _norms(tensors: Tensors, p: float) -> list[Tensor]:
-    half = tensors[0].dtype in (torch.float16, torch.bfloat16)
     if math.isinf(p):  # which PyTorch does not define for a tensor without numbers, as a rank may hold
         tensors = [t if t.numel() else t.new_zeros(1) for t in tensors]
-    return list(torch._foreach_norm(tensors, p, dtype=torch.float32 if half else None))
+    return list(torch._foreach_norm(tensors, p, dtype=torch.float32 if tensors[0].dtype in _HALF else None))
+
+
+def nonfinite(tensors: Iterable[Tensor]) -> Tensor | float:
+    """Return 0 if every number in every tensor is finite, else 1: a Python number on the CPU, else a 0-dim tensor.
+
+    On the CPU the sum is asked first, at a twentieth of the time of asking each number. Where it is finite everything
+    is. Where it is not, it may be the sum alone that overflows.
+    """
+    found = [t if type(t) in _PLAIN else local(t, t) for t in tensors]
+    if all(map(on_host, found)):
+        total = sum([t.sum().item() for t in found])
+        return 0.0 if total - total == 0 or all(_numbers(t).isfinite().all() for t in found) else 1.0
+    kinds: dict[Any, list[Tensor]] = {}
+    for t in map(_numbers, found):
+        if t.numel():
+            kinds.setdefault((t.device, t.dtype), []).append(t)
+    return (~torch.stack(_parts(list(kinds.values()), math.inf)).isfinite()).any().float()
+
+
+def _numbers(t: Tensor) -> Tensor:
+    """Return what a tensor of any layout holds, as a dense real tensor."""
+    return real(t.coalesce().values() if t.layout is not torch.strided else t)
 
 
 def projection(a: Sequence[Tensors], b: Sequence[Tensors], ranks: Ranks | None = None) -> Tensor:
@@ -261,6 +252,9 @@ def projection(a: Sequence[Tensors], b: Sequence[Tensors], ranks: Ranks | None =
     return 0.5 + 0.5 * (aa - difference) / bb.clamp(min=torch.finfo(bb.dtype).tiny)
 
 
+# -- moves ------------------------------------------------------------------------------------------------------------
+
+
 def steepest(
     z: Sequence[Tensors], p: float, ranks: Ranks | None = None
 ) -> tuple[Sequence[Tensors], Tensor | float]:
@@ -272,18 +266,18 @@ def steepest(
     if p == 2:
         return z, length(z, ranks)
     largest = norm(z, math.inf, ranks)
-    signs = [sign(tensors) for tensors in z]
-    if p == 1:
-        below = [add(div(absolute(x), on(largest, x[0])), -1.0) for x in z]  # zero at the largest entries only
-        d = [mul(s, add(sign(b), 1.0)) for s, b in zip(signs, below, strict=True)]
-        size = norm(d, 1, ranks)
-    elif math.isinf(p):
-        d, size = signs, torch.ones_like(largest)
-    else:
-        q = p / (p - 1)
+    d = [sign(tensors) for tensors in z]
+    size = torch.ones_like(largest)
+    if not math.isinf(p):
         a = [div(absolute(x), on(largest, x[0])) for x in z]
-        d = [mul(s, power(x, q - 1)) for s, x in zip(signs, a, strict=True)]
-        size = norm(a, q, ranks) ** (q - 1)
+        if p == 1:  # one at the largest entries only
+            a = [add(sign(add(x, -1.0)), 1.0) for x in a]
+            d = [mul(s, x) for s, x in zip(d, a, strict=True)]
+            size = norm(d, 1, ranks)
+        else:
+            q = p / (p - 1)
+            d = [mul(s, power(x, q - 1)) for s, x in zip(d, a, strict=True)]
+            size = norm(a, q, ranks) ** (q - 1)
     return d, torch.where((largest > 0) & largest.isfinite(), size, largest)
 
 
@@ -315,3 +309,11 @@ def ascend(w: Tensors, d: Tensors, scale: Any) -> None:
     followed = [t.view(d[0].dtype) for t in bits]
     mul_(followed, on(scale, d[0]))
     add_(w, followed)
+
+
+def descend(w: Tensors, d: Tensors, scale: Any) -> None:
+    r"""Do :math:`w\leftarrow w-s\,d` in place; s is a number, or a 0-dim tensor that is not read."""
+    if isinstance(scale, Tensor):
+        sub_(w, mul(d, on(scale, d[0])))
+    else:
+        add_(w, d, alpha=-scale)

@@ -31,21 +31,21 @@ class GSAM(SharpnessAware):
     rate of each group by itself, nothing needs to be called; (3) a parameter without a gradient never moves.
 
     Args:
-        optimizer: the base optimizer, or the parameters.
-        base_optimizer: class of the base when parameters are given; it gets the remaining keyword arguments.
+        optimizer, base_optimizer, kwargs: as in the protocol.
         rho: radius, the largest if there is a schedule (default 0.05: SAM's).
         alpha: weight of the orthogonal part (default 0.4: the paper's for ViT-S/32).
         rho_min: radius at ``lr_min``; None keeps the radius constant.
         lr_max: learning rate that belongs to ``rho`` (default: the group's ``lr`` at construction, or the base's own
             where a scheduler is attached already). A rate above it has the radius ``rho``, and warns once.
         lr_min: learning rate that belongs to ``rho_min``.
-        kwargs: arguments of the protocol, then of the base.
 
     Raises:
         ValueError: if an argument is out of range.
     """
 
     keeps_gradient = True
+    _ranges = (("alpha", lambda alpha: alpha >= 0, "must not be negative. Use alpha=0 for SAM."),)
+    _warned = False  # of a rate outside its range
 
     def __init__(
         self, optimizer: Optimizer | Iterable[Any], base_optimizer: type[Optimizer] | None = None, rho: float = 0.05,
@@ -60,8 +60,6 @@ class GSAM(SharpnessAware):
         if group["lr_max"] is None:
             scheduled = "initial_lr" in group  # then a scheduler has put its first rate into "lr"
             group["lr_max"] = float(self.defaults["lr"] if scheduled else group.get("lr", self.defaults["lr"]))
-        if not group["alpha"] >= 0:
-            raise ValueError(f"alpha = {group['alpha']}: must not be negative. Use alpha=0 for SAM.")
         if group["rho_min"] is not None and not 0 <= group["rho_min"] <= group["rho"]:
             raise ValueError(f"rho_min = {group['rho_min']}: must lie in [0, rho] = [0, {group['rho']}]. Use None for "
                              "a constant radius.")
@@ -75,18 +73,14 @@ class GSAM(SharpnessAware):
         if isinstance(share, Tensor):
             share = share.clamp(0, 1)
         elif not -1e-6 <= share <= 1 + 1e-6:
-            self._warn_of_rate(group)
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"GSAM: lr = {float(group['lr']):.4g} lies outside [lr_min, lr_max] = [{group['lr_min']:.4g}, "
+                    f"{group['lr_max']:.4g}]: the radius stays in [rho_min, rho]. Give the schedule's largest rate as "
+                    "lr_max.", RuntimeWarning, stacklevel=2)
             share = min(max(share, 0.0), 1.0)
         return group["rho_min"] + (group["rho"] - group["rho_min"]) * share
-
-    def _warn_of_rate(self, group: dict[str, Any]) -> None:
-        if not getattr(self, "_warned", False):
-            self._warned = True
-            warnings.warn(
-                f"GSAM: lr = {float(group['lr']):.4g} lies outside [lr_min, lr_max] = [{group['lr_min']:.4g}, "
-                f"{group['lr_max']:.4g}]: the radius stays in [rho_min, rho]. Give the schedule's largest rate as "
-                "lr_max.",
-                RuntimeWarning, stacklevel=2)
 
     def _combine(self, buckets: list[Bucket]) -> None:
         c = foreach.projection([bucket.g for bucket in buckets], [bucket.g_adv for bucket in buckets], self._ranks)

@@ -31,18 +31,18 @@ class LookSAM(SharpnessAware):
     a run resumes in mid-cycle.
 
     Args:
-        optimizer: the base optimizer, or the parameters.
-        base_optimizer: class of the base when parameters are given; it gets the remaining keyword arguments.
+        optimizer, base_optimizer, kwargs: as in the protocol.
         rho: radius (default 0.05: SAM's).
         k: steps from one second gradient to the next; 1 is SAM (default 5: the paper's).
         alpha: length of the remembered part, in lengths of g (default 0.7: the paper's).
-        kwargs: arguments of the protocol, then of the base.
 
     Raises:
         ValueError: if an argument is out of range.
     """
 
     keeps_gradient = True
+    _ranges = (("k", lambda k: k >= 1 and int(k) == k, "must be a whole number, 1 or more. Use k=1 for SAM."),
+               ("alpha", lambda alpha: alpha >= 0, "must not be negative. Use 0.7, the paper's."))
 
     def __init__(
         self, optimizer: Optimizer | Iterable[Any], base_optimizer: type[Optimizer] | None = None, rho: float = 0.05,
@@ -50,21 +50,14 @@ class LookSAM(SharpnessAware):
     ) -> None:
         super().__init__(optimizer, base_optimizer, rho=rho, options={"k": k, "alpha": alpha, "updates": 0}, **kwargs)
 
-    def _check(self, group: dict[str, Any]) -> None:
-        super()._check(group)
-        if group["k"] < 1 or int(group["k"]) != group["k"]:
-            raise ValueError(f"k = {group['k']}: must be a whole number, 1 or more. Use k=1 for SAM.")
-        if not group["alpha"] >= 0:
-            raise ValueError(f"alpha = {group['alpha']}: must not be negative. Use 0.7, the paper's.")
-
     def _ascends(self) -> bool:
         return self.param_groups[0]["updates"] % self.param_groups[0]["k"] == 0
 
-    def _climb(self) -> dict[Tensor, Tensor]:
-        first = super()._climb()
+    def _first_gradients(self) -> dict[Tensor, Tensor]:
+        first = super()._first_gradients()
         if not self._ascends():  # what is remembered acts on a parameter without gradient as on one with a zero one
-            kept = [p for group in self.param_groups for p in group["params"] if "g_v" in self.state.get(p, {})]
-            first |= {p: torch.zeros_like(p) for p in kept if p not in first and p.requires_grad}
+            kept = [p for p in self._params if "g_v" in self.state.get(p, {}) and p.requires_grad]
+            first |= {p: torch.zeros_like(p) for p in kept if p not in first}
         return first
 
     def _combine(self, buckets: list[Bucket]) -> None:

@@ -31,11 +31,10 @@ class FrozenStatistics:
         model: the module whose layers are meant. None finds them as they run, through a global forward hook. Of a
             compiled model or a ScriptModule it sees the outermost call, and then all layers inside are meant. Inside a
             compiled function it sees nothing, and says so once.
-        groups: the parameter groups of the optimizer, by which it knows whether a layer was missed.
     """
 
-    def __init__(self, model: nn.Module | None = None, groups: Iterable[dict[str, Any]] = ()) -> None:
-        self.model, self.groups = model, groups
+    def __init__(self, model: nn.Module | None = None) -> None:
+        self.model = model
         self._ran: set[nn.Module] = set()  # in the last step's perturbed passes: most likely in the next ones
         self._kept: set[nn.Module] = set()
         self._copies: list[tuple[list[Tensor], list[Tensor]]] = []
@@ -50,16 +49,18 @@ class FrozenStatistics:
             if self._ran:
                 self._keep(self._ran)
                 self._ran = set()
-            self._seen = False
             self._hook = register_module_forward_pre_hook(self._remember)
 
-    def stop(self) -> None:
-        """Put everything back. Call it after the backward pass, which still compares the buffers' versions."""
+    def stop(self, params: Iterable[Tensor] = ()) -> None:
+        """Put everything back. Call it after the backward pass, which still compares the buffers' versions.
+
+        By the optimizer's ``params`` it knows whether a layer was missed.
+        """
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
             if not self._seen and not self._asked:
-                _warn_of_hidden_layers(self.groups)
+                _warn_of_hidden_layers(params)
             self._asked = True
         if self._copies:
             with torch.no_grad():
@@ -86,14 +87,11 @@ class FrozenStatistics:
                 for b in module._buffers.values():
                     if b is not None:
                         alike.setdefault((b.device, b.dtype), []).append(b)
-        for buffers in alike.values():
-            copies = [torch.empty_like(b) for b in buffers]
-            with torch.no_grad():
-                foreach.copy_(copies, buffers)
-            self._copies.append((buffers, copies))
+        with torch.no_grad():
+            self._copies += [(buffers, foreach.clone(buffers)) for buffers in alike.values()]
 
 
-def _warn_of_hidden_layers(groups: Iterable[dict[str, Any]]) -> None:
+def _warn_of_hidden_layers(params: Iterable[Tensor]) -> None:
     """Warn if a norm layer in training mode owns one of these parameters: to be asked where no module was seen to run.
 
     It goes through all objects of the process, which takes tenths of a second, but only where something was compiled.
@@ -101,9 +99,9 @@ def _warn_of_hidden_layers(groups: Iterable[dict[str, Any]]) -> None:
     counters = getattr(sys.modules.get("torch._dynamo.utils"), "counters", {})
     if not counters.get("frames"):
         return
-    params = {id(p) for group in groups for p in group["params"]}
+    own = {id(p) for p in params}
     for layer in [m for m in gc.get_objects() if issubclass(type(m), nn.Module) and _tracks(m)]:
-        if not params.isdisjoint(map(id, layer._parameters.values())):
+        if not own.isdisjoint(map(id, layer._parameters.values())):
             warnings.warn("the model runs inside a compiled function, where no hook sees its layers: the statistics "
                           f"of {type(layer).__name__} move in both passes of a step. Name the model to the optimizer, "
                           "as in SAM(..., model=model).", RuntimeWarning, stacklevel=2)
@@ -117,27 +115,15 @@ def _tracks(module: nn.Module) -> bool:
 class RandomNumbers:
     """The state of the random number generators of the CPU and of every device that holds a parameter."""
 
-    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
-        devices = {p.device for group in groups for p in group["params"] if p.device.type == "cuda"}
-        self._cpu = torch.get_rng_state()
-        self._cuda = {device: torch.cuda.get_rng_state(device) for device in devices}
+    def __init__(self, params: Iterable[Tensor]) -> None:
+        devices = {p.device for p in params if p.device.type == "cuda"}
+        self._cpu, self._cuda = torch.get_rng_state(), {device: torch.cuda.get_rng_state(device) for device in devices}
 
     def rewind(self) -> None:
         """Return to that state, so that the next pass draws what the last one drew."""
         torch.set_rng_state(self._cpu)
         for device, state in self._cuda.items():
             torch.cuda.set_rng_state(state, device)
-
-
-class SameGroups:
-    """Another name for the same parameters.
-
-    ``GradScaler.unscale_`` accepts each optimizer once an update, and a two-pass step has two gradients to unscale.
-    Each pass comes under a name of its own; the scaler's ``update`` then backs off if any of them overflowed.
-    """
-
-    def __init__(self, param_groups: list[dict[str, Any]]) -> None:
-        self.param_groups = param_groups
 
 
 def refuse_scaler_around(optimizer: Any, scaler: Any) -> None:
@@ -147,9 +133,3 @@ def refuse_scaler_around(optimizer: Any, scaler: Any) -> None:
             vars(optimizer).pop(name, None)
         raise RuntimeError("scaler.step(optimizer, closure): each pass has a gradient of its own to unscale. Call "
                            "optimizer.step(closure, scaler=scaler), then scaler.update().")
-
-
-def is_rehearsal(groups: list[dict[str, Any]]) -> bool:
-    """Return whether a step can move nothing: torch.distributed.checkpoint has a fresh optimizer's states made so."""
-    return all(float(group["lr"]) == 0 and not any(p.grad is not None and p.grad.any() for p in group["params"])
-               for group in groups)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,11 +24,10 @@ from torch.optim import Optimizer
 from sharpnb.caches import forget_casts
 from sharpnb.optim import foreach
 from sharpnb.optim.accumulation import EarlierGradients
-from sharpnb.optim.distributed import Replicas
 from sharpnb.optim.foreach import Bucket
-from sharpnb.optim.passes import FrozenStatistics, RandomNumbers, SameGroups, is_rehearsal, refuse_scaler_around
-from sharpnb.optim.sharded import ranks_of
-from sharpnb.optim.wrapper import WrappingOptimizer
+from sharpnb.optim.passes import FrozenStatistics, RandomNumbers, refuse_scaler_around
+from sharpnb.optim.ranks import Replicas, ranks_of
+from sharpnb.optim.wrapper import WrappingOptimizer, base_of
 
 Closure = Callable[..., Any]
 
@@ -51,15 +51,14 @@ class SharpnessAware(WrappingOptimizer):
 
     How it differs from the popular code, and why: (1) the base's state is in ``state_dict``, so a run resumes exactly;
     (2) weights move and return in place, bit by bit, so storage stays where captured graphs, flattened RNN weights and
-    views expect it, in the second pass too, unless ``in_place=False`` says that nobody does; (3) exactly the set that
-    was perturbed is restored, whatever has a gradient in the second pass; (4) no constant in the denominator: a
-    gradient of norm zero, or not finite, is not followed at all; (5) ``step(closure)`` makes both passes itself, and
-    refuses to go on where ``.grad`` held another batch's gradient (:mod:`sharpnb.optim.accumulation`).
+    views expect it; (3) exactly the set that was perturbed is restored, whatever has a gradient in the second pass;
+    (4) no constant in the denominator: a gradient of norm zero, or not finite, is not followed at all;
+    (5) ``step(closure)`` makes both passes itself, and refuses another batch's gradient in ``.grad``.
 
     Over ``fully_shard`` (FSDP2) the radius is that of the whole gradient, and the step that of one process.
 
     Memory in the second pass, beside weights and gradient: one copy of the weights (on the CPU it stays allocated),
-    and for GSAM, LookSAM and WSAM the gradient at w (there both are freed).
+    and for GSAM, LookSAM and WSAM the gradient at w.
 
     Args:
         optimizer: the base optimizer, or the parameters (then ``base_optimizer`` is its class).
@@ -98,11 +97,11 @@ class SharpnessAware(WrappingOptimizer):
             raise ValueError(f"p = {p}: the norm of the perturbation needs p in [1, inf]. Use 2, the papers' choice.")
         self.p, self.model, self.common_perturbation = p, model, common_perturbation
         self.skip_nonfinite, self.same_dropout, self.in_place = skip_nonfinite, same_dropout, in_place
-        super().__init__(optimizer, base_optimizer, {"rho": rho, **(options or {})}, base_kwargs)
+        base = base_of(type(self).__name__, optimizer, base_optimizer, base_kwargs)
+        super().__init__(base, {"rho": rho, **(options or {})})
 
     def _shape(self, bucket: Bucket) -> list[Tensor] | None:
         """Return the diagonal R for a bucket's tensors (``bucket.w`` and ``bucket.g`` are there), or None for R = I."""
-        return None
 
     _kind: Callable[[dict[str, Any], Tensor], Any] | None = None  # what sorts a group's parameters apart (bucket.kind)
 
@@ -115,20 +114,17 @@ class SharpnessAware(WrappingOptimizer):
         return True
 
     def _at_perturbed(self, run: Closure, scaler: Any, first: dict[Tensor, Tensor]) -> None:
-        """Leave the gradient of the perturbed loss in ``.grad``; norm statistics are frozen meanwhile."""
+        """Leave the gradient of the perturbed loss in ``.grad``."""
         self._evaluate(run, scaler)
 
     def _combine(self, buckets: list[Bucket]) -> None:
-        """Overwrite each ``g_adv`` with u, what the base gets; set ``after`` to what :meth:`_past_base` needs.
-
-        Called only if ``keeps_gradient``.
-        """
+        """Overwrite each ``g_adv`` with u; set ``after`` to what :meth:`_past_base` needs. If ``keeps_gradient``."""
 
     def _past_base(self, after: dict[Tensor, Tensor]) -> None:
         """Do what follows the base's step; ``after`` is averaged over shards and ranks as u is."""
 
     def _check(self, group: dict[str, Any]) -> None:
-        """Raise ValueError where a group's hyperparameters are out of range."""
+        super()._check(group)
         if not (group["rho"] >= 0 and math.isfinite(group["rho"])):
             raise ValueError(f"rho = {group['rho']}: the radius must be finite and not negative. Use rho=0 for none.")
         if group.get("maximize"):
@@ -142,6 +138,22 @@ class SharpnessAware(WrappingOptimizer):
         self._ranks = ranks_of(self.param_groups, name)
         if self._ranks and not self.in_place:
             raise ValueError(f"{name}(in_place=False) over DTensors (fully_shard): no pointers to exchange. Use True.")
+
+    def _rest(self) -> None:
+        self._statistics = FrozenStatistics(self.model)
+        self._backup: list[tuple[Bucket, list[Tensor]]] = []  # what was perturbed, and the weights to return to
+        self._copies = foreach.Copies()
+        self._earlier = EarlierGradients()
+        self._first: dict[Tensor, Tensor] | None = None  # between the halves of a step
+        self._after: dict[Tensor, Tensor] = {}
+        self._numbers: RandomNumbers | None = None
+
+    def _settled(self, call: str) -> None:
+        if self._first is not None:
+            raise RuntimeError(f"{call} in the middle of a step: the weights are perturbed by first_step(). Call "
+                               "second_step(), or restore() to give that step up.")
+
+    # -- a step -------------------------------------------------------------------------------------------------------
 
     def step(self, closure: Closure | Sequence[Closure] | None = None, *, scaler: Any = None) -> Any:
         """Make one step and return the loss of the unperturbed pass.
@@ -164,8 +176,10 @@ class SharpnessAware(WrappingOptimizer):
             self._begin("step(closure)")
             refuse_scaler_around(self, scaler)
             if callable(closure):
-                self._earlier.look()
-            loss = self._two_passes(closure, scaler) if callable(closure) else self._shards(list(closure), scaler)
+                self._earlier.look(self._params)
+                loss = self._two_passes(closure, scaler)
+            else:
+                loss = self._shards(list(closure), scaler)
             self._descend()
             return loss
 
@@ -173,10 +187,12 @@ class SharpnessAware(WrappingOptimizer):
         """Leave the shards' mean u in ``.grad``; return the mean of their losses."""
         if not closures:
             raise ValueError("step([]): the list of closures is empty. Give one closure a shard of the batch.")
-        losses, total = [], ({}, {})
+        losses, total, share = [], ({}, {}), 1 / len(closures)
         for run in closures:
             losses.append(self._two_passes(run, scaler))
-            self._add_share(total, 1 / len(closures))
+            for sums, news in zip(total, (foreach.gradients(self._params), self._after), strict=True):
+                for p, t in news.items():
+                    sums[p] = t * share if p not in sums else sums[p].add_(t, alpha=share)
         for p, u in total[0].items():
             p.grad = u
         self._after = total[1]
@@ -184,18 +200,20 @@ class SharpnessAware(WrappingOptimizer):
 
     def _two_passes(self, run: Closure, scaler: Any) -> Any:
         """Leave u in ``.grad`` and the weights as they were; return the loss of the unperturbed pass."""
-        self._numbers = RandomNumbers(self.param_groups) if self.same_dropout else None
+        self._numbers = RandomNumbers(self._params) if self.same_dropout else None
         with self._replicas.no_sync():
             loss = self._evaluate(run, scaler)
-        self._earlier.compare(type(self).__name__)
-        first = self._climb()
+        if self._earlier.found:
+            self._earlier.compare(self._params, type(self).__name__)
+        first = self._first_gradients()
         if self._ascends():
             try:
+                self._climb()
                 self._statistics.start()
                 with self._replicas.no_sync() if self.keeps_gradient else nullcontext():
                     self._at_perturbed(run, scaler, first)
             except BaseException:
-                self._earlier.leave()
+                self._earlier.leave(self._params)
                 raise
             finally:
                 self._return()
@@ -220,13 +238,14 @@ class SharpnessAware(WrappingOptimizer):
         Raises:
             RuntimeError: if the weights are perturbed already, or the method needs ``step(closure)``.
         """
-        reason = self.closure_only or ("same_dropout=True rewinds the random numbers" if self.same_dropout else "")
-        if reason:
+        if reason := self.closure_only or ("same_dropout=True rewinds the random numbers" if self.same_dropout else ""):
             raise RuntimeError(f"{type(self).__name__}.first_step: {reason}, which needs step(closure).")
         self._begin("first_step()")
         self._unscale(scaler)
         with torch.no_grad():
-            first = self._climb()
+            first = self._first_gradients()
+            if self._ascends():
+                self._climb()
         self._first = first if zero_grad else {p: g.clone() for p, g in first.items()}  # the next pass may add to them
         self._statistics.start()
         if zero_grad:
@@ -239,17 +258,18 @@ class SharpnessAware(WrappingOptimizer):
             self._clear()
 
     def _second_half(self) -> None:
-        if self._first is None:
-            if is_rehearsal(self.param_groups):
-                self.base_optimizer.step()
-                return
-            raise RuntimeError("step() without a closure: no first_step() came before it. Call step(closure), or "
-                               "first_step() and second_step() around a second backward pass.")
-        first = self._first
+        if (first := self._first) is None:
+            # torch.distributed.checkpoint has a base's fresh state made by a step that can move nothing
+            if any(float(group["lr"]) for group in self.param_groups) or any(
+                    p.grad is not None and p.grad.any() for group in self.param_groups for p in group["params"]):
+                raise RuntimeError("step() without a closure: no first_step() came before it. Call step(closure), or "
+                                   "first_step() and second_step() around a second backward pass.")
+            self.base_optimizer.step()
+            return
         self._return()
         scale = getattr(self, "grad_scale", None)  # set by GradScaler.step, unless the gradients are unscaled already
         if scale is not None:
-            for p, g in foreach.gradients(self.param_groups).items():
+            for p, g in foreach.gradients(self._params).items():
                 p.grad = g / scale.to(g.device)
         self._finish_gradient(first)
         self._descend()
@@ -262,81 +282,56 @@ class SharpnessAware(WrappingOptimizer):
     def restore(self) -> None:
         """Put weights and norm statistics back as they were before the perturbation; harmless when they are."""
         if self._first is not None:
-            self._earlier.leave()
+            self._earlier.leave(self._params)
         with torch.no_grad():
             self._return()
 
-    def _return(self) -> None:
-        self._statistics.stop()
-        if self.in_place:
-            self._copy_back()
-        else:
-            for bucket, weights in self._backup:
-                foreach.point(bucket, weights)
-        forget_casts()
-        self._backup, self._first = [], None
-        if self.keeps_gradient:  # two copies are never there beside what u needs
-            self._copies = foreach.Copies()
-
-    def _rest(self) -> None:
-        self._statistics = FrozenStatistics(self.model, self.param_groups)
-        self._backup: list[tuple[Bucket, list[Tensor]]] = []  # what was perturbed, and the weights to return to
-        self._copies = foreach.Copies()
-        self._earlier = EarlierGradients(self.param_groups)
-        self._first: dict[Tensor, Tensor] | None = None  # between the halves of a step
-        self._after: dict[Tensor, Tensor] = {}
-        self._numbers: RandomNumbers | None = None
-
-    def _unsettled(self) -> str:
-        return "" if self._first is None else "the weights are perturbed. Call second_step() or restore() first"
+    # -- its parts ----------------------------------------------------------------------------------------------------
 
     def _begin(self, call: str) -> None:
-        if self._first is not None:
-            raise RuntimeError(f"{call} in the middle of a step: first_step() was called and second_step() was not. "
-                               "Call second_step(), or restore() to give that step up.")
-        if self._known != self._mark():  # somebody gave the base a group, or a checkpoint
-            self._regrouped()
+        self._settled(call)
+        self._look_at_groups()
+        self._params = [p for group in self.param_groups for p in group["params"]]
         self._lengths: list[Tensor | float] = []  # not finite where an ascent gradient was not
-        self._proxies: list[SameGroups] = []
+        self._unscaled: list[Any] = []
 
     def _prepare(self) -> None:
-        self._clear()
-        for p, zeros in self._earlier.blank.items():  # a closure that clears its gradients itself takes them away
+        for p in self._params:
+            p.grad = None
+        for p, (_, zeros) in self._earlier.found.items():  # a closure that clears its gradients itself takes them away
             p.grad = zeros
         if self._numbers is not None:
             self._numbers.rewind()
 
     def _clear(self) -> None:
         self._earlier.forget()
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.grad = None
+        self._prepare()
 
     def _unscale(self, scaler: Any) -> None:
+        """Unscale the gradients, which the scaler allows each optimizer once an update: each pass has its own name."""
         if scaler is not None:
-            self._proxies.append(SameGroups(self.param_groups))  # kept: the scaler tells optimizers apart by id
-            scaler.unscale_(self._proxies[-1])
+            self._unscaled.append(SimpleNamespace(param_groups=self.param_groups))  # kept: names are told apart by id
+            scaler.unscale_(self._unscaled[-1])
 
-    def _climb(self) -> dict[Tensor, Tensor]:
-        """Perturb the weights on their gradients; return these if the method keeps them, else nothing."""
-        first = foreach.gradients(self.param_groups) if self.keeps_gradient else {}
-        buckets = foreach.buckets(self.param_groups, kind=self._kind) if self._ascends() else []
+    def _first_gradients(self) -> dict[Tensor, Tensor]:
+        """Return the gradients at w if the method keeps them, else nothing."""
+        return foreach.gradients(self._params) if self.keeps_gradient else {}
+
+    def _climb(self) -> None:
+        """Perturb the weights on their gradients."""
+        buckets = foreach.buckets(self.param_groups, kind=self._kind)
         if not buckets:
-            return first
+            return
         directions, length = self._direction(buckets)
-        strides: dict[Any, Any] = {}
         for number, (bucket, d) in enumerate(zip(buckets, directions, strict=True)):
-            w, key = bucket.w, (radius := self._radius(bucket.group), bucket.w[0].device, bucket.w[0].dtype)
-            if key not in strides:
-                strides[key] = foreach.stride(radius, length, w)
-            copies = self._copies.take(number, w)
+            scale = foreach.stride(self._radius(bucket.group), length, bucket.w)
+            copies = self._copies.take(number, bucket.w)
             if not self.in_place:
                 copies = foreach.point(bucket, copies)
             self._backup.append((bucket, copies))
-            foreach.ascend(bucket.w, d, strides[key])
+            foreach.ascend(bucket.w, d, scale)
             bucket.g = []  # the first gradient is freed before the second pass, unless the method keeps it
         forget_casts()
-        return first
 
     def _direction(self, buckets: list[Bucket]) -> tuple[Sequence[foreach.Tensors], Tensor | float]:
         r"""Return :math:`R\,d(Rg)` and :math:`\|d(Rg)\|_p`."""
@@ -350,6 +345,18 @@ class SharpnessAware(WrappingOptimizer):
         for bucket, copies in self._backup:
             foreach.copy_(bucket.w, copies)
 
+    def _return(self) -> None:
+        self._statistics.stop(self._params)
+        if self.in_place:
+            self._copy_back()
+        else:
+            for bucket, weights in self._backup:
+                foreach.point(bucket, weights)
+        forget_casts()
+        self._backup, self._first = [], None
+        if self.keeps_gradient:  # two copies are never there beside what u needs
+            self._copies = foreach.Copies()
+
     def _perturbed(self, gradients: dict[Tensor, Tensor]) -> list[Bucket]:
         """Sort gradients into the buckets that were perturbed, in that order; a missing one is zero."""
         return [foreach.Bucket(b.group, b.params, b.w, [foreach.dense(p, gradients.get(p)) for p in b.params])
@@ -357,10 +364,10 @@ class SharpnessAware(WrappingOptimizer):
 
     def _finish_gradient(self, first: dict[Tensor, Tensor]) -> None:
         """Turn the two gradients into u."""
-        self._after = {}
         if not self.keeps_gradient:
             return
-        buckets = foreach.buckets(self.param_groups, first, foreach.gradients(self.param_groups))
+        self._after = {}
+        buckets = foreach.buckets(self.param_groups, first, foreach.gradients(self._params))
         if buckets:
             self._combine(buckets)
         for bucket in buckets:
@@ -368,32 +375,25 @@ class SharpnessAware(WrappingOptimizer):
                 p.grad = foreach.like(u, p)
             self._after |= {p: foreach.like(t, p) for p, t in zip(bucket.params, bucket.after, strict=False)}
 
-    def _add_share(self, total: tuple[dict[Tensor, Tensor], dict[Tensor, Tensor]], share: float) -> None:
-        for sums, news in zip(total, (foreach.gradients(self.param_groups), self._after), strict=True):
-            for p, t in news.items():
-                sums[p] = t * share if p not in sums else sums[p].add_(t, alpha=share)
-
     def _descend(self) -> None:
         """Let the base make its step, unless something was not finite."""
         try:
             if self.keeps_gradient and self._replicas:
-                grads = foreach.gradients(self.param_groups)
-                self._replicas.average(self.param_groups, [grads, self._after])
+                grads = foreach.gradients(self._params)
+                self._replicas.average(self._params, [grads, self._after])
                 for p, g in grads.items():
                     p.grad = g
-            if (self.skip_nonfinite or self._proxies or hasattr(self, "found_inf")) and not self._all_finite():
+            if (self.skip_nonfinite or self._unscaled or hasattr(self, "found_inf")) and not self._all_finite():
                 return  # a GradScaler, which the last two show, skips a bad step anyway
             self.base_optimizer.step()
             self._past_base(self._after)
             forget_casts()
         finally:
             self._after = {}
-            self._earlier.leave()
+            self._earlier.leave(self._params)
 
     def _all_finite(self) -> bool:
-        tensors = [g for group in self.param_groups for p in group["params"] if (g := p.grad) is not None]
-        tensors += self._after.values()
-        bad = foreach.nonfinite(tensors)
+        bad = foreach.nonfinite([*(g for p in self._params if (g := p.grad) is not None), *self._after.values()])
         for length in self._lengths:
             bad = bad + length * 0  # which is NaN where the length is not finite
         together = self._replicas or self._ranks  # none of whom may skip a step alone

@@ -40,14 +40,12 @@ class SAM(SharpnessAware):
     that is perturbed (for theirs, add the penalty to the closure's loss); (2) clipping is left to the closure.
 
     Args:
-        optimizer: the base optimizer, or the parameters.
-        base_optimizer: class of the base when parameters are given; it gets the remaining keyword arguments.
+        optimizer, base_optimizer, kwargs: as in the protocol.
         rho: radius (default 0.05: the paper's Section 3).
         p: norm of the ball, in [1, inf] (default 2: Appendix C.5 found it best).
         second_order: keep the second-order term: 4 closure calls a step instead of 2.
         inner_steps: ascent steps s: s + 1 closure calls a step (default 1: the paper's).
         adaptive: only False; here so that code written for the popular class runs. Use :class:`~sharpnb.optim.ASAM`.
-        kwargs: arguments of the protocol, then of the base.
 
     Raises:
         ValueError: if an argument is out of range, or ``second_order`` comes with p other than 2, several inner steps
@@ -89,7 +87,7 @@ class SAM(SharpnessAware):
 
     def _climb_further(self) -> None:
         """Take one more ascent step of length rho from where the weights are, and scale it back onto the ball."""
-        buckets = self._perturbed(foreach.gradients(self.param_groups))
+        buckets = self._perturbed(foreach.gradients(self._params))
         directions, length = self._direction(buckets)
         offsets, in_radii = [], []
         for bucket, d, (_, copies) in zip(buckets, directions, self._backup, strict=True):
@@ -107,7 +105,7 @@ class SAM(SharpnessAware):
 
     def _add_second_order(self, run: Closure, scaler: Any, first: dict[Tensor, Tensor]) -> None:
         """Add Hz to the gradients, by two more evaluations around w."""
-        at_eps = foreach.gradients(self.param_groups)
+        at_eps = foreach.gradients(self._params)
         buckets = self._perturbed(at_eps)
         g = [bucket.g for bucket in self._perturbed(first)]
         z = [foreach.mul(bucket.g, bucket.group["rho"]) for bucket in buckets]
@@ -123,7 +121,7 @@ class SAM(SharpnessAware):
                 foreach.ascend(bucket.w, foreach.mul(x, sign), foreach.stride(h, size, x))
             forget_casts()
             self._evaluate(run, scaler)
-            sides.append(self._perturbed(foreach.gradients(self.param_groups)))
+            sides.append(self._perturbed(foreach.gradients(self._params)))
         factor = torch.where(length > 0, size / (2 * h * length), 0)
         for p, grad in at_eps.items():
             p.grad = grad

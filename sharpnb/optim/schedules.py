@@ -77,12 +77,15 @@ class CosineRestarts(LRScheduler):
         self.t_0, self.t_mult, self.batches_per_epoch = int(t_0), int(t_mult), int(batches_per_epoch)
         self.eta_min, self.eta_max = _each("eta_min", eta_min), _each("eta_max", eta_max)
         for number in range(max(len(self.eta_min), len(self.eta_max))):
-            low, high = _of(self.eta_min, number), _of(self.eta_max, number)
+            low, high = self._ends(number)
             if not low <= high:
                 raise ValueError(f"eta_min = {low} exceeds eta_max = {high} in period {number}.")
         self.lambda_norm, self.preset = lambda_norm, preset
         self._given_none = _without_decay(optimizer)
         super().__init__(optimizer, last_epoch)
+
+    def _ends(self, period: int) -> tuple[float, ...]:
+        return tuple(ends[min(period, len(ends) - 1)] for ends in (self.eta_min, self.eta_max))
 
     def _restart(self, batch: int) -> tuple[int, int, int]:
         """Return (batches since the last restart, batches in the period, number of the period)."""
@@ -99,7 +102,7 @@ class CosineRestarts(LRScheduler):
         r"""Return :math:`\eta_t` for a batch counted from 0."""
         since, length, number = self._restart(batch)
         since += self.preset == "official"
-        low, high = _of(self.eta_min, number), _of(self.eta_max, number)
+        low, high = self._ends(number)
         return low + 0.5 * (high - low) * (1 + math.cos(math.pi * since / length))
 
     def get_lr(self) -> list[Any]:
@@ -117,10 +120,6 @@ def _each(name: str, values: float | Sequence[float]) -> list[float]:
     if not found or not all(0 <= v <= 1 for v in found):
         raise ValueError(f"{name} = {values}: multipliers of the learning rate, one or one a period, in [0, 1].")
     return found
-
-
-def _of(values: list[float], period: int) -> float:
-    return values[min(period, len(values) - 1)]
 
 
 def _without_decay(optimizer: Optimizer) -> list[int]:

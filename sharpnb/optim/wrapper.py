@@ -19,47 +19,44 @@ class WrappingOptimizer(Optimizer):
     """Shares ``param_groups`` and ``state`` with the optimizer that it wraps, through checkpoints, copies and pickles.
 
     The two names mean the *same objects* in both, so a scheduler may be attached to either, a checkpoint holds
-    everything, and the wrapper's hyperparameters stand in the groups beside the base's. What a group was given by its
-    author counts before the constructor's value; what an earlier wrapper of the same base left there does not.
-    ``optimizer`` is the base, or the parameters, then with the class of the base and its arguments. ``options`` are the
-    wrapper's hyperparameters with their defaults.
+    everything, and the wrapper's hyperparameters, its ``options``, stand in the groups beside the base's. What a group
+    was given by its author counts before the constructor's value; what an earlier wrapper of the same base left there
+    does not. Hooks around a state dict may be registered on either; those on the base see the base's part.
 
     Raises:
-        TypeError: if ``optimizer`` is neither an optimizer nor parameters with a class, or the base's step needs a
-            closure.
         ValueError: if the base already uses the name of an option in its groups.
     """
 
     _own: tuple[str, ...] = ()  # attributes that a copy or a pickle keeps, beside the base and the options
+    _if_taken = "Choose another base optimizer."
 
-    def __init__(
-        self, optimizer: Optimizer | Iterable[Any], base_optimizer: type[Optimizer] | None, options: dict[str, Any],
-        base_kwargs: dict[str, Any],
-    ) -> None:
-        name = type(self).__name__
-        self.base_optimizer = _base(name, optimizer, base_optimizer, base_kwargs)
-        taken = sorted(options.keys() & self.base_optimizer.defaults.keys())
+    def __init__(self, base: Optimizer, options: dict[str, Any]) -> None:
+        taken = sorted(options.keys() & base.defaults.keys())
         if taken:
-            raise ValueError(f"{name} over {type(self.base_optimizer).__name__}: both keep {taken} in the parameter "
-                             "groups. Choose another base optimizer.")
-        self.options = options
-        for group, names in _filled.pop(self.base_optimizer, []):
+            raise ValueError(f"{type(self).__name__} over {type(base).__name__}: both keep {taken} in the parameter "
+                             f"groups. {self._if_taken}")
+        self.base_optimizer, self.options = base, options
+        for group, names in _filled.pop(base, []):
             for key in names:
                 group.pop(key, None)
-        super().__init__(self.base_optimizer.param_groups, {**self.base_optimizer.defaults, **options})
+        super().__init__(base.param_groups, {**base.defaults, **options})
         self._share()
 
     # -- what a wrapper supplies --------------------------------------------------------------------------------------
 
+    _ranges: tuple[tuple[str, Callable[[Any], bool], str], ...] = ()  # option, whether a value is allowed, which are
+
     def _check(self, group: dict[str, Any]) -> None:
         """Raise ValueError where a group's hyperparameters are out of range."""
+        for name, allows, advice in self._ranges:
+            if name in group and not allows(group[name]):
+                raise ValueError(f"{name} = {group[name]}: {advice}")
 
     def _rest(self) -> None:
         """Set everything transient to its state between two steps."""
 
-    def _unsettled(self) -> str:
-        """Return why this is no moment for a checkpoint, or nothing."""
-        return ""
+    def _settled(self, call: str) -> None:
+        """Raise RuntimeError where this is no moment for a checkpoint."""
 
     # -- sharing ------------------------------------------------------------------------------------------------------
 
@@ -98,18 +95,22 @@ class WrappingOptimizer(Optimizer):
                 group |= {name: self.options[name] for name in missing}
                 _filled.setdefault(self.base_optimizer, []).append((group, missing))
             self._check(group)
-        self._known = self._mark()
+        self._known = self.param_groups, len(self.param_groups)
 
-    def _mark(self) -> tuple[int, int]:
-        return id(self.param_groups), len(self.param_groups)
+    def _look_at_groups(self) -> None:
+        """Notice that somebody gave the base a group, or a checkpoint."""
+        groups, count = self._known
+        if groups is not self.param_groups or count != len(groups):
+            self._regrouped()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to both; what it does not name gets the constructor's values."""
-        if not self._shares():  # inside Optimizer.__init__: the base has it
-            return
-        self._check({**self.defaults, **param_group})
-        self.base_optimizer.add_param_group(param_group)
-        self._regrouped()
+        if self._shares():  # else Optimizer.__init__ adds what the base has
+            self._check({**self.defaults, **param_group})
+            self.base_optimizer.add_param_group(param_group)
+            self._regrouped()
+
+    # -- checkpoints and copies ---------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return the base's state and the groups, the wrapper's own included; ``torch.load(weights_only=True)`` works.
@@ -118,7 +119,12 @@ class WrappingOptimizer(Optimizer):
             RuntimeError: in the middle of a step.
         """
         self._settled("state_dict()")
-        return self.base_optimizer.state_dict()
+        base = self.base_optimizer
+        first = self.register_state_dict_post_hook(lambda *_: base.state_dict(), prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            first.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume bit by bit from :meth:`state_dict`; a checkpoint of the bare base optimizer loads too.
@@ -131,46 +137,41 @@ class WrappingOptimizer(Optimizer):
             ValueError: if the checkpoint is that of another base; then nothing has changed.
         """
         self._settled("load_state_dict()")
+        last = self.register_load_state_dict_pre_hook(lambda _, state: self._loaded(state))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last.remove()
+
+    def _loaded(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Let the base load; return what is left for PyTorch to do, which is nothing."""
+        self._load(state_dict)
+        _filled.pop(self.base_optimizer, None)  # it has new groups now, and what they hold is the checkpoint's wish
+        self._share()
+        return {"state": {}, "param_groups": state_dict["param_groups"]}
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
         state_dict = without_old_weights(state_dict, self)
         checked(state_dict, self.base_optimizer)
         self.base_optimizer.load_state_dict(state_dict)
-        _filled.pop(self.base_optimizer, None)  # it has new groups now, and what they hold is the checkpoint's wish
-        self._share()
-
-    def _settled(self, call: str) -> None:
-        if self._unsettled():
-            raise RuntimeError(f"{call} in the middle of a step: {self._unsettled()}.")
-
-    # A state dict is the base's, and so are the hooks around it; they are called with this optimizer.
-
-    def register_state_dict_pre_hook(self, hook: Callable[..., Any], prepend: bool = False) -> Any:
-        """Call ``hook(self)`` before :meth:`state_dict`."""
-        return self.base_optimizer.register_state_dict_pre_hook(lambda _: hook(self), prepend)
-
-    def register_state_dict_post_hook(self, hook: Callable[..., Any], prepend: bool = False) -> Any:
-        """Call ``hook(self, state_dict)`` after :meth:`state_dict`; what it returns, if anything, is taken instead."""
-        return self.base_optimizer.register_state_dict_post_hook(lambda _, state: hook(self, state), prepend)
-
-    def register_load_state_dict_pre_hook(self, hook: Callable[..., Any], prepend: bool = False) -> Any:
-        """Call ``hook(self, state_dict)`` before a state is loaded; what it returns, if anything, is loaded instead."""
-        return self.base_optimizer.register_load_state_dict_pre_hook(lambda _, state: hook(self, state), prepend)
-
-    def register_load_state_dict_post_hook(self, hook: Callable[..., Any], prepend: bool = False) -> Any:
-        """Call ``hook(self)`` after a state was loaded."""
-        return self.base_optimizer.register_load_state_dict_post_hook(lambda _: hook(self), prepend)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("base_optimizer", "options", "defaults", *self._own)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._share()
+        if "base_optimizer" in state:  # a copy or a pickle; else Optimizer.load_state_dict, after the base has loaded
+            super().__setstate__(state)
+            self._share()
 
 
-def _base(
+def base_of(
     name: str, optimizer: Optimizer | Iterable[Any], base_optimizer: type[Optimizer] | None, base_kwargs: dict[str, Any]
 ) -> Optimizer:
-    """Return the base optimizer of either constructor form."""
+    """Return the base of either form: an optimizer, or parameters with a class and its arguments.
+
+    Raises:
+        TypeError: if it is neither, or if the base's step needs a closure.
+    """
     if isinstance(optimizer, Optimizer):
         if base_optimizer is not None or base_kwargs:
             extra = ", ".join(base_kwargs) or f"base_optimizer={base_optimizer!r}"

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sharpnb.optim import foreach
-from sharpnb.optim.asam import check_eta, is_scaled, weight_scale
+from sharpnb.optim.asam import ETA, is_scaled, weight_scale
 from sharpnb.optim.fisher_sam import fisher_scale
 from sharpnb.optim.foreach import Bucket
 from sharpnb.optim.protocol import SharpnessAware
@@ -33,8 +33,7 @@ class WSAM(SharpnessAware):
     closure, where it acts on both gradients as theirs does; (4) everything transient stays out of the checkpoint.
 
     Args:
-        optimizer: the base optimizer, or the parameters.
-        base_optimizer: class of the base when parameters are given; it gets the remaining keyword arguments.
+        optimizer, base_optimizer, kwargs: as in the protocol.
         rho: radius (default 0.05: the authors' code).
         gamma: weight of the sharpness, in [0, 1) (default 0.9: the authors' code; the paper finds 0.8 to 0.95 best).
         decouple: apply the sharpness term past the base (default), or feed it through the base.
@@ -42,13 +41,13 @@ class WSAM(SharpnessAware):
         eta: :math:`\eta` of :class:`ASAM` (default 0.01) or :class:`FisherSAM` (default 1.0).
         adaptive: with "asam", what is scaled, as in :class:`ASAM`. With the default perturbation True is the authors'
             ``adaptive=True``: the ball of "asam" for all tensors, with :math:`\eta=0`.
-        kwargs: arguments of the protocol, then of the base.
 
     Raises:
         ValueError: if an argument is out of range.
     """
 
     keeps_gradient = True
+    _ranges = (ETA, ("gamma", lambda gamma: 0 <= gamma < 1, "the weight must lie in [0, 1). Use 0.9, the authors'."))
     _own = (*SharpnessAware._own, "decouple", "perturbation")
 
     def __init__(
@@ -66,12 +65,6 @@ class WSAM(SharpnessAware):
             default = 0.01 if perturbation == "asam" else 1.0
             options |= {"eta": default if eta is None else eta, "adaptive": adaptive}
         super().__init__(optimizer, base_optimizer, rho=rho, options=options, **kwargs)
-
-    def _check(self, group: dict[str, Any]) -> None:
-        super()._check(group)
-        if not 0 <= group["gamma"] < 1:
-            raise ValueError(f"gamma = {group['gamma']}: the weight must lie in [0, 1). Use 0.9, the authors' value.")
-        check_eta(group.get("eta", 0.0))
 
     def _kind(self, group: dict[str, Any], p: Tensor) -> bool:
         return self.perturbation == "asam" and is_scaled(group, p)

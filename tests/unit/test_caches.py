@@ -62,11 +62,3 @@ def test_gradients_that_are_pending_are_those_of_the_pass_that_made_them():
         other(X).float().square().sum().backward()
     for p, q in zip(net.parameters(), other.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)
-
-
-def test_a_compiled_function_may_call_it():
-    def step(x):
-        forget_casts()
-        return x + 1
-
-    assert torch.equal(torch.compile(step, backend="eager", fullgraph=True)(torch.ones(3)), torch.full((3,), 2.0))

@@ -118,7 +118,7 @@ def test_layers_import_only_what_stands_below_them():
     below = {
         **{file: set() for file in ("near.py", "paths.py", "rules.py", "trees.py", "caches.py", "devices.py", "progress.py")}, "usercode.py": {"near"},
         "counts.py": {"trees"}, "batches.py": {"trees", "counts"}, "fallbacks.py": {"trees"},
-        "datafiles.py": {"paths"}, "sources.py": {"paths"}, "kept.py": {"paths", "sources"}, "resume.py": {"paths"}, "optim": tools, "curvature": tools, "averaging": tools,
+        "datafiles.py": {"paths"}, "sources.py": {"paths"}, "kept.py": {"paths", "sources"}, "resume.py": {"paths"}, "optim": tools, "curvature": tools, "averaging": tools | {"optim"},
         "checkpoints": set(),
         "landscape": tools | {"averaging", "many"},  # BatchNorm's statistics at a point are those of an average
         "many": tools - {"caches", "counts", "resume"} | {"optim", "devices"},

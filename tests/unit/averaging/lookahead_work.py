@@ -40,7 +40,8 @@ def by_hand(
     build: Callable[[Any], Optimizer], k: int, alpha: float, steps: int, outer: tuple[int, float] | None = None,
     momentum: str = "keep",
 ) -> torch.Tensor:
-    """Weights after some steps; ``outer`` is a second Lookahead (k, alpha) around the first, counting the same steps."""
+    """Weights after some steps; ``outer`` is a second Lookahead (k, alpha) around the first, counting the same
+    steps."""
     model = net()
     optimizer = build(model.parameters())
     levels = [(k, alpha, flat(model)), *([(*outer, flat(model))] if outer else [])]

@@ -43,7 +43,8 @@ def test_entropy_is_numpys_histogram_and_ignores_shift_and_scale(seed, bins, sca
     counts, _ = np.histogram(w, bins)
     p = counts[counts > 0] / 200
     assert entropy(torch.from_numpy(w), bins) == pytest.approx(-(p * np.log(p)).sum(), abs=1e-12)
-    assert entropy(torch.from_numpy(w * scale + shift), bins) == pytest.approx(-(p * np.log(p)).sum(), abs=0.06)  # a tie may move
+    # a tie may move
+    assert entropy(torch.from_numpy(w * scale + shift), bins) == pytest.approx(-(p * np.log(p)).sum(), abs=0.06)
 
 
 def test_coefficient_limits():
@@ -82,13 +83,6 @@ def test_a_zero_is_the_plain_mean_and_the_criterion_can_be_chosen():
     norms = [net(seed)[1].weight.abs().mean().item() for seed in (0, 1)]
     assert by_l1["1"] == pytest.approx(coefficient(*norms, c=10.0), abs=1e-12)
     assert graft([net(0), net(1)], criterion=lambda w: float(len(w)))[0] == {"1": 0.5, "4": 0.5}
-
-
-def test_a_net_without_convolutions_is_grafted_by_its_linear_layers():
-    models = [nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)) for _ in range(2)]
-    assert set(graft(models)[0]) == {"0", "2"}
-    with pytest.raises(ValueError, match="no convolution and no linear"):
-        graft([nn.BatchNorm1d(3), nn.BatchNorm1d(3)])
 
 
 def test_tied_weights_are_mixed_once():
@@ -150,11 +144,14 @@ def test_noise_reaches_the_invalid_filters_alone():
     moved = (model[0].weight - before).flatten(1).detach()
     assert (moved[[0, 2, 4]] == 0).all() and (moved[[1, 3]] != 0).all()
     assert 0.2 < moved[[1, 3]].std() < 0.9
-    torch.testing.assert_close(moved[1], torch.randn(5, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)[1] * 0.5, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(moved[1], torch.randn(5, 9, generator=torch.Generator().manual_seed(0),
+                                                     dtype=torch.float64)[1] * 0.5, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("models, options, said", [
-    ([net(0)], {}, "1 models"), ([net(0), nn.Linear(2, 2)], {}, "differs from model 0"), ([net(0), net(1)], {"a": 1.2}, "a = 1.2"),
+    ([nn.BatchNorm1d(3), nn.BatchNorm1d(3)], {}, "no convolution and no linear"), ([net(0)], {}, "1 models"),
+    ([net(0), nn.Linear(2, 2)], {}, "differs from model 0"),
+    ([net(0), net(1)], {"a": 1.2}, "a = 1.2"),
     ([net(0), net(1)], {"c": -1.0}, "c = -1.0"), ([net(0), net(1)], {"criterion": "l2"}, "'l2'"),
 ])
 def test_misuse_is_named(models, options, said):
@@ -164,22 +161,3 @@ def test_misuse_is_named(models, options, said):
         entropy(torch.ones(3), bins=1)
     with pytest.raises(ValueError, match="NaN"):
         entropy(torch.tensor([1.0, math.nan]))
-
-
-def test_equal_nets_stay_as_they_are():
-    models = [net(), copy.deepcopy(net())]
-    before = copy.deepcopy(models[0].state_dict())
-    shares = graft(models)
-    assert all(share == 0.5 for of in shares for share in of.values())
-    for model in models:
-        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_optimizer_state_is_untouched():
-    models = [net(0), net(1)]
-    optimizer = torch.optim.SGD(models[0].parameters(), lr=0.1, momentum=0.9)
-    models[0](torch.randn(2, 1, 6, 6, dtype=torch.float64)).sum().backward()
-    optimizer.step()
-    buffers = [optimizer.state[p]["momentum_buffer"].clone() for p in models[0].parameters()]
-    graft(models)
-    assert all(torch.equal(optimizer.state[p]["momentum_buffer"], b) for p, b in zip(models[0].parameters(), buffers, strict=True))

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from lookahead_work import X, Y, advance, by_hand, flat, net
+from lookahead_work import advance, by_hand, flat, net
 
 from sharpnb.averaging import SWA, Lookahead
 from sharpnb.optim import SAM
@@ -27,7 +27,8 @@ def test_it_is_the_loop_written_by_hand(base, momentum):
     advance(model, Lookahead(BASES[base](model.parameters()), k=3, alpha=0.4, momentum=momentum), 20)
     truth = by_hand(BASES[base], 3, 0.4, 20, momentum=momentum)
     torch.testing.assert_close(flat(model), truth, rtol=1e-12, atol=1e-13)
-    assert (flat(model) - by_hand(BASES[base], 3, 0.5, 20, momentum=momentum)).abs().max() > 1e-4  # the comparison can tell
+    # the comparison can tell
+    assert (flat(model) - by_hand(BASES[base], 3, 0.5, 20, momentum=momentum)).abs().max() > 1e-4
 
 
 def test_slow_weights_are_the_exponential_average_of_the_end_points():
@@ -52,45 +53,6 @@ def test_copies_and_pickles_continue_alike(duplicate):
     advance(model, optimizer, 5)
     advance(other, twin, 5)
     assert torch.equal(flat(other), flat(model))
-
-
-def test_slow_weights_can_be_looked_at_and_nothing_moves():
-    model = net()
-    optimizer = Lookahead(BASES["sgd"](model.parameters()), k=4, alpha=0.5)
-    start = flat(model)
-    advance(model, optimizer, 3)
-    fast = flat(model)
-    with optimizer.slow_weights():
-        assert torch.equal(flat(model), start)
-        with pytest.raises(RuntimeError, match="inside slow_weights"):
-            optimizer.step()
-        with pytest.raises(RuntimeError, match="inside slow_weights"):
-            optimizer.state_dict()
-    assert torch.equal(flat(model), fast) and not torch.equal(fast, start)
-
-
-def test_groups_with_their_own_cycle_schedulers_and_closures():
-    model = net()
-    base = torch.optim.SGD([{"params": model[0].parameters(), "k": 2, "alpha": 1.0}, {"params": model[2].parameters()}], lr=0.1)
-    optimizer = Lookahead(base, k=3, alpha=0.5)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
-    start, fast = [w.detach().clone() for w in (model[0].weight, model[2].weight)], []
-    base.register_step_post_hook(lambda *_: fast.append([w.detach().clone() for w in (model[0].weight, model[2].weight)]))
-
-    def closure():
-        optimizer.zero_grad()
-        loss = (model(X) - Y).square().mean()
-        loss.backward()
-        return loss
-
-    for _ in range(3):
-        expected = (model(X) - Y).square().mean().item()
-        assert optimizer.step(closure).item() == expected
-        scheduler.step()
-    assert base.param_groups[0]["lr"] == pytest.approx(0.0125)
-    assert [group["k"] for group in optimizer.param_groups] == [2, 3]
-    assert torch.equal(model[0].weight, fast[2][0])  # alpha = 1 never pulls back
-    torch.testing.assert_close(model[2].weight.detach(), (start[1] + fast[2][1]) / 2, rtol=1e-14, atol=1e-15)
 
 
 def test_a_group_added_later_and_a_layer_thawed_later_start_with_their_first_step():
@@ -124,8 +86,29 @@ def test_over_sam_and_under_swa():
     assert (run(lambda sam: Lookahead(sam, k=4, alpha=0.5)) - bare).abs().max() > 1e-4
 
 
+def test_groups_have_cycles_of_their_own_and_slow_weights_can_be_looked_at():
+    model = net()
+    groups = [{"params": model[0].parameters(), "k": 2, "alpha": 1.0}, {"params": model[2].parameters()}]
+    base = torch.optim.SGD(groups, lr=0.1)
+    optimizer, fast = Lookahead(base, k=3, alpha=0.5), []
+    start, second = flat(model), model[2].weight.detach().clone()
+    base.register_step_post_hook(lambda *_: fast.append([model[i].weight.detach().clone() for i in (0, 2)]))
+    advance(model, optimizer, 1)
+    here = flat(model)
+    with optimizer.slow_weights():
+        assert torch.equal(flat(model), start)
+        for refused in (optimizer.step, optimizer.state_dict):
+            with pytest.raises(RuntimeError, match="inside slow_weights"):
+                refused()
+    assert torch.equal(flat(model), here) and not torch.equal(here, start)
+    advance(model, optimizer, 2)
+    assert torch.equal(model[0].weight, fast[2][0])  # alpha = 1 never pulls back
+    torch.testing.assert_close(model[2].weight.detach(), (second + fast[2][1]) / 2, rtol=1e-14, atol=1e-15)
+
+
 @pytest.mark.parametrize("wrong, said", [
-    ({"k": 0}, "k = 0"), ({"alpha": 0.0}, r"alpha = 0.0"), ({"alpha": 1.5}, r"alpha = 1.5"), ({"momentum": "drop"}, "'drop'"),
+    ({"k": 0}, "k = 0"), ({"alpha": 0.0}, r"alpha = 0.0"), ({"alpha": 1.5}, r"alpha = 1.5"),
+    ({"momentum": "drop"}, "'drop'"),
 ])
 def test_settings_out_of_range_are_named(wrong, said):
     with pytest.raises(ValueError, match=said):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -14,17 +13,24 @@ from torch.optim import Optimizer
 from sharpnb.averaging import Lookahead
 
 EVERY: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
-    "Adadelta": (optim.Adadelta, {"lr": 1.0}), "Adafactor": (optim.Adafactor, {"lr": 0.05}), "Adagrad": (optim.Adagrad, {"lr": 0.1}),
-    "Adam": (optim.Adam, {"lr": 0.01}), "Adam amsgrad": (optim.Adam, {"lr": 0.01, "amsgrad": True}), "AdamW": (optim.AdamW, {"lr": 0.01}),
-    "Adamax": (optim.Adamax, {"lr": 0.01}), "ASGD": (optim.ASGD, {"lr": 0.01}), "NAdam": (optim.NAdam, {"lr": 0.01}), "RAdam": (optim.RAdam, {"lr": 0.01}),
-    "RMSprop": (optim.RMSprop, {"lr": 0.01}), "RMSprop centered": (optim.RMSprop, {"lr": 0.01, "centered": True, "momentum": 0.5}),
-    "Rprop": (optim.Rprop, {"lr": 0.01}), "SGD": (optim.SGD, {"lr": 0.01}), "SGD nesterov": (optim.SGD, {"lr": 0.01, "momentum": 0.9, "nesterov": True}),
-    "SGD maximize": (optim.SGD, {"lr": -0.0, "maximize": True}), "Muon": (optim.Muon, {"lr": 0.01}), "SparseAdam": (optim.SparseAdam, {"lr": 0.05}),
+    "Adadelta": (optim.Adadelta, {"lr": 1.0}), "Adafactor": (optim.Adafactor, {"lr": 0.05}),
+    "Adagrad": (optim.Adagrad, {"lr": 0.1}),
+    "Adam": (optim.Adam, {"lr": 0.01}), "Adam amsgrad": (optim.Adam, {"lr": 0.01, "amsgrad": True}),
+    "AdamW": (optim.AdamW, {"lr": 0.01}),
+    "Adamax": (optim.Adamax, {"lr": 0.01}), "ASGD": (optim.ASGD, {"lr": 0.01}), "NAdam": (optim.NAdam, {"lr": 0.01}),
+    "RAdam": (optim.RAdam, {"lr": 0.01}),
+    "RMSprop": (optim.RMSprop, {"lr": 0.01}),
+    "RMSprop centered": (optim.RMSprop, {"lr": 0.01, "centered": True, "momentum": 0.5}),
+    "Rprop": (optim.Rprop, {"lr": 0.01}), "SGD": (optim.SGD, {"lr": 0.01}),
+    "SGD nesterov": (optim.SGD, {"lr": 0.01, "momentum": 0.9, "nesterov": True}),
+    "SGD maximize": (optim.SGD, {"lr": -0.0, "maximize": True}), "Muon": (optim.Muon, {"lr": 0.01}),
+    "SparseAdam": (optim.SparseAdam, {"lr": 0.05}),
 }
 
 
 def test_every_optimizer_of_pytorch_is_in_the_table() -> None:
-    there = {name for name, cls in vars(optim).items() if isinstance(cls, type) and issubclass(cls, Optimizer)} - {"Optimizer", "LBFGS"}
+    classes = {name for name, cls in vars(optim).items() if isinstance(cls, type) and issubclass(cls, Optimizer)}
+    there = classes - {"Optimizer", "LBFGS"}
     assert {cls.__name__ for cls, _ in EVERY.values()} == there
     with pytest.raises(TypeError, match=r"over LBFGS.*first-order"):
         Lookahead(optim.LBFGS([nn.Parameter(torch.ones(1))]))
@@ -79,27 +85,6 @@ def test_lookahead_over_every_base_is_the_loop_written_by_hand(name: str) -> Non
         torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-5, atol=1e-6)
     assert float(loss()) < start or name == "SGD maximize"
     assert "Lookahead" in repr(optimizer) and "lookahead_alpha: 0.6" in repr(optimizer)
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_lookahead_over_every_base_resumes_from_a_copied_checkpoint(name: str) -> None:
-    params, loss, optimizer = build(name)
-    go(optimizer, loss, 7)
-    others, other_loss, again = build(name)
-    with torch.no_grad():
-        for p, q in zip(others, params, strict=True):
-            p.copy_(q)
-    state = optimizer.state_dict()
-    again.load_state_dict(copy.deepcopy(state))
-    for mine, its in zip(state["state"].values(), again.state_dict()["state"].values(), strict=True):
-        assert mine.keys() == its.keys()
-    for _ in range(12):
-        go(optimizer, loss, 1), go(again, other_loss, 1)
-        assert all(torch.equal(p, q) for p, q in zip(params, others, strict=True))
-    trimmed = copy.deepcopy(state)
-    trimmed["param_groups"][0]["params"] = trimmed["param_groups"][0]["params"][:0]
-    with pytest.raises(ValueError, match="size of optimizer's group"):
-        again.load_state_dict(trimmed)
 
 
 def test_an_empty_group_and_the_ways_of_building_one() -> None:

@@ -1,4 +1,4 @@
-"""Lookahead's checkpoints: today's form and the earlier, edited, hooked, by torch.distributed.checkpoint, refused."""
+"""Lookahead's checkpoints: edited, hooked, by torch.distributed.checkpoint, refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from lookahead_work import advance, flat, net
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
@@ -38,16 +37,8 @@ def through_a_file(state: Any) -> Any:
     return torch.load(file, weights_only=True)
 
 
-def as_before(lookahead: Lookahead) -> dict[str, Any]:
-    """The form of version 0.1: two states apart, the groups in both."""
-    today, names = copy.deepcopy(lookahead.state_dict()), ("slow", "slow_momentum_buffer", "slow_exp_avg")
-    ours = {i: {name: t for name, t in state.items() if name in names} for i, state in today["state"].items()}
-    theirs = {i: {name: t for name, t in state.items() if name not in names} for i, state in today["state"].items()}
-    base = {"state": {i: state for i, state in theirs.items() if state}, "param_groups": today["param_groups"]}
-    return {"state": ours, "param_groups": copy.deepcopy(today["param_groups"]), "base": base}
-
-
-def resumed(build: Build, saved: Callable[[nn.Module, Lookahead], Any], load: Callable[[nn.Module, Lookahead, Any], None]) -> None:
+def resumed(build: Build, saved: Callable[[nn.Module, Lookahead], Any],
+            load: Callable[[nn.Module, Lookahead, Any], None]) -> None:
     """Train 17 steps; the same with a new model and optimizer after 6, in the middle of a cycle: the same bits."""
     straight = net()
     optimizer = build(straight.parameters())
@@ -67,38 +58,23 @@ def test_a_checkpoint_resumes_bit_by_bit(name: str) -> None:
     resumed(OPTIMIZERS[name], lambda _, o: through_a_file(o.state_dict()), lambda _, o, state: o.load_state_dict(state))
 
 
-@pytest.mark.parametrize("name", ["SGD", "momentum", "Adam", "Adam pullback", "SAM"])
-def test_a_checkpoint_of_version_0_1_resumes_bit_by_bit(name: str) -> None:
-    resumed(OPTIMIZERS[name], lambda _, o: through_a_file(as_before(o)), lambda _, o, state: o.load_state_dict(state))
-
-
-def test_a_checkpoint_of_version_0_1_over_a_base_with_an_alpha_keeps_its_place_in_the_cycle() -> None:
+def test_a_checkpoint_of_another_form_is_refused_and_never_begins_a_cycle_in_silence() -> None:
     model = net()
-    optimizer = OPTIMIZERS["RMSprop"](model.parameters())
-    advance(model, optimizer, 6)
-    state = as_before(optimizer)
-    for state_of in state["base"]["state"].values():  # where the names had no prefix
-        state["state"].setdefault(len(state["state"]), {})
-        state_of.pop("lookahead_slow")
-    state["state"] = {i: {"slow": optimizer.state[p]["lookahead_slow"].clone()} for i, p in enumerate(model.parameters())}
-    for groups in (state["param_groups"], state["base"]["param_groups"]):
-        for name in ("k", "alpha", "fast_steps"):
-            groups[0].pop(f"lookahead_{name}")
-        groups[0] |= {"k": 4, "fast_steps": 6, "alpha": 0.99}
-    other = copy.deepcopy(model)
-    again = OPTIMIZERS["RMSprop"](other.parameters())
-    again.load_state_dict(through_a_file(state))
-    advance(model, optimizer, 7), advance(other, again, 7)
-    assert torch.equal(flat(other), flat(model))
-    assert "k" not in again.param_groups[0] and again.param_groups[0]["alpha"] == 0.99
+    optimizer = Lookahead(torch.optim.SGD(model.parameters(), lr=0.1), k=4)
+    advance(model, optimizer, 3)
+    state = optimizer.state_dict()
+    other = Lookahead(torch.optim.SGD(net().parameters(), lr=0.1), k=4, prefix="lookahead_")
+    for name, wrong in ((other, state), (optimizer, {**state, "base": {}}), (optimizer, other.state_dict())):
+        with pytest.raises(ValueError, match=r"another form.*prefix="):
+            name.load_state_dict(wrong)
+    assert optimizer.param_groups[0]["fast_steps"] == 3
 
 
-@pytest.mark.parametrize("form", ["today", "before"])
-def test_a_rate_edited_in_a_checkpoint_holds_everywhere(form: str) -> None:
+def test_a_rate_edited_in_a_checkpoint_holds_everywhere() -> None:
     model = net()
     optimizer = OPTIMIZERS["Adam"](model.parameters())
     advance(model, optimizer, 6)
-    state = through_a_file(optimizer.state_dict() if form == "today" else as_before(optimizer))
+    state = through_a_file(optimizer.state_dict())
     state["param_groups"][0] |= {"lr": 0.0, "alpha": 1.0}
     optimizer.load_state_dict(state)
     at = flat(model)
@@ -125,11 +101,13 @@ def test_the_hooks_of_pytorch_fire_on_lookahead_and_on_its_base() -> None:
     optimizer.register_state_dict_post_hook(marked)
     optimizer.register_load_state_dict_pre_hook(slower)
     for whom in (optimizer, optimizer.base_optimizer):
-        whom.register_load_state_dict_post_hook(lambda o: calls.append(("load post", type(o).__name__, o.param_groups[0]["lr"])))
+        whom.register_load_state_dict_post_hook(lambda o: calls.append(("load post", type(o).__name__,
+                                                                        o.param_groups[0]["lr"])))
     state = optimizer.state_dict()
     optimizer.load_state_dict(state)
     names = ["exp_avg", "exp_avg_sq", "slow", "slow_exp_avg", "step"]
-    assert calls == [("pre", "Lookahead"), ("pre", "Adam"), ("post", names), ("load pre", 1), ("load post", "Adam", 0.001), ("load post", "Lookahead", 0.001)]
+    assert calls == [("pre", "Lookahead"), ("pre", "Adam"), ("post", names), ("load pre", 1),
+                     ("load post", "Adam", 0.001), ("load post", "Lookahead", 0.001)]
     assert state["mark"] == 1 and "mark" not in optimizer.base_optimizer.state_dict()
     calls.clear()
     optimizer.state_dict()
@@ -151,18 +129,6 @@ def test_the_state_of_torch_distributed_checkpoint_resumes_bit_by_bit(name: str,
         lambda model, o, state: set_optimizer_state_dict(model, o, state, options=chosen))
 
 
-def test_a_file_of_torch_distributed_checkpoint_resumes_bit_by_bit(tmp_path: Any) -> None:
-    def save(model: nn.Module, optimizer: Lookahead) -> None:
-        dcp.save({"optimizer": get_optimizer_state_dict(model, optimizer)}, checkpoint_id=tmp_path / "c", no_dist=True)
-
-    def load(model: nn.Module, optimizer: Lookahead, _: None) -> None:
-        state = {"optimizer": get_optimizer_state_dict(model, optimizer)}
-        dcp.load(state, checkpoint_id=tmp_path / "c", no_dist=True)
-        set_optimizer_state_dict(model, optimizer, state["optimizer"])
-
-    resumed(OPTIMIZERS["Adam pullback"], save, load)
-
-
 def test_the_bare_bases_checkpoint_begins_a_new_cycle_and_keeps_each_groups_own_values() -> None:
     def build(model: nn.Module) -> tuple[Optimizer, list[dict[str, Any]]]:
         groups = [{"params": list(model[0].parameters())}, {"params": list(model[2].parameters())}]
@@ -176,7 +142,8 @@ def test_the_bare_bases_checkpoint_begins_a_new_cycle_and_keeps_each_groups_own_
     optimizer.param_groups[1] |= {"k": 2, "alpha": 0.9}
     other.load_state_dict(model.state_dict())
     optimizer.load_state_dict(state)
-    assert [(group["k"], group["alpha"], group["fast_steps"]) for group in optimizer.param_groups] == [(3, 0.5, 0), (2, 0.9, 0)]
+    there = [(group["k"], group["alpha"], group["fast_steps"]) for group in optimizer.param_groups]
+    assert there == [(3, 0.5, 0), (2, 0.9, 0)]
     fresh = Lookahead(base, k=3)
     fresh.param_groups[1] |= {"k": 2, "alpha": 0.9}
     advance(model, fresh, 7), advance(other, optimizer, 7)
@@ -200,13 +167,15 @@ def test_the_checkpoint_of_another_lookahead_is_refused_and_nothing_loaded(forei
         optimizer.load_state_dict({"state": {}, "param_groups": []})
     after = optimizer.state_dict()
     assert before["param_groups"] == after["param_groups"]
-    assert all(torch.equal(t, after["state"][i][name]) for i, state in before["state"].items() for name, t in state.items())
+    pairs = [(t, after["state"][i][name]) for i, state in before["state"].items() for name, t in state.items()]
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_a_parameter_without_a_gradient_at_first_is_begun_by_the_base_when_it_has_one() -> None:
     """Adam begins where a parameter's state is empty: what is Lookahead's must not stand in it then."""
     models = [net(), net()]
-    for model, optimizer in zip(models, (Lookahead(torch.optim.Adam(models[0].parameters()), alpha=1.0), torch.optim.Adam(models[1].parameters())), strict=True):
+    for model, optimizer in zip(models, (Lookahead(torch.optim.Adam(models[0].parameters()), alpha=1.0),
+                                         torch.optim.Adam(models[1].parameters())), strict=True):
         for step in range(6):
             advance(model, StepWithout(optimizer, model[0].weight if step < 3 else None), 1)
     assert torch.equal(flat(models[0]), flat(models[1]))
@@ -234,7 +203,8 @@ def test_a_step_that_fails_loses_nothing_and_within_a_step_there_is_no_checkpoin
     before = copy.deepcopy(optimizer.state_dict())
 
     def broken() -> None:
-        for refused in (optimizer.state_dict, partial(optimizer.load_state_dict, before), lambda: copy.deepcopy(optimizer)):
+        for refused in (optimizer.state_dict, partial(optimizer.load_state_dict, before),
+                        lambda: copy.deepcopy(optimizer)):
             with pytest.raises(RuntimeError, match="in the middle of a step"):
                 refused()
         raise KeyError("the loader")
@@ -243,4 +213,5 @@ def test_a_step_that_fails_loses_nothing_and_within_a_step_there_is_no_checkpoin
         optimizer.step(broken)
     after = optimizer.state_dict()
     assert before["param_groups"] == after["param_groups"] and before["state"].keys() == after["state"].keys()
-    assert all(torch.equal(t, after["state"][i][name]) for i, state in before["state"].items() for name, t in state.items())
+    pairs = [(t, after["state"][i][name]) for i, state in before["state"].items() for name, t in state.items()]
+    assert all(torch.equal(a, b) for a, b in pairs)

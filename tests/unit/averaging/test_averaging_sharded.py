@@ -109,7 +109,8 @@ def _rank(rank: int, tmp: Path) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo", f"file://{tmp}/store", rank=rank, world_size=2, timeout=timedelta(seconds=90))
-    found: dict[str, Any] = {"averaged": averaged(sharded(), tmp), "pulled": pulled(sharded(), tmp), "refused": refused(tmp)}
+    found: dict[str, Any] = {"averaged": averaged(sharded(), tmp), "pulled": pulled(sharded(), tmp),
+                             "refused": refused(tmp)}
     if rank == 0:
         torch.save(found, tmp / "found.pt")
     dist.destroy_process_group()

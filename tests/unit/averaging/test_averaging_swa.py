@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 
 import numpy as np
 import pytest
@@ -56,7 +55,8 @@ def test_any_schedule_and_evaluation_in_between_changes_no_bit_of_training(cycli
         model[3].p = 0.0
         optimizer, swa, kept = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), SWA(model), []
         constant = swa_utils.SWALR(optimizer, swa_lr=0.02, anneal_epochs=2)
-        teeth = torch.optim.lr_scheduler.CyclicLR(optimizer, 0.01, 0.1, step_size_up=1, step_size_down=4, cycle_momentum=False)
+        teeth = torch.optim.lr_scheduler.CyclicLR(optimizer, 0.01, 0.1, step_size_up=1, step_size_down=4,
+                                                  cycle_momentum=False)
         for step in range(20):
             optimizer.zero_grad()
             model(X).square().mean().backward()
@@ -93,31 +93,6 @@ def test_swapping_in_leaves_training_exactly_as_it_was():
     assert all(torch.equal(a, before[name]) for name, a in model.state_dict().items())
     assert [p.data_ptr() for p in model.parameters()] == pointers
     assert not torch.equal(swa.statistics["1.running_mean"], before["1.running_mean"])
-
-
-def test_resumes_bit_by_bit():
-    model = net()
-    swa = SWA(model)
-    collected(swa, model, 3)
-    file = io.BytesIO()
-    torch.save(swa.state_dict(), file)
-    file.seek(0)
-    again = SWA(net())
-    again.load_state_dict(torch.load(file, weights_only=True))
-    for each in (swa, again):
-        each.update(net(9))
-    assert again.n == 4 and torch.equal(again.vector(), swa.vector())
-    fresh = SWA(net())
-    fresh.update(net(9))
-    assert not torch.equal(fresh.vector(), swa.vector())
-
-
-def test_a_compiled_or_parallel_wrapper_is_the_same_model():
-    swa = SWA(net())
-    swa.update(nn.DataParallel(net(1)))
-    assert torch.equal(swa.vector(), flat(net(1)))
-    with swa.average_weights(nn.DataParallel(swa.model)):
-        assert torch.equal(flat(swa.model), flat(net(1)))
 
 
 class Holder(nn.Module):
@@ -159,7 +134,7 @@ def test_misuse_is_named():
             SWA(model, decay=decay)
 
 
-# -- BatchNorm ----------------------------------------------------------------------------------------------------------
+# -- BatchNorm --------------------------------------------------------------------------------------------------------
 
 
 def test_bn_statistics_are_weighted_by_batch_size():
@@ -282,18 +257,6 @@ def test_the_layer_knows_what_it_averages_wherever_the_samples_lie(batches):
     torch.testing.assert_close(given.steps.running_mean, (parts[0] + parts[1]) / 2)
 
 
-def test_padded_batches_and_layers_used_twice_are_means_of_all_numbers():
-    model = nn.BatchNorm1d(3).double()
-    update_bn(model, iter([X[:40].T.reshape(1, 3, 40), X[40:].T.reshape(1, 3, 10)]))
-    torch.testing.assert_close(model.running_mean, X.mean(0), rtol=1e-12, atol=1e-14)
-    twice = nn.Sequential(model, nn.Linear(3, 3, bias=False).double(), model)
-    seen = []
-    handle = model.register_forward_pre_hook(lambda _, x: seen.append(x[0].clone()))
-    update_bn(twice, X.split(20))
-    handle.remove()
-    torch.testing.assert_close(model.running_mean, torch.cat(seen).mean(0), rtol=1e-12, atol=1e-14)
-
-
 @pytest.mark.parametrize("pair", [(X, X * 10 + 50), (X, torch.zeros(50, 1)), [X, torch.zeros(50).long()], (X, None)])
 def test_a_pair_itself_is_one_batch_whatever_its_target(pair):
     model = nn.BatchNorm1d(3).double()
@@ -302,28 +265,6 @@ def test_a_pair_itself_is_one_batch_whatever_its_target(pair):
     with pytest.raises(ValueError, match=r"two batches of inputs\?.*count="):
         update_bn(model, [X, X * 10 + 50])
     torch.testing.assert_close(model.running_mean, X.mean(0))
-
-
-@pytest.mark.parametrize("batch, call", [
-    ({"file": [str(i) for i in range(50)], "x": X}, lambda m, b: m(b["x"])), (([str(i) for i in range(50)], X), lambda m, b: m(b[1])),
-    ({"epoch": 3, "x": X}, lambda m, b: m(b["x"])), ((3, {"x": (X, None)}), lambda m, b: m(b[1]["x"][0])),
-])
-def test_ids_and_numbers_beside_the_tensors(batch, call):
-    for data in ([batch], batch):
-        model = nn.BatchNorm1d(3).double()
-        update_bn(model, data, call)
-        torch.testing.assert_close(model.running_mean, X.mean(0))
-
-
-def test_compiled_parts_are_weighed_too():
-    inner = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).double()
-    plain = copy.deepcopy(inner)
-    whole = nn.Sequential(torch.compile(inner, backend="eager"), nn.ReLU())
-    whole(X)  # compiled before the pass
-    plain(X)
-    update_bn(whole, [X[:40], X[40:]])
-    update_bn(plain, [X[:40], X[40:]])
-    torch.testing.assert_close(inner[1].running_mean, plain[1].running_mean)
 
 
 @pytest.mark.parametrize("count", [[4, 1, 2], lambda x: x.shape[2], lambda x: 3 * x.shape[2]])

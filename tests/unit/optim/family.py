@@ -226,7 +226,8 @@ METHODS = {
     "SAM p=inf": Method(SAM, rules.sam, partial(numpy_sam, p=math.inf), {"p": math.inf}),
     "SAM inner": Method(SAM, rules.sam, numpy_inner, {"inner_steps": 3}),
     "SAM exchanged": Method(SAM, rules.sam, numpy_sam, {"in_place": False}, {}),
-    "SAM inner exchanged": Method(SAM, rules.sam, numpy_inner, {"inner_steps": 3, "in_place": False}, {"inner_steps": 3}),
+    "SAM inner exchanged": Method(SAM, rules.sam, numpy_inner, {"inner_steps": 3, "in_place": False},
+                                  {"inner_steps": 3}),
     "ASAM": Method(ASAM, rules.asam, partial(numpy_in, ball=asam_ball), {}, {"scaled": _scaled}),
     "FisherSAM": Method(FisherSAM, rules.fisher_sam, partial(numpy_in, ball=fisher_ball)),
     "GSAM": Method(GSAM, rules.gsam, numpy_gsam, {"alpha": 0.4}),
@@ -250,8 +251,10 @@ CLASSES: dict[str, Callable[..., Any]] = {
     "SAM inner": partial(SAM, inner_steps=2), "SAM second": partial(SAM, second_order=True), "ASAM": ASAM,
     "FisherSAM": FisherSAM, "ESAM": ESAM, "ESAM tensor": partial(ESAM, swp="tensor"), "GSAM": GSAM,
     "LookSAM": partial(LookSAM, k=3), "WSAM": WSAM, "WSAM coupled": partial(WSAM, decouple=False, gamma=0.6),
-    "SAM exchanged": partial(SAM, in_place=False), "SAM second exchanged": partial(SAM, second_order=True, in_place=False),
-    "GSAM exchanged": partial(GSAM, in_place=False), "WSAM asam": partial(WSAM, perturbation="asam"), "WSAM fisher": partial(WSAM, perturbation="fisher"),
+    "SAM exchanged": partial(SAM, in_place=False),
+    "SAM second exchanged": partial(SAM, second_order=True, in_place=False),
+    "GSAM exchanged": partial(GSAM, in_place=False), "WSAM asam": partial(WSAM, perturbation="asam"),
+    "WSAM fisher": partial(WSAM, perturbation="fisher"),
 }
 TWO_HALVES = [name for name in CLASSES if not name.startswith(("SAM inner", "SAM second", "ESAM"))]
 
@@ -264,7 +267,8 @@ _momentum = partial(torch.optim.SGD, momentum=0.9)
 OPTIMIZERS: dict[str, Callable[..., Any]] = {  # from parameters, lr=, and options of the base
     "SGDW": partial(SGDW, lr=0.02, momentum=0.9), "AdamW": partial(AdamW, lr=0.02),
     **{name: partial(_over, build, _momentum) for name, build in CLASSES.items()},
-    **{f"{name} over Adam": partial(_over, CLASSES[name], torch.optim.Adam) for name in ("SAM", "WSAM", "GSAM", "LookSAM")},
+    **{f"{name} over Adam": partial(_over, CLASSES[name], torch.optim.Adam) for name in ("SAM", "WSAM", "GSAM",
+                                                                                         "LookSAM")},
 }
 
 

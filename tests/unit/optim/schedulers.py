@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 from torch.optim import lr_scheduler as L
 from torch.optim.swa_utils import SWALR
@@ -36,7 +35,8 @@ class Schedule:
         else:
             scheduler.step()
 
-    def run(self, optimizer: Optimizer, steps: int = STEPS, step: Callable[[], Any] = lambda: None) -> list[tuple[float, ...]]:
+    def run(self, optimizer: Optimizer, steps: int = STEPS, step: Callable[[], Any] = lambda: None) -> list[tuple[float,
+                                                                                                                  ...]]:
         """Step optimizer and scheduler in turn; return each group's rate in each step."""
         scheduler, rates = self.make(optimizer), []
         for t in range(steps):
@@ -75,16 +75,19 @@ def _cyclic(mode: str, scale: Callable[[int], float], **options: Any) -> Schedul
     """Between a tenth of the group's rate and all of it, the momentum the other way."""
     height = lambda t: _tooth(t) * scale(t)
     return Schedule(
-        lambda o: L.CyclicLR(o, _times(o, 0.1), _times(o, 1.0), 3, 5, mode, base_momentum=LOW, max_momentum=HIGH, **options),
+        lambda o: L.CyclicLR(o, _times(o, 0.1), _times(o, 1.0), 3, 5, mode, base_momentum=LOW, max_momentum=HIGH,
+                             **options),
         lambda t: 0.1 + 0.9 * height(t), lambda t: HIGH - (HIGH - LOW) * height(t))
 
 
 def _one(strategy: str, shape: Callable[[float], float], peak: float = 1.0, three_phase: bool = False) -> Schedule:
     ends = [6.5, 13.0, 24.0] if three_phase else [6.5, 24.0]  # 0.3 * 25 - 1, twice that, 25 - 1
     first, last = 1 / 25, 1 / 25 / 1e4
-    lr, momentum = ([first, 1, first, last], [HIGH, LOW, HIGH, HIGH]) if three_phase else ([first, 1, last], [HIGH, LOW, HIGH])
+    lr, momentum = ([first, 1, first, last], [HIGH, LOW, HIGH, HIGH]) if three_phase else ([first, 1, last],
+                                                                                           [HIGH, LOW, HIGH])
     return Schedule(
-        lambda o: L.OneCycleLR(o, _times(o, peak), total_steps=25, anneal_strategy=strategy, three_phase=three_phase,  # pyright: ignore
+        lambda o: L.OneCycleLR(o, _times(o, peak), total_steps=25, anneal_strategy=strategy, three_phase=three_phase,
+                               # pyright: ignore
                                base_momentum=LOW, max_momentum=HIGH),
         lambda t: peak * _one_cycle(t, ends, lr, shape), lambda t: _one_cycle(t, ends, momentum, shape))
 
@@ -110,7 +113,8 @@ SCHEDULES: dict[str, Schedule] = {
     "LambdaLR": Schedule(lambda o: L.LambdaLR(o, lambda t: 1 / (1 + t)), lambda t: 1 / (1 + t)),
     "MultiplicativeLR": Schedule(lambda o: L.MultiplicativeLR(o, lambda t: 0.95), lambda t: 0.95**t),
     "StepLR": Schedule(lambda o: L.StepLR(o, 4, 0.5), lambda t: 0.5 ** (t // 4)),
-    "MultiStepLR": Schedule(lambda o: L.MultiStepLR(o, [3, 4, 11], 0.3), lambda t: 0.3 ** ((t >= 3) + (t >= 4) + (t >= 11))),
+    "MultiStepLR": Schedule(lambda o: L.MultiStepLR(o, [3, 4, 11], 0.3),
+                            lambda t: 0.3 ** ((t >= 3) + (t >= 4) + (t >= 11))),
     "ConstantLR": Schedule(lambda o: L.ConstantLR(o, 0.25, 5), lambda t: 0.25 if t < 5 else 1.0),
     "LinearLR": Schedule(lambda o: L.LinearLR(o, 0.1, 1.0, 8), lambda t: 0.1 + 0.9 * min(t, 8) / 8),
     "ExponentialLR": Schedule(lambda o: L.ExponentialLR(o, 0.8), lambda t: 0.8**t),
@@ -121,7 +125,8 @@ SCHEDULES: dict[str, Schedule] = {
     "CyclicLR triangular2": _cyclic("triangular2", lambda t: 0.5 ** (t // 8)),
     "CyclicLR exp_range": _cyclic("exp_range", lambda t: 0.9**t, gamma=0.9),
     "CyclicLR without momentum": Schedule(
-        lambda o: L.CyclicLR(o, _times(o, 0.1), _times(o, 1.0), 3, 5, cycle_momentum=False), lambda t: 0.1 + 0.9 * _tooth(t)),
+        lambda o: L.CyclicLR(o, _times(o, 0.1), _times(o, 1.0), 3, 5, cycle_momentum=False),
+        lambda t: 0.1 + 0.9 * _tooth(t)),
     "OneCycleLR cos": _one("cos", _cos),
     "OneCycleLR linear": _one("linear", _straight),
     "OneCycleLR three_phase": _one("cos", _cos, three_phase=True),
@@ -137,12 +142,3 @@ SCHEDULES: dict[str, Schedule] = {
     "SWALR cos": _swa("cos", lambda t: 1 - _cos(t)),
     "SWALR linear": _swa("linear", lambda t: t),
 }
-
-
-def group_momentum(group: dict[str, Any]) -> float:
-    """What a cyclic scheduler moves: SGD's momentum, else Adam's beta 1."""
-    return float(group["betas"][0] if "betas" in group else group["momentum"])
-
-
-def rate(lr: float, tensor: bool) -> Any:
-    return torch.tensor(lr, dtype=torch.float64) if tensor else lr

@@ -1,4 +1,5 @@
-"""Weights that move behind autocast's cache: both passes of a step inside one context, nested ones, a whole training."""
+"""Weights that move behind autocast's cache: both passes of a step inside one context, nested ones, a whole
+training."""
 
 from __future__ import annotations
 

@@ -205,7 +205,8 @@ def test_the_usual_bases_are_taken(base: Any) -> None:
 # -- hooks ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("build", [lambda p: SAM(T.SGD(p, lr=0.1)), lambda p: SGDW(p, lr=0.1), lambda p: WSAM(AdamW(p))])
+@pytest.mark.parametrize("build", [lambda p: SAM(T.SGD(p, lr=0.1)), lambda p: SGDW(p, lr=0.1),
+                                   lambda p: WSAM(AdamW(p))])
 def test_hooks_around_state_dicts_fire_with_the_optimizer_they_were_given_to(build: Any) -> None:
     optimizer, told = build(family.parameters()), []
     optimizer.register_state_dict_pre_hook(lambda o: told.append(("before", o)))
@@ -214,6 +215,8 @@ def test_hooks_around_state_dicts_fire_with_the_optimizer_they_were_given_to(bui
     handle = optimizer.register_load_state_dict_post_hook(lambda o: told.append(("after", o)))
     state = optimizer.state_dict()
     assert state["mine"] == 1
+    if hasattr(optimizer, "base_optimizer"):
+        assert "mine" not in optimizer.base_optimizer.state_dict()
     optimizer.load_state_dict(state)
     assert told == [("before", optimizer), ("after", optimizer)]
     handle.remove()

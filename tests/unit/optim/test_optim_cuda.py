@@ -5,15 +5,10 @@ They run where there is a GPU. SHARPNB_TEST_DEVICE=cpu runs on the CPU what does
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import os
-import shutil
-import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import family
@@ -34,9 +29,6 @@ BASES: dict[str, Callable[..., Any]] = {
 OTHERS = {name: partial(m.cls, **m.options) for name, m in family.METHODS.items() if name not in family.CLASSES}
 # ESAM draws the mask of each weight on the weight's device; with beta = 1 there is none.
 CLASSES = OTHERS | family.CLASSES | {"ESAM": partial(family.ESAM, beta=1.0)}
-HALF = [name for name in family.CLASSES if not name.startswith("SAM second")]
-
-
 def _parameters(device: str = DEVICE, dtype: torch.dtype = torch.float64) -> list[nn.Parameter]:
     return [nn.Parameter(p.detach().to(device)) for p in family.parameters(dtype)]
 
@@ -96,33 +88,6 @@ def test_twenty_steps_are_those_of_the_cpu(name: str, base: str) -> None:
     bound = 1e-6 if "second" in name else 1e-9  # a difference of gradients is divided by 1e-5, and its rounding too
     torch.testing.assert_close(ends[1], ends[0], rtol=bound, atol=bound)
     assert (ends[0] - family.flat(family.parameters())).abs().max() > 1e-2
-
-
-def test_masks_of_weights_are_drawn_on_the_device_and_come_again() -> None:
-    ends = []
-    for seed in (0, 0, 1):
-        params = _parameters()
-        ends.append(_steps("ESAM", family.ESAM(BASES["momentum"](params), rho=0.3, seed=seed), params, 5))
-    assert (ends[0] - ends[1]).abs().max() < 1e-12 < 1e-6 < (ends[0] - ends[2]).abs().max()
-
-
-def test_a_checkpoint_moves_between_the_devices() -> None:
-    for name, base in (("SAM", "momentum"), ("WSAM", "adamw"), ("LookSAM", "momentum"), ("GSAM", "adamw")):
-        for here, there in ((DEVICE, "cpu"), ("cpu", DEVICE)):
-            params = _parameters(here)
-            optimizer = CLASSES[name](BASES[base](params), rho=0.1)
-            _steps(name, optimizer, params, 7)
-            file = io.BytesIO()
-            torch.save({"w": [p.detach() for p in params], "o": optimizer.state_dict()}, file)
-            file.seek(0)
-            saved = torch.load(file, weights_only=True, map_location="cpu")
-            again = [nn.Parameter(w.to(there)) for w in saved["w"]]
-            other = CLASSES[name](BASES[base](again), rho=0.3)
-            other.load_state_dict(saved["o"])
-            start = family.flat(params).detach().cpu()
-            ends = [_steps(name, o, p, 10) for o, p in ((optimizer, params), (other, again))]
-            torch.testing.assert_close(ends[1], ends[0], rtol=1e-9, atol=1e-10)
-            assert (ends[0] - start).abs().max() > 1e-3, name
 
 
 # -- no wait, graphs, compiled models ---------------------------------------------------------------------------------
@@ -196,33 +161,6 @@ def test_a_step_in_a_graph_is_the_eager_step(name: str, dtype: torch.dtype) -> N
     assert (_flat(models[1]) - _flat(models[0])).abs().max() < bound < 1e-2 < (_flat(models[0]) - start).abs().max()
 
 
-def _can_compile() -> str:
-    """Why torch.compile has nothing to compile with, or nothing."""
-    header = Path(sysconfig.get_path("include"), "Python.h")
-    lacks = {"Triton": not importlib.util.find_spec("triton"), "Python.h": not header.exists(),
-             "a C compiler": not any(map(shutil.which, ("gcc", "cc", "clang")))}
-    return " and ".join(what for what, lacking in lacks.items() if lacking)
-
-
-def test_a_compiled_model_is_the_eager_one() -> None:
-    if ON_GPU and (lacking := _can_compile()):
-        pytest.skip(f"torch.compile needs {lacking}")
-    (x, y), ends = _batches()[0], []
-    for compiled in (False, True):
-        torch._dynamo.reset()
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 3)).to(DEVICE)
-        run = torch.compile(model, backend="inductor" if ON_GPU else "eager") if compiled else model
-        optimizer = family.CLASSES["SAM"](BASES["momentum"](model.parameters()), rho=0.2, model=model)
-        start = _flat(model)
-        for _ in range(5):
-            optimizer.step(_closure(run, x, y))
-        assert model[1].num_batches_tracked == 5 and (_flat(model) - start).abs().max() > 1e-2
-        ends.append(list(model.state_dict().values()))
-    for a, b in zip(*ends, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
-
-
 # -- mixed precision --------------------------------------------------------------------------------------------------
 
 
@@ -271,72 +209,7 @@ def test_an_overflow_in_float16_halves_the_scale_and_changes_nothing_else(name: 
     assert scaler.get_scale() == overflow / 2 and _same(_snapshot(model, optimizer), before)
 
 
-def _half_precision(name: str, dtype: torch.dtype, lr: float, calls: list[int], bad: int = 0) -> Any:
-    """A net with weights of that type, an optimizer over it, and its closure under bfloat16 autocast."""
-    model, (x, y) = _net(dtype), _batches()[0]
-    options = {"k": 1} if name == "LookSAM" else {}
-    if dtype is torch.float16:  # in which AdamW's own eps is zero
-        base: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    else:
-        base = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
-    optimizer = family.CLASSES[name](base, rho=0.1, **options)
-
-    def losses() -> Tensor:
-        calls.append(1)
-        with torch.autocast(DEVICE, torch.bfloat16):
-            value = F.cross_entropy(model(x), y, reduction="none")
-        return value * (float("nan") if len(calls) == bad else 1.0)
-
-    return model, optimizer, family.closure_of(name, losses)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", HALF)
-def test_weights_return_bit_by_bit_under_autocast(name: str, dtype: torch.dtype) -> None:
-    model, optimizer, closure = _half_precision(name, dtype, 0.0, [])
-    start, places = _flat(model), [p.data_ptr() for p in model.parameters()]
-    for _ in range(3):
-        optimizer.step(closure)
-    assert torch.equal(_flat(model), start) and [p.data_ptr() for p in model.parameters()] == places
-    optimizer.param_groups[0]["lr"] = 0.05
-    optimizer.step(closure)
-    assert not torch.equal(_flat(model), start) and [p.data_ptr() for p in model.parameters()] == places
-
-
-@pytest.mark.parametrize("bad", [1, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", HALF)
-def test_a_nan_in_either_pass_changes_no_bit(name: str, dtype: torch.dtype, bad: int) -> None:
-    calls: list[int] = []
-    passes = 3 if name.startswith("SAM inner") else 2
-    model, optimizer, closure = _half_precision(name, dtype, 0.05, calls, passes + bad)
-    start = _flat(model)
-    optimizer.step(closure)
-    before = _snapshot(model, optimizer)
-    assert not torch.equal(_flat(model), start)
-    optimizer.step(closure)
-    assert len(calls) == 2 * passes and _same(_snapshot(model, optimizer), before)
-    optimizer.step(closure)
-    assert not _same(_snapshot(model, optimizer), before)
-
-
 # -- layers -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["SAM", "SAM inner", "GSAM"])
-def test_same_dropout_shares_the_masks_and_the_default_does_not(name: str) -> None:
-    (x, y), masks = _batches()[0], []
-    model = nn.Sequential(nn.Linear(6, 64), nn.Dropout(0.5), nn.Linear(64, 3)).to(DEVICE)
-    model[1].register_forward_hook(lambda module, given, made: masks.append(made != 0))
-    for same in (True, False):
-        masks.clear()
-        optimizer = family.CLASSES[name](BASES["momentum"](model.parameters()), rho=0.1, same_dropout=same)
-        for _ in range(2):
-            optimizer.step(_closure(model, x, y))
-        passes = len(masks) // 2
-        assert passes == (3 if "inner" in name else 2)
-        assert all(torch.equal(masks[0], mask) == same for mask in masks[1:passes])
-        assert not torch.equal(masks[0], masks[passes])  # the next step draws new ones
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------

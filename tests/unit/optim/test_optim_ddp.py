@@ -1,4 +1,5 @@
-"""DistributedDataParallel in two processes (gloo) against the formula in one: step([closure of shard 0, of shard 1])."""
+"""DistributedDataParallel in two processes (gloo) against the formula in one: step([closure of shard 0, of shard
+1])."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.aside, self.never, self.last = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        sizes = ((4, 6), (6, 6), (6, 6), (6, 2))
+        self.first, self.aside, self.never, self.last = (nn.Linear(*size) for size in sizes)
         self.double()
 
     def forward(self, x: Tensor, aside: bool) -> Tensor:
@@ -101,7 +103,8 @@ def _ends(rank: int) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     folder: Path = tmp_path_factory.mktemp("ddp")
-    torch.multiprocessing.start_processes(_worker, (str(folder),), nprocs=2, start_method="fork")  # no second import of torch
+    # no second import of torch
+    torch.multiprocessing.start_processes(_worker, (str(folder),), nprocs=2, start_method="fork")
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 

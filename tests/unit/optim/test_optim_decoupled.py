@@ -150,6 +150,30 @@ def test_wrong_arguments_are_named(build: Any, message: str) -> None:
         build([nn.Parameter(torch.ones(2))])
 
 
+def test_complex_and_sparse_gradients_are_the_plain_ones() -> None:
+    start = torch.randn(5, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+    for make in (lambda p: SGDW(p, 0.1, momentum=0.9, weight_decay=0.1), lambda p: AdamW(p, weight_decay=0.1)):
+        z, pair = nn.Parameter(start.clone()), nn.Parameter(torch.view_as_real(start).clone())
+        for p, value in ((z, lambda z=z: z), (pair, lambda pair=pair: torch.view_as_complex(pair))):
+            optimizer = make([p])
+            for _ in range(5):
+                optimizer.zero_grad()
+                (value() - 1).abs().square().sum().backward()
+                optimizer.step()
+        assert torch.allclose(torch.view_as_real(z), pair, rtol=0, atol=1e-14)
+        tables = []
+        for sparse in (True, False):
+            torch.manual_seed(0)
+            table = nn.Embedding(6, 3, sparse=sparse)
+            optimizer = make(table.parameters())
+            for _ in range(3):
+                optimizer.zero_grad()
+                table(torch.tensor([1, 1, 4])).square().sum().backward()
+                optimizer.step()
+            tables.append(table.weight)
+        assert torch.equal(*tables)
+
+
 # -- the schedules themselves -----------------------------------------------------------------------------------------
 
 

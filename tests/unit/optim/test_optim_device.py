@@ -32,7 +32,8 @@ def test_numbers_on_the_host_and_on_the_device_make_one_step(name: str, monkeypa
 @pytest.mark.parametrize("skip", [True, False])
 @pytest.mark.parametrize("factor", [float("nan"), float("inf"), 0.0, 3e38])
 def test_a_bad_gradient_is_not_followed(factor: float, skip: bool, host: bool) -> None:
-    """No perturbation either way; then no step where it was not finite, or without the test for it the base's plain one."""
+    """No perturbation either way; then no step where it was not finite, or without the test for it the base's plain
+    one."""
     p, seen = nn.Parameter(torch.tensor([1.0, 2.0])), []
     optimizer = family.CLASSES["SAM"](torch.optim.SGD([p], lr=0.1), rho=0.5, skip_nonfinite=skip)
 

@@ -1,4 +1,5 @@
-"""Parameters that ``fully_shard`` spread over two processes (gloo, on the CPU), against one process on the whole batch."""
+"""Parameters that ``fully_shard`` spread over two processes (gloo, on the CPU), against one process on the whole
+batch."""
 
 from __future__ import annotations
 
@@ -24,12 +25,15 @@ from sharpnb.optim import ASAM, ESAM, GSAM, SAM, SGDW, WSAM, AdamW, FisherSAM, L
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.01)
 BUILDS: dict[str, Callable[[Any], Any]] = {
-    "SGDW": lambda p: SGDW(p, 0.1, momentum=0.9, weight_decay=0.01), "AdamW": lambda p: AdamW(p, 0.01, weight_decay=0.01),
+    "SGDW": lambda p: SGDW(p, 0.1, momentum=0.9, weight_decay=0.01),
+    "AdamW": lambda p: AdamW(p, 0.01, weight_decay=0.01),
     **{name: (lambda p, build=build: build(SGD(p), rho=0.5)) for name, build in {
-        "SAM": SAM, "SAM p=1": partial(SAM, p=1.0), "SAM p=3": partial(SAM, p=3.0), "SAM p=inf": partial(SAM, p=float("inf")),
+        "SAM": SAM, "SAM p=1": partial(SAM, p=1.0), "SAM p=3": partial(SAM, p=3.0),
+        "SAM p=inf": partial(SAM, p=float("inf")),
         "SAM inner": partial(SAM, inner_steps=2), "SAM second": partial(SAM, second_order=True), "ASAM": ASAM,
         "FisherSAM": FisherSAM, "GSAM": GSAM, "LookSAM": partial(LookSAM, k=2), "WSAM": WSAM,
-        "WSAM coupled": partial(WSAM, decouple=False, gamma=0.7), "WSAM asam": partial(WSAM, perturbation="asam")}.items()},
+        "WSAM coupled": partial(WSAM, decouple=False, gamma=0.7),
+        "WSAM asam": partial(WSAM, perturbation="asam")}.items()},
     "SAM AdamW": lambda p: SAM(AdamW(p, 0.01), rho=0.5),
 }
 HALVES = [name for name in BUILDS if name not in ("SGDW", "AdamW", "SAM inner", "SAM second")]
@@ -111,7 +115,8 @@ def _refusals(mesh: Any) -> dict[str, str]:
         "ESAM": lambda: ESAM(SGD(_sharded(mesh).parameters())),
         "exchanged": lambda: SAM(SGD(_sharded(mesh).parameters()), in_place=False),
         "mixed": lambda: SAM(SGD(mixed.parameters())),
-        "FSDP1": lambda: SAM(SGD(FullyShardedDataParallel(_net(), use_orig_params=True, device_id=torch.device("cpu")).parameters())),
+        "FSDP1": lambda: SAM(SGD(FullyShardedDataParallel(_net(), use_orig_params=True,
+                                                          device_id=torch.device("cpu")).parameters())),
         "FSDP1 flat": lambda: SAM(SGD(FullyShardedDataParallel(_net(), device_id=torch.device("cpu")).parameters())),
     }.items():
         try:
@@ -124,7 +129,8 @@ def _refusals(mesh: Any) -> dict[str, str]:
 
 def _worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=120))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2,
+                            timeout=timedelta(seconds=120))
     torch.save(_found(rank), f"{folder}/rank{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -145,7 +151,8 @@ def _alone(name: str, steps: int = STEPS) -> Tensor:
     return family.vector(model)
 
 
-@pytest.mark.parametrize("name", [*BUILDS, *(f"{name} halves" for name in HALVES), "SAM resumed", "LookSAM resumed", "AdamW resumed"])
+@pytest.mark.parametrize("name", [*BUILDS, *(f"{name} halves" for name in HALVES), "SAM resumed", "LookSAM resumed",
+                                  "AdamW resumed"])
 def test_two_ranks_make_the_step_of_one_process(ranks: list[dict[str, Any]], name: str) -> None:
     here = _alone(name.removesuffix(" halves").removesuffix(" resumed"))
     assert torch.equal(ranks[0][name], ranks[1][name])

@@ -1,8 +1,9 @@
-"""Every optimizer × every way to step × autocast × every scheduler of PyTorch, against loops written from the equations.
+"""Every optimizer × every way to step × autocast × every scheduler of PyTorch, against loops written from the
+equations.
 
-The reference holds the weights of all schedulers as rows and knows nothing of the package: its gradient comes from a net
-written out for rows, its rates from the schedulers' formulas, its rule from the paper. With autocast the gradients of both
-sides pass through bfloat16, so the weights agree to rounding there only where the casts see the same weights.
+The reference holds the weights of all schedulers as rows and knows nothing of the package: its gradient comes from a
+net written out for rows, its rates from the schedulers' formulas, its rule from the paper. With autocast the gradients
+of both sides pass through bfloat16, so the weights agree to rounding there only where the casts see the same weights.
 """
 
 from __future__ import annotations

@@ -40,7 +40,8 @@ SCHEDULERS: dict[str, Callable[[Any], Any]] = {
     "LinearLR": lambda o: L.LinearLR(o, 0.01, 1.0, 10),
     "CosineRestarts": lambda o: CosineRestarts(o, 10),
     "ReduceLROnPlateau": lambda o: L.ReduceLROnPlateau(o, patience=0),
-    "ours twice": lambda o: (L.OneCycleLR(o, max_lr=0.1, total_steps=30, cycle_momentum=False), CosineRestarts(o, 10))[1],
+    "ours twice": lambda o: (L.OneCycleLR(o, max_lr=0.1, total_steps=30, cycle_momentum=False),
+                             CosineRestarts(o, 10))[1],
 }
 
 
@@ -78,17 +79,6 @@ def test_a_rate_above_the_reference_warns_once_and_another_reference_is_taken(na
         assert eta(optimizer.param_groups[0]) == pytest.approx(0.5 / (reference or 0.1))
     with pytest.raises(ValueError, match="eta_reference = -1"):
         DECOUPLED[name]([_one()], 0.1, eta_reference=-1)
-
-
-@pytest.mark.parametrize("name", DECOUPLED)
-def test_groups_have_references_and_tensor_rates_of_their_own(name: str) -> None:
-    rate = torch.tensor(0.1)
-    optimizer = DECOUPLED[name]([{"params": [_one()]}, {"params": [_one()], "lr": torch.tensor(0.02)}], rate)
-    L.ExponentialLR(optimizer, 0.5).step()
-    optimizer.add_param_group({"params": [_one()]})
-    assert [float(g["lr"]) for g in optimizer.param_groups] == pytest.approx([0.05, 0.01, 0.1])
-    assert [g["eta_reference"] for g in optimizer.param_groups] == pytest.approx([0.1, 0.02, 0.1])
-    assert float(rate) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda o: o], ids=["copy", "checkpoint"])
@@ -176,12 +166,6 @@ def test_gsams_radius_stays_between_its_ends(when: str) -> None:
     assert len(told) == 1
 
 
-def test_gsam_keeps_no_tensor_of_somebody_else() -> None:
-    optimizer = GSAM(torch.optim.SGD([_one()], lr=torch.tensor(0.1)), rho=0.05, rho_min=0.01)
-    optimizer.param_groups[0]["lr"].fill_(0.05)
-    assert float(optimizer._radius(optimizer.param_groups[0])) == pytest.approx(0.03)
-
-
 # -- keys of the base -------------------------------------------------------------------------------------------------
 
 
@@ -220,13 +204,6 @@ def test_a_base_that_is_wrapped_again_has_the_new_values(second: Any) -> None:
     base.load_state_dict(fresh.state_dict())  # likewise
     optimizer.step(lambda: (loss := p.square().sum()).backward() or loss)
     assert [g["rho"] for g in optimizer.param_groups] == [0.2] * 4
-
-
-@pytest.mark.parametrize(("method", "base", "key"), [
-    (GSAM, torch.optim.RMSprop, "alpha"), (LookSAM, torch.optim.ASGD, "alpha"), (SAM, torch.optim.Adadelta, "rho")])
-def test_a_key_that_the_base_has_is_never_taken_for_the_methods(method: Any, base: Any, key: str) -> None:
-    with pytest.raises(ValueError, match=f"both keep \\['{key}'\\]"):
-        method(base([_one()], lr=0.1))
 
 
 def test_wsam_takes_adaptive_as_the_authors_spell_it() -> None:

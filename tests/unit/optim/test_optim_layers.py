@@ -71,16 +71,6 @@ def test_negative_control_without_freezing_they_move_twice() -> None:
     assert model[1].num_batches_tracked == 2 and model[2].seen == 2
 
 
-def test_shards_count_once_each() -> None:
-    model, plain, (x, y) = _model(), _model(), _batch()
-    for part in x.chunk(3):
-        plain(part)
-    optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5)
-    optimizer.step([family.closure_of("SAM", lambda a=a, b=b: F.cross_entropy(model(a), b, reduction="none"))
-                    for a, b in zip(x.chunk(3), y.chunk(3), strict=True)])
-    assert all(torch.equal(b, _buffers(plain)[key]) for key, b in _buffers(model).items())
-
-
 @pytest.mark.parametrize("name", ["SAM", "SAM inner", "ESAM", "GSAM"])
 def test_same_dropout_shares_the_masks_and_then_goes_on(name: str) -> None:
     model, (x, y), seen = nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5)), _batch(), []

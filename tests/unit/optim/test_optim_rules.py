@@ -47,7 +47,8 @@ def _twin_run(method: family.Method, base: family.Base, steps: int = STEPS) -> n
 def _numpy_run(rule: Any, base: family.Base, steps: int = STEPS) -> np.ndarray:
     w, own, inner, path = family.START, {"t": 0}, {}, []
     for _ in range(steps):
-        w = family.numpy_step(rule, partial(base.numpy, **base.hyper), w, [family.numpy_gradient], own, inner, RHO, _lr(base))
+        w = family.numpy_step(rule, partial(base.numpy, **base.hyper), w, [family.numpy_gradient], own, inner, RHO,
+                              _lr(base))
         path.append(w)
     return np.array(path)
 

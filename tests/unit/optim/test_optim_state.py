@@ -57,7 +57,8 @@ def test_resume_is_bit_exact(name: str) -> None:
             s.step()
         assert all(torch.equal(a, b) for a, b in zip(params, again, strict=True))
     assert _same(optimizer.state_dict(), other.state_dict())
-    fresh = OPTIMIZERS[name](anew := [nn.Parameter(p.detach().clone()) for p in params])  # the control: without its state
+    # the control: without its state
+    fresh = OPTIMIZERS[name](anew := [nn.Parameter(p.detach().clone()) for p in params])
     for o, p in ((optimizer, params), (fresh, anew)):
         family.advance(name, o, family.losses_of(p))
     assert not torch.equal(family.flat(params), family.flat(anew))
@@ -178,4 +179,5 @@ def test_the_second_pass_sees_the_weights_where_in_place_says(in_place: bool) ->
         before = tuple(p.data_ptr() for p in params)
         optimizer.step(looking)
         assert tuple(p.data_ptr() for p in params) == before
-    assert len(seen) == (1 if in_place else 2)  # always the same other memory: fresh pages would cost more than it saves
+    # always the same other memory: fresh pages would cost more than it saves
+    assert len(seen) == (1 if in_place else 2)

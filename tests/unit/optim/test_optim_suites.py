@@ -1,17 +1,15 @@
 """What PyTorch, timm and pytorch_optimizer test of every optimizer of theirs, asked of every one of ours.
 
-The schedulers, checkpoints, hooks, dtypes, trainers and averages that those suites ask for have files of their own. What
-differs by design stands in one table, "What differs", in ARCHITECTURE.md.
+The schedulers, checkpoints, hooks, dtypes, trainers and averages that those suites ask for have files of their own.
+What differs by design stands in one table, "What differs", in ARCHITECTURE.md.
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import family
 import pytest
@@ -39,7 +37,8 @@ def test_the_loss_falls(name: str) -> None:
     first = family.advance(name, optimizer, losses)
     assert family.advance(name, optimizer, losses, 150) < 0.1 * first
     p = nn.Parameter(torch.tensor([-1.0, 1.5], dtype=torch.float64))
-    optimizer = OPTIMIZERS[name]([{"params": [p], "lr": 0.02 if name in ("AdamW", "SAM over Adam", "GSAM over Adam", "LookSAM over Adam") else 1e-4}])
+    optimizer = OPTIMIZERS[name]([{"params": [p], "lr": 0.02 if name in ("AdamW", "SAM over Adam", "GSAM over Adam",
+                                                                         "LookSAM over Adam") else 1e-4}])
     valley = lambda: ((1 - p[0]) ** 2 + 100 * (p[1] - p[0] ** 2) ** 2).reshape(1)
     first = family.advance(name, optimizer, valley)
     assert family.advance(name, optimizer, valley, 500) < 0.5 * first
@@ -47,12 +46,10 @@ def test_the_loss_falls(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_without_gradients_a_step_is_no_step(name: str) -> None:
-    params = family.parameters()
-    optimizer, before = OPTIMIZERS[name](params), family.flat(params).detach().clone()
-    if hasattr(optimizer, "first_step"):
-        optimizer.step(lambda: torch.zeros(3) if name.startswith("ESAM") else torch.tensor(0.0))
-    else:
-        optimizer.step()
+    optimizer = OPTIMIZERS[name](params := family.parameters())
+    before = family.flat(params).detach().clone()
+    nothing = torch.zeros(3) if name.startswith("ESAM") else torch.tensor(0.0)
+    optimizer.step(*([lambda: nothing] if hasattr(optimizer, "first_step") else []))
     assert torch.equal(family.flat(params), before)
 
 
@@ -73,29 +70,6 @@ def test_with_gradients_of_zero_only_decay_moves(name: str) -> None:
     family.advance(name, OPTIMIZERS[name](params, weight_decay=0.1), losses)
     factor = 0.9 if name in ("SGDW", "AdamW") else 1 - 0.02 * 0.1
     assert torch.allclose(family.flat(params), factor * before, rtol=0, atol=1e-15)
-
-
-@pytest.mark.parametrize("form", ["generator", "named", "groups", "empty group's neighbour", "OrderedDict group"])
-@pytest.mark.parametrize("name", ["SAM", "WSAM", "SGDW", "AdamW"])
-def test_parameters_come_in_every_form_that_pytorch_takes(name: str, form: str) -> None:
-    ends = []
-    for how in ("list", form):
-        model, losses = _regression()
-        given: Any = {
-            "list": list(model.parameters()), "generator": (p for p in model.parameters()), "named": list(model.named_parameters()),
-            "groups": [{"params": [p]} for p in model.parameters()], "OrderedDict group": [OrderedDict(params=list(model.parameters()))],
-            "empty group's neighbour": [{"params": []}, {"params": list(model.parameters())}]}[how]
-        family.advance(name, OPTIMIZERS[name](given), losses, 5)
-        ends.append(nn.utils.parameters_to_vector(model.parameters()).detach())
-    assert torch.allclose(*ends, rtol=0, atol=1e-14)
-
-
-@pytest.mark.parametrize(("given", "error"), [([], "empty parameter list"), (torch.ones(2), "iterable"), ([1.0], "Tensors"),
-                                              ([torch.ones(2, requires_grad=True) * 2], "non-leaf")])
-@pytest.mark.parametrize("name", ["SAM", "SGDW", "AdamW"])
-def test_what_is_no_list_of_parameters_is_refused_as_pytorch_does(name: str, given: Any, error: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=error):
-        OPTIMIZERS[name](given)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -129,24 +103,19 @@ def test_training_in_low_precision_follows_float64(name: str, dtype: torch.dtype
     build = OPTIMIZERS[name]
     for model, kind in ((low, dtype), (high, torch.float64)):
         inputs = x.to(kind)
-        family.advance(name, build(model.parameters()), lambda model=model, inputs=inputs: model(inputs).square().sum(1).to(torch.float64), 5)
+        family.advance(name, build(model.parameters()), lambda model=model,
+                       inputs=inputs: model(inputs).square().sum(1).to(torch.float64), 5)
     gap = max(float((p - q).abs().max()) for p, q in zip(low.parameters(), high.parameters(), strict=True))
     assert gap < (1e-4 if dtype == torch.float32 else 0.1)
     assert low_losses().dtype == dtype and losses().dtype == torch.float64
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_it_prints_its_name_and_groups(name: str) -> None:
-    optimizer = OPTIMIZERS[name](family.parameters())
-    text = repr(optimizer)
-    assert type(optimizer).__name__ in text and "lr: 0.02" in text and ("rho: 0.05" in text) == hasattr(optimizer, "base_optimizer")
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_step_changes_nothing_but_weights_and_state(name: str) -> None:
     params = family.parameters()
     optimizer = OPTIMIZERS[name](params)
-    groups = copy.deepcopy([{k: v for k, v in g.items() if k not in ("params", "updates")} for g in optimizer.param_groups])
+    groups = copy.deepcopy([{k: v for k,
+                             v in g.items() if k not in ("params", "updates")} for g in optimizer.param_groups])
     random, mode = torch.get_rng_state(), torch.is_grad_enabled()
     family.advance(name, optimizer, lambda: family.losses(family.flat(params)[None])[0], 3)
     assert [{k: v for k, v in g.items() if k not in ("params", "updates")} for g in optimizer.param_groups] == groups
@@ -183,7 +152,8 @@ def test_another_default_dtype_makes_no_other_step(name: str) -> None:
         try:
             torch.set_default_dtype(dtype)
             optimizer = OPTIMIZERS[name](params)
-            family.advance(name, optimizer, lambda params=params: family.losses(family.flat(params)[None], torch.float32)[0], 6)
+            family.advance(name, optimizer, lambda params=params: family.losses(family.flat(params)[None],
+                                                                                torch.float32)[0], 6)
         finally:
             torch.set_default_dtype(torch.float32)
         ends.append(family.flat(params).detach())
@@ -194,5 +164,6 @@ def test_no_private_name_of_pytorch_stands_in_the_package_but_foreach() -> None:
     private = re.compile(r"torch\._(?!foreach_)\w+|\._C\b|__code__|(?<!\w)_(?:amp|fused|global)_\w+")
     folder = Path(sharpnb.optim.__file__).parent
     found = {file.name: private.findall(file.read_text()) for file in folder.glob("*.py")}
-    assert {name: hits for name, hits in found.items() if hits} == {"passes.py": ["torch._dynamo"]}  # a diagnosis, by sys.modules
+    # a diagnosis, by sys.modules
+    assert {name: hits for name, hits in found.items() if hits} == {"passes.py": ["torch._dynamo"]}
     assert private.findall("torch._C._set_grad_enabled, step.__code__, torch._fused_sgd_") != []
