@@ -161,3 +161,14 @@ def test_misuse_is_named(models, options, said):
         entropy(torch.ones(3), bins=1)
     with pytest.raises(ValueError, match="NaN"):
         entropy(torch.tensor([1.0, math.nan]))
+
+
+def test_the_state_of_an_optimizer_is_untouched():
+    models = [net(0), net(1)]
+    optimizer = torch.optim.SGD(models[0].parameters(), lr=0.1, momentum=0.9)
+    models[0](torch.randn(2, 1, 6, 6, dtype=torch.float64)).sum().backward()
+    optimizer.step()
+    before = [optimizer.state[p]["momentum_buffer"].clone() for p in models[0].parameters()]
+    graft(models)
+    now = [optimizer.state[p]["momentum_buffer"] for p in models[0].parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(now, before, strict=True))

@@ -279,3 +279,16 @@ def test_a_frozen_parameter_stays_where_it_is_and_goes_on_when_it_is_thawed() ->
         step()
     fast = 1 - 0.125 * 0.5**3
     assert torch.equal(a.detach(), torch.full((2,), 0.5 * fast))
+
+
+def test_integers_beside_the_others_stay_and_a_weight_frozen_midway_is_averaged() -> None:
+    model = Mixed(torch.float32).set(2)
+    optimizer = Lookahead(torch.optim.SGD(model.parameters(), lr=0.25), k=1)
+    model.beside.grad = torch.ones(2)
+    optimizer.step()
+    with optimizer.slow_weights():
+        assert (model.table == 5).all() and model.mask.all() and (model.beside == 2 - 0.125).all()
+    swa = SWA(model)
+    swa.update(model.set(0))
+    swa.update(model.requires_grad_(False).set(1))
+    assert (swa.average["beside"] == 0.5).all()
