@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from sharpnb.curvature.lanczos import Ending, LanczosResult
+from sharpnb.curvature.lanczos import Ended, Ending, LanczosResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +53,7 @@ class Bracket(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class SpectralDensity:
+class SpectralDensity(Ended):
     """The spectrum of an operator, estimated.
 
     Attributes:
@@ -79,15 +79,8 @@ class SpectralDensity:
     ending: Ending
     bytes: int
 
-    # ---- the measure ------------------------------------------------------------------------------------------------
-
     def __repr__(self) -> str:
         return f"SpectralDensity({self.summary()})"
-
-    @property
-    def complete(self) -> bool:
-        """Whether it ran to its own end."""
-        return self.ending not in (Ending.INTERRUPTED, Ending.NON_FINITE)
 
     @property
     def probes(self) -> int:
@@ -111,9 +104,8 @@ class SpectralDensity:
     def _over_probes(self, of_run: Sequence[Any], exact: Any) -> Estimate:
         """Return ``exact`` plus the bulk's share of the mean over probes, with its standard error."""
         if not self.probes:
-            alone = np.asarray(exact, dtype=float)
-            lost = np.nan if self._bulk > 0 else 0.0
-            return Estimate(alone + lost, alone * 0 + lost)
+            lost = np.zeros_like(exact, dtype=float) + (np.nan if self._bulk > 0 else 0.0)
+            return Estimate(exact + lost, lost)
         each = self._bulk * np.asarray(of_run, dtype=float)
         spread = each.std(axis=0, ddof=1) / np.sqrt(len(each)) if len(each) > 1 else np.full(each.shape[1:], np.nan)
         return Estimate(exact + each.mean(axis=0), spread)
@@ -141,9 +133,8 @@ class SpectralDensity:
         For each probe they are exact up to j = 2 steps - 1.
         """
         powers = np.arange(1, k + 1)[:, None]
-        exact = (self.atoms**powers).sum(axis=1) / self.n
-        return Estimate(*map(np.asarray, self._over_probes(
-            [(run.values**powers) @ run.weights for run in self.runs], exact)))
+        each = [(run.values**powers) @ run.weights for run in self.runs]
+        return Estimate(*map(np.asarray, self._over_probes(each, (self.atoms**powers).sum(axis=1) / self.n)))
 
     @property
     def trace(self) -> Estimate:
@@ -164,8 +155,7 @@ class SpectralDensity:
         Raises:
             ValueError: if fewer than j eigenvalues from the top were locked: a probe does not know their number.
         """
-        top = self.top
-        need = max(i, j)
+        top, need = self.top, max(i, j)
         if min(i, j) < 1 or need > len(top):
             raise ValueError(f"ratio({i}, {j}) needs the {need} largest eigenvalues, and {len(top)} from the top are "
                              f"locked. Use spectral_density(..., deflate={need + 5}) or top_eigenvalues(op, {need}).")
@@ -263,11 +253,39 @@ class SpectralDensity:
             f"ending: {self.ending.value}",
         ])
 
-    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
-        """Draw bulk and outliers; see :func:`sharpnb.curvature._plot.plot_spectrum` (imports matplotlib)."""
-        from sharpnb.curvature._plot import plot_spectrum
+    def plot(
+        self, ax: Axes | None = None, *, points: int = 2000, color: str = "C0", label: str | None = None
+    ) -> Axes:
+        """Draw the bulk as a density with its error band, outliers as stems, both on one log axis; return the axes.
 
-        return plot_spectrum(self, ax, **style)
+        A stem is as high as the atom's kernel in :meth:`density`, so that bulk and outliers share a unit: the share of
+        all eigenvalues per unit of eigenvalue. The axis ends a decade below one eigenvalue.
+
+        Args:
+            ax: axes to draw on; default new ones (matplotlib is imported here).
+            points: of the curve.
+            color: of curve and stems.
+            label: for the legend; the default states probes, steps and products.
+        """
+        if ax is None:
+            from matplotlib import pyplot as plt
+
+            ax = plt.subplots()[1]
+        one = 1 / (self.n * np.sqrt(2 * np.pi) * self.width)
+        grid = self.grid(points)
+        bulk = self.density_band(grid, atoms=False)
+        shown, band = bulk.value > 0.1 * one, 2 * np.nan_to_num(bulk.stderr)
+        label = label or f"{self.probes} probes, {self.steps} steps, {self.products} products"
+        ax.plot(grid, np.where(shown, bulk.value, np.nan), label=label, color=color)
+        low, high = np.maximum(bulk.value - band, 0.1 * one), bulk.value + band
+        ax.fill_between(grid, low, high, where=shown, alpha=0.25, lw=0, color=color)
+        if len(self.atoms):
+            ax.vlines(self.atoms, 0.1 * one, one, lw=1, color=color)
+            ax.plot(self.atoms, np.full(len(self.atoms), one), "o", ms=4, color=color)
+        ax.set(yscale="log", xlabel="eigenvalue", ylabel="density")
+        ax.set_ylim(bottom=0.1 * one)
+        ax.legend()
+        return ax
 
 
 def _kernels(grid: np.ndarray, at: np.ndarray, weights: np.ndarray, widths: np.ndarray) -> np.ndarray:

@@ -9,15 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sharpnb.curvature import (
-    HessianOperator,
-    kendall_tau,
-    measure,
-    predictive_power,
-    spectral_density,
-    top_eigenvalues,
-    trace,
-)
+from sharpnb.curvature import HessianOperator, kendall_tau, measure, spectral_density, top_eigenvalues, trace
 
 # ---- trace ----------------------------------------------------------------------------------------------------------
 
@@ -63,38 +55,6 @@ def test_kendall_tau_is_scipys():
         x, y = rng.integers(0, 8, 30), rng.integers(0, 5, 30)
         assert kendall_tau(x, y) == pytest.approx(stats.kendalltau(x, y).statistic, abs=1e-12)
     assert math.isnan(kendall_tau([1, 1, 1], [1, 2, 3]))
-
-
-def test_predictive_power_of_a_constructed_table():
-    rng = np.random.default_rng(1)
-    error = rng.random(25)
-    table = {"test_error": error, "same": np.exp(error), "opposite": -error, "noise": rng.random(25),
-             "gaps": np.where(np.arange(25) < 20, error, np.nan), "constant": np.ones(25)}
-    found = {r.measure: r for r in predictive_power(table, "test_error")}
-    assert found["same"].tau == 1 and found["opposite"].tau == -1
-    assert found["noise"].lower < 0 < found["noise"].upper and abs(found["noise"].tau) < 0.4
-    assert found["gaps"].tau == 1 and found["gaps"].n == 20
-    assert math.isnan(found["constant"].tau)
-    assert next(iter(found)) in ("same", "opposite", "gaps") and list(found)[-1] == "constant"
-    rows = [{name: column[i] for name, column in table.items()} for i in range(25)]
-    assert predictive_power(rows, "test_error", ["noise"])[0] == found["noise"]
-    with pytest.raises(ValueError, match="no column 'accuracy'"):
-        predictive_power(table, "accuracy")
-    with pytest.raises(ValueError, match="different lengths"):
-        predictive_power({"a": [1, 2], "b": [1]}, "a")
-
-
-def test_bootstrap_interval_covers_a_known_correlation():
-    """For bivariate normals tau = 2 asin(r) / pi (Greiner)."""
-    rng, r = np.random.default_rng(2), 0.7
-    truth, hits = 2 * math.asin(r) / math.pi, 0
-    for _ in range(30):
-        x = rng.normal(size=40)
-        y = r * x + math.sqrt(1 - r * r) * rng.normal(size=40)
-        found = predictive_power({"x": x, "y": y}, "y")[0]
-        hits += found.lower <= truth <= found.upper
-        assert found.upper - found.lower < 0.6
-    assert hits >= 25
 
 
 def test_a_row_of_measures_is_made_of_their_dense_values(mlp_case):
