@@ -36,7 +36,7 @@ def without(*backends: Any) -> Iterator[None]:
     """
     before = [(backend, backend.enabled) for backend in backends]
     try:
-        for backend, _ in before:
+        for backend in backends:
             backend.enabled = False
         yield
     finally:
@@ -99,9 +99,6 @@ def kept_modes(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-# ---- Forward passes without gradients -------------------------------------------------------------------------------
-
-
 # Networks that were seen to take gradients in the forward pass, and to refuse to be copied.
 _TAKES_GRADIENTS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _COPIES_NOT: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -145,9 +142,6 @@ class Quiet:
                 stack.enter_context(torch.inference_mode(False))
             stack.enter_context(stage())
             return mapped(lambda t: t.detach(), function())
-
-
-# ---- Copies ---------------------------------------------------------------------------------------------------------
 
 
 def copied(model: nn.Module) -> nn.Module | None:
@@ -194,9 +188,6 @@ def apart(model: nn.Module) -> Iterator[nn.Module]:
         yield model if twin is None else twin
 
 
-# ---- Embeddings -----------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def steady_tables(model: nn.Module) -> Iterator[None]:
     """Make embeddings functions of their tables: with ``max_norm`` a forward pass writes into them.
@@ -210,7 +201,10 @@ def steady_tables(model: nn.Module) -> Iterator[None]:
             before.append((module, module.sparse, module.max_norm, vars(module).get("forward")))
             module.sparse = False
             if module.max_norm is not None:
-                shift = _renormalised(module) - module.weight.detach()
+                rows = module.weight.detach()
+                norms = torch.linalg.vector_norm(rows, module.norm_type, dim=1, keepdim=True)
+                shorter = rows * (module.max_norm / (norms + 1e-7))
+                shift = torch.where(norms > module.max_norm, shorter, rows) - rows
                 module.max_norm = None
                 if bool(shift.any()):
                     module.forward = MethodType(_shifted(shift, module.forward), module)
@@ -227,12 +221,6 @@ def steady_tables(model: nn.Module) -> Iterator[None]:
 def has_sparse_gradients(model: nn.Module) -> bool:
     """Return whether an embedding asks for sparse gradients."""
     return any(isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse for module in model.modules())
-
-
-def _renormalised(module: Any) -> Tensor:
-    rows = module.weight.detach()
-    norms = torch.linalg.vector_norm(rows, module.norm_type, dim=1, keepdim=True)
-    return torch.where(norms > module.max_norm, rows * (module.max_norm / (norms + 1e-7)), rows)
 
 
 def _shifted(shift: Tensor, forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -54,15 +54,10 @@ class Network:
         self.w = torch.cat([p.detach().reshape(-1) for p in op.params])
         self._by_vmap, self._leaves = True, False
 
-    # ---- groups -----------------------------------------------------------------------------------------------------
-
     def over_groups(
         self, m: int | None, measure: Callable[[Group], np.ndarray]
     ) -> Iterator[tuple[np.ndarray, list[float]]]:
-        """Yield what ``measure`` finds, one number a group of m samples (``None``: all of the data), and their weights.
-
-        Small groups are evaluated together.
-        """
+        """Yield what ``measure`` finds, one number a group of m samples (``None``: of all), and their weights."""
         for group, apart in self._groups(m):
             reason = ""
             if self._by_vmap and len(apart) > 1:
@@ -124,8 +119,6 @@ class Network:
             if off > max(SAME_OUTPUT, 8 * torch.finfo(a.dtype).eps) * float(a.abs().max()):
                 raise ValueError(f"The last {m} along the first axis have other outputs alone than among {seen}: that "
                                  f"axis is not the samples', or they see each other. {_WHOLE}")
-
-    # ---- losses and gradients ---------------------------------------------------------------------------------------
 
     def _loss(self, w: Tensor, inputs: Any, target: Any) -> Tensor:
         weights = dict(zip(self.op.names, self.op._pieces(w), strict=True))

@@ -110,7 +110,7 @@ class MemoryPlan(NamedTuple):
 def memory_plan(
     op: Any, steps: int = 60, probes: int = 8, deflate: int | Literal["auto"] = "auto", memory: float | None = None
 ) -> MemoryPlan:
-    """Return what :func:`spectral_density` with these arguments will take, before it does.
+    """Return what :func:`spectral_density` with these arguments will take.
 
     On top come the locked vectors (about ten in a trained network, ``basis_bytes(op, 1)`` each), some ten vectors to
     work with, and the gradient graphs of the operator (``op.graph_bytes()`` a batch).
@@ -152,19 +152,16 @@ class _Job:
             if not self.deflated:
                 ending = self._deflate(bar)
                 bar.total = self.spent + self.probes * self.steps
-            room = self.n - len(self.locked)
-            while ending is None and room and len(self.runs) < self.probes:
+            while ending is None and len(self.locked) < self.n and len(self.runs) < self.probes:
                 ending = self._next_group(bar)
         return ending or self._verdict()
 
-    # ---- first phase: lock ------------------------------------------------------------------------------------------
-
     def _deflate(self, bar: Any) -> Ending | None:
-        band = self.band
-        if band is None:
-            band = self.band = self._empty_band()
+        """Lock what converges in a space of its own."""
+        ending, band = None, self.band or Band(self.n, self.locked.dtype, self.op.device, self.rows)
+        if self.band is None:
             band.start(gaussian_row(self.op, self.seed))
-        ending = None
+        self.band = band
         try:
             while band.waiting and not self._enough(band):  # none waits where the space is invariant, or everything
                 if band.full:
@@ -185,9 +182,6 @@ class _Job:
             self.locked = torch.linalg.qr(self.locked.T).Q.T.contiguous()
         return ending
 
-    def _empty_band(self) -> Band:
-        return Band(self.n, self.locked.dtype, self.op.device, self.rows)
-
     def _enough(self, band: Band) -> bool:
         if not self.least <= band.products < self.most:
             return band.products >= self.most
@@ -200,12 +194,10 @@ class _Job:
         values, residuals, s = band.ritz()
         good = np.flatnonzero((residuals <= LOCKED * np.abs(values)) & (values != 0))
         if self.deflate != "auto":
-            good = good[np.argsort(-np.abs(values[good]), kind="stable")][: int(self.deflate)]
+            good = good[choose(values[good], "LM", int(self.deflate))]
         good = good[np.argsort(-values[good])]
         self.atoms, self.residuals = values[good], residuals[good]
         self.locked = band.vectors(s[:, good])
-
-    # ---- second phase: probe the complement -------------------------------------------------------------------------
 
     def _begun(self, count: int) -> list[Krylov]:
         steps, first = min(self.steps, self.n - len(self.locked)), len(self.runs) + 1
@@ -231,8 +223,6 @@ class _Job:
         width = WIDTH * (values.max() - values.min())
         return Ending.CONVERGED if max(_halving(run) for run in self.runs) <= width else Ending.MAX_STEPS
 
-    # ---- saving -----------------------------------------------------------------------------------------------------
-
     def _state(self) -> dict[str, np.ndarray]:
         if self.band is not None:
             return _named("band", self.band.state())
@@ -247,7 +237,7 @@ class _Job:
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
         if "band_rows" in state:
-            self.band = self._empty_band()
+            self.band = Band(self.n, self.locked.dtype, self.op.device, self.rows)
             self.band.restore(_of("band", state))
             return
         self.locked = torch.from_numpy(state["locked"]).to(self.locked)
@@ -273,15 +263,15 @@ def _of(prefix: str, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _products_to_lock(deflate: int | str) -> tuple[int, int]:
     """Return the least and most products of the first phase."""
-    if deflate == "auto":
-        return AUTO_STEPS
-    return int(deflate), 40 + 4 * int(deflate) if deflate else 0
+    return AUTO_STEPS if deflate == "auto" else (int(deflate), 40 + 4 * int(deflate) if deflate else 0)
 
 
 def _halving(run: LanczosResult) -> float:
     """Return how far the distribution moves (Wasserstein-1) from half the steps to all of them."""
-    if run.ending is Ending.BREAKDOWN or len(run.alpha) < 2:
-        return 0.0 if run.ending is Ending.BREAKDOWN else float("inf")
+    if run.ending is Ending.BREAKDOWN:
+        return 0.0
+    if len(run.alpha) < 2:
+        return float("inf")
     half = len(run.alpha) // 2
     values, s = tridiagonal_eigen(run.alpha[:half], run.beta[:half])
     return wasserstein(values, s[0] ** 2, run.values, run.weights)

@@ -45,8 +45,6 @@ class Differences:
         self._made = 0
         self._wide: bool | None = None  # whether the network runs in float64
 
-    # ---- products ---------------------------------------------------------------------------------------------------
-
     def product(self, v: Tensor) -> Tensor:
         """Return the product with a vector ``(n,)`` over all of the data."""
         op, size = self.op, float(torch.linalg.vector_norm(v, dtype=torch.float64))
@@ -65,12 +63,12 @@ class Differences:
 
     def gradient(self) -> Tensor:
         """Return the gradient ``(n,)`` over this process's data, of networks that refuse ``torch.autograd.grad``."""
-        return self._gradients(self._weighted(), None, [0.0], wide=False)[0].to(self.op.dtype)
+        return self._gradients(self._weighted())[0].to(self.op.dtype)
 
     def gradient_at(self, parts: Any, v: Tensor) -> Tensor:
         """Return the gradient ``(n,)`` at w + v of parts of the data: inputs, target and share of the loss."""
         batches = ((Batch(0, inputs, target, 0, share), share) for inputs, target, share in parts)
-        return self._gradients(batches, v, [1.0], wide=False)[0].to(self.op.dtype)
+        return self._gradients(batches, v)[0].to(self.op.dtype)
 
     def _weighted(self) -> Iterator[tuple[Batch, float]]:
         return ((batch, self.op._batches.weight(batch)) for batch in self.op._batches)
@@ -82,10 +80,12 @@ class Differences:
         return out
 
     def _difference(self, batches: Any, v: Tensor, h: float) -> Tensor:
-        plus, minus = self._gradients(batches, v, [h, -h], bool(self._wide))
+        plus, minus = self._gradients(batches, v, (h, -h), bool(self._wide))
         return (plus - minus) / (2 * h)
 
-    def _gradients(self, batches: Any, v: Tensor | None, steps: Sequence[float], wide: bool) -> list[Tensor]:
+    def _gradients(
+        self, batches: Any, v: Tensor | None = None, steps: Sequence[float] = (1.0,), wide: bool = False
+    ) -> list[Tensor]:
         """Return the gradients ``(n,)`` at w + h v for each h, summed over weighted batches; float64 if ``wide``."""
         op, reentrant = self.op, self.reentrant
         out = torch.zeros(len(steps), op.n, dtype=torch.float64 if wide else op.dtype, device=op.device)
@@ -140,8 +140,6 @@ class Differences:
                 return False
             there = self._gradient(batch, leaves, backward=True)
         return any(a is None and b is not None and bool(b.any()) for a, b in zip(found, there, strict=True))
-
-    # ---- checking ---------------------------------------------------------------------------------------------------
 
     def disagreement(self, exact: Callable[[Batch, Tensor], Tensor]) -> str:
         """Compare a product of a few samples' Hessian with a vector ``(n,)``; say what is wrong, or nothing."""
@@ -211,9 +209,9 @@ class Differences:
 
     def _try_float64(self, batch: Batch) -> None:
         """See whether the network runs in float64 and its gradient is the same there; set what counts as right."""
-        plain = self._gradients([(batch, 1.0)], None, [0.0], wide=False)[0].double()
+        plain = self._gradients([(batch, 1.0)])[0].double()
         try:
-            wide = self._gradients([(batch, 1.0)], None, [0.0], wide=True)[0]
+            wide = self._gradients([(batch, 1.0)], wide=True)[0]
         except Exception:  # whatever a network says to another type
             self._wide, self._right = False, SURE
             return
@@ -265,9 +263,8 @@ def _widened(batch: Batch) -> Batch:
 
 def no_second_derivative(error: RuntimeError) -> bool:
     """Whether an error says that something cannot be differentiated twice."""
-    text = str(error)
     signs = ("not implemented", "double backward", "use_reentrant")
-    return isinstance(error, NotImplementedError) or any(sign in text for sign in signs)
+    return isinstance(error, NotImplementedError) or any(sign in str(error) for sign in signs)
 
 
 def refuse_cut_graphs(gradients: list[Tensor]) -> None:

@@ -183,7 +183,7 @@ class _Search:
         if not band.step(self.op):
             return Ending.NON_FINITE
         self.probing += self.probing > 0
-        if band.done > 60 and band.products % 5 and not self.probing and not band.exhausted:
+        if band.done > 60 and band.products % 5 and not self.probing and band.done < band.n:
             return None  # a dense eigenproblem a product would begin to count
         return self._test()
 
@@ -193,7 +193,7 @@ class _Search:
         asked = self.tol * np.abs(values).max()
         resolved = max(asked, 2 * self.band.rounding)
         least, most = VERIFY_STEPS
-        if self.band.exhausted:
+        if self.band.done == self.band.n:
             self.verified = True
             return self.reached(residuals[wanted], np.inf, Ending.BREAKDOWN)
         if len(wanted) < self.k or (residuals[wanted] > resolved).any():
@@ -221,7 +221,7 @@ class _Search:
 
     def _inject(self) -> None:
         """Start another random chain (again if the draw lies in the space, which only rounding can bring about)."""
-        while not self.band.exhausted:
+        while self.band.done < self.band.n:
             self.chains += 1
             if self.band.start(gaussian_row(self.op, self.seed, self.chains)):
                 return

@@ -76,9 +76,8 @@ class LanczosResult(Ended):
         alpha: diagonal of T, float64 ``(m,)``.
         beta: norms of the new directions, float64 ``(m,)``; the last one couples to the vector after the basis.
         basis: orthonormal rows ``(m, n)``; ``None`` in the runs of a spectral density.
-        n: order of the operator.
+        n, products: order of the operator, and operator-vector products used.
         ending: how it ended, and what was reached.
-        products: operator-vector products used.
         rounding: what rounding adds to a residual: the error of a product as it shows in components that should be zero
             (a network's products cancel inside), and at least ``ROUNDING`` machine epsilons of the size of T.
     """
@@ -98,12 +97,12 @@ class LanczosResult(Ended):
     @property
     def values(self) -> np.ndarray:
         """Ritz values, ascending ``(m,)``."""
-        return self._eigen[0]
+        return tridiagonal_eigen(self.alpha, self.beta)[0]
 
     @property
     def weights(self) -> np.ndarray:
         """Weights of the Ritz values in the Gauss quadrature of the start vector's measure ``(m,)``; they add to 1."""
-        return self._eigen[1][0] ** 2
+        return tridiagonal_eigen(self.alpha, self.beta)[1][0] ** 2
 
     @property
     def residuals(self) -> np.ndarray:
@@ -111,22 +110,15 @@ class LanczosResult(Ended):
 
         An eigenvalue lies within this distance of each Ritz value.
         """
-        return self.beta[-1] * np.abs(self._eigen[1][-1]) + self.rounding if len(self.alpha) else np.zeros(0)
+        s = tridiagonal_eigen(self.alpha, self.beta)[1]
+        return self.beta[-1] * np.abs(s[-1]) + self.rounding if len(self.alpha) else np.zeros(0)
 
     def vectors(self, index: Sequence[int] | slice = slice(None)) -> Tensor:
-        """Return Ritz vectors as columns ``(n, len(index))``.
-
-        Raises:
-            ValueError: if the basis is gone.
-        """
+        """Return Ritz vectors as columns ``(n, len(index))``."""
         if self.basis is None:
             raise ValueError("The runs of a spectral density keep no basis. Call lanczos, or top_eigenvalues.")
-        s = torch.from_numpy(np.ascontiguousarray(self._eigen[1][:, index])).to(self.basis)
-        return (s.T @ self.basis).T
-
-    @property
-    def _eigen(self) -> tuple[np.ndarray, np.ndarray]:
-        return tridiagonal_eigen(self.alpha, self.beta)
+        s = np.ascontiguousarray(tridiagonal_eigen(self.alpha, self.beta)[1][:, index])
+        return (torch.from_numpy(s).to(self.basis).T @ self.basis).T
 
 
 def tridiagonal_eigen(alpha: np.ndarray, beta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -180,8 +172,7 @@ def lanczos(
 class Krylov:
     """One chain of Lanczos steps, advanced one product at a time so that several chains can share an operator.
 
-    It stays orthogonal to the orthonormal rows ``locked``, ``(r, n)``: it then sees :math:`P A P` with :math:`P` the
-    projection on their complement.
+    It stays orthogonal to the orthonormal rows ``locked``, ``(r, n)``, and sees the operator on their complement.
     """
 
     def __init__(self, start: Tensor, steps: int, locked: Tensor | None = None) -> None:
@@ -196,12 +187,8 @@ class Krylov:
             raise ValueError(f"The start vector has norm {size} after projection; it must be finite and not zero.")
         self.basis[0] = start / size
 
-    def next_vector(self) -> Tensor:
-        """Return the vector ``(n,)`` whose product :meth:`absorb` wants."""
-        return self.basis[self.j]
-
     def absorb(self, w: Tensor) -> None:
-        """Take the product of :meth:`next_vector` (it may be overwritten) and make one step."""
+        """Take the product of ``basis[j]`` (it may be overwritten) and make one step."""
         j, q = self.j, self.basis[self.j]
         alpha = dot(q, w)
         if not np.isfinite(alpha):
@@ -211,8 +198,7 @@ class Krylov:
         if j:
             w.add_(self.basis[j - 1], alpha=-self.beta[j - 1])
         correction = orthogonalize(w, [*self.locked, self.basis[: j + 1]])
-        self.alpha[j] = alpha + correction[-1]
-        beta = norm(w)
+        self.alpha[j], beta = alpha + correction[-1], norm(w)
         if not np.isfinite(beta):
             self.ending = Ending.NON_FINITE
             return
@@ -254,16 +240,13 @@ def advance(chains: Sequence[Krylov], op: Any, progress: Any, save: Callable[[],
     """
     try:
         while running := [chain for chain in chains if chain.ending is None]:
-            for chain, w in zip(running, products(op, [chain.next_vector() for chain in running]), strict=True):
+            for chain, w in zip(running, products(op, [chain.basis[chain.j] for chain in running]), strict=True):
                 chain.absorb(w)
             progress.update(len(running))
             save()
     except KeyboardInterrupt:
         return Ending.INTERRUPTED
     return None
-
-
-# ---- Vectors --------------------------------------------------------------------------------------------------------
 
 
 def products(op: Any, vectors: Sequence[Tensor]) -> list[Tensor]:
@@ -314,14 +297,12 @@ def dot(a: Tensor, b: Tensor) -> float:
 def product_error(component: float, size: float, like: Tensor) -> float:
     """Return the norm of the error of a product whose components along basis vectors are wrong by ``component``.
 
-    A network's products cancel inside, and can be wrong by many machine epsilons of the Hessian's size. The basis sees
-    few of the n dimensions that such an error spreads over. Below what the inner product itself is wrong by, it is not
-    to be seen, and ``ROUNDING`` stands for it.
+    The basis sees few of the n dimensions that such an error spreads over. Below what the inner product itself is wrong
+    by, it is not to be seen, and ``ROUNDING`` stands for it.
     """
     eps, n = torch.finfo(like.dtype).eps, like.shape[-1]
     visible = INNER_PRODUCT * max(1.0, n / 1e7) ** 0.5 * eps * size
-    seen = component * n**0.5 if component > visible else 0.0
-    return max(seen, ROUNDING * eps * size)
+    return max(component * n**0.5 if component > visible else 0.0, ROUNDING * eps * size)
 
 
 def is_asymmetric(rounding: float, size: float, stacklevel: int = 3) -> bool:
@@ -347,18 +328,10 @@ def orthogonalize(w: Tensor, blocks: Sequence[Tensor]) -> np.ndarray:
 def _pass(w: Tensor, blocks: Sequence[Tensor]) -> np.ndarray:
     parts = [np.zeros(0)]
     for rows in blocks:
-        components = _inner(rows, w)
-        w.addmv_(rows.T, components.to(w.dtype), alpha=-1)
-        parts.append(components.cpu().numpy())
+        # In float64, slice by slice: a float32 product over millions of entries can be wrong in its fourth digit.
+        found = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        for start in range(0, len(w), SLICE):
+            found += rows[:, start : start + SLICE] @ w[start : start + SLICE]
+        w.addmv_(rows.T, found.to(w.dtype), alpha=-1)
+        parts.append(found.cpu().numpy())
     return np.concatenate(parts)
-
-
-def _inner(rows: Tensor, w: Tensor) -> Tensor:
-    """Return the inner products with each row in float64: slices in the vectors' dtype, added up in float64.
-
-    A float32 product over millions of entries at once can be wrong in its fourth digit.
-    """
-    total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-    for start in range(0, len(w), SLICE):
-        total += rows[:, start : start + SLICE] @ w[start : start + SLICE]
-    return total

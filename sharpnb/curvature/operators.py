@@ -93,8 +93,6 @@ class ModelOperator(ABC):
         If ``batched``, the pieces have a leading dimension K, and so has the result.
         """
 
-    # ---- the operator -----------------------------------------------------------------------------------------------
-
     def __matmul__(self, v: Tensor) -> Tensor:
         """Return the product with a vector ``(n,)`` or a block of vectors ``(n, K)``, in the same shape and dtype.
 
@@ -141,16 +139,11 @@ class ModelOperator(ABC):
         return [v.to(p.device, p.dtype) for v, p in zip(views, self.params, strict=True)] if self._mixed else views
 
     def _accumulate(self, out: Tensor, pieces: Sequence[Tensor | None] | None, weight: float) -> None:
-        if pieces is None:
-            return
-        lead = out.shape[:-1]
-        flat = [out.new_zeros(*lead, size) if h is None else h.detach().reshape(*lead, size)
-                for h, size in zip(pieces, self._sizes, strict=True)]
-        if self._mixed:
-            flat = [h.to(self.device, self.dtype) for h in flat]
-        out.add_(torch.cat(flat, dim=-1), alpha=weight)
-
-    # ---- graphs -----------------------------------------------------------------------------------------------------
+        if pieces is not None:
+            lead = out.shape[:-1]
+            flat = [out.new_zeros(*lead, size) if h is None else h.detach().reshape(*lead, size).to(out)
+                    for h, size in zip(pieces, self._sizes, strict=True)]
+            out.add_(torch.cat(flat, dim=-1), alpha=weight)
 
     def _graphs_of_batches(self) -> Iterator[tuple[Batch, Any]]:
         """Yield each batch with its graph: from the cache where memory allows, else built now and dropped after use.
@@ -195,27 +188,18 @@ class ModelOperator(ABC):
     @contextmanager
     def _building(self) -> Iterator[None]:
         """Build graphs inside: in mode, from kernels that have a second derivative, of code as it is written."""
-        vendors = [torch.backends.cudnn, torch.backends.mkldnn] if self._plain else []
-        if not vendors and any(isinstance(module, nn.RNNBase) for module in self.model.modules()):
-            vendors = [torch.backends.cudnn]
-        with (
-            measuring(self.model, self.mode, self.params), sdpa_kernel(SDPBackend.MATH), eager(), without(*vendors),
-            WrittenOut(),
-        ):
+        recurrent = any(isinstance(module, nn.RNNBase) for module in self.model.modules())
+        vendors = [torch.backends.cudnn] * (self._plain or recurrent) + [torch.backends.mkldnn] * self._plain
+        with (measuring(self.model, self.mode, self.params), sdpa_kernel(SDPBackend.MATH), eager(), without(*vendors),
+              WrittenOut()):
             yield
 
     def refresh(self) -> None:
         """Forget the cached graphs, so that the next product sees the parameters as they are then."""
         self._graphs, self._graphs_of = {}, ()
 
-    # ---- around it --------------------------------------------------------------------------------------------------
-
     def check_deterministic(self) -> None:
-        """Evaluate the loss of the first batch twice and compare.
-
-        Raises:
-            ValueError: if they differ; the message names the layers that draw random numbers.
-        """
+        """Evaluate the loss of the first batch twice, and refuse a random one; name the layers that draw numbers."""
         batch = next(iter(self._batches))
         with measuring(self.model, self.mode):
             once, twice = (self._quiet(lambda: self._loss_value(batch).double()) for _ in range(2))
@@ -231,11 +215,7 @@ class ModelOperator(ABC):
                              "or fix the randomness.")
 
     def check_counts(self) -> None:
-        """Compare the loss of some batches together with what their own give, if their counts were not said.
-
-        Raises:
-            ValueError: as of :func:`sharpnb.counts.check_loss`.
-        """
+        """Compare the loss of some batches together with what their own give, if their counts were not said."""
         some = self._batches.some()
         if len(some) < 2 or self._batches.sure:
             return

@@ -36,9 +36,7 @@ class Sharpness:
         value: mean over groups (weighted by size), or over random perturbations; in the unit of the loss.
         stderr: its standard error over them (NaN with one).
         each: the values ``(G,)`` behind it, one a group, or one a pair of opposite perturbations.
-        rho: radius of the ball, or standard deviation of the cloud.
-        p: norm of the ball.
-        adaptive: whether it is measured relative to the weights' magnitudes.
+        rho, p, adaptive: what was asked.
         passes: passes over the data, forward and backward or forward alone.
     """
 

@@ -61,8 +61,7 @@ class SpectralDensity(Ended):
         atoms: locked eigenvalues, largest first ``(r,)``; each has weight 1/n.
         atom_residuals: bounds on their residual norms ``(r,)``.
         runs: one Lanczos run a probe (bases dropped), on the complement of the locked vectors.
-        steps: steps asked for, a probe.
-        seed: of the probes.
+        steps, seed: of the probes, as asked for.
         products: operator-vector products used, deflation included.
         ending: how it ended. ``CONVERGED``: half the steps give the same distribution to within one kernel width
             (Wasserstein-1); ``BREAKDOWN``: the quadrature of every probe is exact.
@@ -109,8 +108,6 @@ class SpectralDensity(Ended):
         each = self._bulk * np.asarray(of_run, dtype=float)
         spread = each.std(axis=0, ddof=1) / np.sqrt(len(each)) if len(each) > 1 else np.full(each.shape[1:], np.nan)
         return Estimate(exact + each.mean(axis=0), spread)
-
-    # ---- numbers ----------------------------------------------------------------------------------------------------
 
     @cached_property
     def lambda_max(self) -> float:
@@ -173,7 +170,8 @@ class SpectralDensity(Ended):
         exact = (self.atoms <= x[..., None]).sum(axis=-1) / self.n
         cuts = [_cut(run, x) for run in self.runs]
         value, lower, upper = (self._over_probes([cut[i] for cut in cuts], exact) for i in range(3))
-        return Bracket(*map(_scalar, (value.value, lower.value, upper.value, value.stderr)))
+        found = value.value, lower.value, upper.value, value.stderr
+        return Bracket(*(float(each) if np.ndim(each) == 0 else each for each in found))
 
     def negative_share(self, tol: float = 1e-2) -> Bracket:
         r"""Return the share of eigenvalues below :math:`-\mathrm{tol}\cdot\max|\lambda|`.
@@ -182,8 +180,6 @@ class SpectralDensity(Ended):
         bar over probes does not show it: look at ``lower`` and ``upper``.
         """
         return self.cdf(np.nextafter(-tol * self.scale, -np.inf))
-
-    # ---- the curve --------------------------------------------------------------------------------------------------
 
     @property
     def width(self) -> float:
@@ -206,8 +202,7 @@ class SpectralDensity(Ended):
         """Return the density on ``grid`` and its standard error over probes, with or without the atoms."""
         if width is not None and not width > 0:
             raise ValueError(f"width = {width}: the kernel's standard deviation must be positive.")
-        grid = np.asarray(grid, dtype=float)
-        at = self.atoms if atoms else np.zeros(0)
+        grid, at = np.asarray(grid, dtype=float), self.atoms if atoms else np.zeros(0)
         exact = _kernels(grid, at, np.full(len(at), 1 / self.n), np.full(len(at), width or self.width))
         curves = [_kernels(grid, r.values, r.weights, self._widths(r) if width is None else np.full(r.products, width))
                   for r in self.runs]
@@ -220,11 +215,8 @@ class SpectralDensity(Ended):
 
     def grid(self, points: int = 2000) -> np.ndarray:
         """Return points that cover every kernel, dense enough for the narrowest."""
-        widest = max([self.width, *(self._widths(run).max() for run in self.runs)])
-        low, high = self.lambda_min - 5 * widest, self.lambda_max + 5 * widest
-        return np.linspace(low, high, points)
-
-    # ---- telling ----------------------------------------------------------------------------------------------------
+        around = 5 * max([self.width, *(self._widths(run).max() for run in self.runs)])
+        return np.linspace(self.lambda_min - around, self.lambda_max + around, points)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as plain Python, for a record."""
@@ -296,16 +288,10 @@ def _kernels(grid: np.ndarray, at: np.ndarray, weights: np.ndarray, widths: np.n
 def _cut(run: LanczosResult, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the mass at or below x, and the bounds: without the node left of x, and with the node right of it."""
     sums = np.concatenate([[0.0], np.cumsum(run.weights)])
-    left = np.searchsorted(run.values, x, side="right")
-    before = np.searchsorted(run.values, x, side="left")
-    m = len(run.values)
+    before, left = (np.searchsorted(run.values, x, side=side) for side in ("left", "right"))
     if run.ending is Ending.BREAKDOWN:
         return sums[left], sums[left], sums[left]  # the measure is the quadrature itself
-    return sums[left], sums[np.maximum(before - 1, 0)], sums[np.minimum(left + 1, m)]
-
-
-def _scalar(value: Any) -> Any:
-    return float(value) if np.ndim(value) == 0 else value
+    return sums[left], sums[np.maximum(before - 1, 0)], sums[np.minimum(left + 1, len(run.values))]
 
 
 def wasserstein(a: np.ndarray, u: np.ndarray, b: np.ndarray, v: np.ndarray) -> float:
