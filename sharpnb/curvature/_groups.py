@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from functools import wraps
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,6 +51,7 @@ class Network:
         op.check_counts()
         self.op, self.model, self.count = op, op.model, count
         self.w = torch.cat([p.detach().reshape(-1) for p in op.params])
+        self._holder = _Holder(op.model)
         self._by_vmap, self._leaves = True, False
 
     def over_groups(
@@ -120,14 +120,21 @@ class Network:
                 raise ValueError(f"The last {m} along the first axis have other outputs alone than among {seen}: that "
                                  f"axis is not the samples', or they see each other. {_WHOLE}")
 
+    def _at(self, w: Tensor, function: Callable[[], Any]) -> Any:
+        """Return what a function returns while the model's weights are ``w``."""
+        weights = {f"model.{name}": piece for name, piece in zip(self.op.names, self.op._pieces(w), strict=True)}
+        return functional_call(self._holder, weights, (function,))
+
     def _loss(self, w: Tensor, inputs: Any, target: Any) -> Tensor:
-        weights = dict(zip(self.op.names, self.op._pieces(w), strict=True))
+        return self._at(w, lambda: self.op.loss(forward(self.model, inputs), target))
 
-        @wraps(self.model.forward)
-        def called(*args: Any, **kwargs: Any) -> Any:
-            return functional_call(self.model, weights, args, kwargs)
+    def _loss_and_gradient(self, w: Tensor, inputs: Any, target: Any) -> tuple[Tensor, Tensor]:
+        def both() -> tuple[Tensor, Tensor]:  # for a checkpoint computes again, with the weights that are there then
+            loss = self.op.loss(forward(self.model, inputs), target)
+            return loss.detach(), torch.autograd.grad(loss, w)[0]
 
-        return self.op.loss(forward(called, inputs), target)
+        with torch.enable_grad():
+            return self._at(w, both)
 
     def value(self, w: Tensor) -> float:
         """Return the loss over all of the data."""
@@ -152,10 +159,8 @@ class Network:
         value, gradient = torch.zeros(1, dtype=torch.float64, device=rows.device), torch.zeros_like(rows)
         w = rows[0].detach().requires_grad_()
         for inputs, target, share in group.parts:  # autograd itself: two thirds of the function transform's time
-            with torch.enable_grad():
-                loss = self._loss(w, inputs, target)
-            (own,) = torch.autograd.grad(loss, w)
-            value += loss.detach().double() * share
+            loss, own = self._loss_and_gradient(w, inputs, target)
+            value += loss.double() * share
             gradient[0].add_(own, alpha=share)
         return value, gradient
 
@@ -166,6 +171,17 @@ class Network:
         parts = [self.op._quiet(lambda x=x, y=y: self._loss(rows[0], x, y)).double() * share
                  for x, y, share in group.parts]
         return torch.stack(parts).sum().reshape(1)
+
+
+class _Holder(nn.Module):
+    """Calls a function, so that the model's weights can be others meanwhile."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[[], Any]) -> Any:
+        return function()
 
 
 def _stacked(t: Tensor, count: int) -> Tensor:
