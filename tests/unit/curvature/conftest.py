@@ -1,4 +1,4 @@
-"""Three small trained networks in float64, and their Hessians by forward-over-reverse, a way the package never takes."""
+"""Small trained networks in float64, and their Hessians by forward-over-reverse, a way the package never takes."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Does the second derivative exist? Functions and kernels without one, or with a wrong one, against written-out twins."""
+"""Does the second derivative exist? Functions without one, or with a wrong one, against written-out twins."""
 
 import copy
 import warnings

@@ -144,7 +144,8 @@ def test_the_model_is_left_as_it_was_found(mode):
     rows.append(average_sharpness(model, F.cross_entropy, (x, y), 0.05, mode=mode).value)
     assert np.isfinite(rows).all()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert model.training and all(p.grad is None for p in model.parameters()) and torch.equal(rng, torch.get_rng_state())
+    assert all(p.grad is None for p in model.parameters())
+    assert model.training and torch.equal(rng, torch.get_rng_state())
 
 
 def test_an_exactly_flat_start_still_climbs():
