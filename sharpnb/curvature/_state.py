@@ -12,36 +12,25 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from sharpnb.batches import kept_random_state
-from sharpnb.fallbacks import kept_attributes, kept_modes, steady_tables
+from sharpnb.fallbacks import changed, kept_attributes, kept_modes, steady_tables
 
 Mode = Literal["eval", "batch_stats", "as_is"]
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: Any) -> nn.Module:
     """Return the module inside ``DistributedDataParallel``, ``DataParallel`` or ``torch.compile``.
 
     Their wrappers see only ``backward()``, or have no second derivative.
     """
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if inner is None:
-            return model
-        model = inner
+    while (compiled := hasattr(model, "_orig_mod")) or isinstance(
+            model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model._orig_mod if compiled else model.module
+    return model
 
 
-@contextmanager
-def differentiable(params: Iterable[Tensor]) -> Iterator[None]:
+def differentiable(params: Iterable[Tensor]) -> Any:
     """Let frozen parameters require a gradient for the moment."""
-    frozen = [p for p in params if not p.requires_grad]
-    try:
-        for p in frozen:
-            p.requires_grad_(True)
-        yield
-    finally:
-        for p in frozen:
-            p.requires_grad_(False)
+    return changed((p, "requires_grad", True) for p in params if not p.requires_grad)
 
 
 @contextmanager

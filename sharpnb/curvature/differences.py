@@ -89,24 +89,31 @@ class Differences:
         """Return the gradients ``(n,)`` at w + h v for each h, summed over weighted batches; float64 if ``wide``."""
         op, reentrant = self.op, self.reentrant
         out = torch.zeros(len(steps), op.n, dtype=torch.float64 if wide else op.dtype, device=op.device)
-        with self._copies(wide) as leaves:
-            start = [leaf.detach().clone() for leaf in leaves]
+        with self._copies(wide) as (leaves, move):
             for batch, weight in batches:
                 if wide:
                     batch = _widened(batch)
                 for row, h in zip(out, steps, strict=True):
                     if v is not None:
-                        _displace(leaves, start, op._pieces(v), h)
+                        move(v, h)
                     found = [torch.zeros_like(leaf) if g is None else g.to_dense()
                              for leaf, g in zip(leaves, self._gradient(batch, leaves, reentrant), strict=True)]
                     row.add_(torch.cat([g.reshape(-1).to(row) for g in found]), alpha=weight)
         return list(out)
 
     @contextmanager
-    def _copies(self, wide: bool) -> Iterator[list[Tensor]]:
+    def _copies(self, wide: bool) -> Iterator[tuple[list[Tensor], Callable[[Tensor, float], None]]]:
+        """Yield copies of the parameters, in their place, and what moves them to w + h v."""
         op = self.op
         with measuring(op.model, op.mode), eager(), replaced(op.model, op.params, wide) as leaves:
-            yield leaves
+            start = [leaf.detach().clone() for leaf in leaves]
+
+            @torch.no_grad()
+            def move(v: Tensor, h: float) -> None:
+                for leaf, w, d in zip(leaves, start, op._pieces(v), strict=True):
+                    leaf.copy_(w).add_(d.to(leaf), alpha=h)
+
+            yield leaves, move
 
     @torch.enable_grad()
     def _gradient(self, batch: Batch, leaves: Sequence[Tensor], backward: bool) -> Sequence[Tensor | None]:
@@ -125,7 +132,7 @@ class Differences:
     def reentrant(self) -> bool:
         """Whether ``torch.autograd.grad`` misses parameters behind a reentrant checkpoint, or refuses them."""
         batch = self.few()
-        with self._copies(False) as leaves:
+        with self._copies(False) as (leaves, _):
             with torch.enable_grad():
                 value = self.op._loss_value(batch).sum()
             if not any(isinstance(node, torch.autograd.function.FunctionCtx) for node in _nodes([value])):
@@ -176,10 +183,9 @@ class Differences:
     def _outputs(self, batch: Batch, v: Tensor, steps: Sequence[float]) -> list[Tensor]:
         op, found = self.op, []
         inputs = (_widened(batch) if self._wide else batch).inputs
-        with self._copies(bool(self._wide)) as leaves:
-            start = [leaf.detach().clone() for leaf in leaves]
+        with self._copies(bool(self._wide)) as (_, move):
             for h in steps:
-                _displace(leaves, start, op._pieces(v), h)
+                move(v, h)
                 found.append(op._quiet(lambda: forward(op.model, inputs)))
         return found
 
@@ -248,12 +254,6 @@ def compare(
 
 def _off(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm())
-
-
-def _displace(leaves: Sequence[Tensor], start: Sequence[Tensor], pieces: Sequence[Tensor], h: float) -> None:
-    with torch.no_grad():
-        for leaf, w, d in zip(leaves, start, pieces, strict=True):
-            leaf.copy_(w).add_(d.to(leaf), alpha=h)
 
 
 def _widened(batch: Batch) -> Batch:

@@ -27,7 +27,7 @@ from torch.nn.modules.conv import _ConvNd
 from sharpnb.batches import Batches, forward
 from sharpnb.counts import Batch, Count, Reduction, check_loss
 from sharpnb.curvature._state import Mode, differentiable, measuring, unwrapped
-from sharpnb.fallbacks import Quiet, WrittenOut, eager, has_sparse_gradients, without
+from sharpnb.fallbacks import Quiet, WrittenOut, changed, eager, has_sparse_gradients
 from sharpnb.trees import tensors
 
 Loss = Callable[[Any, Any], Tensor]
@@ -57,7 +57,6 @@ class ModelOperator(ABC):
             self.dtype = torch.promote_types(self.dtype, p.dtype)
         self.device = self.params[0].device
         self._sizes = [p.numel() for p in self.params]
-        self._mixed = any(p.dtype != self.dtype or p.device != self.device for p in self.params)
         self.n = sum(self._sizes)
         self.shape = (self.n, self.n)
         self.products = 0
@@ -135,8 +134,7 @@ class ModelOperator(ABC):
     def _pieces(self, rows: Tensor) -> list[Tensor]:
         """Cut ``(n,)`` or ``(K, n)`` into views in the shapes of the parameters."""
         cut = rows.split(self._sizes, dim=-1)
-        views = [c.view((*rows.shape[:-1], *p.shape)) for c, p in zip(cut, self.params, strict=True)]
-        return [v.to(p.device, p.dtype) for v, p in zip(views, self.params, strict=True)] if self._mixed else views
+        return [c.view((*rows.shape[:-1], *p.shape)).to(p) for c, p in zip(cut, self.params, strict=True)]
 
     def _accumulate(self, out: Tensor, pieces: Sequence[Tensor | None] | None, weight: float) -> None:
         if pieces is not None:
@@ -190,8 +188,8 @@ class ModelOperator(ABC):
         """Build graphs inside: in mode, from kernels that have a second derivative, of code as it is written."""
         recurrent = any(isinstance(module, nn.RNNBase) for module in self.model.modules())
         vendors = [torch.backends.cudnn] * (self._plain or recurrent) + [torch.backends.mkldnn] * self._plain
-        with (measuring(self.model, self.mode, self.params), sdpa_kernel(SDPBackend.MATH), eager(), without(*vendors),
-              WrittenOut()):
+        with (measuring(self.model, self.mode, self.params), sdpa_kernel(SDPBackend.MATH), eager(), WrittenOut(),
+              changed((vendor, "enabled", False) for vendor in vendors)):
             yield
 
     def refresh(self) -> None:

@@ -220,13 +220,11 @@ class SpectralDensity(Ended):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as plain Python, for a record."""
-        negative = self.negative_share()
+        numbers = {"trace": self.trace, "frobenius": self.frobenius, "negative_share": self.negative_share()}
         return {
             "n": self.n, "lambda_max": self.lambda_max, "lambda_min": self.lambda_min,
-            "trace": self.trace.value, "trace_stderr": self.trace.stderr,
-            "frobenius": self.frobenius.value, "frobenius_stderr": self.frobenius.stderr,
-            "negative_share": negative.value, "negative_share_lower": negative.lower,
-            "negative_share_upper": negative.upper, "negative_share_stderr": negative.stderr,
+            **{name if field == "value" else f"{name}_{field}": value
+               for name, found in numbers.items() for field, value in found._asdict().items()},
             "atoms": self.atoms.tolist(), "probes": self.probes, "steps": self.steps, "products": self.products,
             "seed": self.seed, "ending": self.ending.name.lower(),
         }
