@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sharpnb.curvature.lanczos import BREAKDOWN, SLICE, norm, orthogonalize, product_error, products
+from sharpnb.curvature.lanczos import BREAKDOWN, SLICE, norm, orthogonalize, product_error, products, unit
 
 SPANNED = 1e-3  # of a unit vector, what is left outside the space may be this small before it counts as inside
 CHUNK = 16  # rows allocated together: memory grows as the space does, and nothing is copied
@@ -54,11 +54,8 @@ class Band:
 
     def start(self, v: Tensor) -> bool:
         """Go on from another vector; return whether anything of it lies outside the space."""
-        size = norm(v)
-        if not (np.isfinite(size) and size > 0):
-            raise ValueError(f"A start vector has norm {size}; it must be finite and not zero.")
+        v = unit(v)
         self._set_aside()
-        v = v / size
         orthogonalize(v, self._rows())
         return self._append(v, norm(v), SPANNED)
 

@@ -91,10 +91,8 @@ class MemoryPlan(NamedTuple):
     """What the bases of :func:`spectral_density` take.
 
     Attributes:
-        group: probes that run in lock step.
-        probing: bytes of their bases.
-        locking: bytes of the basis of the first phase at its largest; it is gone when the probes start.
-        rows: most vectors of that basis.
+        group, probing: probes that run in lock step, and bytes of their bases.
+        locking, rows: bytes of the basis of the first phase at its largest, and its vectors; it is gone by then.
     """
 
     group: int

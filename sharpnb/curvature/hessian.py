@@ -107,7 +107,9 @@ class HessianOperator(ModelOperator):
 
     def _rows(self, rows: Tensor) -> Tensor:
         if self.method == "finite_difference":
-            return self._difference_rows(rows)
+            out = torch.stack([self._differences.product(row) for row in rows])
+            self.products, self.error = self.products + len(rows), self._differences.error
+            return out
         try:
             if not self._examined:
                 self._examine()
@@ -123,7 +125,7 @@ class HessianOperator(ModelOperator):
             self._plain = True
             return self._rows(rows)
         self.method = "finite_difference"
-        out = self._difference_rows(rows)
+        out = self._rows(rows)
         warnings.warn(f"No second derivative here ({reason}): products are central differences of the gradient, "
                       f"with a relative error of about {self.error:.1e}.", stacklevel=3)
         return out
@@ -164,10 +166,4 @@ class HessianOperator(ModelOperator):
                 self._accumulate(out, [found.get(i) for i in range(len(self.params))], self._batches.weight(batch))
         if self._group is not None:
             dist.all_reduce(out, group=self._group)
-        return out
-
-    def _difference_rows(self, rows: Tensor) -> Tensor:
-        out = torch.stack([self._differences.product(row) for row in rows])
-        self.products += len(rows)
-        self.error = self._differences.error
         return out

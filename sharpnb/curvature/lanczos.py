@@ -182,10 +182,7 @@ class Krylov:
         self.basis = start.new_empty(steps, len(start))
         self.ending: Ending | None = None
         orthogonalize(start, self.locked)
-        size = norm(start)
-        if not (np.isfinite(size) and size > 0):
-            raise ValueError(f"The start vector has norm {size} after projection; it must be finite and not zero.")
-        self.basis[0] = start / size
+        self.basis[0] = unit(start)
 
     def absorb(self, w: Tensor) -> None:
         """Take the product of ``basis[j]`` (it may be overwritten) and make one step."""
@@ -287,6 +284,14 @@ def basis_bytes(op: Any, steps: int, chains: int = 1) -> int:
 def norm(v: Tensor) -> float:
     """Return the 2-norm, added up in float64 so that a tiny operator does not underflow."""
     return float(torch.linalg.vector_norm(v, dtype=torch.float64))
+
+
+def unit(start: Tensor) -> Tensor:
+    """Return a start vector with norm 1."""
+    size = norm(start)
+    if not 0 < size < np.inf:
+        raise ValueError(f"The start vector has norm {size}; it must be finite and not zero.")
+    return start / size
 
 
 def dot(a: Tensor, b: Tensor) -> float:

@@ -187,25 +187,21 @@ class SpectralDensity(Ended):
         spread = self.lambda_max - self.lambda_min
         return WIDTH * (spread if spread > 1e-9 * self.scale else self.scale or 1.0)
 
-    def density(self, grid: Any, width: float | None = None) -> np.ndarray:
+    def density(self, grid: Any) -> np.ndarray:
         """Return the density on ``grid`` (any shape): a Gaussian a node, atoms included. It integrates to 1.
 
-        Args:
-            grid: points, in the unit of the eigenvalues; :meth:`grid` proposes some.
-            width: standard deviation of every kernel. Default: atoms have :attr:`width`; a node has the smaller of its
-                residual bound (how well it is known) and half the distance between its neighbours (how far its mass
-                reaches), but at least :attr:`width`. All scale with the operator.
+        The points are in the unit of the eigenvalues; :meth:`grid` proposes some. Atoms have a kernel of standard
+        deviation :attr:`width`; a node has the smaller of its residual bound (how well it is known) and half the
+        distance between its neighbours (how far its mass reaches), but at least :attr:`width`. All scale with the
+        operator.
         """
-        return self.density_band(grid, width).value
+        return self.density_band(grid).value
 
-    def density_band(self, grid: Any, width: float | None = None, atoms: bool = True) -> Estimate:
+    def density_band(self, grid: Any, atoms: bool = True) -> Estimate:
         """Return the density on ``grid`` and its standard error over probes, with or without the atoms."""
-        if width is not None and not width > 0:
-            raise ValueError(f"width = {width}: the kernel's standard deviation must be positive.")
         grid, at = np.asarray(grid, dtype=float), self.atoms if atoms else np.zeros(0)
-        exact = _kernels(grid, at, np.full(len(at), 1 / self.n), np.full(len(at), width or self.width))
-        curves = [_kernels(grid, r.values, r.weights, self._widths(r) if width is None else np.full(r.products, width))
-                  for r in self.runs]
+        exact = _kernels(grid, at, np.full(len(at), 1 / self.n), np.full(len(at), self.width))
+        curves = [_kernels(grid, run.values, run.weights, self._widths(run)) for run in self.runs]
         return self._over_probes(curves, exact) if self.probes else Estimate(exact, exact * 0)
 
     def _widths(self, run: LanczosResult) -> np.ndarray:

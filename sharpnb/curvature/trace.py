@@ -34,8 +34,7 @@ class TraceEstimate:
         value: the estimate.
         stderr: its standard error over probes (0 when nothing random is left, NaN with one probe).
         samples: one estimate a probe ``(P,)``; ``value`` is their mean.
-        method: ``"hutch++"`` or ``"hutchinson"``.
-        products: operator-vector products used.
+        method, products: how, and operator-vector products used.
     """
 
     value: float
