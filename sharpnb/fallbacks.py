@@ -6,8 +6,8 @@ import copy
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import MethodType
 from typing import Any
 
@@ -29,19 +29,22 @@ def eager() -> Any:
 
 
 @contextmanager
-def without(*backends: Any) -> Iterator[None]:
-    """Switch vendors' kernels off inside: ``torch.backends.cudnn``, ``torch.backends.mkldnn``; nothing else of theirs.
-
-    Some have no second derivative. Their own ``flags()`` would set TF32 and benchmarking too.
-    """
-    before = [(backend, backend.enabled) for backend in backends]
+def changed(changes: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Give attributes of objects other values inside: each an object, a name and a value."""
+    changes = list(changes)
+    before = [(holder, name, getattr(holder, name)) for holder, name, _ in changes]
     try:
-        for backend, _ in before:
-            backend.enabled = False
+        for holder, name, value in changes:
+            setattr(holder, name, value)
         yield
     finally:
-        for backend, enabled in before:
-            backend.enabled = enabled
+        for holder, name, value in before:
+            setattr(holder, name, value)
+
+
+def kept_modes(model: nn.Module) -> Any:
+    """Leave each module in the mode in which it was found: training, or evaluation."""
+    return changed((module, "training", module.training) for module in model.modules())
 
 
 class WrittenOut(TorchFunctionMode):
@@ -54,14 +57,11 @@ class WrittenOut(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") == "_weight_norm":
-            return _weight_normalised(*args, **kwargs)
+            v, g, dim = [*args, *kwargs.values(), 0][:3]
+            return v * (g / torch.norm_except_dim(v, 2, dim))
         if func is nn.functional.embedding and kwargs.get("sparse"):
             kwargs = {**kwargs, "sparse": False}
         return func(*args, **kwargs)
-
-
-def _weight_normalised(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 @contextmanager
@@ -86,20 +86,6 @@ def kept_attributes(model: nn.Module) -> Iterator[None]:
             for name, value in entries.items():
                 own[name].clear()
                 own[name].extend(value) if isinstance(value, list) else own[name].update(value)
-
-
-@contextmanager
-def kept_modes(model: nn.Module) -> Iterator[None]:
-    """Leave each module in the mode in which it was found: training, or evaluation."""
-    before = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
-
-
-# ---- Forward passes without gradients -------------------------------------------------------------------------------
 
 
 # Networks that were seen to take gradients in the forward pass, and to refuse to be copied.
@@ -140,14 +126,8 @@ class Quiet:
 
     def _run(self, function: Callable[[], Any]) -> Any:
         stage = self._stages[0]
-        with ExitStack() as stack:
-            if stage is not torch.inference_mode:
-                stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(stage())
+        with torch.inference_mode(stage is torch.inference_mode), stage():
             return mapped(lambda t: t.detach(), function())
-
-
-# ---- Copies ---------------------------------------------------------------------------------------------------------
 
 
 def copied(model: nn.Module) -> nn.Module | None:
@@ -194,9 +174,6 @@ def apart(model: nn.Module) -> Iterator[nn.Module]:
         yield model if twin is None else twin
 
 
-# ---- Embeddings -----------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def steady_tables(model: nn.Module) -> Iterator[None]:
     """Make embeddings functions of their tables: with ``max_norm`` a forward pass writes into them.
@@ -204,35 +181,28 @@ def steady_tables(model: nn.Module) -> Iterator[None]:
     Inside, a table is what a forward pass would make of it, by an addition that stays the same when weights are moved;
     and gradients are dense, for sparse ones have no second derivative.
     """
-    before = []
-    for module in model.modules():
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and (module.sparse or module.max_norm is not None):
-            before.append((module, module.sparse, module.max_norm, vars(module).get("forward")))
+    tables = [module for module in _tables(model) if module.sparse or module.max_norm is not None]
+    with kept_attributes(nn.ModuleList(tables)):
+        for module in tables:
             module.sparse = False
             if module.max_norm is not None:
-                shift = _renormalised(module) - module.weight.detach()
+                rows = module.weight.detach()
+                norms = torch.linalg.vector_norm(rows, module.norm_type, dim=1, keepdim=True)
+                shorter = rows * (module.max_norm / (norms + 1e-7))
+                shift = torch.where(norms > module.max_norm, shorter, rows) - rows
                 module.max_norm = None
                 if bool(shift.any()):
                     module.forward = MethodType(_shifted(shift, module.forward), module)
-    try:
         yield
-    finally:
-        for module, sparse, max_norm, forward in before:
-            module.sparse, module.max_norm = sparse, max_norm
-            vars(module).pop("forward", None)
-            if forward is not None:
-                module.forward = forward
+
+
+def _tables(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)]
 
 
 def has_sparse_gradients(model: nn.Module) -> bool:
     """Return whether an embedding asks for sparse gradients."""
-    return any(isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse for module in model.modules())
-
-
-def _renormalised(module: Any) -> Tensor:
-    rows = module.weight.detach()
-    norms = torch.linalg.vector_norm(rows, module.norm_type, dim=1, keepdim=True)
-    return torch.where(norms > module.max_norm, rows * (module.max_norm / (norms + 1e-7)), rows)
+    return any(module.sparse for module in _tables(model))
 
 
 def _shifted(shift: Tensor, forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -40,10 +40,8 @@ def mapped(function: Callable[[Tensor], Tensor], tree: Any, other: Callable[[Any
 
 def moved(tree: Any, device: torch.device) -> Any:
     """Return the tree with its tensors on ``device``, and every other object that has a ``to(device)``."""
-    def other(leaf: Any) -> Any:
-        return leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf
-
-    return mapped(lambda t: t.to(device, non_blocking=True), tree, other)
+    return mapped(lambda t: t.to(device, non_blocking=True), tree,
+                  lambda leaf: leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf)
 
 
 def lengths(tree: Any) -> Iterator[int]:

@@ -6,7 +6,7 @@ from sharpnb.curvature.fisher import FisherOperator
 from sharpnb.curvature.ggn import GGNOperator
 from sharpnb.curvature.hessian import HessianOperator
 from sharpnb.curvature.lanczos import Ending, LanczosResult, basis_bytes, lanczos
-from sharpnb.curvature.measures import RankCorrelation, kendall_tau, measure, predictive_power
+from sharpnb.curvature.measures import kendall_tau, measure
 from sharpnb.curvature.operators import ModelOperator, select_parameters
 from sharpnb.curvature.sharpness import Sharpness, average_sharpness, sharpness
 from sharpnb.curvature.spectrum import Bracket, Estimate, SpectralDensity
@@ -18,8 +18,8 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     # spectra
     "lanczos", "top_eigenvalues", "spectral_density", "trace", "basis_bytes", "memory_plan",
     # sharpness
-    "sharpness", "average_sharpness", "measure", "predictive_power", "kendall_tau",
+    "sharpness", "average_sharpness", "measure", "kendall_tau",
     # results
-    "Bracket", "Eigenvalues", "Ending", "Estimate", "LanczosResult", "MemoryPlan", "RankCorrelation", "Sharpness",
-    "SpectralDensity", "TraceEstimate",
+    "Bracket", "Eigenvalues", "Ending", "Estimate", "LanczosResult", "MemoryPlan", "Sharpness", "SpectralDensity",
+    "TraceEstimate",
 ]

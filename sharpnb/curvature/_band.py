@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sharpnb.curvature.lanczos import BREAKDOWN, SLICE, norm, orthogonalize, product_error, products
+from sharpnb.curvature.lanczos import BREAKDOWN, SLICE, norm, orthogonalize, product_error, products, unit
 
 SPANNED = 1e-3  # of a unit vector, what is left outside the space may be this small before it counts as inside
 CHUNK = 16  # rows allocated together: memory grows as the space does, and nothing is copied
@@ -48,32 +48,22 @@ class Band:
         return self.count - self.waiting
 
     @property
-    def exhausted(self) -> bool:
-        """Whether the space is everything there is."""
-        return self.done == self.n
-
-    @property
     def full(self) -> bool:
         """Whether the rows allowed are used up."""
-        return self.count >= self.limit and self.count < self.n
-
-    # ---- growing ----------------------------------------------------------------------------------------------------
+        return self.limit <= self.count < self.n
 
     def start(self, v: Tensor) -> bool:
         """Go on from another vector; return whether anything of it lies outside the space."""
-        size = norm(v)
-        if not (np.isfinite(size) and size > 0):
-            raise ValueError(f"A start vector has norm {size}; it must be finite and not zero.")
+        v = unit(v)
         self._set_aside()
-        v = v / size
         orthogonalize(v, self._rows())
-        return self._append(v, norm(v), floor=SPANNED)
+        return self._append(v, norm(v), SPANNED)
 
     def resume(self, s: np.ndarray) -> None:
         """Take up a row set aside again, if the Ritz vectors with coefficients ``s`` lean on it most."""
-        j = self.done
         if not len(self.forgotten):
             return
+        j = self.done
         leaning = np.linalg.norm(self.forgotten[:, :j] @ s, axis=1)
         best = int(leaning.argmax())
         if self.waiting and np.linalg.norm(self.matrix[j, :j] @ s) >= leaning[best]:
@@ -84,7 +74,7 @@ class Band:
         orthogonalize(v, self._rows())
         left = norm(v)
         # What of it lies in the space was measured when the rows there were multiplied; the rest still couples.
-        if self._append(v, left, floor=SPANNED):
+        if self._append(v, left, SPANNED):
             self.matrix[j, :j] = self.matrix[:j, j] = left * coupling[:j]
 
     def _set_aside(self) -> None:
@@ -108,7 +98,7 @@ class Band:
         self.matrix[row, : row + 1] = self.matrix[: row + 1, row] = components
         self.waiting, self.products = False, self.products + 1
         scale = float(np.abs(self.matrix[: self.count, : self.count]).max())
-        if self._append(w, beta, floor=BREAKDOWN * torch.finfo(w.dtype).eps * scale):
+        if self._append(w, beta, BREAKDOWN * torch.finfo(w.dtype).eps * scale):
             self.matrix[row + 1, row] = self.matrix[row, row + 1] = beta
         return True
 
@@ -116,15 +106,14 @@ class Band:
         if size <= floor or self.count == self.n:
             return False
         if self.count == len(self._chunks) * CHUNK:
-            self._chunks.append(self._like.new_empty(min(CHUNK, self._most() - self.count), self.n))
+            room = min(self.n, max(self.limit, self.count + 1)) - self.count
+            self._chunks.append(self._like.new_empty(min(CHUNK, room), self.n))
         if self.count == len(self.matrix):
             self.matrix = np.pad(self.matrix, (0, CHUNK))
             self.forgotten = np.pad(self.forgotten, ((0, 0), (0, CHUNK)))
         torch.div(v, size, out=self._row(self.count))
         self.count, self.waiting = self.count + 1, True
         return True
-
-    # ---- reading ----------------------------------------------------------------------------------------------------
 
     def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return Ritz values (ascending), bounds on their residual norms, and their coefficients (columns)."""
@@ -153,7 +142,12 @@ class Band:
         values, _, s = self.ritz()
         j, k, s = self.done, len(keep), s[:, keep]
         coupling, forgotten = self.matrix[j, :j] @ s, self.forgotten[:, :j] @ s
-        self._rotate(s)
+        turn = torch.from_numpy(np.ascontiguousarray(s.T)).to(self._like)
+        for start in range(0, self.n, SLICE):  # the Ritz vectors take the place of the first rows
+            columns = slice(start, start + SLICE)
+            turned = turn @ torch.cat([rows[:, columns] for rows in self._rows()])[:j]
+            for index, piece in enumerate(turned):
+                self._row(index)[columns] = piece
         if self.waiting:
             self._row(k).copy_(self._row(j))
         self.matrix, self.forgotten = np.zeros_like(self.matrix), np.zeros_like(self.forgotten)
@@ -164,25 +158,11 @@ class Band:
         # Ritz vectors that lean on rows set aside have products with what is not in the space: no sign of an error.
         self.count, self._first = k + self.waiting, k if len(self.forgotten) else 0
 
-    def _most(self) -> int:
-        return min(self.n, max(self.limit, self.count + 1))
-
-    def _rotate(self, s: np.ndarray) -> None:
-        """Put the Ritz vectors with coefficients ``s`` in the place of the first rows, slice by slice, in place."""
-        j, turn = self.done, torch.from_numpy(np.ascontiguousarray(s.T)).to(self._like)
-        for start in range(0, self.n, SLICE):
-            columns = slice(start, start + SLICE)
-            turned = turn @ torch.cat([rows[:, columns] for rows in self._rows()])[:j]
-            for index, piece in enumerate(turned):
-                self._row(index)[columns] = piece
-
     def _row(self, index: int) -> Tensor:
         return self._chunks[index // CHUNK][index % CHUNK]
 
     def _rows(self) -> list[Tensor]:
         return [chunk[: self.count - i * CHUNK] for i, chunk in enumerate(self._chunks) if i * CHUNK < self.count]
-
-    # ---- saving -----------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, np.ndarray]:
         """Return what :meth:`restore` needs, as arrays."""

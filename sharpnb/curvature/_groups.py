@@ -5,51 +5,38 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
-from torch.nn.modules.conv import _ConvNd
 
-from sharpnb.batches import Batches, forward
-from sharpnb.counts import Batch, Count, Reduction, counted
-from sharpnb.curvature._state import Mode, measuring, unwrapped
-from sharpnb.curvature.differences import Differences
-from sharpnb.curvature.operators import Loss, check_counts, say_if_sparse, select_parameters
-from sharpnb.fallbacks import Quiet
+from sharpnb.batches import forward
+from sharpnb.counts import Count, Reduction, counted
+from sharpnb.curvature._state import Mode
+from sharpnb.curvature.hessian import HessianOperator
+from sharpnb.curvature.operators import Loss
 from sharpnb.trees import joined, lengths, mapped, part, tensors
 
+# Groups evaluated at once: many small ones are bound by dispatch (one vmapped call is then several times faster); large
+# groups and convolutions, whose weights differ by group, are faster one by one.
+SMALL_GROUP = 64
 GROUP_BYTES = 2.5e8  # of the gradients of groups evaluated at once
 SAME_OUTPUT = 1e-3  # of the largest: a sample's output alone and among others (TF32 included); time steps are far off
 _WHOLE = "Put samples first, or use m=None (count= weighs batches; it cuts none)."
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Groups that are evaluated together.
 
     Attributes:
         parts: inputs, target and share of the loss: of one group in any number of parts, or of several stacked in one.
         weights: of the groups in the mean over groups.
-        single: returns inputs and target of each, if there are several.
     """
 
     parts: list[tuple[Any, Any, float]]
     weights: list[float]
-    single: Callable[[], list[tuple[Any, Any]]] = list
-
-    @property
-    def count(self) -> int:
-        """How many groups they are."""
-        return len(self.weights)
-
-    def one_by_one(self) -> list[Group]:
-        """Return them apart."""
-        return [Group([(*pair, 1.0)], [weight]) for pair, weight in zip(self.single(), self.weights, strict=True)]
 
 
 class Network:
@@ -59,86 +46,72 @@ class Network:
         self, model: nn.Module, loss: Loss, data: Any, params: Any, mode: Mode, reduction: Reduction,
         count: Count | None,
     ) -> None:
-        self.model, self.loss, self.counts = unwrapped(model), loss, count
-        self.mode: Mode = mode
-        named = select_parameters(self.model, params)
-        self.names, self.params = list(named), list(named.values())
-        self._sizes = [p.numel() for p in self.params]
-        self.w = torch.cat([p.detach().reshape(-1) for p in self.params])
-        self.n, self.dtype, self.device, self._group = len(self.w), self.w.dtype, self.w.device, None
-        self._batches = Batches(data, self.device, reduction, count)
-        self._quiet = Quiet(self.model)
+        op = HessianOperator(
+            model, loss, data, params, mode, reduction=reduction, count=count, check=False, group=False)
+        op.check_counts()
+        self.op, self.model, self.count = op, op.model, count
+        self.w = torch.cat([p.detach().reshape(-1) for p in op.params])
+        self._holder = _Holder(op.model)
         self._by_vmap, self._leaves = True, False
-        self._differences = Differences(self)
-        self._convolves = any(isinstance(module, _ConvNd) for module in self.model.modules())
-        say_if_sparse(self.model)
-        with measuring(self.model, mode):
-            check_counts(self.model, loss, self._batches, mode, self._quiet)
-
-    # ---- groups -----------------------------------------------------------------------------------------------------
 
     def over_groups(
-        self, m: int | None, small: int, measure: Callable[[Group], np.ndarray]
+        self, m: int | None, measure: Callable[[Group], np.ndarray]
     ) -> Iterator[tuple[np.ndarray, list[float]]]:
-        """Yield what ``measure`` finds, one number a group of m samples (``None``: all of the data), and their weights.
-
-        Groups below the size ``small`` are evaluated together.
-        """
-        for group in self._groups(m, small):
+        """Yield what ``measure`` finds, one number a group of m samples (``None``: of all), and their weights."""
+        for group, apart in self._groups(m):
             reason = ""
-            if self._by_vmap and group.count > 1:
+            if self._by_vmap and len(apart) > 1:
                 try:
                     yield measure(group), group.weights
                     continue
                 except Exception as error:  # vmap, and what it calls, refuse in many ways
                     self._by_vmap, reason = False, str(error).splitlines()[0][:100]
-            singles = [group] if group.count == 1 else group.one_by_one()
-            yield np.concatenate([measure(single) for single in singles]), group.weights
+            yield np.concatenate([measure(each) for each in apart]), group.weights
             if reason:
                 warnings.warn(f"Groups of samples cannot run at once here ({reason}): they are measured one after the "
                               "other.", stacklevel=3)
 
-    def _groups(self, m: int | None, small: int) -> Iterator[Group]:
-        batches = list(self._batches)
+    def _groups(self, m: int | None) -> Iterator[tuple[Group, list[Group]]]:
+        """Yield groups together, and each of them alone."""
+        batches = list(self.op._batches)
         if m is None:
-            yield Group([(b.inputs, b.target, self._batches.weight(b)) for b in batches], [1.0])
+            whole = Group([(b.inputs, b.target, self.op._batches.weight(b)) for b in batches], [1.0])
+            yield whole, [whole]
             return
-        inputs, target, samples = self._joined([(b.inputs, b.target) for b in batches])
-        self._check_cut(inputs, samples, m)
+        data, samples = self._joined([(b.inputs, b.target) for b in batches])
+        self._check_cut(data[0], samples, m)
         together = 1
-        if m < small and not (self._convolves and m > 4):
-            together = max(1, int(GROUP_BYTES // (6 * self.n * self.w.element_size())))
+        if m < SMALL_GROUP and not (self.op._convolves and m > 4):
+            together = max(1, int(GROUP_BYTES // (6 * self.op.n * self.w.element_size())))
         first = 0
         while first < samples:
             count = max(1, min(together, (samples - first) // m))
             size = min(m, samples - first)
             last = first + size * count
-            single = partial(_cut, (inputs, target), range(first, last, size), samples)
-            weights = [float(size)] * count
-            if callable(self.counts):
-                weights = [counted(self.counts, 0, pair) for pair in single()]
-            stacked = [mapped(lambda t, k=count: _stacked(t, k), part(tree, first, last, samples))
-                       for tree in (inputs, target)]
-            yield Group([(*stacked, 1.0)], weights, single)
+            pairs = [part(data, start, start + size, samples) for start in range(first, last, size)]
+            weights = [counted(self.count, 0, pair) if callable(self.count) else float(size) for pair in pairs]
+            stacked = mapped(lambda t, k=count: _stacked(t, k), part(data, first, last, samples))
+            apart = [Group([(*pair, 1.0)], [weight]) for pair, weight in zip(pairs, weights, strict=True)]
+            yield Group([(*stacked, 1.0)], weights), apart
             first = last
 
-    def _joined(self, pairs: list[tuple[Any, Any]]) -> tuple[Any, Any, int]:
-        """Return all inputs, all targets and the number of samples."""
+    def _joined(self, pairs: list[tuple[Any, Any]]) -> tuple[tuple[Any, Any], int]:
+        """Return all inputs and targets, and the number of samples."""
         inputs, target = (joined(trees) for trees in zip(*pairs, strict=True))
         found = {*lengths(inputs), *lengths(target)}
         if len(found) != 1:
             shapes = [tuple(t.shape) for t in tensors((inputs, target))]
             raise ValueError(f"Groups of m samples are cut along the first axis, and on it tensors of shapes {shapes} "
                              f"disagree. {_WHOLE}")
-        return inputs, target, found.pop()
+        return (inputs, target), found.pop()
 
     def _check_cut(self, inputs: Any, samples: int, m: int) -> None:
         """Refuse groups whose samples are not what they are among all others: time steps, say."""
-        if m >= samples or self.mode != "eval":
+        if m >= samples or self.op.mode != "eval":
             return
         seen = min(2 * m, samples)
         cuts = [part(inputs, samples - size, samples, samples) for size in (seen, m)]
-        within, alone = (list(tensors(self._quiet(lambda x=x: forward(self.model, x)))) for x in cuts)
+        within, alone = (list(tensors(self.op._quiet(lambda x=x: forward(self.model, x)))) for x in cuts)
         for a, b in zip(within, alone, strict=False):
             if not a.dim() or len(a) != seen or not a.is_floating_point():
                 continue
@@ -147,69 +120,68 @@ class Network:
                 raise ValueError(f"The last {m} along the first axis have other outputs alone than among {seen}: that "
                                  f"axis is not the samples', or they see each other. {_WHOLE}")
 
-    # ---- losses and gradients ---------------------------------------------------------------------------------------
-
-    def _pieces(self, w: Tensor) -> list[Tensor]:
-        return [c.view(p.shape) for c, p in zip(w.split(self._sizes), self.params, strict=True)]
-
-    def _loss_value(self, batch: Batch) -> Tensor:
-        return self.loss(forward(self.model, batch.inputs), batch.target)
+    def _at(self, w: Tensor, function: Callable[[], Any]) -> Any:
+        """Return what a function returns while the model's weights are ``w``."""
+        weights = {f"model.{name}": piece for name, piece in zip(self.op.names, self.op._pieces(w), strict=True)}
+        return functional_call(self._holder, weights, (function,))
 
     def _loss(self, w: Tensor, inputs: Any, target: Any) -> Tensor:
-        weights = dict(zip(self.names, self._pieces(w), strict=True))
-        return self.loss(forward(_Called(self.model, weights), inputs), target)
+        return self._at(w, lambda: self.op.loss(forward(self.model, inputs), target))
+
+    def _loss_and_gradient(self, w: Tensor, inputs: Any, target: Any) -> tuple[Tensor, Tensor]:
+        def both() -> tuple[Tensor, Tensor]:  # for a checkpoint computes again, with the weights that are there then
+            loss = self.op.loss(forward(self.model, inputs), target)
+            return loss.detach(), torch.autograd.grad(loss, w)[0]
+
+        with torch.enable_grad():
+            return self._at(w, both)
 
     def value(self, w: Tensor) -> float:
         """Return the loss over all of the data."""
-        return sum(float(self._quiet(lambda b=b: self._loss(w, b.inputs, b.target))) * self._batches.weight(b)
-                   for b in self._batches)
+        return sum(float(self.op._quiet(lambda b=b: self._loss(w, b.inputs, b.target))) * self.op._batches.weight(b)
+                   for b in self.op._batches)
 
     def at(self, group: Group, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the losses ``(k,)``, float64, and gradients ``(k, n)`` of the groups at their rows of weights."""
-        if group.count > 1:
+        if len(rows) > 1:
             gradients, values = vmap(grad_and_value(self._loss))(rows, *group.parts[0][:2])
             return values.detach().double(), gradients.detach()
-        if not self._leaves and not self._differences.reentrant:
+        if not self._leaves and not self.op._differences.reentrant:
             try:
                 return self._by_grad(group, rows)
             except RuntimeError as error:
                 if "sparse" not in str(error):
                     raise
                 self._leaves = True  # sparse gradients exist in whole parameters, not in pieces of one vector
-        return self.losses(group, rows), self._differences.gradient_at(group.parts, rows[0] - self.w)[None]
+        return self.losses(group, rows), self.op._differences.gradient_at(group.parts, rows[0] - self.w)[None]
 
     def _by_grad(self, group: Group, rows: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = torch.zeros(1, dtype=torch.float64, device=rows.device), torch.zeros_like(rows)
         w = rows[0].detach().requires_grad_()
         for inputs, target, share in group.parts:  # autograd itself: two thirds of the function transform's time
-            with torch.enable_grad():
-                loss = self._loss(w, inputs, target)
-            (own,) = torch.autograd.grad(loss, w)
-            value += loss.detach().double() * share
+            loss, own = self._loss_and_gradient(w, inputs, target)
+            value += loss.double() * share
             gradient[0].add_(own, alpha=share)
         return value, gradient
 
     def losses(self, group: Group, rows: Tensor) -> Tensor:
         """Return the losses ``(k,)`` alone, float64."""
-        if group.count > 1:
-            return self._quiet(lambda: vmap(self._loss)(rows, *group.parts[0][:2])).double()
-        parts = [self._quiet(lambda x=x, y=y: self._loss(rows[0], x, y)).double() * share
+        if len(rows) > 1:
+            return self.op._quiet(lambda: vmap(self._loss)(rows, *group.parts[0][:2])).double()
+        parts = [self.op._quiet(lambda x=x, y=y: self._loss(rows[0], x, y)).double() * share
                  for x, y, share in group.parts]
         return torch.stack(parts).sum().reshape(1)
 
 
-class _Called:
-    """The model with other weights, callable."""
+class _Holder(nn.Module):
+    """Calls a function, so that the model's weights can be others meanwhile."""
 
-    def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
-        self._model, self._weights, self.forward = model, weights, model.forward
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return functional_call(self._model, self._weights, args, kwargs)
-
-
-def _cut(tree: Any, starts: range, samples: int) -> list[Any]:
-    return [part(tree, start, start + starts.step, samples) for start in starts]
+    def forward(self, function: Callable[[], Any]) -> Any:
+        return function()
 
 
 def _stacked(t: Tensor, count: int) -> Tensor:

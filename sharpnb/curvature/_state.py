@@ -1,45 +1,36 @@
-"""A measurement leaves the model exactly as it found it, whatever happens inside."""
+"""A measurement leaves the model exactly as it found it, whatever happens inside: other modes, other weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Literal, get_args
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from sharpnb.batches import kept_random_state
-from sharpnb.fallbacks import kept_attributes, kept_modes, steady_tables
+from sharpnb.fallbacks import changed, kept_attributes, kept_modes, steady_tables
 
 Mode = Literal["eval", "batch_stats", "as_is"]
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: Any) -> nn.Module:
     """Return the module inside ``DistributedDataParallel``, ``DataParallel`` or ``torch.compile``.
 
     Their wrappers see only ``backward()``, or have no second derivative.
     """
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if inner is None:
-            return model
-        model = inner
+    while (compiled := hasattr(model, "_orig_mod")) or isinstance(
+            model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model._orig_mod if compiled else model.module
+    return model
 
 
-@contextmanager
-def differentiable(params: Iterable[Tensor]) -> Iterator[None]:
+def differentiable(params: Iterable[Tensor]) -> Any:
     """Let frozen parameters require a gradient for the moment."""
-    frozen = [p for p in params if not p.requires_grad]
-    try:
-        for p in frozen:
-            p.requires_grad_(True)
-        yield
-    finally:
-        for p in frozen:
-            p.requires_grad_(False)
+    return changed((p, "requires_grad", True) for p in params if not p.requires_grad)
 
 
 @contextmanager
@@ -47,28 +38,84 @@ def measuring(model: nn.Module, mode: Mode, params: Iterable[Tensor] = ()) -> It
     """Put the model into ``mode`` and put everything back: flags, buffers, attributes, ``requires_grad``, random state.
 
     Modes: ``"eval"`` is ``model.eval()``. ``"batch_stats"`` is the same with BatchNorm normalising by the statistics of
-    each batch, its running averages untouched. ``"as_is"`` leaves every layer in the mode it is in. ``params`` are
-    differentiable inside: frozen ones are thawed for the moment.
+    each batch, its running averages untouched. ``"as_is"`` leaves every layer in the mode it is in. Frozen ``params``
+    are differentiable inside.
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode = {mode!r}: choose one of {', '.join(map(repr, get_args(Mode)))}.")
-    modules = list(model.modules())
-    slots = [(module, dict(module._buffers)) for module in modules if module._buffers]
-    tracking = [(module, module.track_running_stats) for module in modules if isinstance(module, _BatchNorm)]
-    with (kept_random_state(), differentiable(params), kept_attributes(model), kept_modes(model),
-          steady_tables(model)):
-        try:
-            for module, buffers in slots:  # whatever is written is written to copies
-                module._buffers.update({name: None if b is None else b.detach().clone() for name, b in buffers.items()})
-            if mode != "as_is":
-                model.eval()
-            if mode == "batch_stats":
-                for module, _ in tracking:
+    with (kept_random_state(), differentiable(params), kept_attributes(model), kept_modes(model), steady_tables(model),
+          _other_buffers(model, Tensor.clone)):
+        if mode != "as_is":
+            model.eval()
+        if mode == "batch_stats":
+            for module in model.modules():
+                if isinstance(module, _BatchNorm):
                     module.training, module.track_running_stats = True, False
-            yield
-        finally:
-            for module, flag in tracking:
-                module.track_running_stats = flag
-            for module, buffers in slots:
-                module._buffers.clear()
-                module._buffers.update(buffers)
+        yield
+
+
+@contextmanager
+def _other_buffers(model: nn.Module, copy: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Put copies in the place of all buffers, so that whatever is written is written to them."""
+    before = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
+    try:
+        for module, own in before:
+            module._buffers.update({name: None if b is None else copy(b.detach()) for name, b in own.items()})
+        yield
+    finally:
+        for module, own in before:
+            module._buffers.clear()
+            module._buffers.update(own)
+
+
+# ---- Other weights --------------------------------------------------------------------------------------------------
+
+NARROW = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def widened(t: Tensor) -> Tensor:
+    """Return float64 of a smaller type."""
+    return t.double() if t.dtype in NARROW else t
+
+
+@contextmanager
+def replaced(model: nn.Module, params: Sequence[Tensor], wide: bool) -> Iterator[list[Tensor]]:
+    """Put copies in the place of all parameters and buffers; yield those of ``params``, which require a gradient.
+
+    If ``wide``, everything is float64, with what the network makes itself.
+
+    Unlike ``torch.func.functional_call`` it lasts for the backward pass too, as checkpointed networks need it; unlike
+    writing into the parameters it is seen by no hook of theirs and by no graph that was built before.
+    """
+    def copy(t: Tensor) -> Tensor:
+        return t.double() if wide and t.dtype in NARROW else t.clone()
+
+    places = [(module, name, p) for module in model.modules()
+              for name, p in module._parameters.items() if p is not None]
+    chosen, copies = {id(p) for p in params}, {}
+    for _, _, p in places:
+        if id(p) not in copies:
+            copies[id(p)] = nn.Parameter(copy(p.detach()), requires_grad=p.requires_grad or id(p) in chosen)
+    try:
+        for module, name, p in places:
+            setattr(module, name, copies[id(p)])
+        with _other_buffers(model, copy), _Widening() if wide else nullcontext():
+            yield [copies[id(p)] for p in params]
+    finally:
+        for module, name, p in places:
+            setattr(module, name, p)
+
+
+class _Widening(TorchFunctionMode):
+    """Make float64 of every smaller type that is asked for by name, and of what comes out smaller."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
+            return args[0].double()
+        args = tuple(_wider(a) for a in args)
+        out = func(*args, **{name: _wider(value) for name, value in (kwargs or {}).items()})
+        return widened(out) if isinstance(out, Tensor) and not any(out is a for a in args) else out
+
+
+def _wider(argument: Any) -> Any:
+    return torch.float64 if isinstance(argument, torch.dtype) and argument in NARROW else argument

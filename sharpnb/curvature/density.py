@@ -9,13 +9,12 @@ exactly 1/n, and lets the probes see :math:`PAP` only, with P the projection on 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sharpnb.curvature._band import Band
 from sharpnb.curvature.eigenvalues import choose
@@ -27,7 +26,6 @@ from sharpnb.curvature.lanczos import (
     basis_bytes,
     gaussian_row,
     is_asymmetric,
-    rademacher_row,
     tridiagonal_eigen,
     work_dtype,
 )
@@ -45,10 +43,10 @@ LOCK_STEP_BYTES = 2e9  # a laptop can spare that; more probes at once gain nothi
 AUTO_STEPS = (20, 60)  # least and most products that "auto" spends
 
 
-def spectral_density(
+def spectral_density(  # noqa: D417  some in one line
     op: Any, steps: int = 60, probes: int = 8, deflate: int | Literal["auto"] = "auto", seed: int = 0, *,
-    distribution: Literal["gaussian", "rademacher"] = "gaussian", memory: float | None = None, progress: bool = False,
-    checkpoint: str | Path | None = None, checkpoint_every: float = 60.0,
+    memory: float | None = None, progress: bool = False, checkpoint: str | Path | None = None,
+    checkpoint_every: float = 60.0,
 ) -> SpectralDensity:
     r"""Estimate the spectrum of a symmetric operator.
 
@@ -58,15 +56,12 @@ def spectral_density(
         probes: random vectors. Error bars shrink with their square root; 8 give one that is itself good to a quarter.
         deflate: ``"auto"`` locks every Ritz pair that has converged by the time the five largest have (20 to 60
             products more); a number locks that many of largest magnitude; 0 is plain quadrature.
-        seed: of everything random.
-        distribution: ``"gaussian"`` (default) is uniform on the sphere of the complement, so its mean is exact for any
-            n; ``"rademacher"`` has no variance on a diagonal matrix.
+        seed: of everything random. Probes are Gaussian: uniform on the sphere of the complement, so that their mean is
+            exact for any n.
         memory: bytes for the bases: as many probes as fit run in lock step and share each batch's graph. ``None`` fits
             them into 2 GB but runs one at a time whatever it takes, ``basis_bytes(op, steps)`` bytes: 13 GB for the
             56 million parameters of a WideResNet-40-10. What will be used is logged before the first product.
-        progress: show a bar (imports tqdm).
-        checkpoint: file to continue from if it exists and to save to.
-        checkpoint_every: seconds between saves.
+        progress, checkpoint, checkpoint_every: as of :func:`~sharpnb.curvature.lanczos.lanczos`.
 
     How it differs from the popular code: (1) deflation, above; (2) error bars over probes, and brackets that hold
     whatever the spectrum; (3) the kernel is a share of the range, so that the curve is the same for the loss and for a
@@ -76,15 +71,19 @@ def spectral_density(
         ValueError: if an argument is out of range, or ``memory`` holds no single basis.
     """
     n = op.shape[0]
-    _validate(op, steps, probes, deflate, distribution, memory)
+    if steps < 1 or probes < 1:
+        raise ValueError(f"steps = {steps}, probes = {probes}: both must be at least 1; 60 and 8 are the defaults.")
+    if deflate != "auto" and not (isinstance(deflate, int) and 0 <= deflate <= n):
+        raise ValueError(f"deflate = {deflate!r}: 'auto', 0 for plain quadrature, or how many eigenvalues to lock.")
+    if memory is not None and memory < basis_bytes(op, steps):
+        raise ValueError(f"memory = {memory:.3g} bytes: {steps} steps on {n} parameters need a basis of "
+                         f"{basis_bytes(op, steps):.3g} bytes. Allow that much, or use "
+                         f"steps={int(memory // basis_bytes(op, 1))}.")
     need = memory_plan(op, steps, probes, deflate, memory)
     log.info("spectral_density: n = %d, %d probes of %d steps; %s", n, probes, steps, need)
-    key = ("spectral_density", n, steps, probes, deflate, seed, distribution, need.group)
-    saved = Checkpoint(checkpoint, key, checkpoint_every)
-    draw = gaussian_row if distribution == "gaussian" else rademacher_row
-    job = _Job(op, steps, probes, deflate, need, lambda probe: draw(op, seed, probe + 1), seed, saved)
-    ending = job.run(progress)
-    runs = tuple(job.runs)
+    saved = Checkpoint(checkpoint, ("spectral_density", n, steps, probes, deflate, seed, need.group), checkpoint_every)
+    job = _Job(op, steps, probes, deflate, need, seed, saved)
+    ending, runs = job.run(progress), tuple(job.runs)
     return SpectralDensity(n, job.atoms, job.residuals, runs, steps, seed, job.products, ending, need.probing)
 
 
@@ -92,10 +91,8 @@ class MemoryPlan(NamedTuple):
     """What the bases of :func:`spectral_density` take.
 
     Attributes:
-        group: probes that run in lock step.
-        probing: bytes of their bases.
-        locking: bytes of the basis of the first phase at its largest; it is gone when the probes start.
-        rows: most vectors of that basis.
+        group, probing: probes that run in lock step, and bytes of their bases.
+        locking, rows: bytes of the basis of the first phase at its largest, and its vectors; it is gone by then.
     """
 
     group: int
@@ -111,43 +108,29 @@ class MemoryPlan(NamedTuple):
 def memory_plan(
     op: Any, steps: int = 60, probes: int = 8, deflate: int | Literal["auto"] = "auto", memory: float | None = None
 ) -> MemoryPlan:
-    """Return what :func:`spectral_density` with these arguments will take, before it does.
+    """Return what :func:`spectral_density` with these arguments will take.
 
     On top come the locked vectors (about ten in a trained network, ``basis_bytes(op, 1)`` each), some ten vectors to
     work with, and the gradient graphs of the operator (``op.graph_bytes()`` a batch).
     """
     group = max(1, min(probes, int((LOCK_STEP_BYTES if memory is None else memory) // basis_bytes(op, steps))))
     rows = op.shape[0] if memory is None else max(4, int(memory // basis_bytes(op, 1)))
-    most = 0 if deflate == 0 else min(rows, _products_to_lock(deflate)[1] + 1)
+    most = min(rows, _products_to_lock(deflate)[1] + 1) if deflate else 0
     return MemoryPlan(group, basis_bytes(op, steps, group), basis_bytes(op, most), rows)
-
-
-def _validate(op: Any, steps: int, probes: int, deflate: int | str, distribution: str, memory: float | None) -> None:
-    if steps < 1 or probes < 1:
-        raise ValueError(f"steps = {steps}, probes = {probes}: both must be at least 1; 60 and 8 are the defaults.")
-    if deflate != "auto" and not (isinstance(deflate, int) and 0 <= deflate <= op.shape[0]):
-        raise ValueError(f"deflate = {deflate!r}: 'auto', 0 for plain quadrature, or how many eigenvalues to lock.")
-    if distribution not in ("gaussian", "rademacher"):
-        raise ValueError(f"distribution = {distribution!r}: choose 'gaussian' or 'rademacher'.")
-    if memory is not None and memory < basis_bytes(op, steps):
-        fit = int(memory // basis_bytes(op, 1))
-        raise ValueError(f"memory = {memory:.3g} bytes: {steps} steps on {op.shape[0]} parameters need a basis of "
-                         f"{basis_bytes(op, steps):.3g} bytes. Allow that much, or use steps={fit}.")
 
 
 class _Job:
     """The two phases, and where they stand."""
 
     def __init__(
-        self, op: Any, steps: int, probes: int, deflate: int | str, need: MemoryPlan,
-        start: Callable[[int], Tensor], seed: int, saved: Checkpoint,
+        self, op: Any, steps: int, probes: int, deflate: int | str, need: MemoryPlan, seed: int, saved: Checkpoint,
     ) -> None:
         self.op, self.steps, self.probes, self.deflate = op, steps, probes, deflate
-        self.group, self.rows = need.group, need.rows
-        self.start, self.seed, self.saved = start, seed, saved
+        self.group, self.rows, self.seed, self.saved = need.group, need.rows, seed, saved
         self.n = op.shape[0]
         self.locked = torch.empty(0, self.n, dtype=work_dtype(op), device=op.device)
         self.atoms, self.residuals = np.zeros(0), np.zeros(0)
+        self.least, self.most = _products_to_lock(deflate)
         self.spent = 0  # products of the first phase
         self.deflated = deflate == 0
         self.band: Band | None = None  # the first phase, while it runs
@@ -161,30 +144,24 @@ class _Job:
     def run(self, progress: bool) -> Ending:
         if state := self.saved.load():
             self._restore(state)
-        most = 0 if self.deflate == 0 else _products_to_lock(self.deflate)[1]
         made = self.products + sum(chain.j for chain in self.chains) + (self.band.products if self.band else 0)
         ending: Ending | None = None
-        with progress_bar(progress, most + self.probes * self.steps, "spectral density", "product", made) as bar:
+        with progress_bar(progress, self.most + self.probes * self.steps, "spectral density", "product", made) as bar:
             if not self.deflated:
                 ending = self._deflate(bar)
                 bar.total = self.spent + self.probes * self.steps
-            room = self.n - len(self.locked)
-            while ending is None and room and len(self.runs) < self.probes:
-                ending = self._next_group(min(self.steps, room), bar)
+            while ending is None and len(self.locked) < self.n and len(self.runs) < self.probes:
+                ending = self._next_group(bar)
         return ending or self._verdict()
 
-    # ---- first phase: lock ------------------------------------------------------------------------------------------
-
     def _deflate(self, bar: Any) -> Ending | None:
-        band = self.band
-        if band is None:
-            band = self.band = self._empty_band()
+        """Lock what converges in a space of its own."""
+        ending, band = None, self.band or Band(self.n, self.locked.dtype, self.op.device, self.rows)
+        if self.band is None:
             band.start(gaussian_row(self.op, self.seed))
-        ending = None
+        self.band = band
         try:
-            while not (band.exhausted or self._enough(band)):
-                if not band.waiting:
-                    break  # an invariant space: what is in it is exact, the probes see the rest
+            while band.waiting and not self._enough(band):  # none waits where the space is invariant, or everything
                 if band.full:
                     band.restart(choose(band.ritz()[0], "LM", (self.rows - 2) // 2))
                 if not band.step(self.op):
@@ -203,15 +180,9 @@ class _Job:
             self.locked = torch.linalg.qr(self.locked.T).Q.T.contiguous()
         return ending
 
-    def _empty_band(self) -> Band:
-        return Band(self.n, self.locked.dtype, self.op.device, self.rows)
-
     def _enough(self, band: Band) -> bool:
-        least, most = _products_to_lock(self.deflate)
-        if band.products < least:
-            return False
-        if band.products >= most:
-            return True
+        if not self.least <= band.products < self.most:
+            return band.products >= self.most
         values, residuals, _ = band.ritz()
         which, k = ("LA", AUTO_TOP) if self.deflate == "auto" else ("LM", int(self.deflate))
         wanted = choose(values, which, k)
@@ -221,20 +192,19 @@ class _Job:
         values, residuals, s = band.ritz()
         good = np.flatnonzero((residuals <= LOCKED * np.abs(values)) & (values != 0))
         if self.deflate != "auto":
-            good = good[np.argsort(-np.abs(values[good]), kind="stable")][: int(self.deflate)]
+            good = good[choose(values[good], "LM", int(self.deflate))]
         good = good[np.argsort(-values[good])]
         self.atoms, self.residuals = values[good], residuals[good]
         self.locked = band.vectors(s[:, good])
 
-    # ---- second phase: probe the complement -------------------------------------------------------------------------
+    def _begun(self, count: int) -> list[Krylov]:
+        steps, first = min(self.steps, self.n - len(self.locked)), len(self.runs) + 1
+        return [Krylov(gaussian_row(self.op, self.seed, first + i), steps, self.locked) for i in range(count)]
 
-    def _next_group(self, steps: int, bar: Any) -> Ending | None:
-        first = len(self.runs)
-        if not self.chains:
-            count = min(self.group, self.probes - first)
-            self.chains = [Krylov(self.start(first + i), steps, self.locked) for i in range(count)]
+    def _next_group(self, bar: Any) -> Ending | None:
+        self.chains = self.chains or self._begun(min(self.group, self.probes - len(self.runs)))
         stopped = advance(self.chains, self.op, bar, lambda: self.saved.save(self._state))
-        runs = [chain.result(stopped, keep_basis=False) for chain in self.chains if chain.j]
+        runs = [replace(chain.result(stopped), basis=None) for chain in self.chains if chain.j]
         self.runs, self.chains = self.runs + runs, []
         if stopped:
             return stopped
@@ -251,49 +221,55 @@ class _Job:
         width = WIDTH * (values.max() - values.min())
         return Ending.CONVERGED if max(_halving(run) for run in self.runs) <= width else Ending.MAX_STEPS
 
-    # ---- saving -----------------------------------------------------------------------------------------------------
-
     def _state(self) -> dict[str, np.ndarray]:
         if self.band is not None:
-            return {f"band_{name}": value for name, value in self.band.state().items()}
+            return _named("band", self.band.state())
         state = {"locked": self.locked.cpu().numpy(), "atoms": self.atoms, "residuals": self.residuals,
                  "spent": np.array(self.spent), "runs": np.array(len(self.runs)), "chains": np.array(len(self.chains))}
         for i, run in enumerate(self.runs):
-            state |= {f"run{i}_alpha": run.alpha, f"run{i}_beta": run.beta, f"run{i}_rounding": np.array(run.rounding),
-                      f"run{i}_ending": np.array(run.ending.name)}
+            state |= _named(f"run{i}", {"alpha": run.alpha, "beta": run.beta, "rounding": np.array(run.rounding),
+                                        "ending": np.array(run.ending.name)})
         for i, chain in enumerate(self.chains):
-            state |= {f"chain{i}_{name}": value for name, value in chain.state().items()}
+            state |= _named(f"chain{i}", chain.state())
         return state
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
         if "band_rows" in state:
-            self.band = self._empty_band()
-            self.band.restore({name.removeprefix("band_"): value for name, value in state.items()})
+            self.band = Band(self.n, self.locked.dtype, self.op.device, self.rows)
+            self.band.restore(_of("band", state))
             return
         self.locked = torch.from_numpy(state["locked"]).to(self.locked)
         self.atoms, self.residuals, self.spent = state["atoms"], state["residuals"], int(state["spent"])
         self.deflated = True
         for i in range(int(state["runs"])):
-            self.runs.append(LanczosResult(state[f"run{i}_alpha"], state[f"run{i}_beta"], None, self.n,
-                                           Ending[str(state[f"run{i}_ending"])], len(state[f"run{i}_alpha"]),
-                                           float(state[f"run{i}_rounding"])))
-        steps = min(self.steps, self.n - len(self.locked))
-        for i in range(int(state["chains"])):
-            chain = Krylov(self.start(len(self.runs) + i), steps, self.locked)
-            prefix = f"chain{i}_"
-            chain.restore({name.removeprefix(prefix): a for name, a in state.items() if name.startswith(prefix)})
-            self.chains.append(chain)
+            run = _of(f"run{i}", state)
+            self.runs.append(LanczosResult(run["alpha"], run["beta"], None, self.n, Ending[str(run["ending"])],
+                                           len(run["alpha"]), float(run["rounding"])))
+        self.chains = self._begun(int(state["chains"]))
+        for i, chain in enumerate(self.chains):
+            chain.restore(_of(f"chain{i}", state))
+
+
+def _named(prefix: str, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"{prefix}_{name}": value for name, value in state.items()}
+
+
+def _of(prefix: str, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    start = f"{prefix}_"
+    return {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
 
 
 def _products_to_lock(deflate: int | str) -> tuple[int, int]:
     """Return the least and most products of the first phase."""
-    return AUTO_STEPS if deflate == "auto" else (int(deflate), 40 + 4 * int(deflate))
+    return AUTO_STEPS if deflate == "auto" else (int(deflate), 40 + 4 * int(deflate) if deflate else 0)
 
 
 def _halving(run: LanczosResult) -> float:
     """Return how far the distribution moves (Wasserstein-1) from half the steps to all of them."""
-    if run.ending is Ending.BREAKDOWN or len(run.alpha) < 2:
-        return 0.0 if run.ending is Ending.BREAKDOWN else float("inf")
+    if run.ending is Ending.BREAKDOWN:
+        return 0.0
+    if len(run.alpha) < 2:
+        return float("inf")
     half = len(run.alpha) // 2
     values, s = tridiagonal_eigen(run.alpha[:half], run.beta[:half])
     return wasserstein(values, s[0] ** 2, run.values, run.weights)

@@ -11,6 +11,8 @@ the product is left). Networks with code of their own type only are stepped in t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -20,8 +22,7 @@ from torch import Tensor
 
 from sharpnb.batches import forward
 from sharpnb.counts import Batch
-from sharpnb.curvature._state import measuring
-from sharpnb.curvature._wide import NARROW, replaced
+from sharpnb.curvature._state import measuring, replaced, widened
 from sharpnb.fallbacks import eager
 from sharpnb.trees import lengths, mapped, part
 
@@ -42,20 +43,17 @@ class Differences:
     def __init__(self, op: Any) -> None:
         self.op, self.error = op, 0.0
         self._made = 0
-        self._is_wide: bool | None = None
-        self._reentrant: bool | None = None  # whether gradients take backward(), which autograd.grad does not do
-
-    # ---- products ---------------------------------------------------------------------------------------------------
+        self._wide: bool | None = None  # whether the network runs in float64
 
     def product(self, v: Tensor) -> Tensor:
         """Return the product with a vector ``(n,)`` over all of the data."""
         op, size = self.op, float(torch.linalg.vector_norm(v, dtype=torch.float64))
         if not size:
             return torch.zeros_like(v)
-        if self._is_wide is None:
-            self._is_wide = self._takes_float64(self.few())
+        if self._wide is None:
+            self._try_float64(self.few())
         w = float(sum(p.detach().double().square().sum() for p in op.params)) ** 0.5
-        h = (WIDE_STEP * (w or 1.0) if self._is_wide else torch.finfo(op.dtype).eps ** (1 / 3) * (1 + w)) / size
+        h = (WIDE_STEP * (w or 1.0) if self._wide else torch.finfo(op.dtype).eps ** (1 / 3) * (1 + w)) / size
         near = self._summed(v, h)
         self._made += 1
         if self._made & (self._made - 1) == 0:
@@ -65,99 +63,101 @@ class Differences:
 
     def gradient(self) -> Tensor:
         """Return the gradient ``(n,)`` over this process's data, of networks that refuse ``torch.autograd.grad``."""
-        return self._gradients(self._weighted(), None, [0.0], wide=False)[0].to(self.op.dtype)
+        return self._gradients(self._weighted())[0].to(self.op.dtype)
 
     def gradient_at(self, parts: Any, v: Tensor) -> Tensor:
         """Return the gradient ``(n,)`` at w + v of parts of the data: inputs, target and share of the loss."""
         batches = ((Batch(0, inputs, target, 0, share), share) for inputs, target, share in parts)
-        return self._gradients(batches, v, [1.0], wide=False)[0].to(self.op.dtype)
+        return self._gradients(batches, v)[0].to(self.op.dtype)
 
     def _weighted(self) -> Iterator[tuple[Batch, float]]:
         return ((batch, self.op._batches.weight(batch)) for batch in self.op._batches)
 
     def _summed(self, v: Tensor, h: float) -> Tensor:
-        plus, minus = self._gradients(self._weighted(), v, [h, -h], bool(self._is_wide))
-        out = (plus - minus) / (2 * h)
+        out = self._difference(self._weighted(), v, h)
         if self.op._group is not None:
             dist.all_reduce(out, group=self.op._group)
         return out
 
-    def _gradients(self, batches: Any, v: Tensor | None, steps: Sequence[float], wide: bool) -> list[Tensor]:
+    def _difference(self, batches: Any, v: Tensor, h: float) -> Tensor:
+        plus, minus = self._gradients(batches, v, (h, -h), bool(self._wide))
+        return (plus - minus) / (2 * h)
+
+    def _gradients(
+        self, batches: Any, v: Tensor | None = None, steps: Sequence[float] = (1.0,), wide: bool = False
+    ) -> list[Tensor]:
         """Return the gradients ``(n,)`` at w + h v for each h, summed over weighted batches; float64 if ``wide``."""
-        op = self.op
+        op, reentrant = self.op, self.reentrant
         out = torch.zeros(len(steps), op.n, dtype=torch.float64 if wide else op.dtype, device=op.device)
-        with measuring(op.model, op.mode), eager(), replaced(op.model, op.params, wide) as leaves:
-            start = [leaf.detach().clone() for leaf in leaves] if v is not None else []
+        with self._copies(wide) as (leaves, move):
             for batch, weight in batches:
                 if wide:
                     batch = _widened(batch)
                 for row, h in zip(out, steps, strict=True):
                     if v is not None:
-                        _displace(leaves, start, op._pieces(v), h)
-                    found = self._gradient(batch, leaves)
+                        move(v, h)
+                    found = [torch.zeros_like(leaf) if g is None else g.to_dense()
+                             for leaf, g in zip(leaves, self._gradient(batch, leaves, reentrant), strict=True)]
                     row.add_(torch.cat([g.reshape(-1).to(row) for g in found]), alpha=weight)
         return list(out)
 
-    def _gradient(self, batch: Batch, leaves: Sequence[Tensor]) -> list[Tensor]:
-        """Return the gradients in copies of the parameters, through reentrant checkpoints too; unused ones are zero."""
-        if self._reentrant is None:
-            self._reentrant = self._is_reentrant(batch, leaves)
-        found = self._by_backward(batch, leaves) if self._reentrant else self._by_grad(batch, leaves)
-        return [torch.zeros_like(leaf) if g is None else g.to_dense() for leaf, g in zip(leaves, found, strict=True)]
+    @contextmanager
+    def _copies(self, wide: bool) -> Iterator[tuple[list[Tensor], Callable[[Tensor, float], None]]]:
+        """Yield copies of the parameters, in their place, and what moves them to w + h v."""
+        op = self.op
+        with measuring(op.model, op.mode), eager(), replaced(op.model, op.params, wide) as leaves:
+            start = [leaf.detach().clone() for leaf in leaves]
 
-    def _is_reentrant(self, batch: Batch, leaves: Sequence[Tensor]) -> bool:
-        """Whether parameters are behind a reentrant checkpoint: refused, or as if they were not used at all."""
-        with torch.enable_grad():
-            value = self.op._loss_value(batch).sum()
-        if not _has_own_function(value):
-            return False
-        try:
-            found = torch.autograd.grad(value, leaves, allow_unused=True)
-        except RuntimeError as error:
-            if "use_reentrant" not in str(error):
-                raise
-            return True
-        if all(g is not None for g in found):
-            return False
-        there = self._by_backward(batch, leaves)
-        return any(a is None and b is not None and bool(b.any()) for a, b in zip(found, there, strict=True))
+            @torch.no_grad()
+            def move(v: Tensor, h: float) -> None:
+                for leaf, w, d in zip(leaves, start, op._pieces(v), strict=True):
+                    leaf.copy_(w).add_(d.to(leaf), alpha=h)
+
+            yield leaves, move
 
     @torch.enable_grad()
-    def _by_grad(self, batch: Batch, leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    def _gradient(self, batch: Batch, leaves: Sequence[Tensor], backward: bool) -> Sequence[Tensor | None]:
+        """Return a batch's gradients in copies of the parameters; by ``backward()`` through reentrant checkpoints."""
         value = self.op._loss_value(batch).sum()
-        return torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad else [None] * len(leaves)
-
-    @torch.enable_grad()
-    def _by_backward(self, batch: Batch, leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        if not value.requires_grad:
+            return [None] * len(leaves)
+        if not backward:
+            return torch.autograd.grad(value, leaves, allow_unused=True)
         for leaf in leaves:
             leaf.grad = None
-        value = self.op._loss_value(batch).sum()
-        if value.requires_grad:
-            value.backward()
+        value.backward()
         return [leaf.grad for leaf in leaves]
 
-    @property
+    @cached_property
     def reentrant(self) -> bool:
-        """Whether ``torch.autograd.grad`` misses parameters, which are behind a reentrant checkpoint."""
-        if self._reentrant is None:
-            with measuring(self.op.model, self.op.mode), replaced(self.op.model, self.op.params, False) as leaves:
-                self._reentrant = self._is_reentrant(self.few(), leaves)
-        return self._reentrant
-
-    # ---- checking ---------------------------------------------------------------------------------------------------
+        """Whether ``torch.autograd.grad`` misses parameters behind a reentrant checkpoint, or refuses them."""
+        batch = self.few()
+        with self._copies(False) as (leaves, _):
+            with torch.enable_grad():
+                value = self.op._loss_value(batch).sum()
+            if not any(isinstance(node, torch.autograd.function.FunctionCtx) for node in _nodes([value])):
+                return False  # a checkpoint is a function written in Python
+            try:
+                found = torch.autograd.grad(value, leaves, allow_unused=True)
+            except RuntimeError as error:
+                if "use_reentrant" not in str(error):
+                    raise
+                return True
+            if all(g is not None for g in found):
+                return False
+            there = self._gradient(batch, leaves, backward=True)
+        return any(a is None and b is not None and bool(b.any()) for a, b in zip(found, there, strict=True))
 
     def disagreement(self, exact: Callable[[Batch, Tensor], Tensor]) -> str:
         """Compare a product of a few samples' Hessian with a vector ``(n,)``; say what is wrong, or nothing."""
-        op, batch = self.op, self.few()
-        v = self.direction()
+        op, batch, v = self.op, self.few(), self.direction()
         if self.reentrant:
             return "a reentrant checkpoint hides its parameters from torch.autograd.grad"
         product = exact(batch, v).double()
-        self._is_wide = self._takes_float64(batch)
+        self._try_float64(batch)
 
         def differ(h: float) -> Sequence[Tensor]:
-            plus, minus = self._gradients([(batch, 1.0)], v, [h, -h], bool(self._is_wide))
-            return ((plus - minus) / (2 * h)).double().split(op._sizes)
+            return self._difference([(batch, 1.0)], v, h).double().split(op._sizes)
 
         found = compare(product.split(op._sizes), differ, self._steps(), self._right)
         return "" if found is None else (f"the product by autograd is {found[1]:.2g} of it away from a difference of "
@@ -165,7 +165,7 @@ class Differences:
 
     def off_outputs(self, batch: Batch, v: Tensor, exact: Tensor) -> float | None:
         """Compare autograd's derivative of outputs along v with a difference of outputs; return how far it is off."""
-        self._is_wide = self._takes_float64(batch)
+        self._try_float64(batch)
 
         def differ(h: float) -> Sequence[Tensor]:
             plus, minus = self._outputs(batch, v, [h, -h])
@@ -181,12 +181,11 @@ class Differences:
         return None if kink >= found[1] else found[1]
 
     def _outputs(self, batch: Batch, v: Tensor, steps: Sequence[float]) -> list[Tensor]:
-        op, wide = self.op, bool(self._is_wide)
-        inputs = (_widened(batch) if wide else batch).inputs
-        with measuring(op.model, op.mode), eager(), replaced(op.model, op.params, wide) as leaves:
-            start, found = [leaf.detach().clone() for leaf in leaves], []
+        op, found = self.op, []
+        inputs = (_widened(batch) if self._wide else batch).inputs
+        with self._copies(bool(self._wide)) as (_, move):
             for h in steps:
-                _displace(leaves, start, op._pieces(v), h)
+                move(v, h)
                 found.append(op._quiet(lambda: forward(op.model, inputs)))
         return found
 
@@ -197,7 +196,7 @@ class Differences:
     def _steps(self) -> list[float]:
         square = torch.cat([p.detach().reshape(-1).double() for p in self.op.params]).square().mean()
         size = float(square.sqrt()) or 1.0
-        return [f * size for f in ((WIDE_STEP, 1e-6, 1e-8) if self._is_wide else (1e-3, 3e-4, 3e-3))]
+        return [f * size for f in ((WIDE_STEP, 1e-6, 1e-8) if self._wide else (1e-3, 3e-4, 3e-3))]
 
     def few(self) -> Batch:
         """Return the first batch, cut to a few samples where their axis is known and the network takes them."""
@@ -214,17 +213,17 @@ class Differences:
             return batch
         return few if fine else batch
 
-    def _takes_float64(self, batch: Batch) -> bool:
-        """Whether the network runs in float64 and its gradient is the same there; sets what counts as right."""
-        plain = self._gradients([(batch, 1.0)], None, [0.0], wide=False)[0].double()
-        self._right = SURE
+    def _try_float64(self, batch: Batch) -> None:
+        """See whether the network runs in float64 and its gradient is the same there; set what counts as right."""
+        plain = self._gradients([(batch, 1.0)])[0].double()
         try:
-            wide = self._gradients([(batch, 1.0)], None, [0.0], wide=True)[0]
+            wide = self._gradients([(batch, 1.0)], wide=True)[0]
         except Exception:  # whatever a network says to another type
-            return False
-        off = float((plain - wide).norm() / wide.norm()) if bool(wide.any()) else float(plain.norm() > 0)
-        self._right = min(max(RIGHT, 30 * off), 0.5)  # as exact as the gradient is in the network's own type
-        return off < 0.5
+            self._wide, self._right = False, SURE
+            return
+        off = _off(plain, wide) / float(wide.norm()) if bool(wide.any()) else float(plain.norm() > 0)
+        # As exact as the gradient is in the network's own type.
+        self._wide, self._right = off < 0.5, min(max(RIGHT, 30 * off), 0.5)
 
 
 def compare(
@@ -257,22 +256,15 @@ def _off(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm())
 
 
-def _displace(leaves: Sequence[Tensor], start: Sequence[Tensor], pieces: Sequence[Tensor], h: float) -> None:
-    with torch.no_grad():
-        for leaf, w, d in zip(leaves, start, pieces, strict=True):
-            leaf.copy_(w).add_(d.to(leaf), alpha=h)
-
-
 def _widened(batch: Batch) -> Batch:
-    inputs, target = mapped(lambda t: t.double() if t.dtype in NARROW else t, (batch.inputs, batch.target))
+    inputs, target = mapped(widened, (batch.inputs, batch.target))
     return batch._replace(inputs=inputs, target=target)
 
 
 def no_second_derivative(error: RuntimeError) -> bool:
     """Whether an error says that something cannot be differentiated twice."""
-    text = str(error)
     signs = ("not implemented", "double backward", "use_reentrant")
-    return isinstance(error, NotImplementedError) or any(sign in text for sign in signs)
+    return isinstance(error, NotImplementedError) or any(sign in str(error) for sign in signs)
 
 
 def refuse_cut_graphs(gradients: list[Tensor]) -> None:
@@ -284,11 +276,6 @@ def refuse_cut_graphs(gradients: list[Tensor]) -> None:
     ends = ("torch::autograd::Error", "torch::autograd::NotImplemented")
     if any(node.name() in ends for node in _nodes(gradients)):
         raise NotImplementedError("a function in the network cannot be differentiated twice")
-
-
-def _has_own_function(value: Tensor) -> bool:
-    """Whether a function written in Python takes part, as checkpoints are."""
-    return any(isinstance(node, torch.autograd.function.FunctionCtx) for node in _nodes([value]))
 
 
 def _nodes(outputs: Sequence[Tensor]) -> Iterator[Any]:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sharpnb.curvature._band import Band
-from sharpnb.curvature.lanczos import Ending, basis_bytes, gaussian_row, is_asymmetric, work_dtype
+from sharpnb.curvature.lanczos import Ended, Ending, basis_bytes, gaussian_row, is_asymmetric, work_dtype
 from sharpnb.progress import bar as progress_bar
 from sharpnb.resume import Checkpoint
 
@@ -31,7 +32,7 @@ VERIFY_STEPS = (6, 25)
 
 
 @dataclass(frozen=True, repr=False)
-class Eigenvalues:
+class Eigenvalues(Ended):
     """Extreme eigenvalues of an operator.
 
     Attributes:
@@ -66,13 +67,8 @@ class Eigenvalues:
         how = f"products={self.products}, {self.ending.name}, verified={self.verified}"
         return f"Eigenvalues({self.which}: {values}; {how})"
 
-    @property
-    def complete(self) -> bool:
-        """Whether it ran to its own end."""
-        return self.ending not in (Ending.INTERRUPTED, Ending.NON_FINITE)
 
-
-def top_eigenvalues(
+def top_eigenvalues(  # noqa: D417  some in one line
     op: Any, k: int = 1, which: Which = "LA", tol: float = 1e-4, *, max_products: int = 300, verify: bool = True,
     vectors: bool = True, start: Tensor | None = None, seed: int = 0, memory: float | None = None,
     progress: bool = False, checkpoint: str | Path | None = None, checkpoint_every: float = 60.0,
@@ -95,15 +91,19 @@ def top_eigenvalues(
         seed: of the random vectors.
         memory: bytes for the basis; at the limit the space restarts from its best part. ``None``: no limit, one vector
             a product. What will be used is logged (``sharpnb.curvature``, level INFO) before the first product.
-        progress: show a bar (imports tqdm).
-        checkpoint: file to continue from if it exists and to save to.
-        checkpoint_every: seconds between saves.
+        progress, checkpoint, checkpoint_every: as of :func:`~sharpnb.curvature.lanczos.lanczos`.
 
     Raises:
         ValueError: for k outside [1, n], an unknown ``which``, a tol that is not positive, or too little memory.
     """
     n = op.shape[0]
-    _validate(n, k, which, tol, max_products)
+    if not 1 <= k <= n:
+        raise ValueError(f"k = {k}: an operator of order {n} has between 1 and {n} eigenvalues to ask for.")
+    if which not in get_args(Which):
+        raise ValueError(f"which = {which!r}: choose 'LA' (largest), 'SA' (smallest), 'LM' (magnitude), 'BE' (both).")
+    if not tol > 0 or max_products < 1:
+        raise ValueError(f"tol = {tol}, max_products = {max_products}: the relative residual must be positive (1e-4 is "
+                         "the default), and at least one product is needed.")
     limit = _row_limit(op, k, max_products, memory)
     log.info("top_eigenvalues: n = %d, basis of at most %d vectors, %.1f MB", n, limit, basis_bytes(op, limit) / 1e6)
     band = Band(n, work_dtype(op), op.device, limit)
@@ -114,39 +114,24 @@ def top_eigenvalues(
         search.restore(state)
     else:
         band.start(gaussian_row(op, seed) if start is None else start.detach().to(op.device, work_dtype(op)))
-    ending = Ending.MAX_STEPS
+    ending = None
     try:
         with progress_bar(progress, max_products, f"{k} eigenvalues {which}", "product", band.products) as bar:
-            while band.products < max_products:
-                if found := search.advance():
-                    ending = found
-                    break
+            while band.products < max_products and not (ending := search.advance()):
                 bar.update(1)
                 saved.save(search.state)
     except KeyboardInterrupt:
         ending = Ending.INTERRUPTED
-    if ending is Ending.MAX_STEPS and band.done:
-        ending = search.reached(np.zeros(0), np.inf, ending)
-    return search.result(ending, vectors)
-
-
-def _validate(n: int, k: int, which: str, tol: float, max_products: int) -> None:
-    if not 1 <= k <= n:
-        raise ValueError(f"k = {k}: an operator of order {n} has between 1 and {n} eigenvalues to ask for.")
-    if which not in ("LA", "SA", "LM", "BE"):
-        raise ValueError(f"which = {which!r}: choose 'LA' (largest), 'SA' (smallest), 'LM' (magnitude), 'BE' (both).")
-    if not tol > 0:
-        raise ValueError(f"tol = {tol}: the relative residual must be positive; 1e-4 is the default.")
-    if max_products < 1:
-        raise ValueError(f"max_products = {max_products}: at least one product is needed.")
+    if ending is None and band.done:
+        ending = search.reached(np.zeros(0), np.inf, Ending.MAX_STEPS)
+    return search.result(ending or Ending.MAX_STEPS, vectors)
 
 
 def _row_limit(op: Any, k: int, max_products: int, memory: float | None) -> int:
-    n = op.shape[0]
+    n, row = op.shape[0], basis_bytes(op, 1)
     most = min(n, max_products + 2)
     if memory is None:
         return most
-    row = n * work_dtype(op).itemsize
     rows, least = int(memory // row), min(n, 2 * k + 6)
     if rows < least:
         raise ValueError(f"memory = {memory:.3g} bytes holds {rows} vectors of {row:.3g} bytes; {k} eigenvalues need "
@@ -169,12 +154,11 @@ def choose(values: np.ndarray, which: Which, k: int) -> np.ndarray:
 
 def could_enter(values: np.ndarray, residuals: np.ndarray, wanted: np.ndarray, which: Which, k: int) -> bool:
     """Return whether a Ritz value that is not wanted would be, if it were off by its residual bound."""
-    for i in np.setdiff1d(np.arange(len(values)), wanted):
-        for moved in (values[i] - residuals[i], values[i] + residuals[i]):
-            others = np.append(np.delete(values, i), moved)
-            order = np.argsort(others, kind="stable")
-            if len(values) - 1 in order[choose(others[order], which, k)]:
-                return True
+    for i, sign in product(np.setdiff1d(np.arange(len(values)), wanted), (-1, 1)):
+        others = np.append(np.delete(values, i), values[i] + sign * residuals[i])
+        order = np.argsort(others, kind="stable")
+        if len(values) - 1 in order[choose(others[order], which, k)]:
+            return True
     return False
 
 
@@ -199,25 +183,25 @@ class _Search:
         if not band.step(self.op):
             return Ending.NON_FINITE
         self.probing += self.probing > 0
-        if band.done > 60 and band.products % 5 and not self.probing and not band.exhausted:
+        if band.done > 60 and band.products % 5 and not self.probing and band.done < band.n:
             return None  # a dense eigenproblem a product would begin to count
         return self._test()
 
     def _test(self) -> Ending | None:
         values, residuals, s = self.band.ritz()
         wanted = choose(values, self.which, self.k)
-        resolved = max(self.tol * np.abs(values).max(), 2 * self.band.rounding)
-        if self.band.exhausted:
+        asked = self.tol * np.abs(values).max()
+        resolved = max(asked, 2 * self.band.rounding)
+        least, most = VERIFY_STEPS
+        if self.band.done == self.band.n:
             self.verified = True
             return self.reached(residuals[wanted], np.inf, Ending.BREAKDOWN)
         if len(wanted) < self.k or (residuals[wanted] > resolved).any():
-            if not 0 < self.probing <= VERIFY_STEPS[0]:
+            if not 0 < self.probing <= least:
                 self.band.resume(s[:, wanted])
             return None
-        asked = self.tol * np.abs(values).max()
         if not self.verify:
             return self.reached(residuals[wanted], asked, Ending.CONVERGED)
-        least, most = VERIFY_STEPS
         same = bool(self.probing) and np.abs(values[wanted] - self.before).max() <= resolved
         if same and self.probing > least:
             self.verified = self.probing > most or not could_enter(values, residuals, wanted, self.which, self.k)
@@ -237,13 +221,12 @@ class _Search:
 
     def _inject(self) -> None:
         """Start another random chain (again if the draw lies in the space, which only rounding can bring about)."""
-        found = False
-        while not (found or self.band.exhausted):
+        while self.band.done < self.band.n:
             self.chains += 1
-            found = self.band.start(gaussian_row(self.op, self.seed, self.chains))
+            if self.band.start(gaussian_row(self.op, self.seed, self.chains)):
+                return
 
     def result(self, ending: Ending, vectors: bool) -> Eigenvalues:
-        """Return what there is."""
         values, residuals, s = self.band.ritz()
         wanted = choose(values, self.which, self.k)
         columns = _signed(self.band.vectors(s[:, wanted])).T if vectors else None
@@ -251,11 +234,9 @@ class _Search:
                            ending, self.verified)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return the whole state, as arrays."""
         return {**self.band.state(), "before": self.before, "counters": np.array([self.probing, self.chains])}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Continue from :meth:`state`."""
         self.band.restore(state)
         self.before = state["before"]
         self.probing, self.chains = (int(c) for c in state["counters"])
@@ -263,8 +244,6 @@ class _Search:
 
 def _signed(rows: Tensor) -> Tensor:
     """Make the largest entry of each row positive and its norm 1."""
-    if not len(rows):
-        return rows
     rows = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
     largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
     return rows * largest.sign()

@@ -54,10 +54,8 @@ class FisherOperator(GGNOperator):
         kind: Literal["empirical", "mc"] = "empirical", draws: int = 1, draw: Draw | None = None, seed: int = 0,
         **options: Any,
     ) -> None:
-        if kind not in ("empirical", "mc"):
-            raise ValueError(f"kind = {kind!r}: choose 'empirical' or 'mc'.")
-        if draws < 1:
-            raise ValueError(f"draws = {draws}: at least one target a sample must be drawn.")
+        if kind not in ("empirical", "mc") or draws < 1:
+            raise ValueError(f"kind = {kind!r}, draws = {draws}: choose 'empirical' or 'mc', and at least one draw.")
         if mode == "batch_stats":
             raise ValueError("mode = 'batch_stats': BatchNorm then mixes the samples of a batch, and a sample has no "
                              "gradient of its own. Use mode='eval'.")
@@ -77,8 +75,9 @@ class FisherOperator(GGNOperator):
     def _of_positions(self, z: Tensor, batch: Batch) -> Any:
         axis = _class_axis(z, batch.target)
         p = z.detach().movedim(axis, -1).softmax(-1)
-        valid = _is_class(batch.target, p)
-        scores, factor = [], 1.0
+        valid, scores, factor = None, [], 1.0  # which positions of the data's target hold a class, if it has them all
+        if _is_classes(batch.target) and batch.target.numel() == p[..., 0].numel():
+            valid = ((batch.target >= 0) & (batch.target < p.shape[-1])).view(p.shape[:-1])
         for drawn in self._drawn(z.detach(), batch, partial(draw_class, axis=axis)):
             target = drawn if valid is None else torch.where(valid, drawn, batch.target.view(valid.shape))
             if isinstance(batch.target, Tensor) and batch.target.numel() == target.numel():
@@ -91,8 +90,7 @@ class FisherOperator(GGNOperator):
 
     def _terms(self, slope: Tensor, score: Tensor, valid: Tensor | None) -> float:
         """Return by what the loss divides the score of a term; if that is no one number, how many terms there are."""
-        if valid is not None:
-            score = score * valid[..., None]
+        score = score if valid is None else score * valid[..., None]
         ratio = float((score * score).sum() / (score * slope).sum())
         if math.isfinite(ratio) and float((ratio * slope - score).norm()) <= 1e-3 * float(score.norm()):
             return float(round(ratio)) if abs(ratio - round(ratio)) < 1e-3 * ratio else ratio
@@ -109,8 +107,7 @@ class FisherOperator(GGNOperator):
         return [draw(output, generator) for _ in range(self.draws)]
 
     def _apply_output_curvature(self, made: Any, jv: Tensor, batched: bool) -> Tensor:
-        scores, factor, axis = made
-        lead = 1 if batched else 0
+        (scores, factor, axis), lead = made, int(batched)
         rows = jv if axis is None else jv.movedim(axis + lead, -1)
         flat = rows.flatten(lead + 1) if axis is None else rows.flatten(lead, -2)
         inner = torch.einsum("dbo,...bo->...db", scores, flat)
@@ -126,12 +123,8 @@ def draw_class(output: Tensor, generator: torch.Generator, axis: int = 1) -> Ten
 
 
 def _class_axis(output: Tensor, target: Any) -> int:
-    """Return the axis that outputs have and targets have not; positions may be flattened in targets.
-
-    Raises:
-        ValueError: if it could be several, or none.
-    """
-    if not isinstance(target, Tensor) or target.is_floating_point() or output.dim() == 2:
+    """Return the axis that outputs have and targets have not; positions may be flattened in targets."""
+    if not _is_classes(target) or output.dim() == 2:
         return 1
     shape = tuple(output.shape)
     fits = [i for i in range(output.dim()) if shape[:i] + shape[i + 1 :] == tuple(target.shape)]
@@ -144,9 +137,5 @@ def _class_axis(output: Tensor, target: Any) -> int:
     return fits[0]
 
 
-def _is_class(target: Any, probabilities: Tensor) -> Tensor | None:
-    """Return which positions of the data's target hold a class, if it has the positions of the outputs."""
-    positions = probabilities.shape[:-1]
-    if not isinstance(target, Tensor) or target.is_floating_point() or target.numel() != positions.numel():
-        return None
-    return ((target >= 0) & (target < probabilities.shape[-1])).view(positions)
+def _is_classes(target: Any) -> bool:
+    return isinstance(target, Tensor) and not target.is_floating_point()

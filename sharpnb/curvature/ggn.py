@@ -20,8 +20,7 @@ from torch import Tensor
 
 from sharpnb.batches import forward
 from sharpnb.counts import Batch
-from sharpnb.curvature._state import differentiable
-from sharpnb.curvature._wide import NARROW
+from sharpnb.curvature._state import differentiable, widened
 from sharpnb.curvature.differences import RIGHT, Differences, compare, refuse_cut_graphs
 from sharpnb.curvature.operators import Loss, ModelOperator
 from sharpnb.trees import mapped
@@ -64,9 +63,8 @@ class GGNOperator(ModelOperator):
     def _apply_output_curvature(self, made: Any, jv: Tensor, batched: bool) -> Tensor:
         z, gradient = made
         if self._loss_differences:
-            rows = jv if batched else jv[None]
-            found = torch.stack([_curvature_by_differences(self.loss, z, gradient.target, row) for row in rows])
-            return found if batched else found[0]
+            found = [self._by_differences(z, gradient.target, row) for row in (jv if batched else jv[None])]
+            return torch.stack(found) if batched else found[0]
         if not gradient.requires_grad:
             return torch.zeros_like(jv)
         return torch.autograd.grad(gradient, z, jv, retain_graph=True, is_grads_batched=batched)[0]
@@ -74,20 +72,23 @@ class GGNOperator(ModelOperator):
     def _product(self, graph: Any, pieces: list[Tensor], batched: bool) -> Sequence[Tensor | None] | None:
         if graph is None or not graph[2]:
             return None
-        output, dummy, linear, made = graph
-        directions = [pieces[i] for i, _ in linear]
-        how: dict[str, Any] = {"retain_graph": True, "is_grads_batched": batched}
-        jv = torch.autograd.grad([g for _, g in linear], dummy, directions, **how)[0]
-        curved = self._apply_output_curvature(made, jv, batched)
-        return torch.autograd.grad(output, self.params, curved, allow_unused=True, **how)
+        curved = self._apply_output_curvature(graph[3], self._pushed(graph, pieces, batched), batched)
+        return torch.autograd.grad(graph[0], self.params, curved, retain_graph=True, is_grads_batched=batched,
+                                   allow_unused=True)
+
+    def _pushed(self, graph: Any, pieces: list[Tensor], batched: bool = False) -> Tensor:
+        """Return J v."""
+        _, dummy, linear, _ = graph
+        return torch.autograd.grad([g for _, g in linear], dummy, [pieces[i] for i, _ in linear], retain_graph=True,
+                                   is_grads_batched=batched)[0]
 
     # ---- what is missing or wrong -----------------------------------------------------------------------------------
 
     def _rows(self, rows: Tensor) -> Tensor:
         if not self._examined:
-            self._examined = True
             with differentiable(self.params):
                 self._examine()
+            self._examined = True
         return super()._rows(rows)
 
     def _examine(self) -> None:
@@ -102,42 +103,31 @@ class GGNOperator(ModelOperator):
             graph = GGNOperator._build(self, batch)
         if graph is None:
             return
-        output, dummy, linear, made = graph
-        refuse_cut_graphs([g for _, g in linear])
-        pieces = self._pieces(v)
-        jv = torch.zeros_like(output) if not linear else torch.autograd.grad(
-            [g for _, g in linear], dummy, [pieces[i] for i, _ in linear], retain_graph=True)[0]
+        refuse_cut_graphs([g for _, g in graph[2]])
+        jv = self._pushed(graph, self._pieces(v)) if graph[2] else torch.zeros_like(graph[0])
         off = differences.off_outputs(batch, v, jv)
         if off is not None:
             raise NotImplementedError(
                 f"The derivative of the outputs by autograd is {off:.2g} of it away from a difference of outputs: a "
                 f"function in the network cannot be differentiated twice. {type(self).__name__} cannot do without; "
                 "HessianOperator(..., method='finite_difference') can.")
-        self._examine_loss(batch, made, jv)
+        self._examine_loss(batch, graph[3], jv)
 
     def _examine_loss(self, batch: Batch, made: Any, jv: Tensor) -> None:
-        exact = self._apply_output_curvature(made, jv, False)
-        z = made[0].detach()
-
-        def differ(h: float) -> list[Tensor]:
-            return [_curvature_by_differences(self.loss, z, batch.target, jv, h)]
-
-        found = compare([exact], differ, (1.0, 3.0, 0.3), RIGHT if z.dtype in (torch.float32, torch.float64) else 0.1)
+        exact, z = self._apply_output_curvature(made, jv, False), made[0].detach()
+        found = compare([exact], lambda h: [self._by_differences(z, batch.target, jv, h)], (1.0, 3.0, 0.3),
+                        RIGHT if z.dtype in (torch.float32, torch.float64) else 0.1)
         if found is not None:
             self._loss_differences = True
             warnings.warn(f"No second derivative of the loss here (by autograd it is {found[1]:.2g} of it away from a "
                           "difference of first ones): central differences of its gradient stand for it.", stacklevel=5)
 
-
-def _curvature_by_differences(loss: Loss, z: Tensor, target: Any, u: Tensor, factor: float = 1.0) -> Tensor:
-    """Return the product of the loss's Hessian in the outputs with u by central differences; in float64 if it can."""
-    def wide(t: Tensor) -> Tensor:
-        return t.double() if t.dtype in NARROW else t
-
-    try:
-        return _central(loss, wide(z), mapped(wide, target), wide(u), factor).to(u.dtype)
-    except Exception:  # whatever a loss says to another type
-        return _central(loss, z, target, u, factor)
+    def _by_differences(self, z: Tensor, target: Any, u: Tensor, factor: float = 1.0) -> Tensor:
+        """Return the product of the loss's Hessian in the outputs with u by differences; in float64 if it can."""
+        try:
+            return _central(self.loss, widened(z), mapped(widened, target), widened(u), factor).to(u.dtype)
+        except Exception:  # whatever a loss says to another type
+            return _central(self.loss, z, target, u, factor)
 
 
 def _central(loss: Loss, z: Tensor, target: Any, u: Tensor, factor: float) -> Tensor:
@@ -145,11 +135,9 @@ def _central(loss: Loss, z: Tensor, target: Any, u: Tensor, factor: float) -> Te
     if not size:
         return torch.zeros_like(u)
     h = factor * torch.finfo(z.dtype).eps ** (1 / 3) * (1 + float(z.norm())) / size
-    plus, minus = (_slope(loss, z + s * u, target) for s in (h, -h))
-    return (plus - minus) / (2 * h)
-
-
-def _slope(loss: Loss, z: Tensor, target: Any) -> Tensor:
-    with torch.enable_grad():
-        z = z.detach().requires_grad_()
-        return torch.autograd.grad(loss(z, target).sum(), z)[0]
+    slopes = []
+    for s in (h, -h):
+        with torch.enable_grad():
+            at = (z + s * u).detach().requires_grad_()
+            slopes.append(torch.autograd.grad(loss(at, target).sum(), at)[0])
+    return (slopes[0] - slopes[1]) / (2 * h)

@@ -22,6 +22,7 @@ from sharpnb.curvature.differences import Differences, no_second_derivative, ref
 from sharpnb.curvature.operators import Loss, ModelOperator
 
 Method = Literal["auto", "autograd", "finite_difference"]
+_VENDORS = ("cudnn", "mkldnn", "miopen")
 
 
 class HessianOperator(ModelOperator):
@@ -100,41 +101,34 @@ class HessianOperator(ModelOperator):
         return [(i, g) for i, g in enumerate(grads) if g is not None and (g.requires_grad or not create_graph)]
 
     def _product(self, graph: Any, pieces: list[Tensor], batched: bool) -> Sequence[Tensor | None] | None:
-        if not graph:
-            return None
         outputs, directions = [g for _, g in graph], [pieces[i] for i, _ in graph]
-        return torch.autograd.grad(
-            outputs, self.params, directions, retain_graph=True, is_grads_batched=batched, allow_unused=True,
-        )
+        return torch.autograd.grad(outputs, self.params, directions, retain_graph=True, is_grads_batched=batched,
+                                   allow_unused=True) if graph else None
 
     def _rows(self, rows: Tensor) -> Tensor:
         if self.method == "finite_difference":
-            return self._difference_rows(rows)
+            out = torch.stack([self._differences.product(row) for row in rows])
+            self.products, self.error = self.products + len(rows), self._differences.error
+            return out
         try:
             if not self._examined:
                 self._examine()
-            return self._exact_rows(rows)
+            return super()._rows(rows)
         except RuntimeError as error:
-            if self.method == "autograd" or not no_second_derivative(error):
+            missing = no_second_derivative(error)
+            by_vendor = missing and not self._plain and any(name in str(error).lower() for name in _VENDORS)
+            if not by_vendor and (self.method == "autograd" or not missing):
                 raise
             reason = str(error).splitlines()[0]
         self.refresh()
+        if by_vendor:
+            self._plain = True
+            return self._rows(rows)
         self.method = "finite_difference"
-        out = self._difference_rows(rows)
+        out = self._rows(rows)
         warnings.warn(f"No second derivative here ({reason}): products are central differences of the gradient, "
                       f"with a relative error of about {self.error:.1e}.", stacklevel=3)
         return out
-
-    def _exact_rows(self, rows: Tensor) -> Tensor:
-        try:
-            return super()._rows(rows)
-        except RuntimeError as error:
-            vendor = any(name in str(error).lower() for name in ("cudnn", "mkldnn", "miopen"))
-            if self._plain or not (vendor and no_second_derivative(error)):
-                raise
-        self._plain = True
-        self.refresh()
-        return super()._rows(rows)
 
     def _examine(self) -> None:
         """Compare one product of a few samples with a difference of gradients.
@@ -142,7 +136,6 @@ class HessianOperator(ModelOperator):
         Raises:
             NotImplementedError: if they disagree, on any process of the group.
         """
-        self._examined = True
         reason = self._differences.disagreement(self._product_of)
         if self._group is not None:
             bad = torch.tensor(float(bool(reason)), device=self.device)
@@ -150,34 +143,27 @@ class HessianOperator(ModelOperator):
             reason = reason or ("on another process" if bool(bad) else "")
         if reason:
             raise NotImplementedError(reason)
+        self._examined = True
 
     def _product_of(self, batch: Batch, v: Tensor) -> Tensor:
         """Return the exact product of one batch's Hessian with a vector ``(n,)``."""
-        out = torch.zeros(self.n, dtype=self.dtype, device=self.device)
+        out = torch.zeros_like(v)
         with differentiable(self.params):
             with self._building():
-                graph = self._gradient(batch, create_graph=True)
-                refuse_cut_graphs([g for _, g in graph])
+                graph = self._build(batch)
             self._accumulate(out, self._product(graph, self._pieces(v), False), 1.0)
         return out
 
     def gradient(self) -> Tensor:
         """Return the gradient ``(n,)`` of the loss over the whole data."""
+        out = torch.zeros(self.n, dtype=self.dtype, device=self.device)
         if self._differences.reentrant:
             out = self._differences.gradient()
         else:
-            out = torch.zeros(self.n, dtype=self.dtype, device=self.device)
             for batch in self._batches:
                 with measuring(self.model, self.mode, self.params):
                     found = {i: g.to_dense() for i, g in self._gradient(batch)}
-                    pieces = [found.get(i) for i in range(len(self.params))]
-                self._accumulate(out, pieces, self._batches.weight(batch))
+                self._accumulate(out, [found.get(i) for i in range(len(self.params))], self._batches.weight(batch))
         if self._group is not None:
             dist.all_reduce(out, group=self._group)
-        return out
-
-    def _difference_rows(self, rows: Tensor) -> Tensor:
-        out = torch.stack([self._differences.product(row) for row in rows])
-        self.products += len(rows)
-        self.error = self._differences.error
         return out

@@ -30,16 +30,12 @@ from torch import Tensor
 from sharpnb.progress import bar as progress_bar
 from sharpnb.resume import Checkpoint
 
-# A new direction shorter than this many rounding errors of the operator's size is noise: the space is invariant.
-BREAKDOWN = 32.0
-# "Twice is enough" (Parlett, The Symmetric Eigenvalue Problem, section 6-9): a second pass only after cancellation.
-SECOND_PASS = 0.7
-# Longest piece of an inner product that is added up in the vectors' own dtype.
-SLICE = 2**14
-# A product and its orthogonalisation are wrong by a few machine epsilons of the operator's size.
-ROUNDING = 10.0
-# An inner product of unit vectors of length n, in slices, is wrong by less than this many machine epsilons up to
-# n = 1e7, and as a random walk of n steps beyond (measured on a diagonal operator: 0.5 at n = 3e5, 1.3 at 2e6).
+BREAKDOWN = 32.0  # a new direction shorter than so many rounding errors of the operator's size is noise
+SECOND_PASS = 0.7  # "twice is enough" (Parlett, The Symmetric Eigenvalue Problem, section 6-9), after cancellation
+SLICE = 2**14  # longest piece of an inner product that is added up in the vectors' own dtype
+ROUNDING = 10.0  # machine epsilons of the operator's size, by which a product and its orthogonalisation are wrong
+# An inner product of unit vectors of length n, in slices, is wrong by less than so many machine epsilons up to n = 1e7,
+# and as a random walk of n steps beyond (measured on a diagonal operator: 0.5 at n = 3e5, 1.3 at 2e6).
 INNER_PRODUCT = 4.0
 # Products whose error is above this share of the operator's size are those of no symmetric operator. Rounding was 1e-6
 # to 3e-5 of it in float32, 1e-2 in an MLP fitted until its largest eigenvalue had fallen from 2 to 0.003, and 2 to 6 %
@@ -61,17 +57,27 @@ class Ending(Enum):
     INTERRUPTED = "interrupted; what is returned is from the products made until then"
 
 
+class Ended:
+    """A result that knows how its iteration ended."""
+
+    ending: Ending
+
+    @property
+    def complete(self) -> bool:
+        """Whether it ran to its own end (not interrupted, not cut short by a non-finite product)."""
+        return self.ending not in (Ending.INTERRUPTED, Ending.NON_FINITE)
+
+
 @dataclass(frozen=True, repr=False)
-class LanczosResult:
+class LanczosResult(Ended):
     """One Lanczos run of m steps.
 
     Attributes:
         alpha: diagonal of T, float64 ``(m,)``.
         beta: norms of the new directions, float64 ``(m,)``; the last one couples to the vector after the basis.
-        basis: orthonormal rows ``(m, n)``, or ``None`` when it was not kept.
-        n: order of the operator.
+        basis: orthonormal rows ``(m, n)``; ``None`` in the runs of a spectral density.
+        n, products: order of the operator, and operator-vector products used.
         ending: how it ended, and what was reached.
-        products: operator-vector products used.
         rounding: what rounding adds to a residual: the error of a product as it shows in components that should be zero
             (a network's products cancel inside), and at least ``ROUNDING`` machine epsilons of the size of T.
     """
@@ -89,19 +95,14 @@ class LanczosResult:
         return f"LanczosResult(n={self.n}, products={self.products}, Ritz values: {ends}, {self.ending.name})"
 
     @property
-    def complete(self) -> bool:
-        """Whether it ran to its own end (not interrupted, not cut short by a non-finite product)."""
-        return self.ending not in (Ending.INTERRUPTED, Ending.NON_FINITE)
-
-    @property
     def values(self) -> np.ndarray:
         """Ritz values, ascending ``(m,)``."""
-        return self._eigen[0]
+        return tridiagonal_eigen(self.alpha, self.beta)[0]
 
     @property
     def weights(self) -> np.ndarray:
         """Weights of the Ritz values in the Gauss quadrature of the start vector's measure ``(m,)``; they add to 1."""
-        return self._eigen[1][0] ** 2
+        return tridiagonal_eigen(self.alpha, self.beta)[1][0] ** 2
 
     @property
     def residuals(self) -> np.ndarray:
@@ -109,22 +110,15 @@ class LanczosResult:
 
         An eigenvalue lies within this distance of each Ritz value.
         """
-        return self.beta[-1] * np.abs(self._eigen[1][-1]) + self.rounding if len(self.alpha) else np.zeros(0)
+        s = tridiagonal_eigen(self.alpha, self.beta)[1]
+        return self.beta[-1] * np.abs(s[-1]) + self.rounding if len(self.alpha) else np.zeros(0)
 
     def vectors(self, index: Sequence[int] | slice = slice(None)) -> Tensor:
-        """Return Ritz vectors as columns ``(n, len(index))``.
-
-        Raises:
-            ValueError: if the basis was not kept.
-        """
+        """Return Ritz vectors as columns ``(n, len(index))``."""
         if self.basis is None:
-            raise ValueError("The basis was not kept. Call lanczos(..., keep_basis=True).")
-        s = torch.from_numpy(np.ascontiguousarray(self._eigen[1][:, index])).to(self.basis)
-        return (s.T @ self.basis).T
-
-    @property
-    def _eigen(self) -> tuple[np.ndarray, np.ndarray]:
-        return tridiagonal_eigen(self.alpha, self.beta)
+            raise ValueError("The runs of a spectral density keep no basis. Call lanczos, or top_eigenvalues.")
+        s = np.ascontiguousarray(tridiagonal_eigen(self.alpha, self.beta)[1][:, index])
+        return (torch.from_numpy(s).to(self.basis).T @ self.basis).T
 
 
 def tridiagonal_eigen(alpha: np.ndarray, beta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -135,8 +129,8 @@ def tridiagonal_eigen(alpha: np.ndarray, beta: np.ndarray) -> tuple[np.ndarray, 
 
 
 def lanczos(
-    op: Any, steps: int = 60, start: Tensor | None = None, *, seed: int = 0, keep_basis: bool = True,
-    progress: bool = False, checkpoint: str | Path | None = None, checkpoint_every: float = 60.0,
+    op: Any, steps: int = 60, start: Tensor | None = None, *, seed: int = 0, progress: bool = False,
+    checkpoint: str | Path | None = None, checkpoint_every: float = 60.0,
 ) -> LanczosResult:
     """Run Lanczos with full reorthogonalisation.
 
@@ -146,7 +140,6 @@ def lanczos(
             vectors of memory, ``basis_bytes(op, steps)``.
         start: start vector ``(n,)``, any norm; default Gaussian, which no eigenvector is orthogonal to.
         seed: of the default start vector, drawn on the CPU so that every device gets the same.
-        keep_basis: return the basis; it is needed for vectors.
         progress: show a bar (imports tqdm).
         checkpoint: file to continue from if it exists and to save to; a kill then costs ``checkpoint_every`` seconds.
         checkpoint_every: seconds between saves.
@@ -170,38 +163,29 @@ def lanczos(
         krylov.restore(state)
     with progress_bar(progress, krylov.steps, "Lanczos", "product", krylov.j) as bar:
         ending = advance([krylov], op, bar, lambda: saved.save(krylov.state))
-    result = krylov.result(ending, keep_basis)
+    result = krylov.result(ending)
     size = float(np.abs(result.values).max(initial=0.0))
-    if result.complete and is_asymmetric(result.rounding, size):
-        return replace(result, ending=Ending.ASYMMETRIC)
-    return result
+    named = result.complete and is_asymmetric(result.rounding, size)
+    return replace(result, ending=Ending.ASYMMETRIC) if named else result
 
 
 class Krylov:
     """One chain of Lanczos steps, advanced one product at a time so that several chains can share an operator.
 
-    It stays orthogonal to the orthonormal rows ``locked``, ``(r, n)``: it then sees :math:`P A P` with :math:`P` the
-    projection on their complement.
+    It stays orthogonal to the orthonormal rows ``locked``, ``(r, n)``, and sees the operator on their complement.
     """
 
     def __init__(self, start: Tensor, steps: int, locked: Tensor | None = None) -> None:
-        self.locked = locked if locked is not None and len(locked) else None
+        self.locked = [locked] if locked is not None and len(locked) else []
         self.steps, self.j, self.noise = steps, 0, 0.0
         self.alpha, self.beta = np.zeros(steps), np.zeros(steps)
         self.basis = start.new_empty(steps, len(start))
         self.ending: Ending | None = None
-        orthogonalize(start, [] if self.locked is None else [self.locked])
-        size = norm(start)
-        if not (np.isfinite(size) and size > 0):
-            raise ValueError(f"The start vector has norm {size} after projection; it must be finite and not zero.")
-        self.basis[0] = start / size
-
-    def next_vector(self) -> Tensor:
-        """Return the vector ``(n,)`` whose product :meth:`absorb` wants."""
-        return self.basis[self.j]
+        orthogonalize(start, self.locked)
+        self.basis[0] = unit(start)
 
     def absorb(self, w: Tensor) -> None:
-        """Take the product of :meth:`next_vector` (it may be overwritten) and make one step."""
+        """Take the product of ``basis[j]`` (it may be overwritten) and make one step."""
         j, q = self.j, self.basis[self.j]
         alpha = dot(q, w)
         if not np.isfinite(alpha):
@@ -210,16 +194,14 @@ class Krylov:
         w.add_(q, alpha=-alpha)
         if j:
             w.add_(self.basis[j - 1], alpha=-self.beta[j - 1])
-        blocks = [self.basis[: j + 1]] if self.locked is None else [self.locked, self.basis[: j + 1]]
-        correction = orthogonalize(w, blocks)
-        self.alpha[j] = alpha + correction[-1]
-        beta = norm(w)
+        correction = orthogonalize(w, [*self.locked, self.basis[: j + 1]])
+        self.alpha[j], beta = alpha + correction[-1], norm(w)
         if not np.isfinite(beta):
             self.ending = Ending.NON_FINITE
             return
         size = max(np.abs(self.alpha[: j + 1]).max(), self.beta[:j].max(initial=0.0))
         self.noise = max(self.noise, product_error(float((correction[-j - 1 :] ** 2).mean()) ** 0.5, size, w))
-        if beta <= BREAKDOWN * torch.finfo(w.dtype).eps * size or j + 1 == len(w) - self.rank:
+        if beta <= BREAKDOWN * torch.finfo(w.dtype).eps * size or j + 1 == len(w) - sum(map(len, self.locked)):
             beta, self.ending = 0.0, Ending.BREAKDOWN
         elif j + 1 == self.steps:
             self.ending = Ending.MAX_STEPS
@@ -228,23 +210,16 @@ class Krylov:
         self.beta[j] = beta
         self.j = j + 1  # last, so that an interrupt anywhere above leaves a whole state
 
-    @property
-    def rank(self) -> int:
-        """Number of locked vectors."""
-        return 0 if self.locked is None else len(self.locked)
-
-    def result(self, ending: Ending | None = None, keep_basis: bool = True) -> LanczosResult:
+    def result(self, ending: Ending | None = None) -> LanczosResult:
         """Return what there is; ``ending`` is for a chain that was stopped from outside."""
-        alpha, beta = self.alpha[: self.j].copy(), self.beta[: self.j].copy()
-        return LanczosResult(alpha, beta, self.basis[: self.j] if keep_basis else None, self.basis.shape[1],
-                             self.ending or ending or Ending.MAX_STEPS, self.j, self.noise)
+        return LanczosResult(self.alpha[: self.j].copy(), self.beta[: self.j].copy(), self.basis[: self.j],
+                             self.basis.shape[1], self.ending or ending or Ending.MAX_STEPS, self.j, self.noise)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return what :meth:`restore` needs, as arrays."""
-        filled = self.basis[: min(self.j + 1, self.steps)]
-        ending = np.array(self.ending.name if self.ending else "")
-        return {"alpha": self.alpha[: self.j], "beta": self.beta[: self.j], "basis": filled.cpu().numpy(),
-                "ending": ending, "noise": np.array(self.noise)}
+        return {"alpha": self.alpha[: self.j], "beta": self.beta[: self.j],
+                "basis": self.basis[: min(self.j + 1, self.steps)].cpu().numpy(),
+                "ending": np.array(self.ending.name if self.ending else ""), "noise": np.array(self.noise)}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Continue from :meth:`state`, bit for bit."""
@@ -258,21 +233,17 @@ class Krylov:
 def advance(chains: Sequence[Krylov], op: Any, progress: Any, save: Callable[[], None]) -> Ending | None:
     """Run chains in lock step to their ends, so that each batch's gradient graph serves them all.
 
-    Returns:
-        ``INTERRUPTED`` if a KeyboardInterrupt stopped it, else ``None``: each chain then knows its own ending.
+    Return ``INTERRUPTED`` if a KeyboardInterrupt stopped it, else ``None``: each chain then knows its own ending.
     """
     try:
         while running := [chain for chain in chains if chain.ending is None]:
-            for chain, w in zip(running, products(op, [chain.next_vector() for chain in running]), strict=True):
+            for chain, w in zip(running, products(op, [chain.basis[chain.j] for chain in running]), strict=True):
                 chain.absorb(w)
             progress.update(len(running))
             save()
     except KeyboardInterrupt:
         return Ending.INTERRUPTED
     return None
-
-
-# ---- Vectors --------------------------------------------------------------------------------------------------------
 
 
 def products(op: Any, vectors: Sequence[Tensor]) -> list[Tensor]:
@@ -315,6 +286,14 @@ def norm(v: Tensor) -> float:
     return float(torch.linalg.vector_norm(v, dtype=torch.float64))
 
 
+def unit(start: Tensor) -> Tensor:
+    """Return a start vector with norm 1."""
+    size = norm(start)
+    if not 0 < size < np.inf:
+        raise ValueError(f"The start vector has norm {size}; it must be finite and not zero.")
+    return start / size
+
+
 def dot(a: Tensor, b: Tensor) -> float:
     """Return the inner product: products in the vectors' dtype, added up in float64."""
     return float((a * b).sum(dtype=torch.float64))
@@ -323,14 +302,12 @@ def dot(a: Tensor, b: Tensor) -> float:
 def product_error(component: float, size: float, like: Tensor) -> float:
     """Return the norm of the error of a product whose components along basis vectors are wrong by ``component``.
 
-    A network's products cancel inside, and can be wrong by many machine epsilons of the Hessian's size. The basis sees
-    few of the n dimensions that such an error spreads over. Below what the inner product itself is wrong by, it is not
-    to be seen, and ``ROUNDING`` stands for it.
+    The basis sees few of the n dimensions that such an error spreads over. Below what the inner product itself is wrong
+    by, it is not to be seen, and ``ROUNDING`` stands for it.
     """
     eps, n = torch.finfo(like.dtype).eps, like.shape[-1]
     visible = INNER_PRODUCT * max(1.0, n / 1e7) ** 0.5 * eps * size
-    seen = component * n**0.5 if component > visible else 0.0
-    return max(seen, ROUNDING * eps * size)
+    return max(component * n**0.5 if component > visible else 0.0, ROUNDING * eps * size)
 
 
 def is_asymmetric(rounding: float, size: float, stacklevel: int = 3) -> bool:
@@ -346,8 +323,6 @@ def is_asymmetric(rounding: float, size: float, stacklevel: int = 3) -> bool:
 
 def orthogonalize(w: Tensor, blocks: Sequence[Tensor]) -> np.ndarray:
     """Take the components along orthonormal rows out of ``w`` in place; return them ``(total rows,)``, float64."""
-    if not blocks:
-        return np.zeros(1)
     before = norm(w)
     removed = _pass(w, blocks)
     if norm(w) < SECOND_PASS * before:
@@ -356,20 +331,12 @@ def orthogonalize(w: Tensor, blocks: Sequence[Tensor]) -> np.ndarray:
 
 
 def _pass(w: Tensor, blocks: Sequence[Tensor]) -> np.ndarray:
-    parts = []
+    parts = [np.zeros(0)]
     for rows in blocks:
-        components = _inner(rows, w)
-        w.addmv_(rows.T, components.to(w.dtype), alpha=-1)
-        parts.append(components.cpu().numpy())
+        # In float64, slice by slice: a float32 product over millions of entries can be wrong in its fourth digit.
+        found = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        for start in range(0, len(w), SLICE):
+            found += rows[:, start : start + SLICE] @ w[start : start + SLICE]
+        w.addmv_(rows.T, found.to(w.dtype), alpha=-1)
+        parts.append(found.cpu().numpy())
     return np.concatenate(parts)
-
-
-def _inner(rows: Tensor, w: Tensor) -> Tensor:
-    """Return the inner products with each row in float64: slices in the vectors' dtype, added up in float64.
-
-    A float32 product over millions of entries at once can be wrong in its fourth digit.
-    """
-    total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-    for start in range(0, len(w), SLICE):
-        total += rows[:, start : start + SLICE] @ w[start : start + SLICE]
-    return total

@@ -27,7 +27,7 @@ from torch.nn.modules.conv import _ConvNd
 from sharpnb.batches import Batches, forward
 from sharpnb.counts import Batch, Count, Reduction, check_loss
 from sharpnb.curvature._state import Mode, differentiable, measuring, unwrapped
-from sharpnb.fallbacks import Quiet, WrittenOut, eager, has_sparse_gradients, without
+from sharpnb.fallbacks import Quiet, WrittenOut, changed, eager, has_sparse_gradients
 from sharpnb.trees import tensors
 
 Loss = Callable[[Any, Any], Tensor]
@@ -35,8 +35,7 @@ Loss = Callable[[Any, Any], Tensor]
 # Below this size a product is bound by dispatch, and one vectorised backward pass for a whole block is twice as fast;
 # above it, and for convolutions at any size, it is slower than a loop (measured on one CPU thread).
 BATCHED_BELOW = 10_000
-# Ties between ranks or passes: a fixed network reproduces its loss to rounding (GPU kernels may add in any order).
-SAME_LOSS = 1e-4
+SAME_LOSS = 1e-4  # a fixed network reproduces its loss to rounding (GPU kernels may add in any order)
 
 
 class ModelOperator(ABC):
@@ -51,32 +50,36 @@ class ModelOperator(ABC):
         self.mode: Mode = mode
         named = select_parameters(self.model, params)
         self.names, self.params = list(named), list(named.values())
-        self.dtype = _common_dtype(self.params)
+        self.dtype = torch.float32
+        for p in self.params:
+            if not p.dtype.is_floating_point:
+                raise ValueError(f"A parameter has dtype {p.dtype}: only real floating-point ones have a curvature.")
+            self.dtype = torch.promote_types(self.dtype, p.dtype)
         self.device = self.params[0].device
         self._sizes = [p.numel() for p in self.params]
-        self._mixed = any(p.dtype != self.dtype or p.device != self.device for p in self.params)
-        n = sum(self._sizes)
-        self.shape = (n, n)
+        self.n = sum(self._sizes)
+        self.shape = (self.n, self.n)
         self.products = 0
-        self._batched = n < BATCHED_BELOW and not any(isinstance(module, _ConvNd) for module in self.model.modules())
+        self._convolves = any(isinstance(module, _ConvNd) for module in self.model.modules())
+        self._batched = self.n < BATCHED_BELOW and not self._convolves
         self._examined = not check  # whether second derivatives were compared with differences, or need not be
         self._plain = False  # whether vendors' kernels are left out: some have no second derivative
         self._graphs: dict[int, Any] = {}
         self._graphs_of: tuple[Any, ...] = ()
-        self._group = _process_group(group)
+        together = group is not False and dist.is_available() and dist.is_initialized()
+        self._group = (group or dist.group.WORLD) if together else None
         self._quiet = Quiet(self.model)
         self._batches = Batches(data, self.device, reduction, count, hold, alone=self._group is None)
         if self._group is not None and reduction == "mean":
             total = torch.tensor(self._batches.total, dtype=torch.float64, device=self.device)
             dist.all_reduce(total, group=self._group)
             self._batches.total = float(total)
-        say_if_sparse(self.model)
+        if has_sparse_gradients(self.model):
+            warnings.warn("An embedding has sparse=True, and sparse gradients have no second derivative: they are "
+                          "dense here, which takes the memory of the table.", stacklevel=4)
         if check:
             self.check_deterministic()
-            with measuring(self.model, self.mode):
-                check_counts(self.model, loss, self._batches, mode, self._quiet)
-
-    # ---- what a subclass says ---------------------------------------------------------------------------------------
+            self.check_counts()
 
     @abstractmethod
     def _build(self, batch: Batch) -> Any:
@@ -86,15 +89,8 @@ class ModelOperator(ABC):
     def _product(self, graph: Any, pieces: list[Tensor], batched: bool) -> Sequence[Tensor | None] | None:
         """Return the product with one batch's graph, piece by parameter; ``None`` is zero.
 
-        ``batched``: the pieces have a leading dimension K, and so has the result.
+        If ``batched``, the pieces have a leading dimension K, and so has the result.
         """
-
-    # ---- the operator -----------------------------------------------------------------------------------------------
-
-    @property
-    def n(self) -> int:
-        """Number of parameters, the order of the matrix."""
-        return self.shape[0]
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """Return the product with a vector ``(n,)`` or a block of vectors ``(n, K)``, in the same shape and dtype.
@@ -138,20 +134,14 @@ class ModelOperator(ABC):
     def _pieces(self, rows: Tensor) -> list[Tensor]:
         """Cut ``(n,)`` or ``(K, n)`` into views in the shapes of the parameters."""
         cut = rows.split(self._sizes, dim=-1)
-        views = [c.view((*rows.shape[:-1], *p.shape)) for c, p in zip(cut, self.params, strict=True)]
-        return [v.to(p.device, p.dtype) for v, p in zip(views, self.params, strict=True)] if self._mixed else views
+        return [c.view((*rows.shape[:-1], *p.shape)).to(p) for c, p in zip(cut, self.params, strict=True)]
 
     def _accumulate(self, out: Tensor, pieces: Sequence[Tensor | None] | None, weight: float) -> None:
-        if pieces is None:
-            return
-        lead = out.shape[:-1]
-        flat = [out.new_zeros(*lead, size) if h is None else h.detach().reshape(*lead, size)
-                for h, size in zip(pieces, self._sizes, strict=True)]
-        if self._mixed:
-            flat = [h.to(self.device, self.dtype) for h in flat]
-        out.add_(torch.cat(flat, dim=-1), alpha=weight)
-
-    # ---- graphs -----------------------------------------------------------------------------------------------------
+        if pieces is not None:
+            lead = out.shape[:-1]
+            flat = [out.new_zeros(*lead, size) if h is None else h.detach().reshape(*lead, size).to(out)
+                    for h, size in zip(pieces, self._sizes, strict=True)]
+            out.add_(torch.cat(flat, dim=-1), alpha=weight)
 
     def _graphs_of_batches(self) -> Iterator[tuple[Batch, Any]]:
         """Yield each batch with its graph: from the cache where memory allows, else built now and dropped after use.
@@ -163,12 +153,13 @@ class ModelOperator(ABC):
         versions = tuple((t.data_ptr(), t._version) for t in tensors_now)
         if versions != self._graphs_of:
             self._graphs, self._graphs_of = {}, versions
-        room = None
+        room = None  # how many batches may keep their graph: all if there is one, else what ``memory`` bytes hold
         for batch in self._batches:
             graph = self._graphs.get(batch.index)
             if graph is None:
                 if room is None:
-                    room = self._room()
+                    held = len(self._batches.held or ())
+                    room = int(self.memory // max(self.graph_bytes(), 1)) if held > 1 else held
                 with self._building():
                     graph = self._build(batch)
                 if batch.index < room:
@@ -176,18 +167,8 @@ class ModelOperator(ABC):
             yield batch, graph
             del graph
 
-    def _room(self) -> int:
-        """Return how many batches may keep their graph: all if there is one, else what ``memory`` bytes hold."""
-        held = self._batches.held
-        if held is None:
-            return 0
-        if len(held) == 1:
-            return 1
-        return int(self.memory // max(self.graph_bytes(), 1))
-
     def graph_bytes(self) -> int:
         """Return the bytes that autograd saves for the graph of the first batch (one graph is built and dropped)."""
-        own = {t.untyped_storage().data_ptr() for t in (*self.params, *self.model.buffers())}
         saved: dict[int, int] = {}
 
         def note(t: Tensor) -> Tensor:
@@ -196,7 +177,8 @@ class ModelOperator(ABC):
             return t
 
         batch = next(iter(self._batches))
-        own |= {t.untyped_storage().data_ptr() for t in tensors((batch.inputs, batch.target))}
+        held = (*self.params, *self.model.buffers(), *tensors((batch.inputs, batch.target)))
+        own = {t.untyped_storage().data_ptr() for t in held}
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), self._building():
             self._build(batch)
         return sum(size for pointer, size in saved.items() if pointer not in own)
@@ -204,27 +186,18 @@ class ModelOperator(ABC):
     @contextmanager
     def _building(self) -> Iterator[None]:
         """Build graphs inside: in mode, from kernels that have a second derivative, of code as it is written."""
-        vendors = [torch.backends.cudnn, torch.backends.mkldnn] if self._plain else []
-        if not vendors and any(isinstance(module, nn.RNNBase) for module in self.model.modules()):
-            vendors = [torch.backends.cudnn]
-        with (
-            measuring(self.model, self.mode, self.params), sdpa_kernel(SDPBackend.MATH), eager(), without(*vendors),
-            WrittenOut(),
-        ):
+        recurrent = any(isinstance(module, nn.RNNBase) for module in self.model.modules())
+        vendors = [torch.backends.cudnn] * (self._plain or recurrent) + [torch.backends.mkldnn] * self._plain
+        with (measuring(self.model, self.mode, self.params), sdpa_kernel(SDPBackend.MATH), eager(), WrittenOut(),
+              changed((vendor, "enabled", False) for vendor in vendors)):
             yield
 
     def refresh(self) -> None:
         """Forget the cached graphs, so that the next product sees the parameters as they are then."""
         self._graphs, self._graphs_of = {}, ()
 
-    # ---- around it --------------------------------------------------------------------------------------------------
-
     def check_deterministic(self) -> None:
-        """Evaluate the loss of the first batch twice and compare.
-
-        Raises:
-            ValueError: if they differ; the message names the layers that draw random numbers.
-        """
+        """Evaluate the loss of the first batch twice, and refuse a random one; name the layers that draw numbers."""
         batch = next(iter(self._batches))
         with measuring(self.model, self.mode):
             once, twice = (self._quiet(lambda: self._loss_value(batch).double()) for _ in range(2))
@@ -238,6 +211,20 @@ class ModelOperator(ABC):
             raise ValueError(f"Two passes over the same batch gave the losses {float(once):.9g} and {float(twice):.9g}"
                              f": {cause}. A spectrum needs one fixed operator: use mode='eval' or 'batch_stats', "
                              "or fix the randomness.")
+
+    def check_counts(self) -> None:
+        """Compare the loss of some batches together with what their own give, if their counts were not said."""
+        some = self._batches.some()
+        if len(some) < 2 or self._batches.sure:
+            return
+
+        def run(inputs: Any) -> Any:
+            return self._quiet(lambda: forward(self.model, inputs))
+
+        with measuring(self.model, self.mode):
+            measured = [(batch, run(batch.inputs)) for batch in some]
+            with torch.no_grad():  # in another mode than "eval" a batch has statistics of its own
+                check_loss(self.loss, measured, self._batches.reduction, run if self.mode == "eval" else None)
 
     def _loss_value(self, batch: Batch) -> Tensor:
         value = self.loss(forward(self.model, batch.inputs), batch.target)
@@ -259,47 +246,9 @@ class ModelOperator(ABC):
         rows = torch.eye(self.n, dtype=self.dtype, device=self.device)
         return torch.cat([self._rows(part) for part in rows.split(block)]).T
 
-    def to_scipy(self) -> Any:
-        """Return a ``scipy.sparse.linalg.LinearOperator``, for ``eigsh`` and the like (SciPy is imported here).
-
-        SciPy reads ``dtype`` as a NumPy dtype, which a torch dtype cannot be; hence this method.
-        """
-        import numpy as np
-        from scipy.sparse.linalg import LinearOperator
-
-        def product(v: np.ndarray) -> np.ndarray:
-            return (self @ torch.from_numpy(np.ascontiguousarray(v))).cpu().numpy()
-
-        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
-        made: Any = LinearOperator  # its constructor chooses a subclass, which type checkers cannot follow
-        return made(self.shape, matvec=product, rmatvec=product, matmat=product, rmatmat=product, dtype=dtype)
-
     def __repr__(self) -> str:
         return (f"{type(self).__name__}(n={self.n}, dtype={self.dtype}, device={self.device}, mode={self.mode!r}, "
                 f"samples={self._batches.samples})")
-
-
-def check_counts(model: nn.Module, loss: Loss, batches: Batches, mode: Mode, quiet: Quiet) -> None:
-    """Compare the loss of some batches together with what their own give, if their counts were not said.
-
-    Raises:
-        ValueError: as of :func:`sharpnb.counts.check_loss`.
-    """
-    some = batches.some()
-    if len(some) > 1 and not batches.sure:
-        def run(inputs: Any) -> Any:
-            return quiet(lambda: forward(model, inputs))
-
-        measured = [(batch, run(batch.inputs)) for batch in some]
-        with torch.no_grad():  # in another mode than "eval" a batch has statistics of its own
-            check_loss(loss, measured, batches.reduction, run if mode == "eval" else None)
-
-
-def say_if_sparse(model: nn.Module) -> None:
-    """Warn that gradients of embeddings are dense here, if the model asks for sparse ones."""
-    if has_sparse_gradients(model):
-        warnings.warn("An embedding has sparse=True, and sparse gradients have no second derivative: they are dense "
-                      "here, which takes the memory of the table.", stacklevel=4)
 
 
 def select_parameters(model: nn.Module, params: Any = None) -> dict[str, nn.Parameter]:
@@ -319,9 +268,8 @@ def select_parameters(model: nn.Module, params: Any = None) -> dict[str, nn.Para
         if not chosen:
             raise ValueError("The model has no parameter that requires a gradient. Unfreeze or name some.")
         return chosen
-    entries = [params] if isinstance(params, str | Tensor | nn.Module) else list(params)
     wanted: set[str] = set()
-    for entry in entries:
+    for entry in [params] if isinstance(params, str | Tensor | nn.Module) else list(params):
         if isinstance(entry, str):
             found = {name for name in everything if fnmatch.fnmatchcase(name, entry) or name.startswith(entry + ".")}
         else:
@@ -334,18 +282,3 @@ def select_parameters(model: nn.Module, params: Any = None) -> dict[str, nn.Para
     if not wanted:
         raise ValueError("params is empty. Pass None for all parameters that require a gradient.")
     return {name: p for name, p in everything.items() if name in wanted}
-
-
-def _common_dtype(params: list[nn.Parameter]) -> torch.dtype:
-    dtype = torch.float32
-    for p in params:
-        if not p.dtype.is_floating_point:
-            raise ValueError(f"A parameter has dtype {p.dtype}: only real floating-point ones have a curvature here.")
-        dtype = torch.promote_types(dtype, p.dtype)
-    return dtype
-
-
-def _process_group(group: dist.ProcessGroup | Literal[False] | None) -> dist.ProcessGroup | None:
-    if group is False or not (dist.is_available() and dist.is_initialized()):
-        return None
-    return group if group is not None else dist.group.WORLD

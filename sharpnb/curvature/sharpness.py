@@ -27,10 +27,6 @@ from sharpnb.curvature._state import Mode, measuring
 from sharpnb.curvature.operators import Loss
 from sharpnb.rules import sam_perturbation
 
-# Groups evaluated at once: many small ones are bound by dispatch (one vmapped call is then several times faster); large
-# groups and convolutions, whose weights differ by group, are faster one by one.
-SMALL_GROUP = 64
-
 
 @dataclass(frozen=True)
 class Sharpness:
@@ -40,9 +36,7 @@ class Sharpness:
         value: mean over groups (weighted by size), or over random perturbations; in the unit of the loss.
         stderr: its standard error over them (NaN with one).
         each: the values ``(G,)`` behind it, one a group, or one a pair of opposite perturbations.
-        rho: radius of the ball, or standard deviation of the cloud.
-        p: norm of the ball.
-        adaptive: whether it is measured relative to the weights' magnitudes.
+        rho, p, adaptive: what was asked.
         passes: passes over the data, forward and backward or forward alone.
     """
 
@@ -83,17 +77,13 @@ def sharpness(  # noqa: D417  some in one line
     Raises:
         ValueError: if rho, m, p or steps is out of range, or a number of loss terms is needed and not to be seen.
     """
-    if not rho > 0 or not math.isfinite(rho):
-        raise ValueError(f"rho = {rho}: the radius must be positive and finite; SAM trains with 0.05.")
+    _check_rho(rho)
     if (m is not None and m < 1) or steps < 1:
         raise ValueError(f"m = {m}, steps = {steps}: both must be at least 1 (m=None is all of the data).")
     network = Network(model, loss, data, params, mode, reduction, count)
-
-    def rise(group: Group) -> np.ndarray:
-        return _Ascent(network, group, rho, p, adaptive, seed).rise(steps)
-
     with measuring(network.model, mode):
-        rises, weights = zip(*network.over_groups(m, SMALL_GROUP, rise), strict=True)
+        rises, weights = zip(*network.over_groups(
+            m, lambda group: _Ascent(network, group, rho, p, adaptive, seed).rise(steps)), strict=True)
     each, weight = np.concatenate(rises), np.concatenate(weights)
     each = np.where(weight > 0, each, 0.0)  # the loss of a group without terms is not a number
     return _summary(each, weight / weight.sum(), rho, p, adaptive, steps + 1)
@@ -118,8 +108,7 @@ def average_sharpness(  # noqa: D417  some in one line
     Raises:
         ValueError: if rho, p or samples is out of range, or a number of loss terms is needed and not to be seen.
     """
-    if not rho > 0 or not math.isfinite(rho):
-        raise ValueError(f"rho = {rho}: the size of the cloud must be positive and finite.")
+    _check_rho(rho)
     if p not in (2, math.inf):
         raise ValueError(f"p = {p}: the average is over a Gaussian (p=2) or a cube (p=float('inf')).")
     if samples < 2 or samples % 2:
@@ -138,6 +127,11 @@ def average_sharpness(  # noqa: D417  some in one line
     return _summary(each, np.full(len(each), 1 / len(each)), rho, p, adaptive, samples + 1)
 
 
+def _check_rho(rho: float) -> None:
+    if not 0 < rho < math.inf:
+        raise ValueError(f"rho = {rho}: the size of ball or cloud must be positive and finite; SAM trains with 0.05.")
+
+
 def _summary(each: np.ndarray, weight: np.ndarray, rho: float, p: float, adaptive: bool, passes: int) -> Sharpness:
     mean = float(weight @ each)
     stderr = float(np.sqrt(weight @ (each - mean) ** 2 / (len(each) - 1))) if len(each) > 1 else float("nan")
@@ -150,7 +144,7 @@ class _Ascent:
     def __init__(self, network: Network, group: Group, rho: float, p: float, adaptive: bool, seed: int) -> None:
         self.network, self.group, self.rho, self.p = network, group, rho, p
         self.c = network.w.abs() if adaptive else None
-        self.start = network.w.expand(group.count, -1)
+        self.start = network.w.expand(len(group.weights), -1)
         self.generator = torch.Generator().manual_seed(seed)
 
     def rise(self, steps: int) -> np.ndarray:
@@ -158,7 +152,7 @@ class _Ascent:
         base, gradient = self._at(torch.zeros_like(self.start))
         u = sam_perturbation(gradient, self.rho, self.p)
         if steps == 1:
-            return (self._losses(u) - base).cpu().numpy()
+            return (self.network.losses(self.group, self._moved(u)) - base).cpu().numpy()
         still = ~u.any(dim=1)
         if still.any():
             noise = torch.randn(u.shape, generator=self.generator).to(u)
@@ -168,14 +162,11 @@ class _Ascent:
             value, gradient = self._at(u)
             best = torch.maximum(best, value - base)
             u = self._into_ball(u + sam_perturbation(gradient, 2 * self.rho * (1 - t / steps), self.p))
-        return torch.maximum(best, self._losses(u) - base).cpu().numpy()
+        return torch.maximum(best, self.network.losses(self.group, self._moved(u)) - base).cpu().numpy()
 
     def _at(self, u: Tensor) -> tuple[Tensor, Tensor]:
         values, gradients = self.network.at(self.group, self._moved(u))
         return values, gradients if self.c is None else self.c * gradients
-
-    def _losses(self, u: Tensor) -> Tensor:
-        return self.network.losses(self.group, self._moved(u))
 
     def _moved(self, u: Tensor) -> Tensor:
         return self.start + (u if self.c is None else self.c * u)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from sharpnb.curvature.lanczos import Ending, LanczosResult
+from sharpnb.curvature.lanczos import Ended, Ending, LanczosResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +53,7 @@ class Bracket(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class SpectralDensity:
+class SpectralDensity(Ended):
     """The spectrum of an operator, estimated.
 
     Attributes:
@@ -61,8 +61,7 @@ class SpectralDensity:
         atoms: locked eigenvalues, largest first ``(r,)``; each has weight 1/n.
         atom_residuals: bounds on their residual norms ``(r,)``.
         runs: one Lanczos run a probe (bases dropped), on the complement of the locked vectors.
-        steps: steps asked for, a probe.
-        seed: of the probes.
+        steps, seed: of the probes, as asked for.
         products: operator-vector products used, deflation included.
         ending: how it ended. ``CONVERGED``: half the steps give the same distribution to within one kernel width
             (Wasserstein-1); ``BREAKDOWN``: the quadrature of every probe is exact.
@@ -79,15 +78,8 @@ class SpectralDensity:
     ending: Ending
     bytes: int
 
-    # ---- the measure ------------------------------------------------------------------------------------------------
-
     def __repr__(self) -> str:
         return f"SpectralDensity({self.summary()})"
-
-    @property
-    def complete(self) -> bool:
-        """Whether it ran to its own end."""
-        return self.ending not in (Ending.INTERRUPTED, Ending.NON_FINITE)
 
     @property
     def probes(self) -> int:
@@ -111,14 +103,11 @@ class SpectralDensity:
     def _over_probes(self, of_run: Sequence[Any], exact: Any) -> Estimate:
         """Return ``exact`` plus the bulk's share of the mean over probes, with its standard error."""
         if not self.probes:
-            alone = np.asarray(exact, dtype=float)
-            lost = np.nan if self._bulk > 0 else 0.0
-            return Estimate(alone + lost, alone * 0 + lost)
+            lost = np.zeros_like(exact, dtype=float) + (np.nan if self._bulk > 0 else 0.0)
+            return Estimate(exact + lost, lost)
         each = self._bulk * np.asarray(of_run, dtype=float)
         spread = each.std(axis=0, ddof=1) / np.sqrt(len(each)) if len(each) > 1 else np.full(each.shape[1:], np.nan)
         return Estimate(exact + each.mean(axis=0), spread)
-
-    # ---- numbers ----------------------------------------------------------------------------------------------------
 
     @cached_property
     def lambda_max(self) -> float:
@@ -141,9 +130,8 @@ class SpectralDensity:
         For each probe they are exact up to j = 2 steps - 1.
         """
         powers = np.arange(1, k + 1)[:, None]
-        exact = (self.atoms**powers).sum(axis=1) / self.n
-        return Estimate(*map(np.asarray, self._over_probes(
-            [(run.values**powers) @ run.weights for run in self.runs], exact)))
+        each = [(run.values**powers) @ run.weights for run in self.runs]
+        return Estimate(*map(np.asarray, self._over_probes(each, (self.atoms**powers).sum(axis=1) / self.n)))
 
     @property
     def trace(self) -> Estimate:
@@ -164,8 +152,7 @@ class SpectralDensity:
         Raises:
             ValueError: if fewer than j eigenvalues from the top were locked: a probe does not know their number.
         """
-        top = self.top
-        need = max(i, j)
+        top, need = self.top, max(i, j)
         if min(i, j) < 1 or need > len(top):
             raise ValueError(f"ratio({i}, {j}) needs the {need} largest eigenvalues, and {len(top)} from the top are "
                              f"locked. Use spectral_density(..., deflate={need + 5}) or top_eigenvalues(op, {need}).")
@@ -183,7 +170,8 @@ class SpectralDensity:
         exact = (self.atoms <= x[..., None]).sum(axis=-1) / self.n
         cuts = [_cut(run, x) for run in self.runs]
         value, lower, upper = (self._over_probes([cut[i] for cut in cuts], exact) for i in range(3))
-        return Bracket(*map(_scalar, (value.value, lower.value, upper.value, value.stderr)))
+        found = value.value, lower.value, upper.value, value.stderr
+        return Bracket(*(float(each) if np.ndim(each) == 0 else each for each in found))
 
     def negative_share(self, tol: float = 1e-2) -> Bracket:
         r"""Return the share of eigenvalues below :math:`-\mathrm{tol}\cdot\max|\lambda|`.
@@ -193,34 +181,27 @@ class SpectralDensity:
         """
         return self.cdf(np.nextafter(-tol * self.scale, -np.inf))
 
-    # ---- the curve --------------------------------------------------------------------------------------------------
-
     @property
     def width(self) -> float:
         """The kernel width of a resolved eigenvalue: ``WIDTH`` of the range (of the magnitude if there is no range)."""
         spread = self.lambda_max - self.lambda_min
         return WIDTH * (spread if spread > 1e-9 * self.scale else self.scale or 1.0)
 
-    def density(self, grid: Any, width: float | None = None) -> np.ndarray:
+    def density(self, grid: Any) -> np.ndarray:
         """Return the density on ``grid`` (any shape): a Gaussian a node, atoms included. It integrates to 1.
 
-        Args:
-            grid: points, in the unit of the eigenvalues; :meth:`grid` proposes some.
-            width: standard deviation of every kernel. Default: atoms have :attr:`width`; a node has the smaller of its
-                residual bound (how well it is known) and half the distance between its neighbours (how far its mass
-                reaches), but at least :attr:`width`. All scale with the operator.
+        The points are in the unit of the eigenvalues; :meth:`grid` proposes some. Atoms have a kernel of standard
+        deviation :attr:`width`; a node has the smaller of its residual bound (how well it is known) and half the
+        distance between its neighbours (how far its mass reaches), but at least :attr:`width`. All scale with the
+        operator.
         """
-        return self.density_band(grid, width).value
+        return self.density_band(grid).value
 
-    def density_band(self, grid: Any, width: float | None = None, atoms: bool = True) -> Estimate:
+    def density_band(self, grid: Any, atoms: bool = True) -> Estimate:
         """Return the density on ``grid`` and its standard error over probes, with or without the atoms."""
-        if width is not None and not width > 0:
-            raise ValueError(f"width = {width}: the kernel's standard deviation must be positive.")
-        grid = np.asarray(grid, dtype=float)
-        at = self.atoms if atoms else np.zeros(0)
-        exact = _kernels(grid, at, np.full(len(at), 1 / self.n), np.full(len(at), width or self.width))
-        curves = [_kernels(grid, r.values, r.weights, self._widths(r) if width is None else np.full(r.products, width))
-                  for r in self.runs]
+        grid, at = np.asarray(grid, dtype=float), self.atoms if atoms else np.zeros(0)
+        exact = _kernels(grid, at, np.full(len(at), 1 / self.n), np.full(len(at), self.width))
+        curves = [_kernels(grid, run.values, run.weights, self._widths(run)) for run in self.runs]
         return self._over_probes(curves, exact) if self.probes else Estimate(exact, exact * 0)
 
     def _widths(self, run: LanczosResult) -> np.ndarray:
@@ -230,21 +211,16 @@ class SpectralDensity:
 
     def grid(self, points: int = 2000) -> np.ndarray:
         """Return points that cover every kernel, dense enough for the narrowest."""
-        widest = max([self.width, *(self._widths(run).max() for run in self.runs)])
-        low, high = self.lambda_min - 5 * widest, self.lambda_max + 5 * widest
-        return np.linspace(low, high, points)
-
-    # ---- telling ----------------------------------------------------------------------------------------------------
+        around = 5 * max([self.width, *(self._widths(run).max() for run in self.runs)])
+        return np.linspace(self.lambda_min - around, self.lambda_max + around, points)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as plain Python, for a record."""
-        negative = self.negative_share()
+        numbers = {"trace": self.trace, "frobenius": self.frobenius, "negative_share": self.negative_share()}
         return {
             "n": self.n, "lambda_max": self.lambda_max, "lambda_min": self.lambda_min,
-            "trace": self.trace.value, "trace_stderr": self.trace.stderr,
-            "frobenius": self.frobenius.value, "frobenius_stderr": self.frobenius.stderr,
-            "negative_share": negative.value, "negative_share_lower": negative.lower,
-            "negative_share_upper": negative.upper, "negative_share_stderr": negative.stderr,
+            **{name if field == "value" else f"{name}_{field}": value
+               for name, found in numbers.items() for field, value in found._asdict().items()},
             "atoms": self.atoms.tolist(), "probes": self.probes, "steps": self.steps, "products": self.products,
             "seed": self.seed, "ending": self.ending.name.lower(),
         }
@@ -263,11 +239,39 @@ class SpectralDensity:
             f"ending: {self.ending.value}",
         ])
 
-    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
-        """Draw bulk and outliers; see :func:`sharpnb.curvature._plot.plot_spectrum` (imports matplotlib)."""
-        from sharpnb.curvature._plot import plot_spectrum
+    def plot(
+        self, ax: Axes | None = None, *, points: int = 2000, color: str = "C0", label: str | None = None
+    ) -> Axes:
+        """Draw the bulk as a density with its error band, outliers as stems, both on one log axis; return the axes.
 
-        return plot_spectrum(self, ax, **style)
+        A stem is as high as the atom's kernel in :meth:`density`, so that bulk and outliers share a unit: the share of
+        all eigenvalues per unit of eigenvalue. The axis ends a decade below one eigenvalue.
+
+        Args:
+            ax: axes to draw on; default new ones (matplotlib is imported here).
+            points: of the curve.
+            color: of curve and stems.
+            label: for the legend; the default states probes, steps and products.
+        """
+        if ax is None:
+            from matplotlib import pyplot as plt
+
+            ax = plt.subplots()[1]
+        one = 1 / (self.n * np.sqrt(2 * np.pi) * self.width)
+        grid = self.grid(points)
+        bulk = self.density_band(grid, atoms=False)
+        shown, band = bulk.value > 0.1 * one, 2 * np.nan_to_num(bulk.stderr)
+        label = label or f"{self.probes} probes, {self.steps} steps, {self.products} products"
+        ax.plot(grid, np.where(shown, bulk.value, np.nan), label=label, color=color)
+        low, high = np.maximum(bulk.value - band, 0.1 * one), bulk.value + band
+        ax.fill_between(grid, low, high, where=shown, alpha=0.25, lw=0, color=color)
+        if len(self.atoms):
+            ax.vlines(self.atoms, 0.1 * one, one, lw=1, color=color)
+            ax.plot(self.atoms, np.full(len(self.atoms), one), "o", ms=4, color=color)
+        ax.set(yscale="log", xlabel="eigenvalue", ylabel="density")
+        ax.set_ylim(bottom=0.1 * one)
+        ax.legend()
+        return ax
 
 
 def _kernels(grid: np.ndarray, at: np.ndarray, weights: np.ndarray, widths: np.ndarray) -> np.ndarray:
@@ -278,16 +282,10 @@ def _kernels(grid: np.ndarray, at: np.ndarray, weights: np.ndarray, widths: np.n
 def _cut(run: LanczosResult, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the mass at or below x, and the bounds: without the node left of x, and with the node right of it."""
     sums = np.concatenate([[0.0], np.cumsum(run.weights)])
-    left = np.searchsorted(run.values, x, side="right")
-    before = np.searchsorted(run.values, x, side="left")
-    m = len(run.values)
+    before, left = (np.searchsorted(run.values, x, side=side) for side in ("left", "right"))
     if run.ending is Ending.BREAKDOWN:
         return sums[left], sums[left], sums[left]  # the measure is the quadrature itself
-    return sums[left], sums[np.maximum(before - 1, 0)], sums[np.minimum(left + 1, m)]
-
-
-def _scalar(value: Any) -> Any:
-    return float(value) if np.ndim(value) == 0 else value
+    return sums[left], sums[np.maximum(before - 1, 0)], sums[np.minimum(left + 1, len(run.values))]
 
 
 def wasserstein(a: np.ndarray, u: np.ndarray, b: np.ndarray, v: np.ndarray) -> float:

@@ -13,6 +13,7 @@ trace on the range of Q is exact and Hutchinson only sees the rest:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,8 +34,7 @@ class TraceEstimate:
         value: the estimate.
         stderr: its standard error over probes (0 when nothing random is left, NaN with one probe).
         samples: one estimate a probe ``(P,)``; ``value`` is their mean.
-        method: ``"hutch++"`` or ``"hutchinson"``.
-        products: operator-vector products used.
+        method, products: how, and operator-vector products used.
     """
 
     value: float
@@ -59,10 +59,9 @@ def trace(
         ValueError: if there are too few products for the method, or the method is unknown.
     """
     least = {"hutch++": 6, "hutchinson": 2}
-    if method not in least:
-        raise ValueError(f"method = {method!r}: choose 'hutch++' or 'hutchinson'.")
-    if products < least[method]:
-        raise ValueError(f"products = {products}: {method} needs at least {least[method]} to state an error.")
+    if products < least.get(method, math.inf):
+        raise ValueError(f"method = {method!r}, products = {products}: choose 'hutch++' with at least 6 products or "
+                         "'hutchinson' with at least 2, the least that state an error.")
     if method == "hutchinson":
         samples = _quadratic_forms(op, [rademacher_row(op, seed, i) for i in range(products)])
         return _estimate(0.0, samples, method, products)

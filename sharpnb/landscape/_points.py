@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -47,24 +46,28 @@ class Points:
             raise ValueError(f"The model has {weights} weights of {len(kinds)} types or devices, the plane has "
                              f"{len(plane.origin)}. A plane needs one type, one device, and its own architecture.")
         self.dtype, self.device = kinds.pop()
-        self.losses = stacked_losses(losses)
+        self.losses, self.count = stacked_losses(losses), count
         self.own = dict(losses) if isinstance(losses, Mapping) else {}  # the caller's functions of output and target
         sets = data if isinstance(data, Mapping) else {"": data}
         if not sets:
             raise ValueError("data holds no sample: give (x, y), a list of (x, y), or a dictionary of those.")
-        self.count = count
         self.sets = {name: self._batches(own) for name, own in sets.items()}
         self.names = [f"{part}_{loss}".lstrip("_") for part in self.sets for loss in self.losses]
         self.vectors = torch.stack([plane.origin, plane.u, plane.v])  # float64 on the CPU
         self.bn_data = list(bn_data) if isinstance(bn_data, Iterator) else bn_data
         many, one = _SAMPLES.get(self.device.type, _SAMPLES["cpu"])
-        self._any_net(model, twin := copied(model))
-        self.together = self._fast_way(plane) if twin is not None else None
+        twin = copied(model)
+        self.model = model if twin is None else twin.requires_grad_(False)
+        self._inside = kept if twin is None else nullcontext  # of the model itself, if there can be no private copy
+        self._quiet = Quiet(self.model, inference=True)
+        self.modes = [(m, m.training) for m in self.model.modules()]
+        self.together = None if twin is None else self._fast_way(plane)
         self.at_once = self._points_a_call(batch_size or many) if self.together else 1
         if self.at_once < 2:  # one after another, by the model itself
             self.together, self.at_once = None, 1
         samples = batch_size or (many if self.together else one)
         self.sets = {name: self._cut(batches, samples) for name, batches in self.sets.items()}
+        self.totals = [sum(batch.count for batch in batches) for batches in self.sets.values()]
         if self.together:
             self.prepared = [[self.together.prepared(b.inputs) for b in batches] for batches in self.sets.values()]
 
@@ -74,10 +77,8 @@ class Points:
             calls = [xy[k : k + self.at_once] for k in range(0, len(xy), self.at_once)]
             with torch.inference_mode():
                 return torch.cat([self._many(self.together, call) for call in calls]).double().cpu()
-        with self._inside():
+        with self._inside(self.model):
             return torch.stack([self._quiet(lambda point=point: self._one(point)) for point in xy]).double().cpu()
-
-    # -- many points --------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def _fast_way(self, plane: Plane) -> Together | None:
@@ -121,37 +122,18 @@ class Points:
         coordinates = self._rows(xy)
         renewed_by = map(together.prepared, inputs(self.bn_data, self.device)) if together.renews else ()
         statistics = together.statistics(renewed_by, coordinates)
-        sums = torch.zeros(len(xy), len(self.names), dtype=torch.float64, device=self.device)
-        for (first, batches, total), prepared in zip(self._columns(), self.prepared, strict=True):
+        means = torch.zeros(len(xy), len(self.names), dtype=torch.float64, device=self.device)
+        for i, (batches, prepared) in enumerate(zip(self.sets.values(), self.prepared, strict=True)):
             for batch, x in zip(batches, prepared, strict=True):
-                outputs = together(x, coordinates, statistics)
-                for column, loss in enumerate(self.losses.values(), first):
-                    sums[:, column] += loss(outputs, batch.target) * (batch.count / total)
-        return sums
-
-    # -- any net ------------------------------------------------------------------------------------------------------
-
-    def _any_net(self, model: nn.Module, twin: nn.Module | None) -> None:
-        """Prepare a private copy, whose weights are views of one vector; or the model itself, if there can be none."""
-        self.model = model if twin is None else twin.requires_grad_(False)
-        self._inside = partial(kept, model) if twin is None else nullcontext
-        self._quiet = Quiet(self.model, inference=True)
-        self.modes = [(m, m.training) for m in self.model.modules()]
-        self.flat = self.vectors[0].to(self.device, self.dtype, copy=True)
-        if twin is not None:
-            for p, own in zip(twin.parameters(), self._pieces(), strict=True):
-                p.data = own
-
-    def _pieces(self) -> list[Tensor]:
-        sizes = [p.numel() for p in self.model.parameters()]
-        return [own.view_as(p) for own, p in zip(self.flat.split(sizes), self.model.parameters(), strict=True)]
+                self._add(means, i, batch, together(x, coordinates, statistics))
+        return means
 
     def _move_to(self, point: tuple[float, float]) -> None:
-        self.flat.copy_(self.vectors.new_tensor((1.0, *point)) @ self.vectors)
-        if self._inside is not nullcontext:
-            with torch.no_grad():
-                for p, own in zip(self.model.parameters(), self._pieces(), strict=True):
-                    p.copy_(own)
+        w = (self.vectors.new_tensor((1.0, *point)) @ self.vectors).to(self.device, self.dtype)
+        pieces = w.split([p.numel() for p in self.model.parameters()])
+        with torch.no_grad():
+            for p, own in zip(self.model.parameters(), pieces, strict=True):
+                p.copy_(own.view_as(p))
 
     def _one(self, point: tuple[float, float]) -> Tensor:
         self._move_to(point)
@@ -160,20 +142,17 @@ class Points:
                 module.training = training
             update_bn(self.model, self.bn_data)
         self.model.eval()
-        means = torch.zeros(len(self.names), dtype=torch.float64, device=self.device)
-        for first, batches, total in self._columns():
+        means = torch.zeros(1, len(self.names), dtype=torch.float64, device=self.device)
+        for i, batches in enumerate(self.sets.values()):
             for batch in batches:
                 outputs = forward(self.model, batch.inputs)
-                outputs = outputs[None] if isinstance(outputs, Tensor) else [outputs]
-                for column, loss in enumerate(self.losses.values(), first):
-                    means[column] += loss(outputs, batch.target)[0] * (batch.count / total)
-        return means
+                self._add(means, i, batch, outputs[None] if isinstance(outputs, Tensor) else [outputs])
+        return means[0]
 
-    # -- data ---------------------------------------------------------------------------------------------------------
-
-    def _columns(self) -> Iterator[tuple[int, list[Batch], float]]:
-        for i, batches in enumerate(self.sets.values()):
-            yield i * len(self.losses), batches, sum(batch.count for batch in batches)
+    def _add(self, means: Tensor, number: int, batch: Batch, outputs: Any) -> None:
+        """Add the losses over a batch of the data set of a ``number`` to the means, (P, names)."""
+        for column, loss in enumerate(self.losses.values(), number * len(self.losses)):
+            means[:, column] += loss(outputs, batch.target) * (batch.count / self.totals[number])
 
     def _batches(self, data: Any) -> list[Batch]:
         def as_the_model(x: Tensor) -> Tensor:
@@ -200,15 +179,13 @@ class Points:
 
     def _check(self, batches: list[Batch]) -> None:
         some = batches[:7] + batches[7:][-1:]
-        if len(some) > 1 and self.own:
-            measured = [(batch, self._output(batch.inputs)) for batch in some]
-            for loss in self.own.values():
-                check_loss(loss, measured, "mean")
-
-    def _output(self, x: Any) -> Any:
-        with self._inside():
+        if len(some) < 2 or not self.own:
+            return
+        with self._inside(self.model):
             self.model.eval()
-            return self._quiet(lambda: forward(self.model, x))
+            measured = [(b, self._quiet(lambda x=b.inputs: forward(self.model, x))) for b in some]
+        for loss in self.own.values():
+            check_loss(loss, measured, "mean")
 
 
 def _split(batch: Batch, samples: int, count: Count | None) -> list[Batch]:
@@ -218,8 +195,7 @@ def _split(batch: Batch, samples: int, count: Count | None) -> list[Batch]:
         return [batch]
     pieces = []
     for first in range(0, size, samples):
-        x, y = part(tree, first, first + samples, size)
-        here = min(samples, size - first)
+        (x, y), here = part(tree, first, first + samples, size), min(samples, size - first)
         share = here * (batch.count / size) if count is None else counted(count, 0, (x, y))
         pieces.append(Batch(batch.index, x, y, here, share))
     return [piece for piece in pieces if piece.count]  # without a term a loss is not a number

@@ -79,8 +79,8 @@ def _parted(model: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Return what comes before a first linear layer, the layer, and the rest; where none comes first, all is rest."""
     layers = list(model) if type(model) is nn.Sequential else []
     place = next((i for i, layer in enumerate(layers) if type(layer) not in (nn.Flatten, nn.Identity)), len(layers))
-    before, first, rest = (nn.Sequential(*part).eval() for part in (
-        layers[:place], layers[place : place + 1], layers[place + 1 :]))
+    parts = layers[:place], layers[place : place + 1], layers[place + 1 :]
+    before, first, rest = (nn.Sequential(*part).eval() for part in parts)
     own, later, every = (sum(p.numel() for p in part.parameters()) for part in (first, rest, model))
     if later and own + later == every and type(first[0]) is nn.Linear:
         return before, first, rest

@@ -2,6 +2,7 @@ r"""Directions in weight space: random ones at the scale of the weights, and uni
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 
 Normalize = Literal["filter", "layer", "none"]
 Vectors = Literal["zero", "copy"]
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def filter_normalized_direction(
@@ -35,15 +35,13 @@ def filter_normalized_direction(
 
     Returns:
         (n,) in float64 on the CPU, in the order of ``model.parameters()``.
-
-    Raises:
-        ValueError: for an unknown ``normalize`` or ``vectors``.
     """
     for name, value, kind in (("normalize", normalize, Normalize), ("vectors", vectors, Vectors)):
         if value not in get_args(kind):
             raise ValueError(f"{name} = {value!r}: choose one of {', '.join(map(repr, get_args(kind)))}.")
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
-    transposed = {id(m.weight) for m in model.modules() if isinstance(m, _TRANSPOSED)}
+    kinds = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+    transposed = {id(m.weight) for m in model.modules() if isinstance(m, kinds)}
     parts = []
     for p in model.parameters():
         w = p.detach().cpu().double()
@@ -53,7 +51,8 @@ def filter_normalized_direction(
         elif normalize != "none":
             filters = 1 if id(p) in transposed else 0  # the output channels of a transposed convolution
             over = [i for i in range(w.dim()) if i != filters or normalize == "layer"]
-            d = d * (_norm(w, over) / _norm(d, over))
+            norm = partial(torch.linalg.vector_norm, dim=over, keepdim=True)
+            d = d * (norm(w) / norm(d))
         parts.append(d.flatten())
     return torch.cat(parts)
 
@@ -62,7 +61,3 @@ def unit_direction(n: int, seed: int | torch.Generator = 0) -> Tensor:
     """A direction drawn uniformly from the unit sphere, (n,) in float64: the rays of the SWA paper's Fig. 4."""
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
     return torch.nn.functional.normalize(torch.randn(n, generator=generator, dtype=torch.float64), dim=0)
-
-
-def _norm(t: Tensor, over: list[int]) -> Tensor:
-    return torch.linalg.vector_norm(t, dim=over, keepdim=True)

@@ -14,13 +14,7 @@ Losses = Sequence[Literal["loss", "error"]] | Mapping[str, Loss]
 
 
 def stacked_losses(losses: Losses) -> dict[str, Callable[[Any, Any], Tensor]]:
-    """Return name -> function of outputs (P, B, …) and target (B, …), giving the mean over the batch, (P,).
-
-    Outputs that are no tensor come as a list of P.
-
-    Raises:
-        ValueError: for an unknown name, or none.
-    """
+    """Return name -> function of outputs (P, B, …), or a list of P, and target (B, …): the batch's means (P,)."""
     if isinstance(losses, Mapping):
         if losses:
             return {name: _one_by_one(loss) for name, loss in losses.items()}

@@ -17,8 +17,7 @@ class Projection(NamedTuple):
     """Where points lie seen from a plane; each field (K,), or () for one point.
 
     Attributes:
-        x: first coordinate of the nearest point of the plane.
-        y: second coordinate.
+        x, y: coordinates of the nearest point of the plane.
         distance: Euclidean distance to it. A point off the plane does not have the loss that the plane shows there.
     """
 
@@ -32,9 +31,7 @@ class Plane:
     r"""The points :math:`P(x,y) = o + x\,u + y\,v`.
 
     Attributes:
-        origin: o, (n,), float64 on the CPU, in the order of ``model.parameters()``.
-        u: first direction, (n,).
-        v: second direction, (n,).
+        origin, u, v: o and the two directions, (n,), float64 on the CPU, in the order of ``model.parameters()``.
         window: x from, x to, y from, y to: what :func:`sharpnb.landscape.surface` draws by default.
         unit: of the coordinates, for the axes' labels.
         points: label -> coordinates of the points that made the plane.
@@ -50,7 +47,9 @@ class Plane:
     explained: tuple[float, ...] = ()
 
     @classmethod
-    def through(cls, w1: Weights, w2: Weights, w3: Weights, *, margin: float = 0.2) -> Plane:
+    def through(  # noqa: D417  some in one line
+        cls, w1: Weights, w2: Weights, w3: Weights, *, margin: float = 0.2,
+    ) -> Plane:
         r"""The plane through three points (Garipov et al., NeurIPS 2018; SWA paper, footnote 1).
 
         .. math:: \hat u = \frac{w_2-w_1}{\|w_2-w_1\|}, \qquad
@@ -60,9 +59,7 @@ class Plane:
         (‖w₂ − w₁‖, 0) and (⟨w₃ − w₁, û⟩, ‖v‖).
 
         Args:
-            w1: flat weights, or a model.
-            w2: the second point, on the x axis.
-            w3: the third.
+            w1, w2, w3: flat weights, or models.
             margin: of the window around the points, as a share of their extent (the authors' 0.2).
 
         Raises:
@@ -72,9 +69,8 @@ class Plane:
         if not origin.shape == second.shape == third.shape:
             raise ValueError(f"The points have {len(origin)}, {len(second)} and {len(third)} weights; three "
                              "points of one architecture make a plane.")
-        u, v = second - origin, third - origin
-        along = u.norm()
-        u = u / along
+        along = (second - origin).norm()
+        u, v = (second - origin) / along, third - origin
         x3 = v @ u
         v = v - x3 * u
         v = v - (v @ u) * u  # again: the first pass leaves rounding of the size of x3
@@ -88,17 +84,16 @@ class Plane:
     @classmethod
     def random(
         cls, model: nn.Module, seed: int = 0, *, normalize: Normalize = "filter", vectors: Vectors = "zero",
-        span: float = 1.0,
     ) -> Plane:
         r"""The plane at a model's weights along two random directions, see :func:`filter_normalized_direction`.
 
         As in the paper the directions are not orthogonalised, which would undo the normalisation; in high dimension
-        their cosine is near 0. The window is [−span, span] on both axes (the paper's 1).
+        their cosine is near 0. The window is [−1, 1] on both axes.
         """
         generator = torch.Generator().manual_seed(seed)
         u, v = (filter_normalized_direction(model, generator, normalize=normalize, vectors=vectors) for _ in range(2))
         unit = {"filter": "filter norms", "layer": "layer norms", "none": "standard deviations"}[normalize]
-        return cls(flat(model), u, v, (-span, span, -span, span), unit, {"model": (0.0, 0.0)})
+        return cls(flat(model), u, v, (-1.0, 1.0, -1.0, 1.0), unit, {"model": (0.0, 0.0)})
 
     @classmethod
     def principal(cls, trajectory: Tensor, *, margin: float = 0.2) -> Plane:
@@ -111,7 +106,7 @@ class Plane:
         """
         if trajectory.dim() != 2 or len(trajectory) < 3:
             raise ValueError(f"A trajectory of shape {tuple(trajectory.shape)} makes no plane; give (T, n), T ≥ 3.")
-        w = trajectory.detach().cpu().double()
+        w = flat(trajectory)
         _, s, components = torch.linalg.svd(w - w[-1], full_matrices=False)
         if not s[1] > 1e-8 * s[0]:
             raise ValueError("The trajectory lies on one line and makes no plane; draw it with sharpnb.landscape.line.")
@@ -128,12 +123,10 @@ class Plane:
     def project(self, w: Weights) -> Projection:
         """Coordinates of the nearest points of the plane and the distances to them, for weights (n,) or rows (K, n)."""
         away = flat(w) - self.origin
-        basis = torch.stack([self.u, self.v])
-        rows = away.reshape(-1, len(self.u))
+        basis, rows = torch.stack([self.u, self.v]), away.reshape(-1, len(self.u))
         xy = torch.linalg.solve(basis @ basis.T, basis @ rows.T).T
-        left = rows - xy @ basis
-        shape = away.shape[:-1]
-        return Projection(xy[:, 0].reshape(shape), xy[:, 1].reshape(shape), left.norm(dim=1).reshape(shape))
+        found = xy[:, 0], xy[:, 1], (rows - xy @ basis).norm(dim=1)
+        return Projection(*(each.reshape(away.shape[:-1]) for each in found))
 
 
 def flat(w: Weights) -> Tensor:

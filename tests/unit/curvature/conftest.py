@@ -1,4 +1,4 @@
-"""Three small trained networks in float64, and their Hessians by forward-over-reverse, a way the package never takes."""
+"""Small trained networks in float64, and their Hessians by forward-over-reverse, a way the package never takes."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,11 +10,6 @@ from torch import Tensor, nn
 from torch.func import functional_call, hessian
 
 torch.set_num_threads(1)
-
-
-def close(a: Tensor, b: Tensor, tol: float = 1e-12) -> None:
-    """Assert that no entry of ``a`` is further from that of ``b`` than ``tol`` of the largest of ``b``."""
-    torch.testing.assert_close(a, b, rtol=tol, atol=tol * float(b.abs().max()))
 
 
 class Residual(nn.Module):
@@ -95,17 +90,16 @@ def mlp_case() -> Case:
     return make_case(mlp)
 
 
-class Dense:
-    """An operator that is nothing but a matrix: what the algorithms may rely on, and no more."""
+class Doing:
+    """An operator that is nothing but a matrix, and what is done to its products: what algorithms may rely on."""
 
-    def __init__(self, matrix: Tensor) -> None:
-        self._matrix = matrix
+    def __init__(self, matrix: Tensor, done: Callable[[Tensor], Tensor] = lambda w: w) -> None:
+        self._matrix, self._done, self.products = matrix, done, 0
         self.shape, self.dtype, self.device = matrix.shape, matrix.dtype, matrix.device
-        self.products = 0
 
     def __matmul__(self, v: Tensor) -> Tensor:
         self.products += 1 if v.dim() == 1 else v.shape[1]
-        return self._matrix @ v
+        return self._done(self._matrix @ v)
 
 
 def assert_close(a: Tensor, b: Tensor, tol: float = 1e-12) -> None:
@@ -129,14 +123,9 @@ class Breaking:
         return self.op @ v
 
 
-def with_spectrum(values, seed: int = 0, dtype: torch.dtype = torch.float64) -> Dense:
+def with_spectrum(values, seed: int = 0, dtype: torch.dtype = torch.float64) -> Doing:
     """A matrix with these eigenvalues and random eigenvectors."""
     values = torch.as_tensor(np.asarray(values, dtype=float))
     g = torch.Generator().manual_seed(seed)
     q = torch.linalg.qr(torch.randn(len(values), len(values), generator=g, dtype=torch.float64)).Q
-    return Dense(((q * values) @ q.T).to(dtype))
-
-
-@pytest.fixture
-def spectrum_of() -> Callable[..., Dense]:
-    return with_spectrum
+    return Doing(((q * values) @ q.T).to(dtype))

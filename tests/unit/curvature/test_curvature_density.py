@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from conftest import Breaking, with_spectrum
-from sharpnb.curvature import Ending, HessianOperator, basis_bytes, lanczos, memory_plan, spectral_density
+from sharpnb.curvature import (
+    Ending,
+    HessianOperator,
+    SpectralDensity,
+    basis_bytes,
+    lanczos,
+    memory_plan,
+    spectral_density,
+)
 from sharpnb.curvature.spectrum import wasserstein
 
 OUTLIERS = np.array([12.0, 8.0, 5.0, 3.0, 2.0])
@@ -34,8 +42,7 @@ def error(result, values):
 
 def test_first_ten_moments_are_the_dense_ones_within_their_errors(case):
     op = HessianOperator(case.model, case.loss, (case.x, case.y))
-    result = spectral_density(op, steps=20, probes=12, deflate=0, seed=1)
-    moments = result.moments(10)
+    moments = spectral_density(op, steps=20, probes=12, deflate=0, seed=1).moments(10)
     truth = np.array([(case.eigenvalues**k).mean() for k in range(1, 11)])
     assert moments.value.shape == moments.stderr.shape == (10,)
     assert (np.abs(moments.value - truth) <= 3.5 * moments.stderr).all()
@@ -50,29 +57,18 @@ def test_density_integrates_to_one_and_scales(networklike):
     result = spectral_density(op, steps=40, probes=4)
     grid = result.grid(4000)
     curve = result.density(grid)
-    assert curve.shape == grid.shape and (curve >= 0).all()
-    assert np.trapezoid(curve, grid) == pytest.approx(1, abs=1e-3)
-    assert np.trapezoid(result.density(grid, width=0.05), grid) == pytest.approx(1, abs=1e-3)
+    assert (curve >= 0).all() and np.trapezoid(curve, grid) == pytest.approx(1, abs=1e-3)
     assert result.density(grid.reshape(40, 100)).shape == (40, 100)
     assert result.weights.sum() + len(result.atoms) / result.n == pytest.approx(1, abs=1e-12)
     for factor in (1e-6, 1e3):
         scaled = spectral_density(op._matrix * factor, steps=40, probes=4)
         np.testing.assert_allclose(scaled.density(grid * factor) * factor, curve, rtol=1e-5, atol=1e-9)
-        assert scaled.trace.value == pytest.approx(factor * result.trace.value, rel=1e-9)
+        for name in ("trace", "frobenius"):
+            np.testing.assert_allclose(getattr(scaled, name), factor * np.array(getattr(result, name)), rtol=1e-9)
         assert scaled.width == pytest.approx(factor * result.width, rel=1e-9)
-
-
-def test_a_loss_times_a_millionth_scales_everything(mlp_case):
-    def measured(factor):
-        op = HessianOperator(mlp_case.model, lambda z, y: factor * mlp_case.loss(z, y), (mlp_case.x, mlp_case.y))
-        s = spectral_density(op, steps=20, probes=3)
-        return np.r_[s.atoms[:5], s.lambda_min, s.trace.value, s.trace.stderr, s.frobenius.value, s.width], s
-
-    (numbers, whole), (small, tiny) = measured(1.0), measured(1e-6)
-    np.testing.assert_allclose(small, 1e-6 * numbers, rtol=1e-9)
-    assert tiny.ratio(1, 5) == pytest.approx(whole.ratio(1, 5), rel=1e-9)
-    assert tiny.negative_share().value == pytest.approx(whole.negative_share().value, rel=1e-9)
-    assert (tiny.products, tiny.ending) == (whole.products, whole.ending)
+        assert scaled.ratio(1, 5) == pytest.approx(result.ratio(1, 5), rel=1e-9)
+        assert scaled.negative_share().value == pytest.approx(result.negative_share().value, rel=1e-9)
+        assert (scaled.products, scaled.ending) == (result.products, result.ending)
 
 
 def test_outliers_are_counted_exactly_on_every_seed(networklike):
@@ -91,47 +87,42 @@ def test_outliers_are_counted_exactly_on_every_seed(networklike):
 
 def test_deflation_beats_plain_quadrature_at_equal_products(networklike):
     op, values = networklike
-    deflated = [spectral_density(op, steps=60, probes=8, seed=s) for s in range(4)]
-    plain = [spectral_density(op, steps=80, probes=10, deflate=0, seed=s) for s in range(4)]
-    assert max(d.products for d in deflated) <= min(p.products for p in plain)
+    deflated = [spectral_density(op, steps=60, probes=2, seed=s) for s in range(4)]
+    plain = [spectral_density(op, steps=60, probes=3, deflate=0, seed=s) for s in range(4)]
+    assert max(d.products for d in deflated) <= min(p.products for p in plain) == 180
     assert np.mean([error(d, values) for d in deflated]) < 0.5 * np.mean([error(p, values) for p in plain])
-    few = [spectral_density(op, steps=60, probes=2, seed=s) for s in range(4)]
-    assert max(f.products for f in few) <= 180
-    assert np.mean([error(f, values) for f in few]) < np.mean([error(p, values) for p in plain])
 
 
-def test_stated_trace_interval_covers_the_truth(networklike):
+@pytest.mark.parametrize("deflate", [0, "auto"])
+def test_stated_trace_interval_covers_the_truth(networklike, deflate):
     op, values = networklike
-    for deflate in (0, "auto"):
-        results = [spectral_density(op, steps=12, probes=8, deflate=deflate, seed=s).trace for s in range(40)]
-        z = np.array([(r.value - values.sum()) / r.stderr for r in results])
-        assert (np.abs(z) <= 1.96).mean() >= 0.85
-        spread = np.std([r.value for r in results])
-        assert np.mean([r.stderr for r in results]) < 1.5 * spread, "an interval wider than that says nothing"
+    results = [spectral_density(op, steps=12, probes=8, deflate=deflate, seed=s).trace for s in range(40)]
+    z = np.array([(r.value - values.sum()) / r.stderr for r in results])
+    assert (np.abs(z) <= 1.96).mean() >= 0.85
+    spread = np.std([r.value for r in results])
+    assert np.mean([r.stderr for r in results]) < 1.5 * spread, "an interval wider than that says nothing"
 
 
-def test_cdf_bracket_always_contains_the_probes_own_distribution(spectrum_of):
+def test_cdf_bracket_always_contains_the_probes_own_distribution():
     values = np.sort(np.random.default_rng(1).normal(size=60))
-    op = spectrum_of(values)
+    op = with_spectrum(values)
     start = torch.randn(60, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    _, vectors = np.linalg.eigh(op._matrix.numpy())
-    mass = (vectors.T @ (start / start.norm()).numpy()) ** 2
-    run = lanczos(op, 12, start)
-    from sharpnb.curvature.spectrum import SpectralDensity
-
-    none = np.zeros(0)
-    result = SpectralDensity(60, none, none, (run,), 12, 0, 12, run.ending, 0)
-    x = np.linspace(-4, 4, 400)
+    mass = (np.linalg.eigh(op._matrix.numpy())[1].T @ (start / start.norm()).numpy()) ** 2
+    run, none, x = lanczos(op, 12, start), np.zeros(0), np.linspace(-4, 4, 400)
+    bracket = SpectralDensity(60, none, none, (run,), 12, 0, 12, run.ending, 0).cdf(x)
     exact = np.array([mass[values <= at].sum() for at in x])
-    bracket = result.cdf(x)
     assert (bracket.lower <= exact + 1e-12).all() and (exact <= bracket.upper + 1e-12).all()
     assert (bracket.upper - bracket.lower).mean() < 0.4
     assert (np.abs(bracket.value - exact) > 1e-3).any(), "the bracket is needed: the value alone is wrong somewhere"
 
 
-def test_negative_share_comes_with_its_bracket(networklike):
+def test_shares_norm_and_trace_are_the_dense_ones(networklike):
     op, values = networklike
-    result = spectral_density(op, steps=80, probes=8)
+    result = spectral_density(op)
+    for estimate, truth in [(result.trace, values.sum()), (result.frobenius, np.sqrt((values**2).sum()))]:
+        assert abs(estimate.value - truth) <= 4 * estimate.stderr + 1e-5 * truth
+        assert estimate.stderr < 0.05 * truth
+    assert result.lambda_max == pytest.approx(values[-1], rel=1e-8)
     share = result.negative_share(tol=1e-3)
     truth = (values < -1e-3 * values.max()).mean()
     assert share.lower <= truth + 2 * share.stderr and truth - 2 * share.stderr <= share.upper
@@ -140,41 +131,20 @@ def test_negative_share_comes_with_its_bracket(networklike):
     assert at_zero.upper - at_zero.lower > share.upper - share.lower
 
 
-def test_frobenius_norm_and_trace_are_the_dense_ones(networklike):
-    op, values = networklike
-    result = spectral_density(op)
-    for estimate, truth in [(result.trace, values.sum()), (result.frobenius, np.sqrt((values**2).sum()))]:
-        assert abs(estimate.value - truth) <= 4 * estimate.stderr + 1e-5 * truth
-        assert estimate.stderr < 0.05 * truth
-    assert result.lambda_max == pytest.approx(values[-1], rel=1e-8)
-
-
 @pytest.mark.parametrize(("matrix", "values"), [
-    (torch.zeros(6, 6), np.zeros(6)),
-    (torch.eye(6) * 2, np.full(6, 2.0)),
-    (torch.tensor([[-3.0]]), [-3.0]),
+    (torch.zeros(6, 6), np.zeros(6)), (torch.eye(6) * 2, np.full(6, 2.0)), (torch.tensor([[-3.0]]), [-3.0]),
     (torch.diag(torch.tensor([4.0, 4.0, 4.0, 1.0, 1.0, 0.0])), [0, 1, 1, 4, 4, 4]),
     (torch.diag(torch.tensor([2.0, -1.0] + [0.0] * 48)), [-1, *[0] * 48, 2]),
 ], ids=["zero", "2I", "1x1", "repeated", "rank2"])
 @pytest.mark.parametrize("deflate", [0, "auto", 1])
 def test_degenerate_spectra(matrix, values, deflate):
-    result = spectral_density(matrix, deflate=deflate, probes=30)
-    values = np.asarray(values, dtype=float)
-    nodes = np.r_[result.atoms, result.nodes]
+    result, values = spectral_density(matrix, deflate=deflate, probes=30), np.asarray(values, dtype=float)
+    nodes, grid = np.r_[result.atoms, result.nodes], result.grid(4000)
     assert np.abs(nodes[:, None] - values).min(axis=1).max() < 1e-5, "no node where there is no eigenvalue"
-    grid = result.grid(4000)
-    curve = result.density(grid)
-    assert np.isfinite(curve).all() and np.trapezoid(curve, grid) == pytest.approx(1, abs=1e-3)
+    assert np.trapezoid(result.density(grid), grid) == pytest.approx(1, abs=1e-3)
     assert result.ending is Ending.BREAKDOWN
     assert abs(result.trace.value - values.sum()) <= 4 * result.trace.stderr + 1e-5
     assert np.isfinite([result.frobenius.value, result.lambda_max, result.lambda_min]).all()
-
-
-def test_rademacher_probes_have_no_variance_on_a_diagonal_matrix():
-    diagonal = torch.linspace(-1, 5, 80, dtype=torch.float64)
-    estimate = spectral_density(torch.diag(diagonal), probes=3, steps=10, deflate=0, distribution="rademacher").trace
-    assert estimate.value == pytest.approx(float(diagonal.sum()), rel=1e-12) and estimate.stderr < 1e-10
-    assert spectral_density(torch.diag(diagonal), probes=3, steps=10, deflate=0).trace.stderr > 1
 
 
 @pytest.mark.parametrize(("error", "ending"), [(None, Ending.NON_FINITE), (KeyboardInterrupt(), Ending.INTERRUPTED)])
@@ -182,8 +152,7 @@ def test_rademacher_probes_have_no_variance_on_a_diagonal_matrix():
 def test_a_bad_product_leaves_a_partial_result(networklike, error, ending, at):
     op, _ = networklike
     result = spectral_density(Breaking(op, at, error), steps=30, probes=4, memory=2 * 30 * 400 * 8)
-    assert result.ending is ending and not result.complete
-    assert result.products <= 150
+    assert result.ending is ending and not result.complete and result.products <= 150
     assert isinstance(result.summary(), str) and result.to_dict()["ending"] == ending.name.lower()
     if at >= 45:
         assert result.lambda_max == pytest.approx(12, rel=1e-6)
@@ -196,18 +165,14 @@ def test_memory_is_bounded_on_request_and_changes_nothing_but_rounding(networkli
     a, b = (spectral_density(op, steps=30, probes=4, memory=m) for m in (one, 10 * one))
     assert a.bytes == one and b.bytes == 4 * one
     np.testing.assert_allclose(a.trace, b.trace, rtol=1e-9)
-    with pytest.raises(ValueError, match="use steps=29"):
-        spectral_density(op, steps=30, memory=one - 1)
 
 
 def test_wrong_arguments_say_what_to_do():
     op = torch.eye(5)
     for options, words in [({"steps": 0}, "steps = 0"), ({"probes": 0}, "probes = 0"), ({"deflate": 6}, "deflate = 6"),
-                           ({"deflate": "all"}, "'all'"), ({"distribution": "uniform"}, "'uniform'")]:
+                           ({"deflate": "all"}, "'all'"), ({"steps": 5, "memory": 99}, "use steps=4")]:
         with pytest.raises(ValueError, match=words):
             spectral_density(op, **options)
-    with pytest.raises(ValueError, match="width = 0"):
-        spectral_density(op).density([1.0], width=0)
 
 
 class Dying:
@@ -224,65 +189,39 @@ class Dying:
         return self.values * v
 
 
-def checkpointed(path, at=0):
-    return spectral_density(Dying(at), steps=12, probes=4, checkpoint=path, checkpoint_every=0, memory=12 * 80 * 8)
+def checkpointed(path, op):
+    return spectral_density(op, steps=12, probes=4, checkpoint=path, checkpoint_every=0, memory=12 * 80 * 8)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(("at", "phase"), [(9, "band_rows"), (60, "runs")], ids=["locking", "probing"])
 def test_a_killed_run_continues_bit_for_bit(tmp_path, at, phase):
-    path = tmp_path / "state.npz"
-    child = multiprocessing.get_context("fork").Process(target=checkpointed, args=(path, at))
+    path, op = tmp_path / "state.npz", Dying(0)
+    child = multiprocessing.get_context("fork").Process(target=checkpointed, args=(path, Dying(at)))
     child.start()
     child.join(60)
-    assert child.exitcode == -signal.SIGKILL and path.exists()
+    assert child.exitcode == -signal.SIGKILL
     with np.load(path) as state:
         assert phase in state.files, "it was killed in the phase that this test is about"
-    whole, resumed = checkpointed(None), checkpointed(path)
+    whole, resumed = checkpointed(None, Dying(0)), checkpointed(path, op)
     np.testing.assert_array_equal(resumed.nodes, whole.nodes)
     np.testing.assert_array_equal(resumed.atoms, whole.atoms)
     assert resumed.products == whole.products and resumed.ending is whole.ending
-    with np.load(path) as state:
-        assert int(state["runs"]) >= 1 and int(state["spent"]) > 0
+    assert op.made == resumed.products - (at - 1), "what was done is not done again"
     with pytest.raises(ValueError, match="another run"):
-        spectral_density(Dying(0), steps=13, probes=4, checkpoint=path)
-
-
-def test_what_a_killed_run_did_is_not_done_again(tmp_path):
-    class Stopping(Dying):
-        def __matmul__(self, v):
-            if self.made == 15:
-                raise RuntimeError("killed")
-            return super().__matmul__(v)
-
-    path, options = tmp_path / "state.npz", {"steps": 12, "probes": 4, "memory": 12 * 80 * 8}
-    with pytest.raises(RuntimeError, match="killed"):
-        spectral_density(Stopping(0), checkpoint=path, checkpoint_every=0, **options)
-    op = Dying(0)
-    resumed = spectral_density(op, checkpoint=path, **options)
-    assert op.made == resumed.products - 15
+        spectral_density(op, steps=13, probes=4, checkpoint=path)
 
 
 class Wide:
-    """Order 300,000 and five outliers: a product without a matrix."""
+    """A large order and five outliers: a product without a matrix."""
 
-    def __init__(self, n=300_000):
+    def __init__(self, n):
         self.values = torch.linspace(0, 1, n) ** 4
         self.values[:5] = torch.tensor([9.0, 7.0, 5.0, 4.0, 3.0])
         self.shape, self.dtype, self.device = (n, n), torch.float32, torch.device("cpu")
 
     def __matmul__(self, v):
         return self.values * v if v.dim() == 1 else self.values[:, None] * v
-
-
-def test_a_large_operator_fits_into_the_memory_that_it_states():
-    op, steps = Wide(), 16
-    assert basis_bytes(op, steps) == steps * 300_000 * 4
-    result = spectral_density(op, steps=steps, probes=2, memory=basis_bytes(op, steps) + 1)
-    assert result.bytes == basis_bytes(op, steps)
-    np.testing.assert_allclose(result.top[:5], [9, 7, 5, 4, 3], rtol=1e-5)
-    truth = float(op.values.double().sum())
-    assert abs(result.trace.value - truth) < 5 * result.trace.stderr + 1e-3 * truth
 
 
 PEAK = """
@@ -304,6 +243,8 @@ plan = memory_plan(op, 40, 2, memory=40 * row)
 result = spectral_density(op, 40, 2, memory=40 * row)
 after = peak()
 np.testing.assert_allclose(result.top[:5], [9, 7, 5, 4, 3], rtol=1e-5)
+truth = float(op.values.double().sum())
+assert abs(result.trace.value - truth) < 5 * result.trace.stderr + 1e-3 * truth
 print(plan.group, plan.probing / row, (after - before) / row)
 """
 

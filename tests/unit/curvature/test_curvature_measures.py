@@ -1,6 +1,5 @@
-"""Rank correlation, the table of measures, trace estimates, plots, and products over several processes."""
+"""The table of measures, trace estimates, plots, bars, and products over several processes."""
 
-import copy
 import math
 import multiprocessing
 import os
@@ -9,34 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from sharpnb.curvature import (
-    HessianOperator,
-    kendall_tau,
-    measure,
-    predictive_power,
-    spectral_density,
-    top_eigenvalues,
-    trace,
-)
-
-# ---- trace ----------------------------------------------------------------------------------------------------------
+from conftest import with_spectrum
+from sharpnb.curvature import HessianOperator, kendall_tau, measure, spectral_density, top_eigenvalues, trace
 
 
-@pytest.mark.parametrize("method", ["hutch++", "hutchinson"])
-def test_stated_trace_interval_covers_the_truth(spectrum_of, method):
-    values = np.r_[30, 12, 5, np.linspace(-0.2, 1, 197)]
-    op = spectrum_of(values)
-    found = [trace(op, 30, method, seed=s) for s in range(40)]
-    z = np.array([(f.value - values.sum()) / f.stderr for f in found])
-    assert (np.abs(z) <= 1.96).mean() >= 0.85
-    assert np.mean([f.stderr for f in found]) < 1.5 * np.std([f.value for f in found])
-    assert op.products == 40 * 30 == sum(f.products for f in found)
-
-
-def test_hutchpp_beats_hutchinson_on_outliers(spectrum_of):
-    op = spectrum_of(np.r_[30, 12, 5, np.linspace(-0.2, 1, 197)])
-    better, plain = (np.mean([trace(op, 30, m, seed=s).stderr for s in range(10)]) for m in ("hutch++", "hutchinson"))
-    assert better < 0.5 * plain
+def test_stated_trace_intervals_cover_the_truth_and_hutchpp_beats_hutchinson_on_outliers():
+    values, errors = np.r_[30, 12, 5, np.linspace(-0.2, 1, 197)], {}
+    for method in ("hutch++", "hutchinson"):
+        op = with_spectrum(values)
+        found = [trace(op, 30, method, seed=s) for s in range(40)]
+        errors[method] = np.mean([f.stderr for f in found])
+        z = np.array([(f.value - values.sum()) / f.stderr for f in found])
+        assert (np.abs(z) <= 1.96).mean() >= 0.85 and errors[method] < 1.5 * np.std([f.value for f in found])
+        assert op.products == 40 * 30 == sum(f.products for f in found)
+    assert errors["hutch++"] < 0.5 * errors["hutchinson"]
 
 
 def test_trace_special_cases():
@@ -53,9 +38,6 @@ def test_trace_special_cases():
             trace(torch.eye(3), **options)
 
 
-# ---- measures -------------------------------------------------------------------------------------------------------
-
-
 def test_kendall_tau_is_scipys():
     stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(0)
@@ -63,38 +45,6 @@ def test_kendall_tau_is_scipys():
         x, y = rng.integers(0, 8, 30), rng.integers(0, 5, 30)
         assert kendall_tau(x, y) == pytest.approx(stats.kendalltau(x, y).statistic, abs=1e-12)
     assert math.isnan(kendall_tau([1, 1, 1], [1, 2, 3]))
-
-
-def test_predictive_power_of_a_constructed_table():
-    rng = np.random.default_rng(1)
-    error = rng.random(25)
-    table = {"test_error": error, "same": np.exp(error), "opposite": -error, "noise": rng.random(25),
-             "gaps": np.where(np.arange(25) < 20, error, np.nan), "constant": np.ones(25)}
-    found = {r.measure: r for r in predictive_power(table, "test_error")}
-    assert found["same"].tau == 1 and found["opposite"].tau == -1
-    assert found["noise"].lower < 0 < found["noise"].upper and abs(found["noise"].tau) < 0.4
-    assert found["gaps"].tau == 1 and found["gaps"].n == 20
-    assert math.isnan(found["constant"].tau)
-    assert next(iter(found)) in ("same", "opposite", "gaps") and list(found)[-1] == "constant"
-    rows = [{name: column[i] for name, column in table.items()} for i in range(25)]
-    assert predictive_power(rows, "test_error", ["noise"])[0] == found["noise"]
-    with pytest.raises(ValueError, match="no column 'accuracy'"):
-        predictive_power(table, "accuracy")
-    with pytest.raises(ValueError, match="different lengths"):
-        predictive_power({"a": [1, 2], "b": [1]}, "a")
-
-
-def test_bootstrap_interval_covers_a_known_correlation():
-    """For bivariate normals tau = 2 asin(r) / pi (Greiner)."""
-    rng, r = np.random.default_rng(2), 0.7
-    truth, hits = 2 * math.asin(r) / math.pi, 0
-    for _ in range(30):
-        x = rng.normal(size=40)
-        y = r * x + math.sqrt(1 - r * r) * rng.normal(size=40)
-        found = predictive_power({"x": x, "y": y}, "y")[0]
-        hits += found.lower <= truth <= found.upper
-        assert found.upper - found.lower < 0.6
-    assert hits >= 25
 
 
 def test_a_row_of_measures_is_made_of_their_dense_values(mlp_case):
@@ -109,44 +59,33 @@ def test_a_row_of_measures_is_made_of_their_dense_values(mlp_case):
     assert all(np.isfinite(list(row.values())))
 
 
-# ---- plots ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_plot_shows_bulk_and_every_outlier(spectrum_of):
+def test_the_plot_shows_bulk_and_every_outlier():
     pyplot = pytest.importorskip("matplotlib.pyplot")
     pyplot.switch_backend("Agg")
-    values = np.r_[40, 25, 11, np.linspace(-0.1, 1, 297)]
-    result = spectral_density(spectrum_of(values))
-    figure, ax = pyplot.subplots()
+    result = spectral_density(with_spectrum(np.r_[40, 25, 11, np.linspace(-0.1, 1, 297)]))
+    ax = pyplot.subplots()[1]
     assert result.plot(ax) is ax and ax.get_yscale() == "log"
     curve, tops = ax.get_lines()
     assert set(np.round([40, 25, 11], 6)) <= set(np.round(tops.get_xdata(), 6))
-    low, high = ax.get_ylim()
-    heights = curve.get_ydata()
+    (low, high), x, heights = ax.get_ylim(), curve.get_xdata(), curve.get_ydata()
     shown = np.isfinite(heights)
     assert (tops.get_ydata() > low).all() and (tops.get_ydata() < high).all() and heights[shown].max() <= high
-    x = curve.get_xdata()
-    inside = (x > 0.1) & (x < 0.9)
-    assert heights[inside].min() > low and not shown[(x > 3) & (x < 9)].any(), "no curve where there is nothing"
+    assert heights[(x > 0.1) & (x < 0.9)].min() > low
+    assert not shown[(x > 3) & (x < 9)].any(), "no curve where there is nothing"
     assert f"{result.products} products" in ax.get_legend().get_texts()[0].get_text()
-    figure.savefig(os.devnull, format="png")
     for matrix in (torch.zeros(4, 4), torch.eye(4)):
         spectral_density(matrix).plot()
     pyplot.close("all")
 
 
-def test_a_progress_bar_counts_products(spectrum_of, capsys):
+def test_a_progress_bar_counts_products(capsys):
     pytest.importorskip("tqdm")
-    spectral_density(spectrum_of(np.linspace(0, 1, 60)), steps=10, probes=2, deflate=0, progress=True)
-    assert "20/20" in capsys.readouterr().err
-    one_at_a_time = {"memory": 10 * 60 * 8, "deflate": 3}
-    result = spectral_density(spectrum_of(np.linspace(0, 1, 60)), steps=10, probes=3, progress=True, **one_at_a_time)
+    op, one_at_a_time = with_spectrum(np.linspace(0, 1, 60)), {"memory": 10 * 60 * 8, "deflate": 3}
+    result = spectral_density(op, steps=10, probes=3, progress=True, **one_at_a_time)
     assert f"{result.products}/{result.products}" in capsys.readouterr().err, "the bar counts locking and every group"
-    spectral_density(spectrum_of(np.linspace(0, 1, 60)), steps=10, probes=2, deflate=0)
+    spectral_density(op, steps=10, probes=2, deflate=0)
     assert capsys.readouterr().err == ""
 
-
-# ---- several processes ----------------------------------------------------------------------------------------------
 
 def one_rank(rank, store, results):
     """Compare a product summed over two ranks with the product over all of the data."""
@@ -179,10 +118,3 @@ def test_products_are_summed_over_ranks(tmp_path):
     first, second = results.get(), results.get()
     assert first == second
     np.testing.assert_allclose(first[0], first[1], rtol=1e-9)
-
-
-def test_float32_agrees_with_float64(mlp_case):
-    single = HessianOperator(copy.deepcopy(mlp_case.model).float(), mlp_case.loss, (mlp_case.x.float(), mlp_case.y))
-    result = spectral_density(single, probes=4)
-    assert result.lambda_max == pytest.approx(mlp_case.eigenvalues[-1], rel=1e-4)
-    assert abs(result.trace.value - mlp_case.eigenvalues.sum()) < 4 * result.trace.stderr

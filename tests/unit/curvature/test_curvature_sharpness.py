@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from conftest import Residual, images
-from sharpnb.curvature import average_sharpness, sharpness
+from sharpnb.curvature import _groups, average_sharpness, sharpness
 from sharpnb.rules import sam_perturbation
 
 F = nn.functional
@@ -85,9 +85,8 @@ def test_smaller_groups_are_sharper_down_to_the_trace(quadratic):
 
 def by_hand(case, rho, groups):
     """SAM's first-order rise, group by group, on the module itself."""
-    rises, sizes = [], []
+    rises, params = [], list(case.model.parameters())
     for x, y in groups:
-        params = list(case.model.parameters())
         before = case.loss(case.model(x), y)
         flat = torch.cat([g.reshape(-1) for g in torch.autograd.grad(before, params)])
         step = sam_perturbation(flat[None], rho)[0].split([p.numel() for p in params])
@@ -98,11 +97,11 @@ def by_hand(case, rho, groups):
             rises.append(float(case.loss(case.model(x), y) - before))
             for p, w in zip(params, kept, strict=True):
                 p.copy_(w)
-        sizes.append(len(y))
-    return np.array(rises), np.array(sizes) / sum(sizes)
+    sizes = np.array([len(y) for _, y in groups])
+    return np.array(rises), sizes / sizes.sum()
 
 
-@pytest.mark.parametrize("m", [1, 7, 25, 60, 100])
+@pytest.mark.parametrize("m", [1, 7, 100])
 def test_first_order_sharpness_of_a_network_is_sams(case, m, monkeypatch):
     rises, weight = by_hand(case, 0.05, list(zip(case.x.split(m), case.y.split(m), strict=True)))
     batches = list(zip(case.x.split(25), case.y.split(25), strict=True))
@@ -110,10 +109,8 @@ def test_first_order_sharpness_of_a_network_is_sams(case, m, monkeypatch):
     np.testing.assert_allclose(found.each, rises, rtol=1e-8, atol=1e-12)
     assert found.value == pytest.approx(weight @ rises, rel=1e-9)
     if m == 7:
-        equal = rises[:-1]
-        assert found.stderr == pytest.approx(equal.std(ddof=1) / np.sqrt(len(rises)), rel=0.2)
-        module = __import__("sharpnb.curvature.sharpness", fromlist=["SMALL_GROUP"])
-        monkeypatch.setattr(module, "SMALL_GROUP", 0)  # one group at a time instead of all in one call
+        assert found.stderr == pytest.approx(rises[:-1].std(ddof=1) / np.sqrt(len(rises)), rel=0.2)
+        monkeypatch.setattr(_groups, "SMALL_GROUP", 0)  # one group at a time instead of all in one call
         np.testing.assert_allclose(sharpness(case.model, case.loss, batches, 0.05, m=m).each, found.each, rtol=1e-9)
 
 
@@ -122,8 +119,6 @@ def test_ascent_finds_at_least_the_first_order_rise(mlp_case):
     first, ascent = (sharpness(mlp_case.model, mlp_case.loss, data, 0.5, m=10, steps=s) for s in (1, 20))
     assert (ascent.each >= first.each - 1e-12).all() and (ascent.each >= 0).all()
     assert ascent.value > 1.01 * first.value and ascent.passes == 21
-    more = sharpness(mlp_case.model, mlp_case.loss, data, 1.0, m=10, steps=20)
-    assert more.value > ascent.value
 
 
 def test_rescaling_relu_layers_changes_sharpness_but_not_the_adaptive_one():
@@ -144,13 +139,13 @@ def test_rescaling_relu_layers_changes_sharpness_but_not_the_adaptive_one():
 def test_the_model_is_left_as_it_was_found(mode):
     torch.manual_seed(0)
     model, (x, y) = Residual().double().train(), images(20)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    rng = torch.get_rng_state()
+    before, rng = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
     rows = [sharpness(model, F.cross_entropy, (x, y), 0.05, m=m, steps=3, mode=mode).value for m in (4, None)]
     rows.append(average_sharpness(model, F.cross_entropy, (x, y), 0.05, mode=mode).value)
     assert np.isfinite(rows).all()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert model.training and all(p.grad is None for p in model.parameters()) and torch.equal(rng, torch.get_rng_state())
+    assert all(p.grad is None for p in model.parameters())
+    assert model.training and torch.equal(rng, torch.get_rng_state())
 
 
 def test_an_exactly_flat_start_still_climbs():
@@ -162,14 +157,10 @@ def test_an_exactly_flat_start_still_climbs():
 
 def test_wrong_arguments_say_what_to_do(quadratic):
     model, data, _ = quadratic
-    for call, words in [
-        (lambda: sharpness(model, half_square, data, 0), "rho = 0"),
-        (lambda: sharpness(model, half_square, data, 0.1, m=0), "m = 0"),
-        (lambda: sharpness(model, half_square, data, 0.1, steps=0), "steps = 0"),
-        (lambda: sharpness(model, half_square, data, 0.1, p=0.5), "p = 0.5"),
-        (lambda: average_sharpness(model, half_square, data, 0.1, p=1), "p = 1"),
-        (lambda: average_sharpness(model, half_square, data, 0.1, samples=3), "samples = 3"),
-        (lambda: average_sharpness(model, half_square, data, -1), "rho = -1"),
+    for measure, options, words in [
+        (sharpness, {"rho": 0}, "rho = 0"), (sharpness, {"m": 0}, "m = 0"), (sharpness, {"steps": 0}, "steps = 0"),
+        (sharpness, {"p": 0.5}, "p = 0.5"), (average_sharpness, {"p": 1}, "p = 1"),
+        (average_sharpness, {"samples": 3}, "samples = 3"), (average_sharpness, {"rho": -1}, "rho = -1"),
     ]:
         with pytest.raises(ValueError, match=words):
-            call()
+            measure(model, half_square, data, **{"rho": 0.1, **options})

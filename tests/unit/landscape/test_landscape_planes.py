@@ -8,13 +8,14 @@ from torch import nn
 
 from sharpnb.landscape import Plane, filter_normalized_direction, unit_direction
 
+CLOSE = torch.testing.assert_close
+
 
 def net(seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.ConvTranspose2d(4, 3, 2), nn.Flatten(), nn.Linear(12, 5),
-        ).double()
+        layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 3, 2), nn.Flatten(), nn.Linear(12, 5)
+        return nn.Sequential(*layers).double()
 
 
 def tensors(model: nn.Module, vector: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -22,8 +23,9 @@ def tensors(model: nn.Module, vector: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: part.view_as(p) for (name, p), part in zip(model.named_parameters(), parts, strict=True)}
 
 
-def rows(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.transpose(0, 1).flatten(1) if name == "3.weight" else tensor.flatten(1)
+def norms(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Of filters: a transposed convolution has its output channels second."""
+    return (tensor.transpose(0, 1) if name == "2.weight" else tensor).flatten(1).norm(dim=1)
 
 
 def test_every_filter_is_as_long_as_the_models():
@@ -35,67 +37,55 @@ def test_every_filter_is_as_long_as_the_models():
         if p.dim() < 2:
             assert (direction[name] == 0).all()
         else:
-            torch.testing.assert_close(rows(name, direction[name]).norm(dim=1), rows(name, p.detach()).norm(dim=1), rtol=1e-13, atol=0)
+            CLOSE(norms(name, direction[name]), norms(name, p.detach()), rtol=1e-13, atol=0)
     assert (direction["0.weight"][2] == 0).all()
-    layer = tensors(model, filter_normalized_direction(model, normalize="layer"))
-    torch.testing.assert_close(layer["5.weight"].norm(), model[5].weight.detach().norm())
-    assert (rows("5.weight", layer["5.weight"]).norm(dim=1) / model[5].weight.norm(dim=1) - 1).abs().max() > 0.05
+    layer = tensors(model, filter_normalized_direction(model, normalize="layer"))["4.weight"]
+    CLOSE(layer.norm(), model[4].weight.detach().norm())
+    assert (norms("", layer) / norms("", model[4].weight) - 1).abs().max() > 0.05
+    copied = tensors(model, filter_normalized_direction(model, vectors="copy"))
+    assert torch.equal(copied["0.bias"], model[0].bias.detach())
+    with pytest.raises(ValueError, match=r"normalize = 'weight'"):
+        filter_normalized_direction(model, normalize="weight")
 
 
 def test_directions_are_symmetric_gaussians_with_a_seed_of_their_own():
     model, state = net(), torch.get_rng_state()
-    plain = filter_normalized_direction(model, 3, normalize="none")
-    assert torch.equal(plain, filter_normalized_direction(model, 3, normalize="none"))
-    assert not torch.equal(plain, filter_normalized_direction(model, 4, normalize="none"))
+    plain = [filter_normalized_direction(model, s, normalize="none") for s in (*range(100), 0)]
+    assert torch.equal(plain[0], plain[-1]) and not torch.equal(plain[0], plain[1])
     assert torch.equal(torch.get_rng_state(), state)
-    many = torch.cat([filter_normalized_direction(model, s, normalize="none") for s in range(100)])
+    many = torch.cat(plain)
     many = many[many != 0]
     assert abs(many.mean()) < 4 / len(many) ** 0.5 and abs(many.std() - 1) < 0.03  # U[0, 1] would fail
-    copied = tensors(model, filter_normalized_direction(model, vectors="copy"))
-    assert torch.equal(copied["0.bias"], model[0].bias.detach())
-
-
-def test_unit_directions():
     d = torch.stack([unit_direction(50, seed) for seed in range(200)])
-    torch.testing.assert_close(d.norm(dim=1), torch.ones(200, dtype=torch.float64))
+    CLOSE(d.norm(dim=1), torch.ones(200, dtype=torch.float64))
     assert d.mean(0).norm() < 3 * 200**-0.5  # uniform on the sphere: the mean of 200 has norm about 1/sqrt(200)
 
 
 def test_a_plane_through_three_points():
     w = torch.randn(3, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 100  # far from the origin
     plane = Plane.through(*w)
-    assert abs(plane.u @ plane.v) < 1e-14
-    for t in (plane.u, plane.v):
-        assert t.norm().item() == pytest.approx(1, abs=1e-14)
+    CLOSE(torch.stack([plane.u.norm(), plane.v.norm(), 1 + plane.u @ plane.v]), torch.ones(3, dtype=torch.float64))
     for (x, y), point in zip(plane.points.values(), w, strict=True):
-        torch.testing.assert_close(plane.at(x, y), point, rtol=1e-14, atol=1e-12)
+        CLOSE(plane.at(x, y), point, rtol=1e-14, atol=1e-12)
     (x1, y1), (x2, y2), (x3, y3) = plane.points.values()
     assert (x1, y1, y2) == (0, 0, 0) and x2 == pytest.approx((w[1] - w[0]).norm().item()) and y3 > 0
-    assert (x3**2 + y3**2) ** 0.5 == pytest.approx((w[2] - w[0]).norm().item())
-    width = max(x1, x2, x3) - min(x1, x2, x3)
-    assert plane.window[0] == pytest.approx(min(x1, x2, x3) - 0.2 * width)
+    assert plane.window[0] == pytest.approx(min(x1, x3) - 0.2 * (max(x2, x3) - min(x1, x3)))
     found = plane.project(w)
-    torch.testing.assert_close(torch.stack(found[:2], 1), torch.tensor([*plane.points.values()], dtype=torch.float64), rtol=1e-12, atol=1e-11)
+    CLOSE(torch.stack(found[:2], 1), torch.tensor([*plane.points.values()]).double(), rtol=1e-6, atol=1e-6)
     assert found.distance.max() < 1e-10
+    models = Plane.through(net(0), net(1), net(2))
+    CLOSE(models.at(*models.points["2"]), nn.utils.parameters_to_vector(net(1).parameters()).detach())
 
 
 def test_the_projection_is_the_nearest_point_for_oblique_directions_too():
-    model = net()
-    plane = Plane.random(model, seed=1)
+    plane = Plane.random(net(), seed=1)
     point = plane.at(0.3, -0.7)
-    x, y, distance = plane.project(point)
-    assert (x.item(), y.item(), distance.item()) == pytest.approx((0.3, -0.7, 0.0), abs=1e-12)
     off = torch.randn(len(point), dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     basis = torch.stack([plane.u, plane.v], 1)
     off = off - basis @ torch.linalg.lstsq(basis, off[:, None]).solution[:, 0]
-    moved = plane.project(point + off)
-    assert (moved.x.item(), moved.y.item()) == pytest.approx((0.3, -0.7), abs=1e-12)
-    assert moved.distance.item() == pytest.approx(off.norm().item())
-
-
-def test_modules_are_points():
-    plane = Plane.through(net(0), net(1), net(2))
-    torch.testing.assert_close(plane.at(plane.points["2"][0], 0.0), nn.utils.parameters_to_vector(net(1).parameters()).detach())
+    for away in (0 * off, off):
+        found = [float(each) for each in plane.project(point + away)]
+        assert found == pytest.approx([0.3, -0.7, away.norm().item()], abs=1e-12)
 
 
 def test_points_on_a_line_make_no_plane():
@@ -116,17 +106,11 @@ def test_principal_components_of_a_trajectory():
     plane = Plane.principal(path)
     assert sum(plane.explained) == pytest.approx(1.0) and plane.explained[0] > plane.explained[1] > 0
     assert plane.project(path).distance.max() < 1e-12
-    torch.testing.assert_close(plane.at(0.0, 0.0), path[-1])
+    CLOSE(plane.at(0.0, 0.0), path[-1])
     noisy = path + 0.1 * torch.randn(path.shape, dtype=torch.float64, generator=g)
     plane = Plane.principal(noisy)
     left = plane.project(noisy).distance.square().sum() / (noisy - noisy[-1]).square().sum()
     assert 1 - sum(plane.explained) == pytest.approx(left.item()) and left > 0.01
-    with pytest.raises(ValueError, match="on one line"):
-        Plane.principal(t[:, None] * a)
-    with pytest.raises(ValueError, match="makes no plane"):
-        Plane.principal(path[:2])
-
-
-def test_unknown_settings_are_named():
-    with pytest.raises(ValueError, match=r"normalize = 'weight'"):
-        filter_normalized_direction(net(), normalize="weight")
+    for wrong, said in ((t[:, None] * a, "on one line"), (path[:2], "makes no plane")):
+        with pytest.raises(ValueError, match=said):
+            Plane.principal(wrong)
