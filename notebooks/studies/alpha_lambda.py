@@ -23,8 +23,8 @@ from sharpnb.lab.grid import log2_grid
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from sharpnb.many.train import Many, train_many
+from studies.common import with_controls
 from studies.decay_runs import TUNING, Tuned, held_out, tuned
-from studies.panel import with_controls
 
 TITLES = {"sgd": "SGD (L2)", "sgdw": "SGDW", "adam": "Adam (L2)", "adamw": "AdamW"}
 FIG1 = ("constant", "step", "cosine")  # its schedules

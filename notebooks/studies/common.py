@@ -1,8 +1,9 @@
-"""What notebooks 01, 03, 04 and 05 share: what their trainings are told, their images, and the spread over seeds."""
+"""What notebooks share: what trainings are told, their images, the spread over seeds, controls beside a picture."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -63,3 +64,28 @@ def spread(groups: Any) -> pd.DataFrame:
     found = groups.agg(["mean", "sem", "count"])
     found["half"] = (t95(found["count"]) * found["sem"]).where(found["count"] > 2)
     return found
+
+
+def with_controls(draw: Callable[..., Any], controls: Mapping[str, Any]) -> Any:
+    """Return an ipywidgets panel: ``draw(name=value, …)`` makes the picture, now and whenever a control has moved.
+
+    The picture is an image and not an output area, as ``ipywidgets.interactive_output`` would have it: what executes
+    notebooks without a browser answers an output area's messages through the very socket on which it awaits the end of
+    the cell, and now and then waits for ever (nbclient's issue 312).
+    """
+    import ipywidgets as widgets
+    import matplotlib.pyplot as plt
+
+    picture = widgets.Image(format="png")
+
+    def redraw(_change: Any = None) -> None:
+        figure, content = draw(**{name: control.value for name, control in controls.items()}), io.BytesIO()
+        figure.savefig(content, format="png", dpi="figure", bbox_inches="tight")
+        plt.close(figure)
+        picture.value = content.getvalue()
+
+    redraw()
+    for control in controls.values():
+        control.observe(redraw, "value")
+    column = widgets.VBox(list(controls.values()), layout={"flex": "0 0 auto"})  # else the numbers are cut off
+    return widgets.HBox([column, picture])

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from sharpnb.lab.pieces import Work, described, even
 from sharpnb.lab.verdicts import paired
 from sharpnb.many.net import BatchedNet, evaluate_many
 from sharpnb.many.train import train_many
+from studies.trials import edges as at_ends
 
 TOLD = ("method", "trial", "noise")  # entries of a configuration that say what it is and are none of the training's
 MEASURED = ("val_error", "test_error", "train_error", "train_loss")
@@ -78,11 +78,6 @@ class Method:
     grid: tuple[Config, ...]
     on: str = ""
     keeps: tuple[str, ...] = ()
-
-
-def grid(**values: Sequence[Any]) -> tuple[Config, ...]:
-    """Return a setting for each combination of values."""
-    return tuple(dict(zip(values, taken, strict=True)) for taken in product(*values.values()))
 
 
 @dataclass(frozen=True)
@@ -205,9 +200,7 @@ def best(trials: Trials, method: str) -> Mapping[str, Any]:
 def edges(trials: Trials, method: str) -> str:
     """Return which of a method's own settings are best at an end of their grid, where that has three values or more."""
     chosen, tried = best(trials, method)["own"], [row["own"] for row in trials if row["method"] == method]
-    values = {name: sorted({own[name] for own in tried}) for name in chosen}
-    return ", ".join(f"{name} = {chosen[name]:g}" for name, all_of in values.items()
-                     if len(all_of) > 2 and chosen[name] in (all_of[0], all_of[-1]))
+    return ", ".join(f"{name} = {chosen[name]:g}" for name in at_ends(chosen, tried, fewest=3))
 
 
 def tuning(trials: Trials) -> pd.DataFrame:

@@ -22,8 +22,8 @@ from sharpnb.many.schedules import Schedule, schedule_of
 from sharpnb.many.train import train_many
 from sharpnb.optim import SGDW, AdamW
 from sharpnb.optim.schedules import CosineRestarts, normalized_weight_decay
+from studies.trials import Rows, best, edges
 
-Rows = list[dict[str, Any]]
 Config = Mapping[str, Any]
 
 _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
@@ -190,11 +190,10 @@ def tuned(rows: Rows) -> dict[str, Tuned]:
     final: Any = table if "step" not in table else table[table["step"] == table["step"].max()]
     for method, own in final.groupby("method", sort=False):
         axes = [name for name in AXES if name in own and own[name].notna().all()]
-        errors = own["test_error"].fillna(GUESSING).clip(upper=GUESSING).groupby([own[name] for name in axes]).mean()
-        best = np.atleast_1d(errors.idxmin())
-        edge = tuple(name for name, x in zip(axes, best, strict=True)
-                     if own[name].nunique() > 1 and x and x in (own[name].min(), own[name].max()))
-        found[method] = Tuned(dict(zip(axes, map(float, best), strict=True)), float(errors.min()), len(errors), edge)
+        own = own.assign(test_error=own["test_error"].fillna(GUESSING).clip(upper=GUESSING))
+        errors, setting = own.groupby(axes)["test_error"].mean(), best(own, *axes)
+        edge = tuple(name for name in edges(setting, own[axes].to_dict("records")) if setting[name])
+        found[method] = Tuned({name: float(x) for name, x in setting.items()}, float(errors.min()), len(errors), edge)
     return found
 
 

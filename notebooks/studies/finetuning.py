@@ -22,6 +22,7 @@ from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from sharpnb.many.engine import Nets
 from sharpnb.many.train import train_many
+from studies.trials import best, grid
 
 STARTS = ("scratch", "pretrained")
 
@@ -154,11 +155,11 @@ def tuned(s: Settings) -> dict[str, Any]:
     """Train all trials on the tuning seeds; return the rows of :meth:`Bench.fit`, column by column."""
     bench, rows = Bench(s, s.tuning), []
     for labels in s.labels:
-        sgd = [{"rule": "sgd", "lr": lr, "weight_decay": decay} for lr in s.lrs for decay in s.decays]
+        sgd = grid(rule=["sgd"], lr=s.lrs, weight_decay=s.decays)
         for name in STARTS:
             rows += bench.fit(name, labels, sgd)
-        best = picked(rows, labels)["pretrained"]
-        rows += bench.fit("pretrained", labels, [{**best, "rule": "sam", "rho": rho} for rho in s.rhos])
+        sam = {**picked(rows, labels)["pretrained"], "rule": "sam"}
+        rows += bench.fit("pretrained", labels, [{**sam, "rho": rho} for rho in s.rhos])
     return pd.DataFrame(rows).drop(columns=["momentum", "times"]).to_dict("list")
 
 
@@ -170,9 +171,8 @@ def picked(rows: Any, labels: int) -> dict[str, dict[str, Any]]:
         keys = ["rule", "lr", "weight_decay"] + ["rho"] * (rule == "sam")
         own = table[(table["start"] == start_name) & (table["rule"] == rule)]
         if len(own):
-            means = own.groupby(keys, sort=False)["validation_error"].mean().round(9)
             found[name] = {key: value if key == "rule" else float(value)
-                           for key, value in zip(keys, means.idxmin(), strict=True)}
+                           for key, value in best(own, *keys, error="validation_error").items()}
     return found
 
 

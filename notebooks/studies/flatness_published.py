@@ -18,9 +18,9 @@ from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work, described
 from sharpnb.lab.records import Record
 from studies import flatness_pool
+from studies.common import with_controls
 from studies.flatness import AXIS_NAMES, MEASURES, TARGETS, TASK
 from studies.flatness_pool import AXES, Settings
-from studies.panel import with_controls
 
 NOTEBOOK = "18_flatness"
 CARD = Path(__file__).parents[2] / "data" / "flatness_card.md"  # its text, and a row for each column of the table

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from sharpnb.lab.training import shift_and_flip, train
 from sharpnb.many.train import train_many
 from sharpnb.optim import SAM
 from studies.common import Training, spread
-from studies.trials import Rows, best, trials
+from studies.trials import Rows, best, grid, trials
 
 TIMES = ("epoch 1", "middle", "end")  # the paper's panels: epochs 1, 50 and 300 of 300
 RULES = ("sgd", "sam")
@@ -81,8 +80,7 @@ def tuned(s: Settings, nb: Notebook) -> tuple[Settings, Rows]:
     told = {"steps": s.steps, "batch_size": s.batch_size, "dtype": s.dtype}
 
     def make(_: Work) -> dict[str, Rows]:
-        grid = [dict(zip(GRID, values, strict=True)) for values in product(*GRID.values())]
-        rows = trials([{**s.base, "rule": "sgd"} | own for own in grid], s.images, s.model, **told)
+        rows = trials([{**s.base, "rule": "sgd"} | own for own in grid(**GRID)], s.images, s.model, **told)
         at = {**s.base, "rule": "sam"} | best(rows, *GRID)
         return {"sgd": rows, "sam": trials([at | {"rho": rho} for rho in RADII], s.images, s.model, **told)}
 

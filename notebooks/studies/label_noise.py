@@ -19,6 +19,7 @@ from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.notebook import Notebook
 from sharpnb.many.engine import Nets
 from studies.common import Training
+from studies.trials import SEEDS, best
 
 NOISES = (0.2, 0.4, 0.6, 0.8)
 RANDOM = 0.9  # of ten classes: every label is then as likely as every other
@@ -72,7 +73,7 @@ QUICK = Settings(label="MLP 64-64-64-10, 200 digits", data="digits", train_size=
                  gammas=(0.5, 0.6, 0.7, 0.8, 0.85, 0.88, 0.9, 0.92, 0.94, 0.95, 0.96, 0.98),
                  alphas=(0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0),
                  mixes=(0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0))
-TUNING = range(100, 106)
+TUNING = SEEDS
 DECAYS = (0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.1)  # of SGD that need not memorise
 # Cut to the budget. The paper: ResNet-32, 45,000 images and 5,000 to choose by, 200 epochs, radii from 0 to 0.5.
 FULL = Settings(label="ResNet-8, 5,000 images of CIFAR-10, 24 epochs", data="cifar10", train_size=5000, validation=1000,
@@ -189,7 +190,7 @@ def picked(table: pd.DataFrame, method: str, noise: float) -> float:
     own = table[(table["method"] == method) & (table["noise"] == noise)]
     if method.endswith("SAM"):
         own = own[own["value"] > 0]
-    return float(own.groupby("value", sort=False)["validation_error"].sum().idxmin())
+    return float(best(own, "value", error="validation_error")["value"])
 
 
 def accuracy(table: pd.DataFrame, method: str, noise: float, column: str = "test_error") -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import combinations, product
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from sharpnb.many.engine import Nets, losses
 from studies.common import Training, spread
-from studies.trials import Rows, trials
+from studies.trials import Rows, grid, trials
 from studies.trials import best as best_of
 
 
@@ -95,9 +95,8 @@ SETTINGS = {"quick": QUICK, "full": FULL, "toy": TOY}
 def tuned(s: Tuned, nb: Notebook) -> tuple[Tuned, Rows]:
     """Return ``s`` with the rate and decay at which SGD is best on held-out signals, and the trials, read back."""
     def make(_: Work) -> dict[str, Rows]:
-        grid = [{"rule": "sgd", "momentum": s.momentum, **dict(zip(GRID, values, strict=True))}
-                for values in product(*GRID.values())]
-        return {"rows": trials(grid, s.images, partial(s.model, s.width), batch_size=s.batch_size, **s.options)}
+        tried = [{"rule": "sgd", "momentum": s.momentum, **own} for own in grid(**GRID)]
+        return {"rows": trials(tried, s.images, partial(s.model, s.width), batch_size=s.batch_size, **s.options)}
 
     of = {"data": s.data, "train_size": s.train_size, "net": partial(s.model, s.width), "batch_size": s.batch_size,
           "momentum": s.momentum, "grid": GRID, **s.options}

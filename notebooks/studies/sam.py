@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
-from typing import Any, cast
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,9 +21,9 @@ from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from sharpnb.many.engine import Nets
-from sharpnb.many.train import train_many
 from sharpnb.rules import Gradient, State
 from studies.common import Training, spread
+from studies.trials import SEEDS, best, grid, trials
 
 KINDS = ("2-norm", "max-norm", "random")
 LIVE = ("2-norm", "second-order", "five steps", "max-norm", "random")  # SAM first
@@ -60,8 +59,7 @@ def powers(first: int, last: int, base: float = 2.0) -> tuple[float, ...]:
 # Net, images and steps are those of a survey made before this notebook, in which SAM had been looked at (seeds 0 to 7).
 # They are kept because SGD alone fits at its best trial (BASE on TUNING): training error 0, test error about 6 %. Radii
 # are powers of two, as many for each kind, from where little happens to where it collapses.
-TUNING = range(100, 106)
-BASE = {"lr": (0.1, 0.2, 0.4, 0.8), "weight_decay": (0.0, 1e-3, 3e-3, 1e-2)}
+TUNING, BASE = SEEDS, {"lr": (0.1, 0.2, 0.4, 0.8), "weight_decay": (0.0, 1e-3, 3e-3, 1e-2)}
 QUICK = Settings(label="MLP 64-32-10, 300 digits", data="digits", train_size=300, steps=300, seeds=range(2000, 2020),
                  dtype=torch.float64, model=lambda seed: models.mlp((64, 32, 10), seed=seed), rho=0.1, every=50,
                  rhos={"2-norm": powers(-5, 0), "max-norm": powers(-10, -5), "random": powers(-1, 4),
@@ -89,19 +87,14 @@ def with_best_base(nb: Notebook, s: Settings) -> Settings:
     The trials are a committed record, ``base``.
     """
     def make(_: Work) -> dict[str, Any]:
-        assert isinstance(s.seeds, range)
-        members = [{"rule": "sgd", "lr": lr, "weight_decay": decay, "momentum": s.momentum, "seed": seed}
-                   for lr, decay in product(*BASE.values()) for seed in s.seeds]
-        many = train_many(members, [nb.uses(s.images(member["seed"])) for member in members], s.model, steps=s.steps,
-                          batch_size=s.batch_size, dtype=s.dtype, device="cpu")
-        columns = (*BASE, "seed", "train_error", "test_error")
-        return {"rows": [{column: row[column] for column in columns} for row in many.final()]}
+        rows = trials([{"rule": "sgd", "momentum": s.momentum, **own} for own in grid(**BASE)],
+                      lambda seed: nb.uses(s.images(seed)), s.model, s.seeds, steps=s.steps, batch_size=s.batch_size,
+                      dtype=s.dtype)
+        return {"rows": [{name: row[name] for name in (*BASE, "seed", "train_error", "test_error")} for row in rows]}
 
     rows = pd.DataFrame(nb.recorded("base", make, of={"settings": s, **BASE}, kept=True, rtol=2e-2, atol=0.5)["rows"])
-    means = rows.groupby(list(BASE))[["train_error", "test_error"]].mean()
-    nb.say(means.round(2).to_string())
-    lr, decay = cast("tuple[float, float]", means["test_error"].idxmin())
-    return replace(s, lr=lr, weight_decay=decay)
+    nb.say(rows.groupby(list(BASE))[["train_error", "test_error"]].mean().round(2).to_string())
+    return replace(s, **best(rows, *BASE))
 
 
 def nets(s: Settings, nb: Notebook, seeds: Sequence[int], copies: int = 1) -> Nets:
@@ -204,7 +197,7 @@ class Bound:
 def best_radius(kinds: pd.DataFrame, kind: str, otherwise: float = 0.0) -> float:
     """Return the radius of least mean error of a kind on the seeds of the radii, or another where it was not swept."""
     own = kinds[kinds["kind"] == kind]
-    return float(own.groupby("rho", sort=False)["test_error"].mean().idxmin()) if len(own) else otherwise
+    return float(best(own, "rho")["rho"]) if len(own) else otherwise
 
 
 def by_seed(table: pd.DataFrame, column: str, **where: Any) -> pd.Series:

@@ -21,8 +21,9 @@ from sharpnb.lab.figures import COLOURS, MARKERS
 from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from studies import comparison
-from studies.comparison import Config, Method, Setting, Trials, grid
-from studies.tiny_vit import tiny_vit
+from studies.comparison import Config, Method, Setting, Trials
+from studies.families import tiny_vit
+from studies.trials import grid
 
 # Twelve trials of each. The learning rate and decay of SGD are kept by all that stands on it. As in the WSAM paper, its
 # γ and GSAM's α are tuned at the radius of the tuned SAM (or ASAM, or Fisher SAM). ESAM, which collapses there, tunes

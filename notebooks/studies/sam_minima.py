@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from sharpnb.landscape import Plane, surface
 from sharpnb.many.train import Many
+from studies.trials import edges, grid
 
 Entry = dict[str, Any]
 Place = tuple[str, str, str]  # data, model, augmentation: a cell of a table
@@ -117,8 +117,7 @@ def tuned(nb: Notebook, live: Live, trained: Callable[..., Many]) -> pd.DataFram
         rows: list[Entry] = []
         for method, times in METHODS.items():
             decays = (best(pd.DataFrame(rows), "SGD, E")["weight_decay"],) if method == "SAM" else live.decays
-            grid = product(live.lrs, decays, live.radii if method == "SAM" else (0.0,))
-            trials = [dict(zip(HYPER, trial, strict=True)) for trial in grid]
+            trials = grid(lr=live.lrs, weight_decay=decays, rho=live.radii if method == "SAM" else (0.0,))
             many = trained(live, [trial | {"seed": seed} for trial in trials for seed in live.tuning], times)
             errors = np.array([[row["train_error"], row["test_error"]] for row in many.final()])
             means = errors.reshape(len(trials), -1, 2).mean(1).tolist()
@@ -133,8 +132,7 @@ def best(trials: pd.DataFrame, method: str) -> dict[str, Any]:
     """Return the trial of a method with the least held-out error; ``edge`` names what lies at an end of its grid."""
     own = trials[trials["method"] == method]
     found = own.loc[own["held_out"].idxmin()].to_dict()
-    grids = {name: sorted(set(own[name])) for name in HYPER}
-    at_end = [name for name, grid in grids.items() if len(grid) > 1 and found[name] in (grid[0], grid[-1])]
+    at_end = edges({name: found[name] for name in HYPER}, own.to_dict("records"))
     return found | {"edge": ", ".join(at_end) or "no"}
 
 

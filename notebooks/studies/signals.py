@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,12 @@ from torch import nn
 from sharpnb.lab import models
 from sharpnb.lab.data import Data, load_data
 from sharpnb.many.train import Many, train_many
+from studies.trials import SEEDS as TUNING
+from studies.trials import edges, grid
 
 Trial = dict[str, Any]
 Axes = Mapping[str, Sequence[float]]
-TUNING, HELD_OUT = range(100, 106), 99  # seeds: six to tune on, and that of the 4,000 signals that tuning looks at
+HELD_OUT = 99  # the seed of the 4,000 signals that tuning looks at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class Signals:
 
     def tuned(self, axes: Axes, setting: Callable[[Trial], Mapping[str, Any]], **options: Any) -> dict[str, Any]:
         """Try all values of the axes at the tuning seeds; ``setting`` makes a trial one of :meth:`train`."""
-        trials = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+        trials = grid(**axes)
         rows = self.train([{**setting(trial), "seed": seed} for trial in trials for seed in TUNING], held_out=True,
                           **options).final()
         return self.chosen(axes, trials, rows)
@@ -78,8 +79,7 @@ class Signals:
         errors, fits = (np.reshape([row.get(f"average_{name}", row[name]) for row in rows], (len(trials), -1)).mean(1)
                         for name in ("test_error", "train_error"))
         best = trials[int(np.where(fits <= max(self.FITS, fits.min()), errors, np.inf).argmin())]
-        return {"best": best,
-                "edge": [name for name, values in axes.items() if best[name] in (min(values), max(values))],
+        return {"best": best, "edge": edges(best, trials, fewest=1),
                 "trials": [{**trial, "held_out_error": error, "train_error": fit}
                            for trial, error, fit in zip(trials, errors.tolist(), fits.tolist(), strict=True)]}
 

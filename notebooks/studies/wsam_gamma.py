@@ -22,7 +22,8 @@ from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from sharpnb.lab.verdicts import paired
 from studies import comparison
-from studies.comparison import Config, Method, Setting, Split, Trials, grid
+from studies.comparison import Config, Method, Setting, Split, Trials
+from studies.trials import grid
 
 # The paper's weights (section 5.1), and beyond.
 PAPER_GAMMAS = (0.5, 0.6, 0.7, 0.8, 0.82, 0.84, 0.86, 0.88, 0.9, 0.92, 0.94, 0.96)

@@ -6,6 +6,7 @@ import torch
 from sharpnb.lab import models
 from sharpnb.lab.claims import Regime
 from studies import comparison
+from studies.trials import grid
 
 CPU = torch.device("cpu")
 TINY = comparison.Setting("tiny", "digits", 40, 30, lambda seed: models.mlp((64, 4, 10), seed=seed), steps=5, batch_size=20)
@@ -42,7 +43,6 @@ def test_a_trial_is_chosen_on_held_out_images_and_an_edge_is_said():
 
 
 def test_a_method_keeps_the_tuned_values_of_what_it_stands_on():
-    grid = comparison.grid
     methods = {"SGD": comparison.Method({"rule": "sgd", "momentum": 0.9}, grid(lr=(0.1, 0.2))),
                "SAM": comparison.Method({"rule": "sam"}, grid(rho=(0.05, 0.1)), "SGD", ("lr", "momentum"))}
     rows = comparison.tune(TINY, methods, (0, 1), CPU)

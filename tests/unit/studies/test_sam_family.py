@@ -9,7 +9,7 @@ from sharpnb.lab import models
 from sharpnb.lab.claims import Regime
 from studies import sam_family as study
 from studies import sam_family_claims as statements
-from studies.tiny_vit import tiny_vit
+from studies.families import tiny_vit
 
 X, Y = torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(10)
 
