@@ -17,11 +17,7 @@ Best = dict[tuple[str, str], np.ndarray]  # rule and schedule -> the test error 
 def claims(best: Best | None, maps: pd.DataFrame | None, regime: Regime | None, **about: Any) -> list[Claim]:
     """Return the claims of a profile, not run where there are no numbers.
 
-    Args:
-        best: errors at the best cells.
-        maps: from :func:`alpha_lambda.numbers`.
-        regime: of the best cells.
-        about: ``profile`` and ``protocol`` of all of them.
+    ``best`` are errors at the best cells, ``regime`` theirs; ``maps`` are from :func:`alpha_lambda.numbers`.
     """
     def gap(better: tuple[str, str], worse: tuple[str, str]) -> Any:
         return None if best is None or {better, worse} - best.keys() else paired(best[better], best[worse], 90.0)

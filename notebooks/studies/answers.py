@@ -92,10 +92,7 @@ def as_markdown(found: Sequence[Answer], numbers: bool = True) -> str:
 
 
 def draw(found: Sequence[Answer]) -> tuple[Any, list[dict[str, Any]]]:
-    """Draw a forest plot: every judged effect with its interval in units of its δ, by question; return it and its data.
-
-    Effects beyond ±10 δ stand at the edge, marked by an arrow.
-    """
+    """Draw every judged effect with its interval in units of its δ (beyond ±10 an arrow); return figure and data."""
     import matplotlib.pyplot as plt
 
     told = [answer for answer in found if answer.judged]

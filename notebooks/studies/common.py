@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -18,15 +19,10 @@ from sharpnb.lab.data import Data, load_data, with_label_noise
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What is trained.
+    """What is trained: ``label`` says net and data, for the claims.
 
-    Attributes:
-        label: net and data in a few words, for the claims.
-        data, train_size: name of the data set; training images, drawn by each seed where the set is split by us.
-        model: seed -> net (of notebook 04: width and seed -> net).
-        steps, batch_size, lr, momentum: of SGD, and of SAM's base.
-        seeds: of the judging; a number stands for the first ones.
-        dtype: of weights and images.
+    ``model`` is seed -> net (of notebook 04: width and seed -> net); ``steps`` to ``momentum`` are SGD's, and those of
+    SAM's base; a number of judging ``seeds`` stands for the first ones.
     """
 
     label: str
@@ -56,11 +52,13 @@ def _images(name: str, size: int | None, seed: int, dtype: torch.dtype, noise: f
     return with_label_noise(data, noise, seed)
 
 
-def spread(groups: Any) -> pd.DataFrame:
-    """Return mean and standard error of each group of a column, their number, and half of the 95 % interval.
+def half_width(values: np.ndarray) -> float:
+    """Return the half-width of the two-sided 95 % Student interval of the mean."""
+    return float(t95(len(values)) * np.std(values, ddof=1) / len(values) ** 0.5)
 
-    Two seeds have no interval that fits a picture: their half is not a number, which no figure draws.
-    """
+
+def spread(groups: Any) -> pd.DataFrame:
+    """Return mean, standard error and number of each group, and half of the 95 % interval (of two seeds NaN)."""
     found = groups.agg(["mean", "sem", "count"])
     found["half"] = (t95(found["count"]) * found["sem"]).where(found["count"] > 2)
     return found
@@ -69,9 +67,9 @@ def spread(groups: Any) -> pd.DataFrame:
 def with_controls(draw: Callable[..., Any], controls: Mapping[str, Any]) -> Any:
     """Return an ipywidgets panel: ``draw(name=value, …)`` makes the picture, now and whenever a control has moved.
 
-    The picture is an image and not an output area, as ``ipywidgets.interactive_output`` would have it: what executes
-    notebooks without a browser answers an output area's messages through the very socket on which it awaits the end of
-    the cell, and now and then waits for ever (nbclient's issue 312).
+    It is an image and no output area, as of ``ipywidgets.interactive_output``: a kernel without a browser answers an
+    output area's messages through the socket on which it awaits the end of the cell, and now and then waits for ever
+    (nbclient's issue 312).
     """
     import ipywidgets as widgets
     import matplotlib.pyplot as plt

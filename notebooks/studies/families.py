@@ -11,6 +11,8 @@ draws of SAM's two passes. Every builder takes ``seed``, as in :mod:`sharpnb.lab
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -110,25 +112,14 @@ def set_true_gradient(model: nn.Module, on: bool) -> None:
 def shake_shake(
     depth: int = 8, width: int = 16, *, stem: int = 16, channels: int = 3, classes: int = 10, seed: int = 0
 ) -> nn.Sequential:
-    """Shake-Shake net of ``depth`` = 6 n + 2 and first ``width`` (Table 1's is 26 2x96d: depth 26, width 96).
+    """Shake-Shake net of ``depth`` = 6 n + 2, else a ValueError, and first ``width`` (Table 1's: 26 and 96).
 
     ``stem``: channels of the first convolution (16 in the papers).
-
-    Raises:
-        ValueError: if the depth is not 6 n + 2.
     """
-    if depth < 8 or (depth - 2) % 6:
-        raise ValueError(f"depth = {depth}: a Shake-Shake net here has 6 n + 2 layers: 8, 14, 20, 26.")
-    body, fan_in = [], stem
-    for stage in range(3):
-        for block in range((depth - 2) // 6):
-            fan_out = width * 2**stage
-            body.append(ShakeShake(fan_in, fan_out, 2 if stage and not block else 1))
-            fan_in = fan_out
-    first = (nn.Conv2d(channels, stem, 3, 1, 1, bias=False), nn.BatchNorm2d(stem))
-    model = nn.Sequential(*first, *body, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(fan_in, classes))
-    _initialise(model, seed)
-    return model
+    each = _blocks_a_stage(depth)
+    widths = [stem, *(width * 2**stage for stage in range(3) for _ in range(each))]
+    body = [ShakeShake(widths[k], widths[k + 1], _stride(k, each)) for k in range(3 * each)]
+    return _net(channels, body, widths, (nn.ReLU(),), classes, seed)
 
 
 @_leaves_global_state
@@ -136,27 +127,36 @@ def pyramid_net(
     depth: int = 8, alpha: int = 24, *, last_keep: float = 1.0, stem: int = 16, channels: int = 3, classes: int = 10,
     seed: int = 0,
 ) -> nn.Sequential:
-    """PyramidNet of ``depth`` = 6 n + 2 whose width grows by ``alpha`` in all (Table 1's is depth 272, alpha 200).
+    """PyramidNet of ``depth`` = 6 n + 2, else a ValueError, that widens by ``alpha`` in all (Table 1's: 272 and 200).
 
-    ``last_keep`` < 1 adds ShakeDrop, the probability of an undisturbed block falling linearly to ``last_keep`` at the
-    last one (0.5 in Table 1). ``stem``: channels of the first convolution (16 in the papers).
-
-    Raises:
-        ValueError: if the depth is not 6 n + 2, or ``last_keep`` is no probability.
+    ``last_keep`` < 1, a probability, adds ShakeDrop: a block is left undisturbed with a probability that falls linearly
+    to ``last_keep`` at the last one (0.5 in Table 1). ``stem``: channels of the first convolution (16 in the papers).
     """
-    if depth < 8 or (depth - 2) % 6:
-        raise ValueError(f"depth = {depth}: a PyramidNet here has 6 n + 2 layers: 8, 14, 20, 26.")
+    each = _blocks_a_stage(depth)
     if not 0 < last_keep <= 1:
         raise ValueError(f"last_keep = {last_keep}: a probability, must lie in (0, 1]; 0.5 is the paper's, 1 is none.")
-    blocks = (depth - 2) // 2
+    blocks = 3 * each
     widths = [stem + round(alpha * k / blocks) for k in range(blocks + 1)]
-    body = []
-    for k in range(blocks):
-        stride = 2 if k and k % (blocks // 3) == 0 else 1
-        body.append(Pyramid(widths[k], widths[k + 1], stride, 1 - (1 - last_keep) * (k + 1) / blocks))
-    first = (nn.Conv2d(channels, stem, 3, 1, 1, bias=False), nn.BatchNorm2d(stem))
-    head = (nn.BatchNorm2d(widths[-1]), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    model = nn.Sequential(*first, *body, *head, nn.Linear(widths[-1], classes))
+    body = [Pyramid(widths[k], widths[k + 1], _stride(k, each), 1 - (1 - last_keep) * (k + 1) / blocks)
+            for k in range(blocks)]
+    return _net(channels, body, widths, (nn.BatchNorm2d(widths[-1]), nn.ReLU()), classes, seed)
+
+
+def _blocks_a_stage(depth: int) -> int:
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"depth = {depth}: a net of this family has 6 n + 2 layers: 8, 14, 20, 26.")
+    return (depth - 2) // 6
+
+
+def _stride(block: int, each: int) -> int:
+    return 2 if block and block % each == 0 else 1
+
+
+def _net(channels: int, body: list[Any], widths: list[int], last: tuple[nn.Module, ...], classes: int,
+         seed: int) -> nn.Sequential:
+    first = (nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]))
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
+    model = nn.Sequential(*first, *body, *last, *head)
     _initialise(model, seed)
     return model
 
@@ -204,11 +204,7 @@ def tiny_vit(
     *, size: int = 8, patch: int = 2, channels: int = 1, width: int = 16, depth: int = 1, heads: int = 2,
     classes: int = 10, seed: int = 0,
 ) -> TinyViT:
-    """A vision transformer whose weights depend on ``seed`` alone: PyTorch's own draws, positions normal of 0.02.
-
-    Raises:
-        ValueError: if patches do not tile the image or heads do not divide the width.
-    """
+    """A vision transformer whose weights depend on ``seed`` alone: PyTorch's own draws, positions normal of 0.02."""
     if size % patch or width % heads:
         raise ValueError(f"size = {size}, patch = {patch}, width = {width}, heads = {heads}: choose a patch that "
                          "divides the size and heads that divide the width.")

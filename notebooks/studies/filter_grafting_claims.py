@@ -11,6 +11,7 @@ import pandas as pd
 from sharpnb.averaging import filter_norms
 from sharpnb.lab.claims import Claim, Regime
 from studies.filter_grafting import Quick, Settings
+from studies.signals import protocol
 
 _OWN = "external, own lr"
 _ERRORS = {  # primary id -> better and worse method, the paper's number
@@ -30,9 +31,7 @@ WEAK = 0.02  # the paper's premise: the least share of weak filters that leaves 
 
 def claims(rows: list[dict[str, Any]] | None, s: Settings | Quick, profile: str, tuned: Any = None) -> list[Claim]:
     """Return the claims on rows of one method and seed each, with what was ``tuned``; not run without rows."""
-    edge = [f"{method}'s {name} at the grid's edge" for method, found in (tuned or {}).items()
-            for name in found["edge"]]
-    told: dict[str, Any] = {"protocol": ", ".join([s.label, *edge]) + "; the paper: ResNet-32", "profile": profile,
+    told: dict[str, Any] = {"protocol": f"{protocol(tuned or {}, s.label)}; the paper: ResNet-32", "profile": profile,
                             "record": f"{profile}/runs"}
     if not rows:
         names = ("graft-main", "graft-number", "graft-invalid", "graft-entropy")

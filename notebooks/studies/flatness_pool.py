@@ -79,8 +79,7 @@ class Settings:
 
     Attributes:
         methods: names in :data:`METHODS`.
-        base: the star's centre; its width, learning rate's factor, batch size and decay.
-        changed: the value that each of these takes by itself.
+        base, changed: the star's centre, and the value that each of its settings takes by itself.
         noises, norms: label noises and BatchNorm, each with each.
         seeds: of split, wrong labels, initial weights and batches alike; a number stands for the first ones.
         train_size, steps: images to train on (the other digits are the test set), and updates of every net.
@@ -232,16 +231,7 @@ def outcome(net: nn.Module, data: Data, noise: float) -> dict[str, float]:
 def measures(
     net: nn.Module, data: Data, start: Tensor | None = None, *, lanczos: int = 12, probes: int = 6, seed: int = 0
 ) -> dict[str, float]:
-    """Return every measure of one net on its training images, BatchNorm's statistics held.
-
-    Args:
-        net: in evaluation mode.
-        data: whose training part is measured on.
-        start: initial weights, (n,), for ``distance``.
-        lanczos: steps of each probe of the Hessian's spectrum.
-        probes: their number.
-        seed: of everything random.
-    """
+    """Return every measure of one net in evaluation mode on its training images; ``start`` is for ``distance``."""
     found = curvature.measure(net, F.cross_entropy, data.train, RHO, steps=lanczos, probes=probes, seed=seed)
     for m in MS:
         found[f"sharpness_m{m}"] = curvature.sharpness(net, F.cross_entropy, data.train, RHO, m).value
@@ -298,10 +288,7 @@ def judged(net: nn.Module, data: Data, seed: int = 0) -> dict[str, float]:
 
 
 def row(cell: Cell, w: Tensor, s: Settings, whole: bool = True) -> Cell:
-    """Return a cell's settings, outcome and measures at its final weights (no measures if it diverged).
-
-    Of the measures those of :func:`judged` alone unless ``whole``.
-    """
+    """Return a cell's settings, outcome and measures (none if it diverged; :func:`judged`'s alone unless ``whole``)."""
     net, data = finished(cell, w, s)
     if not whole:
         return {**cell, **outcome(net, data, cell["label_noise"]), **judged(net, data)}
@@ -322,10 +309,7 @@ GRID = {"lr_factor": (1.0, 2.0, 4.0, 8.0, 16.0), "weight_decay": (0.0, 1e-3, 1e-
 
 
 def at_best(seeds: Sequence[int], s: Settings, nb: Notebook) -> list[Cell]:
-    """Return cells of SGD with small and with large batches, each at the rate and decay that held-out images choose.
-
-    Both have as many trials, on seeds of their own; they are read from the committed record.
-    """
+    """Return cells of SGD with small and with large batches, each at its best trial of the committed record."""
     def of(batch: int, factor: float, decay: float, seed: int) -> Cell:
         return {"method": "SGD", "width": 32, "lr_factor": factor, "batch_size": batch, "weight_decay": decay,
                 "label_noise": 0.0, "norm": False, "seed": seed}
@@ -354,18 +338,12 @@ def shards(s: Settings, methods: int = 6) -> list[list[Cell]]:
 
 
 def swept(s: Settings, work: Work) -> tuple[list[Cell], float]:
-    """Train and measure a pool on one thread, each shard a piece of ``work``.
+    """Train and measure a pool, each shard a piece; return rows in the order of :func:`cells`, and the CPU seconds."""
+    def shard(part: list[Cell]) -> dict[str, Any]:
+        start = time.process_time()
+        return {"rows": rows_of(part, s), "cpu_seconds": time.process_time() - start}
 
-    Returns:
-        The rows in the order of :func:`cells` and the CPU seconds that they took.
-    """
-    made = [work.do("shard", partial(_shard, part, s), number=number) for number, part in enumerate(shards(s))]
+    made = [work.do("shard", partial(shard, part), number=number) for number, part in enumerate(shards(s))]
     place = {tuple(cell[a] for a in AXES): k for k, cell in enumerate(cells(s))}
     rows = [row for shard in made for row in shard["rows"]]
     return sorted(rows, key=lambda row: place[tuple(row[a] for a in AXES)]), sum(shard["cpu_seconds"] for shard in made)
-
-
-def _shard(part: list[Cell], s: Settings) -> dict[str, Any]:
-    start = time.process_time()
-    rows = rows_of(part, s)
-    return {"rows": rows, "cpu_seconds": time.process_time() - start}

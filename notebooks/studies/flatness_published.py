@@ -27,32 +27,22 @@ CARD = Path(__file__).parents[2] / "data" / "flatness_card.md"  # its text, and 
 COLUMNS = re.findall(r"(?m)^\| `(\w+)` \| ", CARD.read_text(encoding="utf-8"))
 
 
-def folder(profile: str = "full") -> Path:
-    """Return the folder of the published pool."""
-    return paths.records(NOTEBOOK, profile)
-
-
 def publish(rows: Sequence[dict[str, Any]], spent: float, s: Settings, nb: Notebook) -> pd.DataFrame:
     """Write ``pool.csv``, ``card.md`` and the record ``pool`` (settings, budget, the table's checksum)."""
     table = pd.DataFrame(rows)[COLUMNS]
     for seed in sorted(set(table["seed"])):
         nb.uses(flatness_pool.split(s.train_size, seed, 0.0))
-    text = table.to_csv(index=False, float_format="%.6g")
-    paths.write_whole(folder(nb.profile) / "pool.csv", text)
-    paths.write_whole(folder(nb.profile) / "card.md", card(table, spent, s))
+    text, folder = table.to_csv(index=False, float_format="%.6g"), paths.records(NOTEBOOK, nb.profile)
+    paths.write_whole(folder / "pool.csv", text)
+    paths.write_whole(folder / "card.md", card(table, spent, s))
     nb.record("pool", {"rows": len(table), "cpu_seconds": round(spent, 1), "sha256": _digest(text),
                        "settings": asdict(s), "methods": {m: flatness_pool.METHODS[m] for m in s.methods}})
     return published(nb.profile)
 
 
 def published(profile: str = "full") -> pd.DataFrame:
-    """Return the published pool, whole: nets that collapsed count as they are.
-
-    Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if the table is not the one that its record names.
-    """
-    file = folder(profile) / "pool.csv"
+    """Return the published pool, nets that collapsed too; refuse one that is not there, or not as its record says."""
+    file = paths.records(NOTEBOOK, profile) / "pool.csv"
     if not file.exists():
         raise FileNotFoundError(f"{file} is not there: `sharpnb run 18 --profile {profile}` makes it.")
     text, record = file.read_text(encoding="utf-8"), Record.load(file.with_name("pool.json"))
@@ -94,7 +84,7 @@ def scatter(ax: Any, table: pd.DataFrame, measure: str, target: str, group: str)
 
 
 def panel(table: pd.DataFrame) -> Any:
-    """An ipywidgets panel: pick measure, target, what the colour shows and one task; τ stands in the title."""
+    """Pick measure, target, what the colour shows and one task in an ipywidgets panel; τ stands in the title."""
     import ipywidgets as widgets
     import matplotlib.pyplot as plt
 

@@ -43,10 +43,7 @@ class Settings(Training):
         rhos: radii of SAM; the first is 0, which is SGD.
         gammas, alphas: weights of WSAM, and of GSAM's orthogonal part.
         mixes: Mixup's α; the default is the paper's (Appendix C.2).
-        weight_decay: of every method.
-        augment: of the training images.
-        chunk: members in one program.
-        bf16: of the gradients, as in :func:`sharpnb.lab.train_many`.
+        augment, chunk, bf16: as in :func:`sharpnb.lab.train_many`.
         evaluations: of each training, of which the best is told too.
     """
 
@@ -86,14 +83,9 @@ FULL = Settings(label="ResNet-8, 5,000 images of CIFAR-10, 24 epochs", data="cif
 class Mid(Settings):
     """One noise rate of the mid profile: hyperparameters are tuned on seeds and held-out images of their own.
 
-    A seed draws images, wrong labels, weights and batches; images are averaged over squares of 2 by 2.
-
-    Attributes:
-        noise, tests: share of wrong labels; test images of a seed.
-        tuning, judging: seeds; on those that tune, no test image is looked at.
-        decays: weight decays of SGD, one more hyperparameter to be tuned at each noise.
-        trials: at most, of each method: a range is extended until the best is inside.
-        chosen_by: how the baseline's settings were chosen.
+    A seed draws images (averaged over squares of 2 by 2; no tuning seed looks at one of its ``tests``), wrong labels,
+    weights and batches. ``decays`` are SGD's hyperparameter. Ranges are extended until the best is inside, to at most
+    ``trials``.
     """
 
     noise: float

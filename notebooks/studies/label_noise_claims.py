@@ -25,15 +25,9 @@ def edge(value: float, grid: Sequence[float]) -> str:
 def claims(
     table: pd.DataFrame | None, label: str, profile: str, record: str = "", tuned: Mapping[str, str] | None = None
 ) -> list[Claim]:
-    """Return the claims on a table; without it they are not run.
+    """Return the claims on a table of one row per training, at all hyperparameters or those picked; else not run.
 
-    Args:
-        table: of one row per training, with the picked hyperparameters, or all of them, from which the least mean
-            validation error picks.
-        label: of the net and the data.
-        profile: that made it.
-        record: that it rests on.
-        tuned: by primary claim what its protocol says of the hyperparameters.
+    ``label`` says net and data, ``tuned`` by primary claim what its protocol says of the hyperparameters.
     """
     made: list[Claim] = []
 
@@ -85,7 +79,7 @@ def _regime(table: pd.DataFrame, noise: float) -> Regime:
 def _lead(
     table: pd.DataFrame | None, over: str, under: str, noise: float, column: str = "test_error"
 ) -> np.ndarray | None:
-    """Return, per seed, the error of ``under`` (its ``column``) minus that of ``over``; None where one is not there."""
+    """Return, per seed, the error of ``under`` (its ``column``) minus that of ``over``; None where one is missing."""
     if table is None or not {over, under} <= {"SGD", *table[table["noise"] == noise]["method"]}:
         return None
     return study.accuracy(table, over, noise) - study.accuracy(table, under, noise, column)

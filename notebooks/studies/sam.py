@@ -23,7 +23,7 @@ from sharpnb.lab.pieces import Work
 from sharpnb.many.engine import Nets
 from sharpnb.rules import Gradient, State
 from studies.common import Training, spread
-from studies.trials import SEEDS, best, grid, trials
+from studies.trials import SEEDS, best, grid, powers, trials
 
 KINDS = ("2-norm", "max-norm", "random")
 LIVE = ("2-norm", "second-order", "five steps", "max-norm", "random")  # SAM first
@@ -32,15 +32,10 @@ INNER = (1, 2, 3, 5)  # the paper's (Fig. 7, Table 11)
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Training):
-    """What is trained, and over which radii.
+    """What is trained, measured each ``every`` steps, and over which radii.
 
-    Attributes:
-        rho: the radius of what is not swept.
-        rhos: for each of :data:`KINDS` the radii of Fig. 6, in the quick profile also of the others.
-        every: steps between two measurements of a curve.
-        noises: shares of wrong training labels; only none is in use.
-        weight_decay: of SGD, and of SAM's base.
-        augment: of the training images.
+    ``rhos`` has for each of :data:`KINDS` the radii of Fig. 6, in the quick profile also of the others; ``rho`` is that
+    of what is not swept. Of ``noises``, shares of wrong labels, only none is in use.
     """
 
     rho: float
@@ -51,15 +46,11 @@ class Settings(Training):
     augment: Augment | None = None
 
 
-def powers(first: int, last: int, base: float = 2.0) -> tuple[float, ...]:
-    """Return base**first, …, base**last."""
-    return tuple(base**k for k in range(first, last + 1))
-
-
 # Net, images and steps are those of a survey made before this notebook, in which SAM had been looked at (seeds 0 to 7).
 # They are kept because SGD alone fits at its best trial (BASE on TUNING): training error 0, test error about 6 %. Radii
 # are powers of two, as many for each kind, from where little happens to where it collapses.
-TUNING, BASE = SEEDS, {"lr": (0.1, 0.2, 0.4, 0.8), "weight_decay": (0.0, 1e-3, 3e-3, 1e-2)}
+TUNING = SEEDS
+BASE = {"lr": (0.1, 0.2, 0.4, 0.8), "weight_decay": (0.0, 1e-3, 3e-3, 1e-2)}
 QUICK = Settings(label="MLP 64-32-10, 300 digits", data="digits", train_size=300, steps=300, seeds=range(2000, 2020),
                  dtype=torch.float64, model=lambda seed: models.mlp((64, 32, 10), seed=seed), rho=0.1, every=50,
                  rhos={"2-norm": powers(-5, 0), "max-norm": powers(-10, -5), "random": powers(-1, 4),
@@ -82,10 +73,7 @@ def judging(s: Settings) -> range:
 
 
 def with_best_base(nb: Notebook, s: Settings) -> Settings:
-    """Return settings with the learning rate and decay of :data:`BASE` at which SGD has the least error on its seeds.
-
-    The trials are a committed record, ``base``.
-    """
+    """Return settings with the rate and decay of :data:`BASE` at which SGD is best on its seeds, a record."""
     def make(_: Work) -> dict[str, Any]:
         rows = trials([{"rule": "sgd", "momentum": s.momentum, **own} for own in grid(**BASE)],
                       lambda seed: nb.uses(s.images(seed)), s.model, s.seeds, steps=s.steps, batch_size=s.batch_size,
@@ -157,10 +145,9 @@ class Bound:
         \big(1+\sqrt{\tfrac{\log n}{k}}\big)^2\Big)+4\log\frac n\delta+8\log(6n+3k)}{n-1}}
 
     Attributes:
-        k: number of weights.
+        k, norm: number of weights and their 2-norm.
         n: number of training images.
         rho: radius.
-        norm: 2-norm of the weights.
         delta: probability with which the bound may fail (default 0.05: chosen by us).
     """
 
@@ -207,10 +194,7 @@ def by_seed(table: pd.DataFrame, column: str, **where: Any) -> pd.Series:
 
 
 def draw_kinds(ax: Any, table: pd.DataFrame, judged: pd.DataFrame | None = None) -> None:
-    """Draw Fig. 6: test error over the radius for each kind of perturbation; two seeds as dots.
-
-    ``judged`` are the ends of other seeds at the best radii: large marks, with their intervals.
-    """
+    """Draw Fig. 6: test error over the radius, two seeds as dots; large marks are ends of ``judged`` seeds, 95 %."""
     few = table["seed"].nunique() < 3
     for kind, (role, style) in {"2-norm": ("sam", "s-"), "max-norm": ("adam", "v--"), "random": ("sgd", "o-.")}.items():
         own = table[table["kind"] == kind]

@@ -44,12 +44,12 @@ def claims(table: pd.DataFrame | None, trials: Trials, s: Study, profile: str, r
 def of_vit(table: pd.DataFrame, trials: Trials, s: Study, profile: str) -> list[Claim]:
     """Return the claims on the transformer that is trained on."""
     about: dict[str, Any] = {"profile": profile, "regime": comparison.regime(table, "AdamW")}
-    made = [Claim.from_samples(comparison.gap(table, rival, "WSAM"), protocol=protocol(s, trials, rival, "WSAM", "vit"),
-                               **about, **({"id": "wsam-table-4"} if rival == "AdamW" else {
-                                   "id": f"wsam-table-4-{rival.lower()}", "below": "wsam-table-4",
-                                   "statement": f"Training on with WSAM ends at a lower test error than with {rival}"}))
-            for rival in ("AdamW", "SAM", "GSAM")]
-    return made
+    told = {rival: {"id": f"wsam-table-4-{rival.lower()}", "below": "wsam-table-4",
+                    "statement": f"Training on with WSAM ends at a lower test error than with {rival}"}
+            for rival in ("SAM", "GSAM")}
+    return [Claim.from_samples(comparison.gap(table, rival, "WSAM"), **own, **about,
+                               protocol=protocol(s, trials, rival, "WSAM", "vit"))
+            for rival, own in ({"AdamW": {"id": "wsam-table-4"}} | told).items()]
 
 
 def protocol(s: Study, trials: Trials, worse: str, better: str, part: str = "net") -> str:

@@ -21,6 +21,11 @@ def grid(**axes: Iterable[Any]) -> tuple[dict[str, Any], ...]:
     return tuple(dict(zip(axes, taken, strict=True)) for taken in product(*axes.values()))
 
 
+def powers(first: int, last: int, base: float = 2.0) -> tuple[float, ...]:
+    """Return base**first, …, base**last."""
+    return tuple(base**k for k in range(first, last + 1))
+
+
 def trials(settings: Iterable[Mapping[str, Any]], images: Callable[[int], Data], model: Callable[[int], nn.Module],
            seeds: Iterable[int] = SEEDS, **told: Any) -> Rows:
     """Train each setting with each seed on the seed's own split; return settings with their errors, a row each."""

@@ -22,6 +22,7 @@ from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from sharpnb.lab.verdicts import paired
 from studies import comparison
+from studies.common import spread
 from studies.comparison import Config, Method, Setting, Split, Trials
 from studies.trials import grid
 
@@ -32,10 +33,7 @@ FORMS = {"decoupled": True, "coupled": False}
 
 @dataclass(frozen=True)
 class Study:
-    """One profile: net, label noises, the seeds of judging and tuning, what is tried of each.
-
-    ``chosen_by`` says how net and data were chosen.
-    """
+    """One profile: net, label noises, the seeds of judging and tuning, what is tried of each."""
 
     net: Setting
     noises: tuple[float, ...]
@@ -96,8 +94,7 @@ def with_noise(trials: Trials, noise: float) -> list[Mapping[str, Any]]:
 def sweep(study: Study, trials: Trials, seeds: Sequence[int], nb: Notebook, work: Work) -> pd.DataFrame:
     """Train SAM at its tuned radius, and both forms of WSAM there with each γ, with the judging seeds.
 
-    Returns:
-        A row a noise, ``method`` (``"SAM"`` or the form), γ and seed, with ``lambda_max`` of the first seeds.
+    Return a row a noise, ``method`` (``"SAM"`` or the form), γ and seed, with ``lambda_max`` of the first seeds.
     """
     tables = []
     for noise in study.noises:
@@ -147,9 +144,8 @@ def inside_or_outside(
 def sharpness_and_lambda(study: Study, nb: Notebook, radii: Sequence[float], seeds: int = 3) -> pd.DataFrame:
     r"""Train SGD and compare :math:`2\tilde L/\rho^2` with the largest eigenvalue, with and without the slope's part.
 
-    Returns:
-        A row a radius and seed: ``whole`` is :math:`2\tilde L/(\rho^2\lambda_1)` by projected ascent of 20 steps,
-        ``curved`` the same of :math:`\tilde L-\rho\|\nabla L\|`, the part that is left at a stationary point.
+    Return a row a radius and seed: ``whole`` is :math:`2\tilde L/(\rho^2\lambda_1)` by projected ascent of 20 steps,
+    ``curved`` the same of :math:`\tilde L-\rho\|\nabla L\|`, the part that is left at a stationary point.
     """
     s = study.net if nb.full else replace(study.net, dtype=torch.float64)
 
@@ -178,10 +174,7 @@ _ROLES = {"decoupled": "wsam", "coupled": "sam"}
 
 
 def draw_fig3(table: pd.DataFrame, study: Study) -> tuple[Any, pd.DataFrame]:
-    """Draw error and λmax over γ, a row a noise. Return the figure and its numbers.
-
-    Bars are 95 % intervals; means of two seeds have none.
-    """
+    """Draw error and λmax over γ, a row a noise, with 95 % intervals but of two seeds; return figure and data."""
     import matplotlib.pyplot as plt
 
     columns = ("test_error", "lambda_max")
@@ -200,10 +193,10 @@ def _draw_over_gamma(ax: Any, part: pd.DataFrame, noise: float, column: str) -> 
     drawn, rho = [], part["rho"].iloc[0]
     forms = part[part["method"].isin(FORMS)].dropna(subset=[column])
     for form, group in forms.groupby("method", sort=False):
-        stats = group.groupby("gamma")[column].agg(["mean", "sem", "count"])
-        half, role = t95(stats["count"]) * stats["sem"], _ROLES[str(form)]
-        ax.errorbar(stats.index, stats["mean"], half.where(stats["count"] > 2), fmt=MARKERS[role] + "-", ms=4, lw=1.2,
-                    capsize=2, color=COLOURS[role], label=f"WSAM {form}")
+        stats, role = spread(group.groupby("gamma")[column]), _ROLES[str(form)]
+        half = t95(stats["count"]) * stats["sem"]
+        ax.errorbar(stats.index, stats["mean"], stats["half"], fmt=MARKERS[role] + "-", ms=4, lw=1.2, capsize=2,
+                    color=COLOURS[role], label=f"WSAM {form}")
         drawn += [(noise, column, form, *row) for row in zip(stats.index, stats["mean"], half, strict=True)]
     ax.axvspan(0.8, 0.95, color=COLOURS["grey"], alpha=0.13, lw=0)
     n = part.dropna(subset=[column])["seed"].nunique()

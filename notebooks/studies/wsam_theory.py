@@ -52,10 +52,9 @@ def largest_stable_weight(curvature: float, *, rho: float, lr: float, momentum: 
 
 
 def adam_pull(scale: Tensor, *, gamma: float, rho: float, decouple: bool, steps: int = 1) -> Tensor:
-    r"""How far the sharpness term moves Adam, in learning rates, when the loss is multiplied by ``scale``.
+    r"""How far the sharpness term moves Adam when the loss is multiplied by ``scale``, in learning rates, (K,).
 
-    The loss is a quadratic in two dimensions, curvatures 1 and 10, started at (1, 1); returned is
-    :math:`\|w_\gamma-w_0\|/\alpha` after ``steps`` from there, one a scale: (K,).
+    It is :math:`\|w_\gamma-w_0\|/\alpha` on a quadratic in two dimensions, curvatures 1 and 10, from (1, 1) on.
     """
     curvature = torch.tensor([[1.0, 10.0]], dtype=torch.float64)
     start = torch.ones(len(scale), 2, dtype=torch.float64)

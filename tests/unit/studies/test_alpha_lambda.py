@@ -1,5 +1,4 @@
 from dataclasses import replace
-from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -21,37 +20,12 @@ def test_separability_tells_axes_from_diagonals_and_noise_from_both():
     assert abs(np.mean(draws)) < 3 * np.std(draws) / np.sqrt(40)
 
 
-def test_separability_of_exact_sums_has_an_r2_of_one():
-    y = (2.0 * A + np.sin(L)).ravel()
-    assert study._adjusted_r2(y, A.ravel(), L.ravel()) == pytest.approx(1.0)
-    assert study._adjusted_r2((A * L).astype(float).ravel(), A.ravel(), L.ravel()) < 0.95
-
-
 @pytest.mark.parametrize("truth", [-1.0, 0.0, 1.0])
 def test_the_slope_is_that_of_the_valley(truth):
     errors = 5 + 4 * (np.indices((5, 13))[1] - 6 - truth * (np.indices((5, 13))[0] - 2)) ** 2.0
     assert study.slope(errors) == pytest.approx(truth, abs=1e-3)
     errors[0] = 60 + np.arange(13)  # a row that does not reach the valley is left out
     assert study.slope(errors) == pytest.approx(truth, abs=1e-3)
-
-
-def test_the_best_cells_are_the_best():
-    errors = np.random.default_rng(0).uniform(size=(4, 5))
-    rows, columns = study.best_cells(errors, 6)
-    assert sorted(errors[rows, columns]) == sorted(errors.ravel())[:6] and errors[rows[0], columns[0]] == errors.min()
-
-
-def test_the_full_profiles_code_runs_as_a_toy(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    nb = notebook.Notebook("11_alpha_lambda_heatmaps", "toy", "cpu", {})
-    axes = study.TOY.alphas["sgd"][:2], study.TOY.lambdas["sgd"][:3]
-    cells = [{"rule": rule, "lr": lr, "weight_decay": decay, "schedule": "cosine", "seed": seed, **study.TOY.cell}
-             for rule in ("sgd", "adamw") for lr, decay in product(*axes) for seed in range(study.TOY.seeds)]
-    table = study.recorded(nb, "cells", study.TOY, cells)
-    assert study.maps(table, "sgd").shape == (2, 2, 3) and np.isfinite(study.maps(table, "adamw")).all()
-    assert np.allclose(study.maps(study.recorded(nb, "cells", study.TOY, cells), "sgd"), study.maps(table, "sgd"))
-    numbers = study.numbers(table, study.TOY, ["sgd", "adamw"])
-    assert list(numbers["rule"]) == ["sgd"] * 2 + ["adamw"] * 2
 
 
 def test_a_table_is_the_sweeps_and_says_where_a_training_left_the_finite_numbers(tmp_path, monkeypatch):

@@ -24,11 +24,6 @@ def test_images_are_split_without_overlap_and_only_training_labels_are_wrong():
     assert not torch.equal(clean[3].data.train_x, clean[8].data.train_x)
 
 
-def test_signals_too_are_a_seeds_own():
-    a, b = comparison.splits(comparison.replace(TINY, data="mnist1d"), (0, 1)).values()
-    assert not torch.equal(a.data.train_x, b.data.train_x) and torch.equal(a.data.test_x, b.data.test_x)
-
-
 def trials(**errors):
     """Rows of tune: one a value of the grid, the method's name and its held-out errors given."""
     return [{"method": name, "own": {"rho": float(k)}, "val_error": v, "train_error": 0.0}

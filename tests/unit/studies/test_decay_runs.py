@@ -47,10 +47,6 @@ def test_restarts_renew_the_decay_by_their_period():
     assert [eta(t / 12) for t in (0, 2, 4, 8)] == pytest.approx([1, 0.5, 1, 0.5])
 
 
-def test_each_seed_of_digits_has_its_own_split(nb):
-    assert not torch.equal(WORLD.images(0).test_x, WORLD.images(1).test_x)
-
-
 def test_tuning_takes_the_lowest_mean_counts_a_diverged_run_as_guessing_and_names_the_edge():
     errors = {(0.1, 0.0): (3, 9), (0.2, 0.0): (5, 5), (0.2, 1.0): (8, 4.5), (0.4, 1.0): (1, float("nan"))}
     rows = [{"method": "m", "lr": lr, "weight_decay": decay, "seed": seed, "step": step, "test_error": e if step else 0}

@@ -86,13 +86,6 @@ def test_numbers_of_labels_that_sgd_does_not_fit_are_left_out(tuning):
     assert tables.fitted(table.to_dict("list"), TOY) == [2]
 
 
-def test_a_net_is_trained_from_its_own_start_and_twice_as_long():
-    bench = study.Bench(TOY, [5, 6])
-    rows = [bench.fit(name, 2, [{"rule": "sgd", "lr": 0.1}], times) for name, times in (("scratch", 1), ("pretrained", 1), ("pretrained", 2))]
-    assert all([row["seed"] for row in own] == [5, 6] and 0 <= own[0]["validation_error"] <= 100 for own in rows)
-    assert len({tuple(row["test_error"] for row in own) for own in rows}) == 3
-
-
 def test_the_paper_s_tables_agree_with_each_other_and_with_figure_1():
     for name, row in tables.TABLE10.items():
         assert row[0] == tables.TABLE3[name][0][0] and row[2] == tables.TABLE3[name][1][0]
@@ -104,11 +97,6 @@ def test_efficientnet_takes_the_same_road(tmp_path):
     rows = study._toy_rows("efficientnet_b0")
     assert {(row["method"], row["seed"]) for row in rows} == {(m, s) for m in ("SGD", "SGD, twice", "SAM") for s in range(1)}
     assert all(0 <= row["top1"] <= 100 and row["top5"] == 0 for row in rows)  # of three classes all are among the first five
-
-
-def test_the_full_profile_without_images_runs_nothing():
-    nb = lab.start("06_finetuning", profile="full", device="cpu")
-    assert study.full_rows(nb, "", "efficientnet_b0") == []
 
 
 def test_the_full_profile_takes_the_paper_s_protocol_once(images, tmp_path, monkeypatch):

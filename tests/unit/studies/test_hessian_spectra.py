@@ -53,21 +53,6 @@ def test_every_row_is_the_dense_hessians_top_five(s, nb):
     assert row["ratio"] == pytest.approx(row["lambda_1"] / row["lambda_5"])
 
 
-def test_sgd_and_sam_start_alike_and_part(nb):
-    _, kept = study.run(replace(SMALL, steps=6), nb)
-    assert not torch.equal(kept["sgd", 6], kept["sam", 6])
-    _, again = study.run(replace(SMALL, steps=6), nb)
-    assert torch.equal(kept["sam", 6], again["sam", 6])
-
-
-def test_pairs_and_changes_go_by_seed():
-    rows = [{"rule": r, "seed": s, "time": t, "x": v} for r, s, t, v in [
-        ("sgd", 0, "end", 8.0), ("sam", 0, "end", 2.0), ("sgd", 1, "end", 9.0), ("sam", 1, "end", 3.0),
-        ("sgd", 1, "middle", 0.9), ("sgd", 0, "middle", 80.0)]]
-    assert study.paired(rows, "end", "x", lambda a, b: a / b) == [4.0, 3.0]
-    assert study.change(rows, "sgd", "x", "middle", "end") == pytest.approx([-1.0, 1.0])
-
-
 def test_the_quadrature_and_the_dense_spectrum_agree(nb):
     data = SMALL.images(0)
     both = study.quadrature_and_dense(SMALL, data, torch.nn.utils.parameters_to_vector(SMALL.model(0).double().parameters()))
@@ -83,12 +68,6 @@ def test_a_finished_full_run_is_not_trained_again(tmp_path, monkeypatch):
     study.rows_of(study.TOY, nb, "clean")
     monkeypatch.setattr(study, "run", lambda *a, **k: pytest.fail("trained again"))
     assert study.rows_of(study.TOY, nb, "clean") == ([{"rule": "sgd"}], {})
-
-
-def test_batchnorm_rows_have_shares_between_nought_and_one(nb):
-    rows = study.batchnorm(nb, range(1), steps=60, top=3)
-    assert [row["net"] for row in rows] == ["no BatchNorm"] * 3 + ["BatchNorm"] * 3
-    assert all(0 <= row["gradient_share"] <= 1 + 1e-9 and row["ratio"] >= 1 for row in rows)
 
 
 def test_what_is_tuned_is_best_on_held_out_images_and_read_back(nb, monkeypatch):

@@ -50,19 +50,6 @@ def test_the_whole_study_runs_at_the_size_of_a_test(toy):
         "SAM", "random labels", "Mixup", "ESAM", "GSAM", "WSAM", "Bootstrap + SAM", "Bootstrap + Mixup"]
 
 
-def test_ordinary_rules_and_mixup_start_from_the_same_nets_and_equal_each_other(toy):
-    space, s = toy(), study.TOY
-    one = [{"method": "SAM", "value": 0.0, "noise": 0.2, "seed": 0}]
-    w = [space["trained"](name, members=one, how=how)["w"]
-         for name, how in (("a", [{"rule": "sam", "rho": 0.0}]), ("b", [{"rule": "sgd"}]))]
-    assert torch.allclose(*w, atol=1e-6)
-    labels = torch.stack([data.train_y for data in study.sets(s, one)])
-    again = space["trained"]("c", members=one, how=[{"rule": "sgd"}], labels=labels)
-    assert torch.equal(again["w"], w[1])
-    other = space["trained"]("d", members=one, how=[{"rule": "sgd"}], labels=(labels + 1) % 10)
-    assert not torch.equal(other["w"], w[1])
-
-
 def test_the_images_of_the_mid_profile_are_drawn_by_the_seed_and_those_that_tune_see_no_test_image():
     m = study.MIDS["toy"]
     (judged,), (tuned,) = (study.sets(m, [{"seed": seed, "noise": 0.25}]) for seed in (m.judging[0], m.tuning[0]))

@@ -111,28 +111,6 @@ def test_what_is_best_at_an_end_of_its_grid_is_named():
     assert study.best(trials[trials["weight_decay"] == 0.1], "SGD, E")["edge"] == "no"
 
 
-def test_radius_0_is_sgd_so_that_the_control_gains_nothing():
-    member = {"lr": 0.1, "weight_decay": 1e-3, "rho": 0.0, "seed": 3}
-    sam = study.setting(member) | {"rule": "sam", "rho": 0.0}
-    images = SMALL.images(3)
-    both = lab.train_many([study.setting(member), sam], images, SMALL.net, steps=6, batch_size=8, dtype=torch.float64)
-    assert torch.equal(both.weights[0], both.weights[1])
-
-
-def test_nets_of_the_live_table_are_measured_each_by_itself():
-    members = [{"lr": 0.1, "weight_decay": 1e-3, "rho": 0.05, "seed": seed} for seed in SMALL.seeds]
-    many = trained(SMALL, members, 1)
-    entries = study.finished(SMALL, many, True, method="SAM")
-    for entry, w, seed in zip(entries, many.weights, SMALL.seeds, strict=True):
-        net, data = SMALL.net(0).double(), SMALL.images(seed)
-        torch.nn.utils.vector_to_parameters(w, net.parameters())
-        wrong = 100.0 * (net(data.test_x).argmax(1) != data.test_y).double()
-        assert (entry["method"], entry["seed"]) == ("SAM", seed) and len(wrong) == 1757
-        assert entry["test_error"] == pytest.approx(wrong.mean().item())
-        assert entry["loss"] == pytest.approx(torch.nn.functional.cross_entropy(net(data.train_x), data.train_y).item())
-        assert np.isfinite(entry["rise"]) and entry["values"].shape == (21, 21)
-
-
 def test_claims_are_paired_by_seed_and_carry_the_regime(nb):
     live = cell_of(("SGD, E", 5.0, 3.0), ("SGD, 2E", 4.0, 9.0), ("SAM", 3.0, 1.0), ("SAM, untuned", 7.0, 1.0))
     survey = cell_of(("SGD, E", 9.0, 1.0), ("SGD, 2E", 5.0, 0.5), ("SAM", 8.0, 1.0))
@@ -173,15 +151,6 @@ def test_the_full_profile_runs_as_a_toy_and_goes_on_where_it_was_killed(nb, monk
     assert [(a["test_error"], a["method"]) for a in again] == [(b["test_error"], b["method"]) for b in first]
 
 
-def test_the_survey_is_table_1_small_and_part_of_table_5():
-    scale = full_study.survey()
-    assert len(scale.cells) == len({cell.name for cell in scale.cells}) == 4 * 3 + 2 and scale.seeds >= 3
-    assert all(list(cell.methods) == ["SAM", "SGD, E", "SGD, 2E"] and cell.rho == 0.05 for cell in scale.cells)
-    fashion = [cell for cell in scale.cells if cell.data == "fashion_mnist"]
-    assert [cell.augmentation for cell in fashion] == ["Basic", "AA"]
-    assert fashion[0].build(0).eval()(torch.rand(2, 1, 28, 28)).shape == (2, 10)
-
-
 def test_half_a_cell_of_the_survey_is_not_shown_and_is_run_again(nb, monkeypatch):
     scale = full_study.survey()
     cells = tuple(replace(cell, epochs=1) for cell in scale.cells if cell.data == "digits")[:1]
@@ -198,13 +167,6 @@ def test_half_a_cell_of_the_survey_is_not_shown_and_is_run_again(nb, monkeypatch
     full_study.run_survey()
     assert [entry["test_error"] for entry in full_study.surveyed()] == [entry["test_error"] for entry in entries]
     assert json.loads(path.read_text())["provenance"]["parameters"]["profile"] == "survey"
-
-
-def test_a_pool_has_variants_of_each_image_in_order():
-    data = study.load_data("digits", train_size=7)
-    many = study.pooled(data, "Cutout", copies=3)
-    assert many.train_x.shape == (21, 1, 8, 8) and torch.equal(many.train_y, data.train_y.repeat(3))
-    assert not torch.equal(many.train_x[:7], many.train_x[7:14])
 
 
 def test_a_full_record_of_other_settings_is_no_answer(tmp_path, monkeypatch):

@@ -45,14 +45,6 @@ def test_random_perturbation_has_the_radius_and_forgets_the_gradient():
     assert torch.allclose(moved, w - 0.1 * quadratic(asked[0]))
 
 
-def test_second_order_update_is_parallel_on_an_isotropic_bowl():
-    w = torch.tensor([[0.3, -0.4]], dtype=torch.float64)
-    grad = lambda at: 3.0 * at
-    first = grad(w + study.perturbation(w, grad, 0.1))
-    second = first + rules.second_order_term(grad, w, grad(w), first, 0.1)
-    assert study.cosine(first, second).item() == pytest.approx(1.0, abs=1e-12)
-
-
 def test_bound_against_the_formula_written_out():
     b = study.Bound(k=1000, n=200, rho=0.1, norm=5.0)
     inner = 1 + 25 / 0.01 * (1 + math.sqrt(math.log(200) / 1000)) ** 2

@@ -59,12 +59,6 @@ def test_the_page_has_counts_one_line_per_claim_and_origins_and_is_the_same_each
     assert "(<../data/records/03_b/quick/claims.json>)" in own and "(<03_b.ipynb>)" in own
 
 
-def test_what_a_run_of_the_full_profile_leaves_behind_replaces_no_claim():
-    before = report.page()
-    commit("03_b", Claim("a", DOWN, profile="full"), profile="full")
-    assert report.page() == before
-
-
 @pytest.mark.parametrize(("unit", "text"), [
     ("points of error", "+1.48 [+1.34, +1.61] points"), ("log10 of a ratio", "×29.9 [×21.7, ×41.1]"),
     ("share", "+1.48 [+1.34, +1.61] share")])

@@ -39,15 +39,6 @@ def test_adam_feels_the_scale_of_the_loss_only_when_decoupled():
     assert float(together[1] / together[0]) == pytest.approx(1, rel=1e-3) and float(together[0]) > 0
 
 
-def test_objective_and_bound_at_the_special_weights():
-    assert theory.wsam_loss(2.0, 3.0, 0.0) == 2.0 and theory.wsam_loss(2.0, 3.0, 0.5) == 3.0
-    assert theory.wsam_loss(2.0, 3.0, 0.75) == pytest.approx(5.0)
-    size = {"samples": 1000, "weights": 50, "dimension": 100.0, "norm": 5.0, "rho": 0.1}
-    assert theory.bound(0.5, **size)["loss"] == 0 and theory.bound(0.0, **size)["sharpness"] == 0
-    more = theory.bound(0.5, **size | {"samples": 10**6})
-    assert 0 < more["sharpness"] < theory.bound(0.5, **size)["sharpness"]
-
-
 def test_without_sharpness_the_convex_run_is_sgd_and_regret_falls():
     found = theory.online((0.0, 0.9), convex=True, rho=lambda t: 0.0, steps=200, seeds=2, lr=0.1)
     assert torch.allclose(found["regret"][0], found["regret"][1], atol=1e-12)  # ρ = 0: γ does nothing
@@ -55,11 +46,6 @@ def test_without_sharpness_the_convex_run_is_sgd_and_regret_falls():
     assert theory.slope(np.arange(50, 201), late) < -0.5
     assert (found["gradient"][..., 1:] <= found["gradient"][..., :-1]).all()
     assert found["gradient"].shape == (2, 2, len(theory.looks(200)))
-
-
-def test_slope_of_a_power():
-    t = np.arange(1, 50)
-    assert theory.slope(t, 3.0 * t**-0.7) == pytest.approx(-0.7)
 
 
 def test_the_toy_profile_runs_the_full_code(tmp_path, monkeypatch):
