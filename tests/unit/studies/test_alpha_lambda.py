@@ -28,14 +28,14 @@ def test_the_slope_is_that_of_the_valley(truth):
     assert study.slope(errors) == pytest.approx(truth, abs=1e-3)
 
 
-def test_a_table_is_the_sweeps_and_says_where_a_training_left_the_finite_numbers(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+def test_a_table_is_the_sweeps_and_says_where_a_training_left_the_finite_numbers(project):
     nb = notebook.Notebook("11_alpha_lambda_heatmaps", "quick", "cpu", {})
     short = replace(study.LARGE, steps=8, data={**study.LARGE.data, "train_size": 100})
     grid = {"rule": "sgd", "lr": [0.1, 1e200], "weight_decay": [0.0, 0.5], "schedule": ["cosine"], "seed": range(2)}
     table = study.recorded(nb, "short", short, cells_of(grid))
     table = table.sort_values(["lr", "weight_decay", "seed"], ignore_index=True)
-    theirs = sweep(grid, short.data, short.model, steps=8, batch_size=50, folder=tmp_path, progress=False, **short.options)
+    theirs = sweep(grid, short.data, short.model, steps=8, batch_size=50, folder=project, progress=False,
+                   **short.options)
     pd.testing.assert_frame_equal(table, theirs[study.KEPT])
     assert [bool(reason) for reason in table["reason"]] == [False] * 4 + [True] * 4
 

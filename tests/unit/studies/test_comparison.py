@@ -9,7 +9,8 @@ from studies import comparison
 from studies.trials import grid
 
 CPU = torch.device("cpu")
-TINY = comparison.Setting("tiny", "digits", 40, 30, lambda seed: models.mlp((64, 4, 10), seed=seed), steps=5, batch_size=20)
+TINY = comparison.Setting("tiny", "digits", 40, 30, lambda seed: models.mlp((64, 4, 10), seed=seed), steps=5,
+                          batch_size=20)
 
 
 def test_images_are_split_without_overlap_and_only_training_labels_are_wrong():

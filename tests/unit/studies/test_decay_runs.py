@@ -20,9 +20,7 @@ CONFIGS = [
 
 
 @pytest.fixture
-def nb(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    monkeypatch.setenv("TQDM_DISABLE", "1")
+def nb(project):
     return lab.start("n", device="cpu")
 
 

@@ -59,7 +59,8 @@ def test_resting_points_are_where_the_updates_rest():
     bowl = study.quadratic()
     for end, options in ((bowl.end_of_l2(0.4), {"l2": 0.4}), (bowl.end_of_decay(0.02, 0.05), {"decay": 0.02})):
         assert torch.allclose(bowl.descend(0.05, **options), end, atol=1e-12)
-    assert torch.allclose(bowl.end_of_l2(0.0), bowl.c) and (bowl.end_of_l2(0.4) - bowl.end_of_decay(0.02, 0.05)).norm() > 0.1
+    assert torch.allclose(bowl.end_of_l2(0.0), bowl.c)
+    assert (bowl.end_of_l2(0.4) - bowl.end_of_decay(0.02, 0.05)).norm() > 0.1
 
 
 def test_the_filter_is_the_dense_posterior_and_l2_needs_a_coefficient_for_each_weight():

@@ -30,9 +30,7 @@ STUDIES = {
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_second_call_makes_no_piece_and_a_lost_record_is_put_together_from_the_pieces(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    monkeypatch.setenv("TQDM_DISABLE", "1")
+def test_a_second_call_makes_no_piece_and_a_lost_record_is_put_together_from_the_pieces(name, project, monkeypatch):
     nb = lab.start(name, profile="toy", device="cpu")
     first = STUDIES[name](nb)
     records = list(paths.records(name, "toy").glob("*.json"))
@@ -47,15 +45,13 @@ def test_a_second_call_makes_no_piece_and_a_lost_record_is_put_together_from_the
 @pytest.mark.parametrize(("name", "count"), [
     ("13_warm_restarts", 2 + 6 + 4), ("14_swa_landscapes", 4), ("15_swap", 2), ("16_lookahead", 4),
     ("17_filter_grafting", 10)])
-def test_what_a_notebook_trains_in_its_cells_runs_at_toy_size_and_is_kept(name, count, tmp_path, monkeypatch):
+def test_what_a_notebook_trains_in_its_cells_runs_at_toy_size_and_is_kept(name, count, project, monkeypatch):
     pyplot = pytest.importorskip("matplotlib.pyplot")
     pyplot.switch_backend("agg")
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-    (tmp_path / "site").mkdir()
-    shutil.copy(ROOT / "site" / "primary.toml", tmp_path / "site")
-    kept = []
-    monkeypatch.setattr(pieces.Work, "_keep", lambda work, *rest, keep=pieces.Work._keep: kept.append(rest) or keep(work, *rest))
+    (project / "site").mkdir()
+    shutil.copy(ROOT / "site" / "primary.toml", project / "site")
+    kept, keep = [], pieces.Work._keep
+    monkeypatch.setattr(pieces.Work, "_keep", lambda work, *rest: kept.append(rest) or keep(work, *rest))
     cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     for expected in (count, count):  # a second time nothing is trained

@@ -32,10 +32,8 @@ def test_the_hyperparameter_is_picked_on_validation_and_not_on_test():
 
 
 @pytest.fixture
-def toy(tmp_path, monkeypatch):
+def toy(project):
     """Return a function that trains everything at the size of a test, as the notebook does in the full profile."""
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    monkeypatch.setenv("TQDM_DISABLE", "1")
     return lambda: executed("05_label_noise", "settings", "train", profile="toy", device="cpu")
 
 
@@ -44,7 +42,8 @@ def test_the_whole_study_runs_at_the_size_of_a_test(toy):
     assert set(table["method"]) == set(study.METHODS) - {"SGD"}
     errors = table[["test_error", "validation_error", "train_error", "best_epoch"]]
     assert ((errors >= 0) & (errors <= 100)).all(axis=None) and (table["best_epoch"] <= table["test_error"] + 1e-9).all()
-    assert all(len(study.accuracy(table, method, noise)) == s.seeds for method in study.METHODS for noise in study.NOISES)
+    assert all(len(study.accuracy(table, method, noise)) == s.seeds
+               for method in study.METHODS for noise in study.NOISES)
     record = Record.find("05_label_noise", "table", "toy")
     assert [piece["label"] for piece in record.provenance["pieces"]] == [
         "SAM", "random labels", "Mixup", "ESAM", "GSAM", "WSAM", "Bootstrap + SAM", "Bootstrap + Mixup"]

@@ -36,9 +36,7 @@ def test_batched_measure_is_that_of_each_net(m):
         assert found[k].item() == pytest.approx(alone, rel=1e-10)
 
 
-def test_the_experiments_run_at_the_size_of_a_test_and_rank_what_they_should(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    monkeypatch.setenv("TQDM_DISABLE", "1")
+def test_the_experiments_run_at_the_size_of_a_test_and_rank_what_they_should(project, monkeypatch):
     run = lambda: executed("04_m_sharpness", "settings", "train", "family", profile="toy", device="cpu")
     s, space = study.TOY, run()
     trained, family = space["trained"], space["family"]
@@ -65,7 +63,6 @@ def test_the_change_against_sgd_is_paired_by_seed():
     found = study.against_sgd(pd.DataFrame(rows))
     assert found.loc[(0.0, 4, 0.1), "mean"] == pytest.approx(-1.75)
     assert found.loc[(0.0, 16, 0.1), "mean"] == pytest.approx(2.0)
-    assert found.loc[(0.0, 16, 0.1), "sem"] == pytest.approx(1 / 3**0.5)
     assert found.loc[(0.0, 16, 0.1), "half"] == pytest.approx(4.303 / 3**0.5, rel=1e-3)
 
 
@@ -83,7 +80,8 @@ def test_a_net_is_taken_where_it_first_comes_to_the_loss():
     def nets(which):
         return Nets([0] * len(which), data, lambda seed: models.mlp((64, 8, 10), seed=seed), batch_size=40)
 
-    first = [next(row["step"] for row in many.rows if row["member"] == k and row["train_loss"] <= 0.5) for k in range(2)]
+    first = [next(row["step"] for row in many.rows if row["member"] == k and row["train_loss"] <= 0.5)
+             for k in range(2)]
     found = study.at_loss(train, nets, 2, 0.5, first[1])
     assert asked == [([0, 1], first[1]), ([0], 4 * first[1])], "only who has not come there goes on"
     assert all(torch.equal(found[k], many.kept[first[k]][k]) for k in range(2))
@@ -92,7 +90,8 @@ def test_a_net_is_taken_where_it_first_comes_to_the_loss():
 
 
 def test_the_claims_are_large_m_minus_small_m_and_carry_the_regime():
-    trained = pd.DataFrame([{"noise": 0.0, "m": m, "rho": rho, "seed": seed, "train_error": 1.0, "test_error": error + seed}
+    trained = pd.DataFrame([{"noise": 0.0, "m": m, "rho": rho, "seed": seed, "train_error": 1.0,
+                             "test_error": error + seed}
                             for m, rho, error in ((4, 0.05, 9.0), (16, 0.05, 12.0), (16, 0.0, 20.0)) for seed in range(3)])
     random = np.random.default_rng(0)
     family = pd.DataFrame([{"seed": seed, **dict.fromkeys(study.TOY.family, k), "gap": float(k), "sharpness_4": k,
@@ -106,5 +105,4 @@ def test_the_claims_are_large_m_minus_small_m_and_carry_the_regime():
     assert found["sam-fig3-positive"].samples == (1, 1, 1)
     assert found["sam-fig-3-right"].samples == pytest.approx(1 - tau[16])
     later = claims(None, family, study.TOY, "full")
-    assert [(claim.id, claim.below) for claim in later][:2] == [("sam-fig-3-middle", ""), ("sam-fig3-tau", "sam-fig-3-right")]
-    assert later[0].samples is None
+    assert [claim.id for claim in later][:2] == ["sam-fig-3-middle", "sam-fig3-tau"] and later[0].samples is None

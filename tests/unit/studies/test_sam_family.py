@@ -55,8 +55,7 @@ def test_the_transformer_attends_to_patches_and_depends_on_its_seed_alone():
         tiny_vit(patch=3)
 
 
-def test_the_toy_profile_runs_the_full_code(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+def test_the_toy_profile_runs_the_full_code(project):
     toy, cells = study.TOY, ("settings", "compare")
     made = executed("09_sam_family", *cells, profile="toy", device="cpu")
     trials, table = made["trials"], made["table"]
@@ -91,8 +90,7 @@ def test_the_claims_are_those_of_right_labels_and_half_a_point_is_esams():
     assert {claim.samples for claim in statements.claims(None, [], study.FULL, "full")} == {None}
 
 
-def test_training_on_starts_where_pretraining_ended(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+def test_training_on_starts_where_pretraining_ended(project, monkeypatch):
     toy, nb = study.TOY, lab.start("09_sam_family", profile="toy", device="cpu")
     still = {name: {"rule": "adamw_torch", "lr": 1e-12, "weight_decay": 0.0} for name in study.TRAINED_ON}
     monkeypatch.setattr(study.comparison, "best", lambda trials, name: {"config": still[name]})

@@ -2,7 +2,6 @@ import json
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -19,15 +18,13 @@ from studies import sam_minima_published as published
 
 
 @pytest.fixture
-def nb(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+def nb(project):
     return lab.start("02_sam_minima", profile="toy", device="cpu")
 
 
 def test_figure_1_left_has_the_paper_s_one_negative_dot_and_its_ranges():
     groups = published.figure1_left()
-    assert {name: len(dots) for name, dots in groups.items()} == {
-        "CIFAR-10": 15, "CIFAR-100": 15, "ImageNet": 9, "Finetuning": 8, "SVHN, Fashion-MNIST": 8, "Noisy CIFAR-10": 4}
+    assert [len(dots) for dots in groups.values()] == [15, 15, 9, 8, 8, 4]
     assert [round(dot, 1) for dots in groups.values() for dot in dots if dot < 0] == [-3.9]  # SVHN, Shake-Shake, AA
     assert np.round(sorted(groups["Noisy CIFAR-10"]), 1).tolist() == [25.8, 30.0, 34.0, 41.4]
     assert round(max(groups["Finetuning"]), 1) == 45.7
@@ -53,14 +50,7 @@ def test_the_ascent_pass_alone_has_the_true_gradient():
     block.register_forward_pre_hook(lambda *_: seen.append(block.true_gradient))
     x, y = study.load_data("digits", train_size=8).train
     optimizer = full_study.TrueAscent(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05, model=model)
-
-    def closure():
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(x), y)
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
+    optimizer.step(lambda: torch.nn.functional.cross_entropy(model(x), y).backward())
     assert seen == [True, False]
 
 
@@ -99,16 +89,6 @@ def test_each_method_has_equally_many_trials_and_the_record_is_read_back(nb):
     assert study.tuned(nb, SMALL, None).equals(first)
     with pytest.raises(TypeError):
         study.tuned(nb, replace(SMALL, steps=7), None)  # other settings are tuned anew
-
-
-def test_what_is_best_at_an_end_of_its_grid_is_named():
-    trials = pd.DataFrame({"method": "SGD, E", "lr": [1, 1, 2, 2, 3, 3], "weight_decay": [0.1, 0.2] * 3, "rho": 0.0})
-    trials["held_out"] = (trials["lr"] - 2).abs() - trials["weight_decay"]
-    assert study.best(trials, "SGD, E")["edge"] == "weight_decay"
-    trials["held_out"] = trials["lr"]
-    assert study.best(trials, "SGD, E")["edge"] == "lr, weight_decay"
-    trials["held_out"] = (trials["lr"] - 2).abs()
-    assert study.best(trials[trials["weight_decay"] == 0.1], "SGD, E")["edge"] == "no"
 
 
 def test_claims_are_paired_by_seed_and_carry_the_regime(nb):

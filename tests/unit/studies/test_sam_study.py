@@ -32,15 +32,10 @@ def test_perturbation_is_the_one_that_the_rule_uses():
 
 
 def test_random_perturbation_has_the_radius_and_forgets_the_gradient():
-    asked = []
-
-    def grad(at):
-        asked.append(at)
-        return quadratic(at)
-
     w = torch.tensor([[4.0, 1 / 3], [0.0, 0.0]], dtype=torch.float64)
-    rho = torch.tensor([[0.5], [2.0]], dtype=torch.float64)
-    moved, _ = study.random_perturbation(w, grad, rho=rho, generator=torch.Generator().manual_seed(0), lr=0.1)
+    rho, asked = torch.tensor([[0.5], [2.0]], dtype=torch.float64), []
+    moved, _ = study.random_perturbation(w, lambda at: asked.append(at) or quadratic(at), rho=rho, lr=0.1,
+                                         generator=torch.Generator().manual_seed(0))
     assert len(asked) == 1 and torch.allclose((asked[0] - w).norm(dim=1), rho[:, 0])
     assert torch.allclose(moved, w - 0.1 * quadratic(asked[0]))
 
@@ -50,15 +45,14 @@ def test_bound_against_the_formula_written_out():
     inner = 1 + 25 / 0.01 * (1 + math.sqrt(math.log(200) / 1000)) ** 2
     whole = (1000 * math.log(inner) + 4 * math.log(200 / 0.05) + 8 * math.log(6 * 200 + 3 * 1000)) / 199
     assert b.term == pytest.approx(math.sqrt(whole), rel=1e-14)
-    assert study.Bound(k=1000, n=2000, rho=0.1, norm=5.0).term < b.term
-    assert study.Bound(k=1000, n=200, rho=0.2, norm=5.0).term < b.term < study.Bound(k=1000, n=200, rho=0.1, norm=9.0).term
+    assert replace(b, n=2000).term < b.term and replace(b, rho=0.2).term < b.term < replace(b, norm=9.0).term
     assert b.sigma * (math.sqrt(b.k) + math.sqrt(math.log(b.n))) == pytest.approx(b.rho)
     assert b.kl(b.sigma**2) == pytest.approx(0.5 * (b.norm / b.sigma) ** 2)
 
 
 def test_best_radius_is_that_of_the_least_mean():
     table = pd.DataFrame([{"kind": "a", "rho": rho, "seed": seed, "test_error": error}
-                          for rho, errors in {0.1: (5.0, 7.0), 0.2: (6.5, 5.0)}.items() for seed, error in enumerate(errors)])
+                          for rho, own in {0.1: (5.0, 7.0), 0.2: (6.5, 5.0)}.items() for seed, error in enumerate(own)])
     assert study.best_radius(table, "a") == 0.2 and study.best_radius(table, "b", 0.3) == 0.3
     assert study.by_seed(table, "test_error", kind="a", rho=0.1).tolist() == [5.0, 7.0]
 
@@ -74,8 +68,7 @@ def test_random_and_second_order_and_five_steps_are_their_own_rules():
     assert all(torch.allclose(end, w - 0.1 * quadratic(w)) for end in still.values())  # the control: all are SGD
 
 
-def test_rises_are_those_of_a_perturbation_by_hand(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+def test_rises_are_those_of_a_perturbation_by_hand(project):
     s = replace(study.QUICK, train_size=20, batch_size=20, model=lambda seed: models.mlp((64, 4, 10), seed=seed))
     nets = study.nets(s, lab.start("01_sam", device="cpu"), [5, 6])
     found, (x, y) = study.rises(nets, 0.7), nets.sets[1].train
@@ -108,9 +101,7 @@ def test_claims_are_paired_by_seed_and_above_0_where_the_paper_is_right():
     assert made["sam-fig-6"].regime == Regime(0.5, 6.5) and made["sam-fig-6-none"].below == "sam-fig-6"
 
 
-def test_the_experiments_run_at_the_size_of_a_test_and_go_on_after_a_kill(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    monkeypatch.setenv("TQDM_DISABLE", "1")
+def test_the_experiments_run_at_the_size_of_a_test_and_go_on_after_a_kill(project, monkeypatch):
     run = lambda: executed("01_sam", "settings", "kinds", "runs", profile="toy", device="cpu")
     space, steps = run(), [0, 2, 4]
     kinds, runs = space["kinds"], space["runs"]

@@ -14,7 +14,8 @@ from studies import wsam_theory as theory
 @pytest.mark.parametrize("decouple", [True, False])
 def test_the_matrix_is_the_rule_and_its_limit_is_the_edge_of_stability(decouple):
     hyper = {"rho": 0.1, "lr": 0.3, "momentum": 0.9, "decouple": decouple}
-    matrix, x, state, v = theory.heavy_ball(2.0, 4.0, **hyper), torch.ones(1, 1, dtype=torch.float64), None, np.array([1.0, 0.0])
+    matrix, v = theory.heavy_ball(2.0, 4.0, **hyper), np.array([1.0, 0.0])
+    x, state = torch.ones(1, 1, dtype=torch.float64), None
     for _ in range(30):
         x, state = rules.wsam(x, lambda x: 2.0 * x, state, gamma=0.8, perturbation=lambda w, g, rho: rho * g, **hyper)
         v = matrix @ v
@@ -48,8 +49,7 @@ def test_without_sharpness_the_convex_run_is_sgd_and_regret_falls():
     assert found["gradient"].shape == (2, 2, len(theory.looks(200)))
 
 
-def test_the_toy_profile_runs_the_full_code(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+def test_the_toy_profile_runs_the_full_code(project):
     toy = study.TOY
     made, again = (executed("08_wsam_gamma", "settings", "sweep", profile="toy", device="cpu") for _ in range(2))
     assert (paths.records("08_wsam_gamma", "toy") / "gamma.json").exists()  # the second is from it
