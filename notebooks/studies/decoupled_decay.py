@@ -206,16 +206,15 @@ def class_path(
     task: Regression, name: str, steps: int, *, etas: Sequence[float] | None = None, **options: Any
 ) -> Tensor:
     """Run a class of :data:`CLASSES` on the batches of ``task.path``, its lr times ``etas``: (steps + 1, 640)."""
-    w = torch.nn.Parameter(task.start(0))
+    w, factors = torch.nn.Parameter(task.start(0)), iter(etas or [1.0] * steps)
     optimizer = CLASSES[name]([w], **options)
-    order = task.order(0)
-    points = [w.detach().clone()]
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = options["lr"] * (etas[step] if etas else 1.0)
-        w.grad = task.gradient(w.detach(), next(order))
+
+    def rule(_: Tensor, gradient: Tensor, state: Any) -> tuple[Tensor, Any]:
+        w.grad, optimizer.param_groups[0]["lr"] = gradient, options["lr"] * next(factors)
         optimizer.step()
-        points.append(w.detach().clone())
-    return torch.cat(points)
+        return w.detach().clone(), state
+
+    return task.path(rule, steps)
 
 
 def rule_path(

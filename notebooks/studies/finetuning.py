@@ -27,9 +27,6 @@ from studies.trials import best, grid
 STARTS = ("scratch", "pretrained")
 
 
-# -- quick: signals of MNIST-1D ---------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Settings:
     """What is trained.
@@ -165,9 +162,6 @@ def picked(rows: Any, labels: int) -> dict[str, dict[str, Any]]:
             found[name] = {key: value if key == "rule" else float(value)
                            for key, value in best(own, *keys, error="validation_error").items()}
     return found
-
-
-# -- the paper's scale: torchvision's networks on a user's images -----------------------------------------------------
 
 
 def toy_images(root: Path, a_class: int = 6, side: int = 32) -> Path:

@@ -42,9 +42,6 @@ def reduction(base: Any, other: Any) -> Any:
     return 100 * (base - other) / base
 
 
-# -- the quick experiment ---------------------------------------------------------------------------------------------
-
-
 def errors(table: pd.DataFrame, labels: int, method: str, column: str = "test_error") -> np.ndarray:
     """Return what :func:`finetuning.judged` measured of a method, per seed."""
     return table[(table["labels"] == labels) & (table["method"] == method)].sort_values("seed")[column].to_numpy()
@@ -109,9 +106,6 @@ def own_reductions(table: pd.DataFrame, s: Settings) -> pd.DataFrame:
             scale = 100 / errors(table, labels, "SGD").mean()
             out.append({"where": f"here, {labels} labels", "net": net, "reduction": scale * mean, "half": scale * half})
     return pd.DataFrame(out)
-
-
-# -- claims -----------------------------------------------------------------------------------------------------------
 
 
 def fitted(rows: Any, s: Settings) -> list[int]:

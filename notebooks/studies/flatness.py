@@ -60,8 +60,6 @@ TOY = Settings(methods=("SGD", "SAM", "SWAP", "Filter grafting"), seeds=2, train
                changed=(("width", 3),))
 
 
-# ---- Pairs, and a bootstrap of them ---------------------------------------------------------------------------------
-
 Pairs = tuple[np.ndarray, np.ndarray]
 
 
@@ -197,9 +195,6 @@ def holm(p: Any) -> np.ndarray:
     return out
 
 
-# ---- Conditional mutual information ---------------------------------------------------------------------------------
-
-
 def information(table: pd.DataFrame, target: str, measures: Sequence[str] | None = None) -> pd.DataFrame:
     r"""Return each measure's conditional mutual information with a target, the mean over the seeds, with an interval.
 
@@ -244,9 +239,6 @@ def _informations(table: pd.DataFrame, columns: dict[str, np.ndarray], target: s
         pairs = np.bincount((method[i] * k + method[j])[finite] * cells + key, minlength=k * k * cells)
         out[name] = np.array([np.nanmin(shares), *share(weights @ pairs.reshape(k * k, cells))])
     return out
-
-
-# ---- Methods against each other -------------------------------------------------------------------------------------
 
 
 def paired(table: pd.DataFrame, column: str, axis: str, a: Any, b: Any, log: bool = False) -> dict[str, float]:

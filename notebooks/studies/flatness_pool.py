@@ -120,9 +120,6 @@ def net_of(cell: Cell) -> Callable[[int], nn.Module]:
     return lambda seed: models.mlp((64, int(cell["width"]), 10), norm=bool(cell["norm"]), seed=seed).double()
 
 
-# ---- Training -------------------------------------------------------------------------------------------------------
-
-
 def train(pool: Sequence[Cell], s: Settings) -> list[Tensor]:
     """Train every cell and return its final (averaged) weights, (n,) each."""
     groups: dict[tuple[Any, ...], list[int]] = {}
@@ -200,9 +197,6 @@ def _grafted(pair: Sequence[nn.Module], two: Tensor) -> Tensor:
         nn.utils.vector_to_parameters(w.clone(), net.parameters())
     graft(pair)
     return torch.stack([nn.utils.parameters_to_vector(net.parameters()).detach() for net in pair])
-
-
-# ---- Measuring ------------------------------------------------------------------------------------------------------
 
 
 def finished(cell: Cell, weights: Tensor, s: Settings) -> tuple[nn.Module, Data]:
@@ -302,8 +296,6 @@ def rows_of(pool: Sequence[Cell], s: Settings) -> list[Cell]:
     return [row(cell, w, s) for cell, w in zip(pool, train(pool, s), strict=True)]
 
 
-# ---- Large and small batches ----------------------------------------------------------------------------------------
-
 BATCHES = (30, 150)
 GRID = {"lr_factor": (1.0, 2.0, 4.0, 8.0, 16.0), "weight_decay": (0.0, 1e-3, 1e-2, 3e-2)}
 
@@ -323,9 +315,6 @@ def at_best(seeds: Sequence[int], s: Settings, nb: Notebook) -> list[Cell]:
                        rtol=5e-2, atol=0.5)["rows"]
     found = {batch: best([row for row in rows if row["batch_size"] == batch], *GRID) for batch in BATCHES}
     return [of(batch, *found[batch].values(), seed) for batch in BATCHES for seed in seeds]
-
-
-# ---- Shards ---------------------------------------------------------------------------------------------------------
 
 
 def shards(s: Settings, methods: int = 6) -> list[list[Cell]]:

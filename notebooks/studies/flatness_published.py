@@ -69,9 +69,6 @@ def recorded(s: Settings, nb: Notebook) -> pd.DataFrame:
     return publish(*flatness_pool.swept(s, Work(nb, "pool", described(s))), s, nb)
 
 
-# ---- Drawing --------------------------------------------------------------------------------------------------------
-
-
 def scatter(ax: Any, table: pd.DataFrame, measure: str, target: str, group: str) -> None:
     """Draw target over measure, a colour and marker a value of ``group``; a logarithmic axis where all are positive."""
     shades = [*COLOURS.values()]

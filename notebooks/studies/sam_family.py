@@ -168,9 +168,6 @@ def recorded(nb: Notebook, name: str, make: Callable[[Work], pd.DataFrame], of: 
     return pd.DataFrame(nb.recorded(name, values, of=of, rtol=5e-2, atol=3.0))
 
 
-# ---- Cost -----------------------------------------------------------------------------------------------------------
-
-
 def optimizer_of(config: Mapping[str, Any], net: nn.Module) -> torch.optim.Optimizer:
     """Return the :mod:`sharpnb.optim` class of a configuration, on SGD with momentum or on Adam."""
     decay = {"lr": config["lr"], "weight_decay": config["weight_decay"]}
@@ -243,9 +240,6 @@ def step_times(
     return {name: float(np.median(np.array(values) / first)) for name, values in taken.items()}
 
 
-# ---- A transformer trained on (Table 4) -----------------------------------------------------------------------------
-
-
 def finished(study: Study, seeds: Sequence[int], device: torch.device, work: Work) -> tuple[pd.DataFrame, Setting]:
     """Train a ViT a seed with AdamW; return what it came to, and the setting that goes on from there."""
     s, own = study.vit, {"rule": "adamw_torch", "lr": study.lr, "weight_decay": study.weight_decay}
@@ -267,9 +261,6 @@ def judge_vit(study: Study, trials: Trials, seeds: Sequence[int], nb: Notebook, 
     table, _, images = comparison.judge(going_on, configs, seeds, nb.device, work)
     nb.uses(images[seeds[0]].data)
     return pd.concat([start, table], ignore_index=True)
-
-
-# ---- Figures --------------------------------------------------------------------------------------------------------
 
 
 def role_of(method: str) -> str:

@@ -53,8 +53,6 @@ def pooled(data: Data, name: str, copies: int = 8, seed: int = 0) -> Data:
     return replace(data, train_x=x, train_y=data.train_y.repeat(copies))
 
 
-# -- the live table ---------------------------------------------------------------------------------------------------
-
 BUDGETS = ("SGD, E", "SGD, 2E")
 HYPER = ("lr", "weight_decay", "rho")
 METHODS = {"SGD, E": 1, "SGD, 2E": 2, "SAM": 1}  # that are tuned, and for how many times E they train
@@ -163,9 +161,6 @@ def flatness(model: nn.Module, part: tuple[Tensor, Tensor], *, size: int, seed: 
     top = top_eigenvalues(op, 1, tol=1e-2, verify=False, vectors=False)
     return {"lambda_max": float(top.values[0]), "loss": float(centre), "rise": float(values[near].mean() - centre),
             "x": found.x, "values": values}
-
-
-# -- reading the entries ----------------------------------------------------------------------------------------------
 
 
 def cells(entries: Sequence[Entry]) -> dict[Place, pd.DataFrame]:

@@ -194,9 +194,6 @@ def full_cells(nb: Notebook) -> dict[Place, pd.DataFrame]:
     return cells([entry for cell in scale.cells for entry in _entries(nb.full_record(cell.name), scale, cell)])
 
 
-# -- the survey -------------------------------------------------------------------------------------------------------
-
-
 def survey() -> Full:
     """Return the cells of Tables 1 and 5 as small nets on few images; 15 to 20 CPU minutes were allowed for all.
 

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from sharpnb import rules
 
-# ---- Closed forms ---------------------------------------------------------------------------------------------------
-
 
 def wsam_loss(loss: Any, loss_sam: Any, gamma: float) -> Any:
     r"""The objective :math:`L + a\,(L^{SAM}-L)`."""
@@ -72,8 +70,6 @@ def angle(u: Tensor, v: Tensor) -> float:
     """Angle between two vectors in degrees."""
     return math.degrees(math.acos(max(-1.0, min(1.0, float(u @ v / (u.norm() * v.norm()))))))
 
-
-# ---- What is proved -------------------------------------------------------------------------------------------------
 
 LOOKS = 40  # times, evenly spaced in log T, at which the gradient's norm is looked at
 

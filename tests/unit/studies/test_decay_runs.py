@@ -12,10 +12,12 @@ WORLD = decay_runs.World("an MLP", "digits", 80, lambda seed: models.mlp((64, 6,
                          label_noise=0.1, augment=shift_and_flip(1, flip=False), dtype=torch.float64)
 CONFIGS = [
     {"method": "Adam", "rule": "adam", "lr": 0.01, "weight_decay": 0.01, "seed": 1},
-    {"method": "SGD", "rule": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.01, "seed": 0, "schedule": "constant"},
+    {"method": "SGD", "rule": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.01, "seed": 0,
+     "schedule": "constant"},
     {"method": "AdamW", "rule": "adamw", "lr": 0.01, "lambda_norm": 0.3, "seed": 0},
     {"method": "AdamWR", "rule": "adamw", "lr": 0.01, "lambda_norm": 0.3, "seed": 1, "schedule": "restarts", "t_0": 4},
-    {"method": "SGDWR", "rule": "sgdw", "lr": 0.05, "momentum": 0.9, "lambda_norm": 0.3, "seed": 0, "schedule": "restarts", "t_0": 4},
+    {"method": "SGDWR", "rule": "sgdw", "lr": 0.05, "momentum": 0.9, "lambda_norm": 0.3, "seed": 0,
+     "schedule": "restarts", "t_0": 4},
 ]
 
 

@@ -52,7 +52,8 @@ def test_sam_takes_over_the_best_pair_of_sgd_and_has_as_many_trials(tuning):
 
 def test_choosing_is_by_validation_and_of_equals_the_first():
     rows = [{"rule": "sam", "lr": 0.1, "weight_decay": 0.0, "rho": rho, "start": "pretrained", "labels": 4, "seed": 0,
-             "validation_error": v, "test_error": t} for rho, v, t in ((0.1, 5.0, 1.0), (0.2, 4.0, 9.0), (0.5, 4.0, 0.0))]
+             "validation_error": v, "test_error": t}
+            for rho, v, t in ((0.1, 5.0, 1.0), (0.2, 4.0, 9.0), (0.5, 4.0, 0.0))]
     assert study.picked(rows, 4)["SAM"]["rho"] == 0.2
 
 

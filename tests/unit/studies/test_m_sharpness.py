@@ -69,8 +69,9 @@ def test_the_change_against_sgd_is_paired_by_seed():
 def test_a_net_is_taken_where_it_first_comes_to_the_loss():
     data = lab.load_data("digits", train_size=40, dtype=torch.float64)
     many = lab.train_many([{"rule": "sgd", "lr": lr, "momentum": 0.9} for lr in (0.05, 0.2)], data,
-                          lambda seed: models.mlp((64, 8, 10), seed=seed), steps=80, batch_size=20, keep=range(5, 81, 5),
-                          evaluate_every=5, schedule="constant", dtype=torch.float64, device="cpu", progress=False)
+                          lambda seed: models.mlp((64, 8, 10), seed=seed), steps=80, batch_size=20,
+                          keep=range(5, 81, 5), evaluate_every=5, schedule="constant", dtype=torch.float64,
+                          device="cpu", progress=False)
     asked = []
 
     def train(which, updates):
@@ -91,8 +92,8 @@ def test_a_net_is_taken_where_it_first_comes_to_the_loss():
 
 def test_the_claims_are_large_m_minus_small_m_and_carry_the_regime():
     trained = pd.DataFrame([{"noise": 0.0, "m": m, "rho": rho, "seed": seed, "train_error": 1.0,
-                             "test_error": error + seed}
-                            for m, rho, error in ((4, 0.05, 9.0), (16, 0.05, 12.0), (16, 0.0, 20.0)) for seed in range(3)])
+                             "test_error": error + seed} for seed in range(3)
+                            for m, rho, error in ((4, 0.05, 9.0), (16, 0.05, 12.0), (16, 0.0, 20.0))])
     random = np.random.default_rng(0)
     family = pd.DataFrame([{"seed": seed, **dict.fromkeys(study.TOY.family, k), "gap": float(k), "sharpness_4": k,
                             "sharpness_16": random.normal(), "train_error": 3.0, "test_error": 30.0}

@@ -29,7 +29,7 @@ def test_the_exponent_of_a_made_up_law_is_found(power):
 
 
 def test_an_optimum_at_the_edge_is_marked():
-    rows = [{"method": "m", "seed": 0, "budget": 1, "lr": 1, "weight_decay": d, "test_error": d} for d in (0.25, 0.5, 1)]
+    rows = [{"method": "m", "seed": 0, "budget": 1, "weight_decay": d, "test_error": d} for d in (0.25, 0.5, 1)]
     best = study.optimum(pd.DataFrame(rows))
     assert best["edge"].tolist() == [True] and best["log2_decay"].tolist() == [-2]
 

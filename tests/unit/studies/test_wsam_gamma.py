@@ -3,7 +3,7 @@ import pytest
 import torch
 from cells import executed
 
-from sharpnb import paths, rules
+from sharpnb import rules
 from sharpnb.lab.claims import Regime
 from studies import comparison
 from studies import wsam_gamma as study
@@ -51,10 +51,8 @@ def test_without_sharpness_the_convex_run_is_sgd_and_regret_falls():
 
 def test_the_toy_profile_runs_the_full_code(project):
     toy = study.TOY
-    made, again = (executed("08_wsam_gamma", "settings", "sweep", profile="toy", device="cpu") for _ in range(2))
-    assert (paths.records("08_wsam_gamma", "toy") / "gamma.json").exists()  # the second is from it
+    made = executed("08_wsam_gamma", "settings", "sweep", profile="toy", device="cpu")
     table, trials = made["table"], made["trials"]
-    assert again["table"]["test_error"].tolist() == table["test_error"].tolist()
     assert len(table) == len(toy.noises) * toy.seeds * (1 + len(toy.gammas) + len(toy.coupled))
     for noise in toy.noises:
         sam = comparison.best(study.with_noise(trials, noise), "SAM")
