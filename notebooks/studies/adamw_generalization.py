@@ -1,7 +1,5 @@
 r"""Notebook 12: Adam + L2 against AdamW at equal training loss (Loshchilov & Hutter, ICLR 2019, Fig. 3, SuppFig. 4)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +11,7 @@ from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.figures import COLOURS, MARKERS
 from sharpnb.lab.notebook import Notebook
-from studies.decay_runs import TUNING, Rows, Tuned, World, band, run, tuned
+from studies.decay_runs import TUNING, Rows, Tuned, World, band, configs, run, tuned
 from studies.trials import powers
 
 ROLES = {"Adam + L2": "adam", "AdamW": "adamw", "SGD + L2": "sgd"}
@@ -73,12 +71,9 @@ REGIMES = {
 
 def grid(r: Settings, seeds: Any) -> list[dict[str, Any]]:
     """Return each method at each of its rates, coefficients and seeds: equally many trials in the quick profile."""
-    methods = [("Adam + L2", {"rule": "adam"}, r.lr, "weight_decay", r.l2),
-               ("AdamW", {"rule": "adamw"}, r.lr, "lambda_norm", r.lambda_norm),
-               ("SGD + L2", {"rule": "sgd", "momentum": 0.9}, r.lr_sgd, "weight_decay", r.l2_sgd)]
-    return [{"method": method, **fixed, "lr": lr, kind: decay, "seed": seed}
-            for method, fixed, lrs, kind, decays in methods for lr in np.atleast_1d(lrs).tolist() for decay in decays
-            for seed in seeds]
+    return configs([("Adam + L2", {"rule": "adam"}, r.lr, "weight_decay", r.l2),
+                    ("AdamW", {"rule": "adamw"}, r.lr, "lambda_norm", r.lambda_norm),
+                    ("SGD + L2", {"rule": "sgd", "momentum": 0.9}, r.lr_sgd, "weight_decay", r.l2_sgd)], seeds)
 
 
 def tried(name: str, r: Settings, nb: Notebook) -> Rows:

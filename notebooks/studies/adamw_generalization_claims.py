@@ -1,7 +1,5 @@
 """The claims of notebook 12, from its rows: the same for the quick and the full profile."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

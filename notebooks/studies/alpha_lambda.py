@@ -4,8 +4,6 @@ Loshchilov & Hutter, ICLR 2019, Figs 1 and 2. A *map* is the error in percent ov
 of two; the column λ = 0, where there is one, comes first and is left out of every fit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial

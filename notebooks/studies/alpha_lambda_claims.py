@@ -1,7 +1,5 @@
 """The claims of notebook 11: the best cells of Fig. 1's maps, and how far the maps of Fig. 2 come apart."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -3,8 +3,6 @@
 Questions and advice stand in ``site/answers.toml``; which advice is shown follows from the verdicts.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass

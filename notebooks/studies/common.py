@@ -1,7 +1,5 @@
 """What notebooks share: what trainings are told, their images, the spread over seeds, controls beside a picture."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ lowest mean held-out error is the method's. It alone is trained with the judging
 wrong labels, the initial weights and the batches, and is the same for all methods: differences are paired.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Trainings of the AdamW paper's notebooks: one list of settings, at once on small nets or one by one on large ones."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -170,6 +168,12 @@ def tuned(rows: Rows) -> dict[str, Tuned]:
         edge = tuple(name for name in edges(setting, own[axes].to_dict("records")) if setting[name])
         found[method] = Tuned({name: float(x) for name, x in setting.items()}, float(errors.min()), len(errors), edge)
     return found
+
+
+def configs(methods: Iterable[tuple[str, Config, Any, str, Any]], seeds: Iterable[int]) -> Rows:
+    """Return each method at each of its rates, decays of its kind (one or several of either), and seeds."""
+    return [{"method": name, **how, "lr": lr, kind: decay, "seed": seed} for name, how, lrs, kind, decays in methods
+            for lr in np.atleast_1d(lrs).tolist() for decay in np.atleast_1d(decays).tolist() for seed in seeds]
 
 
 def choices(found: Mapping[str, Tuned]) -> str:

@@ -3,8 +3,6 @@ r"""Notebook 10: decoupled weight decay against L2 (Loshchilov & Hutter, ICLR 20
 Rows are weights as in :mod:`sharpnb.rules`; everything is float64.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product

@@ -9,8 +9,6 @@ They draw from the global random state as dropout does, so ``same_dropout=True``
 draws of SAM's two passes. Every builder takes ``seed``, as in :mod:`sharpnb.lab.models`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

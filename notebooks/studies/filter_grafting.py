@@ -1,7 +1,5 @@
 r"""Notebook 17: its methods and settings, and what is measured on a network."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The claims of notebook 17, from its rows and from the record of CIFAR-10."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

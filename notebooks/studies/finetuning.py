@@ -1,7 +1,5 @@
 r"""Notebook 06: pretrain on some classes, fine-tune on others, with and without SAM (SAM's Tables 3 and 10)."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,19 +1,15 @@
 r"""Notebook 06: the paper's Tables 3 and 10, the quick experiment's summaries beside them, and its claims."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from sharpnb.lab.claims import Claim, Regime, mean_stderr, t95
 from studies import finetuning as study
-
-if TYPE_CHECKING:
-    from studies.finetuning import Settings
+from studies.finetuning import Settings
 
 METHODS = ("scratch", "SGD", "SGD, twice", "SAM", "SAM, 0.05")
 # Top-1 errors in percent, each with the half-width of its 95 % interval (None where the paper gives none):

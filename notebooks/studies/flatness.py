@@ -5,8 +5,6 @@ setting alone), by Kendall's rank correlation on these pairs and by the conditio
 (ICLR 2020). Intervals and p-values are those of a bootstrap that draws whole methods and whole seeds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ points), for every method, with and without wrong labels, with and without Batch
 partners from which it differs in one thing alone.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Sequence

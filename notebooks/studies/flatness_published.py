@@ -1,7 +1,5 @@
 """Notebook 18: the pool as a table with a data card, the panel on it, and the drawing of its statistics."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Sequence

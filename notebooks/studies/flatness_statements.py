@@ -1,7 +1,5 @@
 """Notebook 18: the papers' statements of the kind "flatter is better", each as one number per seed over a pool."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

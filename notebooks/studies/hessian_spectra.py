@@ -1,7 +1,5 @@
 """Notebook 03: Hessian spectra along training, of SGD and of SAM, and of nets with and without BatchNorm."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -163,6 +161,13 @@ def draw_over_training(ax: Any, table: pd.DataFrame, column: str, of: str = "rul
     ax.set_xticks(range(3), TIMES)
 
 
+class Both(NamedTuple):
+    """A spectrum twice: by quadrature and exactly."""
+
+    estimated: SpectralDensity
+    exact: np.ndarray
+
+
 def draw_spectra(axes: Any, nets: dict[tuple[str, str], Both]) -> pd.DataFrame:
     """Draw Fig. 3 left, a row for each time: eigenvalues counted, and the quadrature's density; return the numbers."""
     drawn = []
@@ -187,13 +192,6 @@ def draw_spectra(axes: Any, nets: dict[tuple[str, str], Both]) -> pd.DataFrame:
         found = both.estimated.density_band(edges[:-1] + step / 2)
         drawn += [(rule, name, *row) for row in zip(edges[:-1], counts, *found, strict=True)]
     return pd.DataFrame(drawn, columns=["rule", "time", "bin", "exact count", "density", "standard error"])
-
-
-class Both(NamedTuple):
-    """A spectrum twice: by quadrature and exactly."""
-
-    estimated: SpectralDensity
-    exact: np.ndarray
 
 
 def quadrature_and_dense(s: Settings, data: Data, weights: Tensor, seed: int = 0) -> Both:

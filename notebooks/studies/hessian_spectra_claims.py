@@ -1,7 +1,5 @@
 """The claims of notebook 03, from its rows: the live nets, those with BatchNorm, and the full profile."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

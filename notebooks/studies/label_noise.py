@@ -1,7 +1,5 @@
 """Notebook 05: wrong labels. SGD, Mixup, SAM, its relatives, the bootstrap (SAM's Tables 4, 8; WSAM's Table 6)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache

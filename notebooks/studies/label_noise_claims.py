@@ -1,7 +1,5 @@
 """The claims of notebook 05, from its tables: the same for every profile."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

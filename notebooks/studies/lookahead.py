@@ -1,7 +1,5 @@
 """Notebook 16: the settings of its small net, and of CIFAR-10."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from torch import nn

@@ -1,7 +1,5 @@
 """Notebook 04: m-sharpness, to train with (SAM's Fig. 3 middle) and to predict the generalisation gap by (right)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial

@@ -1,7 +1,5 @@
 """The claims of notebook 04, from its tables: the same for the quick and the full profile."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 r"""Two methods that the SAM paper sets beside SAM where labels are wrong: Mixup, and the two-stage bootstrap."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Notebook 01: SAM's derivation, and the ablations of its appendix (Figs 4 to 7, Table 11), on rows."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The claims of notebook 01, from its tables."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from sharpnb.lab.claims import Claim, Regime

@@ -1,7 +1,5 @@
 """Notebook 09: SGD, Adam, SAM and its relatives at equal tuning budgets; what each costs; a transformer trained on."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The claims of notebook 09 on the family, from its judged table: the same for the quick and the full profile."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Notebook 02: what SAM finds. Table 1's augmentations, the live table and its tuning, how cells are read, Fig. 1."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

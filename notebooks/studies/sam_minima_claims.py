@@ -1,7 +1,5 @@
 """The claims of notebook 02, from its cells: the live table, the survey, the two minima, and the full profile."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -3,8 +3,6 @@
 And the survey: the same code on cells that a CPU carries in minutes.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace

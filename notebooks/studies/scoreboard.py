@@ -4,8 +4,6 @@ Everything is read from the records (:mod:`sharpnb.lab.board`); nothing is typed
 text. ``site/report.py`` makes the pages of it, the notebook ``00_index`` shows it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache

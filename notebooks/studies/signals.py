@@ -1,7 +1,5 @@
 """What notebooks 14, 16 and 17 share: MNIST-1D drawn by each seed, and the tuning of hyperparameters on other seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache

@@ -1,7 +1,5 @@
 r"""Notebook 14: the window of a plane, and the settings of both experiments."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Notebook 15: its settings, what is measured, and two of the phases of sharpnb.averaging.swap."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

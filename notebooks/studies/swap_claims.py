@@ -1,7 +1,5 @@
 """The claims of notebook 15: from its tables, and from the record of CIFAR-10."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

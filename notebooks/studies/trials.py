@@ -1,7 +1,5 @@
 """Trials of hyperparameters: what is tried, on seeds of its own, and which trial is the best."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from itertools import product
 from typing import Any

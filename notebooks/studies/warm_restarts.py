@@ -1,7 +1,5 @@
 r"""Notebook 13: warm restarts, anytime performance, normalised decay (Loshchilov & Hutter, ICLR 2019, appendix B)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +10,7 @@ import torch
 
 from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
-from studies.decay_runs import Tuned, World
+from studies.decay_runs import Tuned, World, configs
 from studies.trials import powers
 
 
@@ -109,22 +107,17 @@ def anytime_grid(s: Anytime, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Return Fig. 4's optimizers at each of their rates, decays and seeds: equally many trials in the quick profile."""
     adamw, sgdw = {"rule": "adamw"}, {"rule": "sgdw", "momentum": 0.9}
     once, again = {"schedule": "cosine"}, {"schedule": "restarts", "t_0": s.t_0}
-    methods: list[Any] = [("Adam", {"rule": "adam"} | once, s.lr_adam, "weight_decay", s.l2),
-                          ("AdamW", adamw | once, s.lr_adam, "lambda_norm", s.lambda_norm),
-                          ("AdamWR", adamw | again, s.lr_adam, "lambda_norm", s.lambda_norm),
-                          ("SGDW", sgdw | once, s.lr_sgd, "lambda_norm", s.lambda_norm),
-                          ("SGDWR", sgdw | again, s.lr_sgd, "lambda_norm", s.lambda_norm)]
-    return [{"method": name, **how, "lr": lr, kind: decay, "seed": seed} for name, how, lrs, kind, decays in methods
-            for lr in np.atleast_1d(lrs).tolist() for decay in np.atleast_1d(decays).tolist() for seed in seeds]
+    norm = ("lambda_norm", s.lambda_norm)
+    return configs([("Adam", {"rule": "adam"} | once, s.lr_adam, "weight_decay", s.l2),
+                    ("AdamW", adamw | once, s.lr_adam, *norm), ("AdamWR", adamw | again, s.lr_adam, *norm),
+                    ("SGDW", sgdw | once, s.lr_sgd, *norm), ("SGDWR", sgdw | again, s.lr_sgd, *norm)], seeds)
 
 
 def long_grids(s: LongAdam, seeds: Sequence[int]) -> dict[str, tuple[World, int, list[dict[str, Any]]]]:
     """Return what each of SuppFig. 2's methods trains, for how long, and its settings."""
-    adam = [{"method": "Adam, fixed", "rule": "adam", "schedule": "constant", "lr": lr, "weight_decay": l2, "seed": k}
-            for lr in s.lrs for l2 in s.l2s for k in seeds]
-    adamw = [{"method": "AdamW, 1/18", "rule": "adamw", "lr": lr, "lambda_norm": decay, "seed": k}
-             for lr in s.short_lrs for decay in s.lambda_norm for k in seeds]
-    return {"Adam, fixed": (s.world, s.steps, adam), "AdamW, 1/18": (s.small, s.steps // 18, adamw)}
+    adam, adamw = ("Adam, fixed", {"rule": "adam", "schedule": "constant"}), ("AdamW, 1/18", {"rule": "adamw"})
+    return {adam[0]: (s.world, s.steps, configs([(*adam, s.lrs, "weight_decay", s.l2s)], seeds)),
+            adamw[0]: (s.small, s.steps // 18, configs([(*adamw, s.short_lrs, "lambda_norm", s.lambda_norm)], seeds))}
 
 
 def chosen(grid: Sequence[dict[str, Any]], found: dict[str, Tuned], seeds: Sequence[int]) -> list[dict[str, Any]]:

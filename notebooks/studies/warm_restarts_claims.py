@@ -1,7 +1,5 @@
 """The claims of notebook 13, from its rows; those on Fig. 4 are the same for the quick and the full profile."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

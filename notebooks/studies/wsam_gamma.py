@@ -1,7 +1,5 @@
 """Notebook 08: the weight γ of WSAM (Yue et al., KDD 2023) in trained nets; the closed forms are in wsam_theory."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

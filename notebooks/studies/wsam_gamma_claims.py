@@ -1,7 +1,5 @@
 """The claims of notebook 08 on γ, from its table: the same for the quick and the full profile."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

@@ -3,8 +3,6 @@ r"""Notebook 08: WSAM (Yue et al., KDD 2023) in closed form, and what is proved 
 Throughout :math:`a=\gamma/(1-\gamma)`, g is the gradient, :math:`\tilde g` the gradient at the perturbed weights.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -3,8 +3,6 @@ r"""Notebook 07: the two-minima toy of the WSAM paper (Yue et al., KDD 2023, Fig
 A point is a row ``(mu, sigma)``, so K trajectories are K rows of :mod:`sharpnb.rules`. All in float64.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import cache
