@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sharpnb.lab import models
+from sharpnb.lab import Notebook, models
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.figures import COLOURS, MARKERS
-from sharpnb.lab.notebook import Notebook
 from studies.decay_runs import TUNING, Rows, Tuned, World, band, configs, run, tuned
 from studies.trials import powers
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sharpnb.lab.claims import Claim
+from sharpnb.lab import Claim
 from sharpnb.lab.verdicts import paired
 from studies import adamw_generalization as study
 from studies.decay_runs import GUESSING, Rows, at_end, regime, tuned

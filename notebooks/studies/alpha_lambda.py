@@ -15,13 +15,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from sharpnb.lab import models
-from sharpnb.lab.data import Data, load_data
+from sharpnb.lab import Data, Many, Notebook, load_data, log2_grid, models, train_many
 from sharpnb.lab.figures import heatmap
-from sharpnb.lab.grid import log2_grid
-from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
-from sharpnb.many.train import Many, train_many
 from studies.common import with_controls
 from studies.decay_runs import TUNING, Tuned, held_out, tuned
 

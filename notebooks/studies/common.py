@@ -11,8 +11,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from sharpnb.lab.claims import t95
-from sharpnb.lab.data import Data, load_data, with_label_noise
+from sharpnb.lab import Data, load_data, t95, with_label_noise
 
 
 @dataclass(frozen=True, kw_only=True)

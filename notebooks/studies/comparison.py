@@ -18,13 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharpnb.curvature import HessianOperator, top_eigenvalues
+from sharpnb.lab import Data, Notebook, load_data, train_many, with_label_noise
 from sharpnb.lab.augment import Augment
 from sharpnb.lab.claims import Regime
-from sharpnb.lab.data import Data, load_data, with_label_noise
 from sharpnb.lab.pieces import Work, described, even
 from sharpnb.lab.verdicts import paired
 from sharpnb.many.net import BatchedNet, evaluate_many
-from sharpnb.many.train import train_many
 from studies.common import half_width
 from studies.trials import edges as at_ends
 
@@ -150,6 +149,14 @@ def lambda_max(s: Setting, w: Tensor, data: Data, tol: float = 1e-2, device: tor
     x, y = (part[: s.images].to(device) for part in data.train)
     op = HessianOperator(net_at(s, w, device), F.cross_entropy, (x, y), check=False)  # train_many takes no dropout
     return float(top_eigenvalues(op, 1, tol=tol, verify=False, vectors=False).values[0])
+
+
+def lambdas(s: Setting, table: pd.DataFrame, weights: Tensor, images: Mapping[int, Split], chosen: Iterable[bool],
+            nb: Notebook) -> list[float]:
+    """Return :func:`lambda_max` of each ``chosen`` row's net, NaN of the others."""
+    where = "cpu" if nb.profile == "quick" else nb.device
+    return [lambda_max(s, w, images[seed].data, device=where) if wanted else math.nan
+            for w, seed, wanted in zip(weights, table["seed"], chosen, strict=True)]
 
 
 def tune(

@@ -10,14 +10,11 @@ import pandas as pd
 import torch
 from torch import nn
 
+from sharpnb.lab import Data, Notebook, load_data, t95, train, train_many, with_label_noise
 from sharpnb.lab.augment import Augment
-from sharpnb.lab.claims import Regime, t95
-from sharpnb.lab.data import Data, load_data, with_label_noise
-from sharpnb.lab.notebook import Notebook
+from sharpnb.lab.claims import Regime
 from sharpnb.lab.pieces import Work
-from sharpnb.lab.training import train
 from sharpnb.many.schedules import Schedule, schedule_of
-from sharpnb.many.train import train_many
 from sharpnb.optim import SGDW, AdamW
 from sharpnb.optim.schedules import CosineRestarts, normalized_weight_decay
 from studies.trials import Rows, best, edges

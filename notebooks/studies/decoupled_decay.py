@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sharpnb import optim, rules
-from sharpnb.lab.data import load_data
+from sharpnb.lab import load_data
 from sharpnb.lab.training import batches
 
 Rule = Callable[[Tensor, Tensor, Any], tuple[Tensor, Any]]

@@ -7,9 +7,7 @@ import torch
 from torch import nn
 
 from sharpnb.averaging import entropy, filter_layers, filter_norms
-from sharpnb.lab import models
-from sharpnb.lab.data import Data
-from sharpnb.lab.training import evaluate
+from sharpnb.lab import Data, evaluate, models
 from studies.signals import Signals
 
 

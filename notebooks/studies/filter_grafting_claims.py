@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from sharpnb.averaging import filter_norms
-from sharpnb.lab.claims import Claim, Regime
+from sharpnb.lab import Claim
+from sharpnb.lab.claims import Regime
 from studies.filter_grafting import Quick, Settings
 from studies.signals import protocol
 

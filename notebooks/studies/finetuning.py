@@ -14,12 +14,9 @@ from torch import Tensor, nn
 
 import imagefolder
 import imagenet
-from sharpnb.lab import models
-from sharpnb.lab.data import Data, load_data
-from sharpnb.lab.notebook import Notebook
+from sharpnb.lab import Data, Notebook, load_data, models, train_many
 from sharpnb.lab.pieces import Work
 from sharpnb.many.engine import Nets
-from sharpnb.many.train import train_many
 from studies.trials import best, grid
 
 STARTS = ("scratch", "pretrained")

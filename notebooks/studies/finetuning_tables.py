@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sharpnb.lab.claims import Claim, Regime, mean_stderr, t95
+from sharpnb.lab import Claim, mean_stderr, t95
+from sharpnb.lab.claims import Regime
 from studies import finetuning as study
 from studies.finetuning import Settings
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from sharpnb.lab.data import Data
+from sharpnb.lab import Data
 from studies import flatness_pool
 from studies.flatness_pool import AXES, Settings
 from studies.m_sharpness import conditions, share

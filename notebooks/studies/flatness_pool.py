@@ -21,14 +21,10 @@ from torch import Tensor, nn
 from sharpnb import curvature, rules
 from sharpnb.averaging import graft
 from sharpnb.averaging.batchnorm import update_bn
-from sharpnb.lab import models
-from sharpnb.lab.data import Data, load_data, with_label_noise
-from sharpnb.lab.notebook import Notebook
+from sharpnb.lab import Data, Notebook, evaluate, load_data, models, train_many, with_label_noise
 from sharpnb.lab.pieces import Work
-from sharpnb.lab.training import evaluate
 from sharpnb.landscape import filter_normalized_direction, line, unit_direction
 from sharpnb.many.engine import Nets
-from sharpnb.many.train import train_many
 from studies.trials import SEEDS, Rows, best
 
 Cell = dict[str, Any]

@@ -11,10 +11,9 @@ from typing import Any
 import pandas as pd
 
 from sharpnb import paths
+from sharpnb.lab import Notebook, Record
 from sharpnb.lab.figures import COLOURS
-from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work, described
-from sharpnb.lab.records import Record
 from studies import flatness_pool
 from studies.common import with_controls
 from studies.flatness import AXIS_NAMES, MEASURES, TARGETS, TASK

@@ -5,7 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from sharpnb.lab.claims import Claim, Regime
+from sharpnb.lab import Claim
+from sharpnb.lab.claims import Regime
 from studies import flatness
 
 # claim -> target, kind of pairs, measure, and the one whose τ is subtracted

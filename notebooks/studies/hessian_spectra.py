@@ -11,13 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharpnb.curvature import HessianOperator, SpectralDensity, spectral_density, top_eigenvalues
-from sharpnb.lab import models
-from sharpnb.lab.data import Data
+from sharpnb.lab import Data, Notebook, models, train, train_many
 from sharpnb.lab.figures import COLOURS, MARKERS
-from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
-from sharpnb.lab.training import shift_and_flip, train
-from sharpnb.many.train import train_many
+from sharpnb.lab.training import shift_and_flip
 from sharpnb.optim import SAM
 from studies.common import Training, spread
 from studies.trials import Rows, best, grid, trials

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sharpnb.lab.claims import Claim
+from sharpnb.lab import Claim
 from studies import hessian_spectra as study
 
 Rows = list[dict[str, Any]]

@@ -11,10 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sharpnb.lab import models
+from sharpnb.lab import Data, Notebook, load_data, models, with_label_noise
 from sharpnb.lab.augment import Augment, shift_and_flip
-from sharpnb.lab.data import Data, load_data, with_label_noise
-from sharpnb.lab.notebook import Notebook
 from sharpnb.many.engine import Nets
 from studies.common import Training
 from studies.trials import SEEDS, best

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from sharpnb.lab.claims import Claim, Regime
+from sharpnb.lab import Claim
+from sharpnb.lab.claims import Regime
 from studies import label_noise as study
 
 MAIN = 0.4  # the noise rate of the primary claims

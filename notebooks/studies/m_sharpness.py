@@ -14,10 +14,9 @@ from torch import Tensor
 
 from sharpnb import rules
 from sharpnb.curvature import kendall_tau
-from sharpnb.lab import models
+from sharpnb.lab import Notebook, models
 from sharpnb.lab.augment import Augment, shift_and_flip
 from sharpnb.lab.figures import COLOURS
-from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from sharpnb.many.engine import Nets, losses
 from studies.common import Training, spread

@@ -5,7 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from sharpnb.lab.claims import Claim, Regime
+from sharpnb.lab import Claim
+from sharpnb.lab.claims import Regime
 from sharpnb.lab.verdicts import paired
 from studies import m_sharpness as study
 from studies.m_sharpness import Settings

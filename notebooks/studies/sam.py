@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from sharpnb import rules
-from sharpnb.lab import models
+from sharpnb.lab import Notebook, models
 from sharpnb.lab.augment import Augment, shift_and_flip
 from sharpnb.lab.figures import COLOURS
-from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from sharpnb.many.engine import Nets
 from sharpnb.rules import Gradient, State

@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from sharpnb.lab.claims import Claim, Regime
-from sharpnb.lab.notebook import Notebook
+from sharpnb.lab import Claim, Notebook
+from sharpnb.lab.claims import Regime
 from studies import sam as study
 
 

@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharpnb import optim
-from sharpnb.lab import models
+from sharpnb.lab import Notebook, models
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.figures import COLOURS, MARKERS
-from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from studies import comparison
 from studies.common import half_width
@@ -143,15 +142,14 @@ def tune(study: Study, device: torch.device, work: Work) -> list[Config]:
 
 def judge(study: Study, trials: Trials, seeds: Sequence[int], nb: Notebook, work: Work) -> pd.DataFrame:
     """Train tuned methods, and WSAM coupled at the same γ: a row a noise, method and seed, λmax of :data:`FLAT`."""
-    tables, where = [], "cpu" if nb.profile == "quick" else nb.device
+    tables = []
     for noise in study.noises:
         s, own = replace(study.net, noise=noise), of_noise(trials, noise)
         configs = {name: comparison.best(own, name)["config"] for name in study.methods()}
         configs[COUPLED] = configs["WSAM"] | {"decouple": False}
         table, weights, images = comparison.judge(s, configs, seeds, nb.device, work)
         nb.uses(images[seeds[0]].data)
-        table["lambda_max"] = [comparison.lambda_max(s, w, images[seed].data, device=where) if name in FLAT else None
-                               for w, name, seed in zip(weights, table["method"], table["seed"], strict=True)]
+        table["lambda_max"] = comparison.lambdas(s, table, weights, images, table["method"].isin(FLAT), nb)
         longer = {TWICE: comparison.best(own, TWICE)["config"]}
         tables += [table, comparison.judge(replace(s, steps=2 * s.steps), longer, seeds, nb.device, work)[0]]
     return pd.concat(tables, ignore_index=True)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sharpnb.lab.claims import Claim
+from sharpnb.lab import Claim
 from studies import comparison
 from studies.comparison import Trials
 from studies.sam_family import COUPLED, TWICE, Study, of_noise

@@ -11,14 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharpnb.curvature import HessianOperator, top_eigenvalues
-from sharpnb.lab import models
+from sharpnb.lab import Data, Many, Notebook, load_data, models
 from sharpnb.lab.augment import Augment, AutoAugment, Cutout, composed, shift_and_flip
-from sharpnb.lab.data import _TORCHVISION, Data, load_data
+from sharpnb.lab.data import _TORCHVISION
 from sharpnb.lab.figures import COLOURS
-from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from sharpnb.landscape import Plane, surface
-from sharpnb.many.train import Many
 from studies.common import half_width
 from studies.trials import edges, grid
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sharpnb.lab.claims import Claim, Regime
-from sharpnb.lab.notebook import Notebook
+from sharpnb.lab import Claim, Notebook
+from sharpnb.lab.claims import Regime
 from studies import sam_minima as study
 from studies import sam_minima_full as full_study
 

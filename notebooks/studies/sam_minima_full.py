@@ -13,12 +13,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from sharpnb.lab import models
-from sharpnb.lab.data import Data, load_data
-from sharpnb.lab.notebook import Notebook, start
+from sharpnb.lab import Data, Notebook, Record, evaluate, load_data, models, start, train
 from sharpnb.lab.pieces import Work
-from sharpnb.lab.records import Record
-from sharpnb.lab.training import evaluate, train
 from sharpnb.optim import SAM
 from studies import families
 from studies import sam_minima_published as published

@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sharpnb.lab import models
-from sharpnb.lab.data import Data, load_data
-from sharpnb.many.train import Many, train_many
+from sharpnb.lab import Data, Many, load_data, models, train_many
 from studies.trials import SEEDS as TUNING
 from studies.trials import edges, grid
 

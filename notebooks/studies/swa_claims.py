@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sharpnb.lab.claims import Claim, Regime
+from sharpnb.lab import Claim
+from sharpnb.lab.claims import Regime
 from studies.signals import protocol
 from studies.swa import FULL, Settings
 

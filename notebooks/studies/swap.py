@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharpnb.averaging import update_bn
-from sharpnb.lab import models
+from sharpnb.lab import Data, evaluate, models, train
 from sharpnb.lab.augment import shift_and_flip
-from sharpnb.lab.data import Data
-from sharpnb.lab.training import batches, evaluate, train
+from sharpnb.lab.training import batches
 from sharpnb.many.engine import Nets
 from studies.signals import Signals
 

@@ -7,8 +7,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from sharpnb.lab.data import Data
-from sharpnb.many.train import train_many
+from sharpnb.lab import Data, train_many
 
 SEEDS = range(100, 106)  # of all tuning; no judging seed is among them
 Rows = list[dict[str, Any]]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sharpnb.lab.claims import Claim
+from sharpnb.lab import Claim
 from sharpnb.lab.verdicts import paired
 from studies import warm_restarts as study
 from studies.decay_runs import GUESSING, Rows, at, at_end, regime

@@ -1,6 +1,5 @@
 """Notebook 08: the weight γ of WSAM (Yue et al., KDD 2023) in trained nets; the closed forms are in wsam_theory."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,19 +8,16 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from sharpnb.curvature import HessianOperator, sharpness, top_eigenvalues
-from sharpnb.lab import models
+from sharpnb.lab import Notebook, models, t95
 from sharpnb.lab.augment import shift_and_flip
-from sharpnb.lab.claims import t95
 from sharpnb.lab.figures import COLOURS, MARKERS
-from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from sharpnb.lab.verdicts import paired
 from studies import comparison
 from studies.common import spread
-from studies.comparison import Config, Method, Setting, Split, Trials
+from studies.comparison import Config, Method, Setting, Trials
 from studies.trials import grid
 
 # The paper's weights (section 5.1), and beyond.
@@ -105,24 +101,10 @@ def sweep(study: Study, trials: Trials, seeds: Sequence[int], nb: Notebook, work
         nb.uses(images[seeds[0]].data)
         configs = [{"method": name, "noise": noise, **own, "seed": seed} for name, own in rivals for seed in seeds]
         table, ends = comparison.run(s, configs, images, nb.device, work, "judged")
-        table["lambda_max"] = lambdas(s, nb, work, configs, seeds[: study.lambda_seeds], images, ends)
+        chosen = [config["seed"] in seeds[: study.lambda_seeds] for config in configs]
+        table["lambda_max"] = comparison.lambdas(s, table, ends, images, chosen, nb)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
-
-
-def lambdas(
-    s: Setting, nb: Notebook, work: Work, configs: Sequence[Mapping[str, Any]], seeds: Sequence[int],
-    images: Mapping[int, Split], weights: Tensor,
-) -> list[float]:
-    """Return λmax of the nets of some seeds, NaN of the others: a piece of the full profile."""
-    where = "cpu" if nb.profile == "quick" else nb.device
-
-    def make() -> dict[str, Any]:
-        return {"values": [comparison.lambda_max(s, w, images[c["seed"]].data, device=where)
-                           if c["seed"] in seeds else float("nan") for w, c in zip(weights, configs, strict=True)]}
-
-    mark = hashlib.sha256(weights.numpy().tobytes()).hexdigest()[:16]
-    return work.do("lambda_max", make, noise=s.noise, weights=mark)["values"]
 
 
 def inside_or_outside(

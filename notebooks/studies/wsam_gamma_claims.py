@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from sharpnb.lab.claims import Claim
+from sharpnb.lab import Claim
 from studies import comparison
 from studies import wsam_gamma as study
 from studies.comparison import Trials
