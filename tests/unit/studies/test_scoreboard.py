@@ -52,6 +52,13 @@ def test_the_page_has_counts_one_line_per_claim_and_origins():
     assert report.page() == page, "what a run of the full profile leaves behind replaces no claim"
 
 
+@pytest.mark.parametrize(("unit", "text"), [
+    ("points of error", "+1.48 [+1.34, +1.61] points"), ("log10 of a ratio", "×29.9 [×21.7, ×41.1]")])
+def test_an_effect_is_shown_in_its_unit_and_a_logarithm_as_a_factor(root, unit, text):
+    toy.listed(root, "a", unit=unit)
+    assert board.interval(board.primaries()["a"], Claim("a", UP).estimated) == text
+
+
 def test_an_undecided_claim_says_what_it_could_have_seen():
     commit("03_b", Claim("a", tuple((-1) ** k + 0.1 for k in range(20))))
     row = next(row for row in board.rows() if row.claim)
