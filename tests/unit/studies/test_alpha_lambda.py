@@ -42,7 +42,7 @@ def test_a_table_is_the_sweeps_and_says_where_a_training_left_the_finite_numbers
 
 def test_fig1_takes_the_cosine_from_fig2_and_its_best_cells_by_schedule():
     thin = study.thinned(study.FULL)
-    cells = [{"rule": rule, "schedule": schedule, "lr": lr, "weight_decay": decay, "seed": seed, "reason": "",
+    cells = [{"rule": rule, "schedule": schedule, "lr": lr, "weight_decay": decay, "seed": seed,
               "test_error": 50.0 + {"constant": 2, "step": 1, "cosine": 0}[schedule] + (rule == "adam") + i + j}
              for rule in ("sgd", "adam", "adamw") for schedule in study.FIG1
              for i, lr in enumerate(study.FULL.alphas[rule]) for j, decay in enumerate(study.FULL.lambdas[rule])

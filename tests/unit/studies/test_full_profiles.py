@@ -19,9 +19,15 @@ def of_cells(name: str, *idents: str, what: str = "table"):
     return executed(name, *idents, profile="toy", device="cpu")[what]
 
 
+def rows(table):
+    return table.astype(object).where(table.notna(), None).to_dict("list")
+
+
 STUDIES = {
-    "08_wsam_gamma": lambda nb: of_cells("08_wsam_gamma", "settings", "sweep").fillna(0).to_dict("list"),
-    "09_sam_family": lambda nb: of_cells("09_sam_family", "settings", "compare").fillna(0).to_dict("list"),
+    "01_sam": lambda nb: rows(of_cells("01_sam", "settings", "kinds", "runs", what="runs")),
+    "04_m_sharpness": lambda nb: rows(of_cells("04_m_sharpness", "settings", "train", "family", what="family")),
+    "08_wsam_gamma": lambda nb: rows(of_cells("08_wsam_gamma", "settings", "sweep")),
+    "09_sam_family": lambda nb: rows(of_cells("09_sam_family", "settings", "compare")),
     "11_alpha_lambda_heatmaps": lambda nb: alpha_lambda.recorded(nb, "cells", alpha_lambda.TOY, [
         {"rule": "sgd", "lr": 0.05, "weight_decay": decay, "schedule": "cosine", "seed": seed}
         for decay in (0.0, 0.001) for seed in range(alpha_lambda.TOY.seeds)]).to_dict("list"),
