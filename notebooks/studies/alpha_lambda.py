@@ -30,16 +30,11 @@ Cell = dict[str, Any]
 
 @dataclass(frozen=True)
 class Regime:
-    """What is trained, how, and over which axes.
+    """What is trained, how, and over which axes of each rule; ``cell`` are further settings of each cell.
 
-    Attributes:
-        alphas, lambdas: the axes of each rule.
-        data: ``name`` and arguments of :func:`sharpnb.lab.load_data`; ``"seed": "cell"``: each seed has its own draw;
-            ``"held_out"``: see :func:`decay_runs.held_out`.
-        model: ``name`` and arguments of a builder in :mod:`sharpnb.lab.models`.
-        seeds: of each cell; a number stands for the first ones.
-        cell: further settings of each cell.
-        options: ``dtype``, ``device``, ``bf16``, and ``shard_size``, the cells of one batched program.
+    ``data`` and ``model`` are ``name`` and arguments for :func:`sharpnb.lab.load_data` and a builder in
+    :mod:`sharpnb.lab.models`; ``"seed": "cell"``: each seed has its own draw; ``"held_out"``: see :mod:`decay_runs`. A
+    number of seeds stands for the first ones. ``options`` are of :func:`precision`.
     """
 
     label: str

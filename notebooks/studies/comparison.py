@@ -36,15 +36,10 @@ Trials = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained, and on what.
+    """What is trained, and on what: ``model`` is seed -> net, ``noise`` the share of wrong training labels.
 
-    Attributes:
-        train_size, validation: images to train on, and further ones held out for tuning, whose labels stay right.
-        model: seed -> net.
-        noise: share of wrong training labels.
-        together: members trained as one batched program.
-        images: training images of the Hessian's loss.
-        augment, bf16: as in :func:`sharpnb.lab.train_many`.
+    ``validation`` further images, of right labels, are held out for tuning; ``images`` are those of the Hessian's loss;
+    ``together`` members are trained as one batched program.
     """
 
     label: str

@@ -13,17 +13,16 @@ from studies.filter_grafting import Quick, Settings
 from studies.signals import protocol
 
 _OWN = "external, own lr"
-_ERRORS = {  # primary id -> better and worse method, the paper's number
-    "graft-main": ("external", "baseline", "+0.5 to +1.1"),
-    "graft-number": ("3 nets", _OWN, "94.20 → 94.55 %"),
-    "graft-sources": ("external", "internal", None),
-    "graft-criteria": (_OWN, "external, l1", None),
-    "graft-adaptive-weight": (_OWN, "external, plain mean", None),
-}
-_DETAILS = {  # id -> primary id, better and worse method, statement, the paper's number
-    "graft-dlr": ("graft-main", _OWN, "baseline", "Two grafted nets with learning rates of their own are better than "
-                  "single ones", "+1.1 to +1.8"),
-    "graft-four": ("graft-number", "4 nets", "3 nets", "Four nets are better than three", "94.55 → 95.23 %"),
+_ERRORS: dict[str, tuple[str, str, str | None, dict[str, str]]] = {  # id -> better, worse method, the paper's number
+    "graft-main": ("external", "baseline", "+0.5 to +1.1", {}),
+    "graft-number": ("3 nets", _OWN, "94.20 → 94.55 %", {}),
+    "graft-sources": ("external", "internal", None, {}),
+    "graft-criteria": (_OWN, "external, l1", None, {}),
+    "graft-adaptive-weight": (_OWN, "external, plain mean", None, {}),
+    "graft-dlr": (_OWN, "baseline", "+1.1 to +1.8", {"below": "graft-main", "statement":
+                  "Two grafted nets with learning rates of their own are better than single ones"}),
+    "graft-four": ("4 nets", "3 nets", "94.55 → 95.23 %",
+                   {"below": "graft-number", "statement": "Four nets are better than three"}),
 }
 WEAK = 0.02  # the paper's premise: the least share of weak filters that leaves something to fill
 
@@ -43,10 +42,8 @@ def claims(rows: list[dict[str, Any]] | None, s: Settings | Quick, profile: str,
     def claim(samples: Any, ident: str, **more: Any) -> Claim:
         return Claim.from_samples(samples, id=ident, **told | more)
 
-    found = [claim(error[worse] - error[better], ident, paper_value=paper)
-             for ident, (better, worse, paper) in _ERRORS.items() if {better, worse} <= there]
-    found += [claim(error[worse] - error[better], ident, below=below, statement=statement, paper_value=paper)
-              for ident, (below, better, worse, statement, paper) in _DETAILS.items() if {better, worse} <= there]
+    found = [claim(error[worse] - error[better], ident, paper_value=paper, **more)
+             for ident, (better, worse, paper, more) in _ERRORS.items() if {better, worse} <= there]
     found += [claim(table["ensemble", "baseline"] - error["external"], "graft-ensemble", below="graft-main",
                     statement="A grafted net is better than the ensemble of two single ones")]
     share = table["weak"] / sum(map(len, filter_norms(s.net(0)).values()))

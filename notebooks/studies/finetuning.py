@@ -24,16 +24,11 @@ STARTS = ("scratch", "pretrained")
 
 @dataclass(frozen=True)
 class Settings:
-    """What is trained.
+    """What is trained: ``source`` classes are pretrained on, the others of ten are the target; a seed draws all.
 
-    Attributes:
-        source: number of classes to pretrain on; the other classes of ten are the target.
-        labels, validation: signals per target class to train on, and set apart to choose hyperparameters by.
-        signals: that a seed makes, of all ten classes.
-        model: (classes, seed) -> net.
-        lrs, decays: all pairs of a learning rate and a weight decay are SGD's trials; SAM takes over its best pair.
-        rhos: radii, SAM's trials: as many.
-        tuning, seeds: of the tuning and of the judging; each draws classes, signals, weights and batches.
+    ``labels`` and ``validation`` are signals per target class to train on, and set apart to choose hyperparameters by;
+    ``model`` is (classes, seed) -> net. All pairs of ``lrs`` and ``decays`` are SGD's trials; SAM takes over its best
+    pair and tries as many radii.
     """
 
     source: int

@@ -1,8 +1,7 @@
 r"""Notebook 18's pool: nets of every method of the package over a grid of settings, and every measure of each.
 
-Around one setting of width, learning rate, batch size and decay each of them is changed by itself (a star: five
-points), for every method, with and without wrong labels, with and without BatchNorm, for every seed. So every net has
-partners from which it differs in one thing alone.
+Around one setting of width, learning rate, batch size and decay each of them is changed by itself (a star), for every
+method and seed, with and without wrong labels and BatchNorm: every net has partners that differ in one thing alone.
 """
 
 import math
@@ -69,15 +68,10 @@ _DISTANCES = {"ray_width": np.geomspace(0.2, 60, 12), "ray_width_filter": np.geo
 
 @dataclass(frozen=True)
 class Settings:
-    """A pool.
+    """A pool: ``base`` is the star's centre, ``changed`` the value that each of its settings takes by itself.
 
-    Attributes:
-        methods: names in :data:`METHODS`.
-        base, changed: the star's centre, and the value that each of its settings takes by itself.
-        noises, norms: label noises and BatchNorm, each with each.
-        seeds: of split, wrong labels, initial weights and batches alike; a number stands for the first ones.
-        train_size, steps: images to train on (the other digits are the test set), and updates of every net.
-        lanczos, probes: steps and probes of the Hessian's spectrum.
+    A seed is that of split, wrong labels, initial weights and batches alike; a number stands for the first ones. Digits
+    that are not trained on are the test set. ``lanczos`` and ``probes`` are steps and probes of the Hessian's spectrum.
     """
 
     methods: tuple[str, ...] = tuple(METHODS)

@@ -32,15 +32,10 @@ CONTROLS = ("SGD 2E", "SGD, decay tuned")  # of the mid profile
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Training):
-    """What is trained, and over which hyperparameters.
+    """What is trained, and over which ρ of SAM (0 is SGD), γ of WSAM, α of GSAM, and α of Mixup (Appendix C.2).
 
-    Attributes:
-        validation: clean images beside the training images, which choose ρ, α and γ (the paper's way).
-        rhos: radii of SAM; the first is 0, which is SGD.
-        gammas, alphas: weights of WSAM, and of GSAM's orthogonal part.
-        mixes: Mixup's α; the default is the paper's (Appendix C.2).
-        augment, chunk, bf16: as in :func:`sharpnb.lab.train_many`.
-        evaluations: of each training, of which the best is told too.
+    They are chosen by ``validation`` clean images beside the training images (the paper's way). Of so many
+    ``evaluations`` of each training the best is told too.
     """
 
     validation: int

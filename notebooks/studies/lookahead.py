@@ -12,11 +12,9 @@ from studies.signals import Signals
 class Settings(Signals):
     """The experiment on signals, at the schedule of the paper's CIFAR runs.
 
-    Attributes:
-        decays, adam_decays: L2 decays that SGD and Adam try, bare and under Lookahead, each with its own four rates.
-        cells: k and alpha of the paper's table.
-        spread: factors on SGD's best rate, over which the training loss is to spread little.
-        cycles: how many cycles are looked into, from the share ``looked`` of training on: the paper's epoch 65 of 200.
+    SGD and Adam try decays, bare and under Lookahead, each with its own four rates. ``cells`` are k and alpha of the
+    paper's table, ``spread`` factors on SGD's best rate, over which the training loss is to spread little. So many
+    ``cycles`` are looked into, from the share ``looked`` of training on: the paper's epoch 65 of 200.
     """
 
     decays: tuple[float, ...] = (0.002, 0.004, 0.008)

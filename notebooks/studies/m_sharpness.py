@@ -26,15 +26,10 @@ from studies.trials import best as best_of
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Training):
-    """What is trained.
+    """What is trained: nets of one ``width`` with m-sharpness, and a ``family`` with SGD, whose gap is predicted.
 
-    Attributes:
-        width: of the net that is trained with m-sharpness.
-        noises: shares of wrong training labels.
-        rhos: for each m, images that share a perturbation, its radii; the last m is the batch.
-        family: values of each hyperparameter in the family of nets whose gap is predicted (with SGD).
-        measured, rho: the m's of the measure, and its radius (default 0.05: SAM's).
-        augment, chunk, bf16: as in :func:`sharpnb.lab.train_many`.
+    ``rhos`` has for each m, images that share a perturbation, its radii; the last m is the batch. ``measured`` are the
+    m's of the measure, ``rho`` its radius (default 0.05: SAM's).
     """
 
     width: int
@@ -55,11 +50,9 @@ class Settings(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned(Settings):
-    """Settings whose rate and ``weight_decay`` are tuned, see :func:`tuned`, and whose family comes to equal losses.
+    """Settings whose rate and decay are :func:`tuned`, and whose family is measured at the loss of ``stop`` nats.
 
-    Attributes:
-        stop: training loss in nats at which a net of the family is measured.
-        looks: updates between two looks at it, and at most.
+    ``looks`` are updates between two looks at it, and at most.
     """
 
     weight_decay: float = 0.0

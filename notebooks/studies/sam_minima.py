@@ -56,13 +56,10 @@ METHODS = {"SGD, E": 1, "SGD, 2E": 2, "SAM": 1}  # that are tuned, and for how m
 
 @dataclass(frozen=True)
 class Live:
-    """A cell of the live table: an MLP, SGD with momentum 0.9 and a cosine to 0, all in float64.
+    """A cell of the live table: an MLP, SGD with momentum 0.9 and a cosine to 0 in E = ``steps``, all in float64.
 
-    Attributes:
-        train, steps: images of a seed, updates of the budget E.
-        lrs, decays: the grid of SGD at either budget.
-        radii: with ``lrs`` the grid of SAM, at the decay that SGD chose at E.
-        tuning, seeds: seeds whose other images choose, and seeds that judge.
+    ``lrs`` and ``decays`` are SGD's grid at either budget, ``lrs`` and ``radii`` SAM's, at the decay that SGD chose at
+    E. Other images of the ``tuning`` seeds choose.
     """
 
     data: str

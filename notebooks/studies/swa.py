@@ -16,12 +16,9 @@ from studies.signals import Signals
 class Settings(Signals):
     """The experiment on signals; its rate and decays are in the record of the tuning.
 
-    Attributes:
-        start: share of the budget after which the averaging phase begins.
-        every: steps between the weights that are collected, an epoch.
-        factors: rates of SWA's averaging phase over SGD's, which SWA tries with SGD's decays.
-        slow, middle, fast: factors that are compared beside; cycles fall from ``fast`` to ``slow``, ``middle`` is about
-            their mean.
+    After the share ``start`` of the budget weights are averaged, one each ``every`` steps, an epoch. ``factors`` are
+    rates of that phase over SGD's, which SWA tries with SGD's decays. Compared beside, cycles fall from ``fast`` to
+    ``slow``, and ``middle`` is about their mean.
     """
 
     start: float = 0.75

@@ -22,14 +22,10 @@ CHUNK = 250  # samples that BatchNorm's statistics are measured on at a time, as
 
 @dataclass(frozen=True)
 class Settings:
-    """The full experiment: the three trainings and their sizes.
+    """The full experiment: ``large // small`` workers each have ``small`` images at a time in every phase.
 
-    Attributes:
-        large, small: images an update; ``large // small`` workers each have ``small`` at a time in every phase.
-        lr, decay: peak learning rate of the small batch, the large one's being ``large / small`` times that; L2.
-        tau: training accuracy at which phase 1 stops.
-        late_epochs, late_lr: of each worker in phase 2, falling to zero on a line.
-        pixels, flip: augmentation.
+    ``lr`` is the small batch's peak, the large one's ``large / small`` times that; ``tau`` the training accuracy at
+    which phase 1 stops; ``late_lr`` falls to zero on a line in phase 2.
     """
 
     data: str

@@ -190,20 +190,6 @@ def test_a_net_does_not_depend_on_what_is_trained_or_measured_beside_it(toy):
         assert all(few[name] == pytest.approx(row[name], rel=1e-8) for name in few if name not in AXES)
 
 
-def test_both_sizes_of_batch_have_their_best_rate_and_equal_trials(project, monkeypatch):
-    s, tried = Settings(train_size=150, steps=2), []
-    monkeypatch.setattr(flatness_pool, "train", lambda pool, s: tried.extend(pool) or [None] * len(pool))
-    monkeypatch.setattr(flatness_pool, "finished", lambda cell, w, s: (cell, w))
-    monkeypatch.setattr(flatness_pool, "outcome", lambda cell, *_: {
-        "test_error": abs(cell["lr_factor"] - cell["batch_size"] / 37.5) + cell["weight_decay"]})
-    nb = lab.start("18_flatness", device="cpu")
-    for _ in range(2):  # the second time from the record
-        cells = flatness_pool.at_best([7, 8], s, nb)
-        assert [(c["batch_size"], c["lr_factor"], c["weight_decay"], c["seed"]) for c in cells] == [
-            (30, 1.0, 0.0, 7), (30, 1.0, 0.0, 8), (150, 4.0, 0.0, 7), (150, 4.0, 0.0, 8)]
-    assert len(tried) == 2 * 20 * 6 and {c["seed"] for c in tried} == set(range(100, 106))
-
-
 def test_a_sweep_resumes(project, monkeypatch, toy):
     calls, s = [], replace(TOY, methods=("SGD", "Filter grafting"), seeds=1, noises=(0.0,))
     original = flatness_pool.rows_of
