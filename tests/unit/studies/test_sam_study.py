@@ -22,7 +22,8 @@ def quadratic(w):
 
 def test_perturbation_is_the_one_that_the_rule_uses():
     once, far = (study.perturbation(POINT, quadratic, 1.0, inner_steps=count) for count in (1, 40))
-    assert torch.allclose(once, torch.tensor([[0.8, 0.6]], dtype=torch.float64)) and float(far.norm()) == pytest.approx(1)
+    assert torch.allclose(once, torch.tensor([[0.8, 0.6]], dtype=torch.float64))
+    assert float(far.norm()) == pytest.approx(1)
     angle = torch.linspace(0, 2 * math.pi, 100_001, dtype=torch.float64)
     ring = torch.stack([angle.cos(), angle.sin()], 1)
     once, far, ring = ((CURVATURE * (POINT + eps) ** 2).sum(1) / 2 for eps in (once, far, ring))
