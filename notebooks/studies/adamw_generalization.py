@@ -1,7 +1,5 @@
 r"""Notebook 12: Adam + L2 against AdamW at equal training loss (Loshchilov & Hutter, ICLR 2019, Fig. 3, SuppFig. 4)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,29 +7,21 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sharpnb.lab import models
+from sharpnb.lab import Notebook, models
 from sharpnb.lab.augment import shift_and_flip
 from sharpnb.lab.figures import COLOURS, MARKERS
-from sharpnb.lab.notebook import Notebook
-from studies.decay_runs import TUNING, Rows, Tuned, World, band, run, tuned
+from studies.decay_runs import TUNING, Rows, Tuned, World, band, configs, run, tuned
+from studies.trials import powers
 
 ROLES = {"Adam + L2": "adam", "AdamW": "adamw", "SGD + L2": "sgd"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One comparison: Adam over L2 coefficients, AdamW over normalised decays, SGD with momentum beside them.
+    """One comparison: Adam over coefficients ``l2``, AdamW over normalised decays, SGD with momentum beside them.
 
-    Attributes:
-        world: what is trained.
-        steps: updates, under one cosine.
-        every: steps between evaluations.
-        lr: learning rates of Adam and AdamW; one or several.
-        lr_sgd: of SGD; likewise.
-        l2: coefficients of Adam; the paper has twelve.
-        lambda_norm: normalised decays of AdamW; the paper has seven.
-        l2_sgd: coefficients of SGD.
-        seeds: of the judging; a number stands for the first ones.
+    Updates are under one cosine, evaluated each ``every``; rates are one or several; a number of judging ``seeds``
+    stands for the first ones. The paper has twelve coefficients and seven decays.
     """
 
     world: World
@@ -45,10 +35,6 @@ class Settings:
     seeds: int | range
 
 
-def _powers(first: int, last: int) -> tuple[float, ...]:
-    return tuple(2.0**k for k in range(first, last + 1))
-
-
 def _digits(scale: float) -> World:
     return World(f"MLP 64-24-10, digits{', start x8' if scale > 1 else ''}", "digits", 500,
                  lambda seed: models.mlp((64, 24, 10), seed=seed, scale=scale), batch_size=50, dtype=torch.float64)
@@ -60,11 +46,11 @@ _SIGNALS = World("MLP 40-100-100-10, 2,000 signals of MNIST-1D", "mnist1d", 2000
 # rate and decay) and has a gap (36.7 % on held-out signals). The grids were extended on tuning seeds until each best
 # lay inside. The digits (500 images, a start as usual or times 8) are those of a survey made before this notebook;
 # their steps were raised from 240 to 400 so that SGD fits.
-_MAIN = Settings(_SIGNALS, steps=1500, every=300, lr=_powers(-8, -5), lr_sgd=(0.05, 0.1, 0.2, 0.4),
-                 l2=(0.0, *_powers(-11, -7)), lambda_norm=(0.0, *_powers(-5, -1)), l2_sgd=(0.0, *_powers(-11, -7)),
+_MAIN = Settings(_SIGNALS, steps=1500, every=300, lr=powers(-8, -5), lr_sgd=(0.05, 0.1, 0.2, 0.4),
+                 l2=(0.0, *powers(-11, -7)), lambda_norm=(0.0, *powers(-5, -1)), l2_sgd=(0.0, *powers(-11, -7)),
                  seeds=range(2000, 2020))
-_SECOND = Settings(_digits(1.0), steps=400, every=80, lr=_powers(-6, -2), lr_sgd=(0.1, 0.2, 0.4, 0.8, 1.6),
-                   l2=(0.0, *_powers(-12, -6)), lambda_norm=(0.0, *_powers(-5, 1)), l2_sgd=(0.0, *_powers(-11, -5)),
+_SECOND = Settings(_digits(1.0), steps=400, every=80, lr=powers(-6, -2), lr_sgd=(0.1, 0.2, 0.4, 0.8, 1.6),
+                   l2=(0.0, *powers(-12, -6)), lambda_norm=(0.0, *powers(-5, 1)), l2_sgd=(0.0, *powers(-11, -5)),
                    seeds=range(2000, 2020))
 # The paper: 26 2x96d Shake-Shake, 1800 epochs, twelve coefficients and seven decays.
 _CIFAR = Settings(World("ResNet-8, CIFAR-10, 8 epochs", "cifar10", None, lambda seed: models.resnet(8, seed=seed),
@@ -84,12 +70,9 @@ REGIMES = {
 
 def grid(r: Settings, seeds: Any) -> list[dict[str, Any]]:
     """Return each method at each of its rates, coefficients and seeds: equally many trials in the quick profile."""
-    methods = [("Adam + L2", {"rule": "adam"}, r.lr, "weight_decay", r.l2),
-               ("AdamW", {"rule": "adamw"}, r.lr, "lambda_norm", r.lambda_norm),
-               ("SGD + L2", {"rule": "sgd", "momentum": 0.9}, r.lr_sgd, "weight_decay", r.l2_sgd)]
-    return [{"method": method, **fixed, "lr": lr, kind: decay, "seed": seed}
-            for method, fixed, lrs, kind, decays in methods for lr in np.atleast_1d(lrs).tolist() for decay in decays
-            for seed in seeds]
+    return configs([("Adam + L2", {"rule": "adam"}, r.lr, "weight_decay", r.l2),
+                    ("AdamW", {"rule": "adamw"}, r.lr, "lambda_norm", r.lambda_norm),
+                    ("SGD + L2", {"rule": "sgd", "momentum": 0.9}, r.lr_sgd, "weight_decay", r.l2_sgd)], seeds)
 
 
 def tried(name: str, r: Settings, nb: Notebook) -> Rows:
@@ -117,10 +100,9 @@ def at_tuned_rate(rows: Rows) -> pd.DataFrame:
 def at_equal_loss(final: pd.DataFrame, points: int = 50) -> list[float]:
     """Return, for each seed, the test error of Adam + L2 minus that of AdamW at equal training loss, on average.
 
-    Each method's finished nets, one a coefficient, are points (training loss, test error). They are joined by straight
-    lines over the logarithm of the loss and compared from the larger of both lowest losses to the larger of the two
-    losses at which a method's mean error is lowest; beyond that both are regularised too much. NaN where the range is
-    empty.
+    Each method's finished nets, one a coefficient, are points (training loss, test error), joined by straight lines
+    over the logarithm of the loss. They are compared from the larger of both lowest losses to the larger of the two
+    losses at which a method's mean error is lowest, beyond which both are regularised too much; NaN in an empty range.
     """
     found = []
     best = {m: own.groupby("decay")["test_error"].mean().idxmin() for m, own in final.groupby("method")}
@@ -152,9 +134,9 @@ def draw_panels(axes: Any, judged: Rows, final: pd.DataFrame) -> None:
     axes[1, 0].set_xticks([0, 2.0**-12, 2.0**-9, 2.0**-6, 2.0**-3, 1.0])
     axes[1, 1].set_xscale("log")
     lowest = final.groupby(["method", "decay"])["test_error"].mean().min()
-    for ax, (x, y) in zip(axes.flat, (("update $t$", "training loss (nats)"), ("update $t$", "test error (%)"),
-                                      ("$\\lambda'$, or $\\lambda_{norm}$ for AdamW", "final test error (%)"),
-                                      ("final training loss (nats)", "final test error (%)")), strict=True):
+    for ax, x, y in zip(axes.flat, ("update $t$", "update $t$", "$\\lambda'$, or $\\lambda_{norm}$ for AdamW",
+                                    "final training loss (nats)"),
+                        ("training loss (nats)", "test error (%)", *["final test error (%)"] * 2), strict=True):
         ax.set(xlabel=x, ylabel=y)
     for ax in axes.flat[1:]:
         ax.set_ylim(0.8 * lowest, 1.7 * lowest)  # what is regularised far too much leaves the picture

@@ -1,13 +1,11 @@
 """The claims of notebook 12, from its rows: the same for the quick and the full profile."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from sharpnb.lab.claims import Claim
+from sharpnb.lab import Claim
 from sharpnb.lab.verdicts import paired
 from studies import adamw_generalization as study
 from studies.decay_runs import GUESSING, Rows, at_end, regime, tuned
@@ -18,9 +16,9 @@ def claims(judged: Rows | None, **about: Any) -> list[Claim]:
     if judged is None:
         return [Claim(name, **about) for name in ("adamw-fig-3", "adamw-wilson")]
     about |= {"regime": regime(judged, "SGD + L2")}
-    adam, sgd = at_end(judged, "Adam + L2"), at_end(judged, "SGD + L2")
+    sgd = paired(at_end(judged, "SGD + L2"), at_end(judged, "Adam + L2"), GUESSING)
     return [Claim.from_samples(gain(judged), id="adamw-fig-3", paper_value="15 %", **about),
-            Claim.from_samples(paired(sgd, adam, GUESSING), id="adamw-wilson", **about)]
+            Claim.from_samples(sgd, id="adamw-wilson", **about)]
 
 
 def gain(judged: Rows) -> np.ndarray:

@@ -4,10 +4,9 @@ Loshchilov & Hutter, ICLR 2019, Figs 1 and 2. A *map* is the error in percent ov
 of two; the column λ = 0, where there is one, comes first and is left out of every fit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -16,15 +15,11 @@ import pandas as pd
 import torch
 from torch import nn
 
-from sharpnb.lab import models
-from sharpnb.lab.data import Data, load_data
+from sharpnb.lab import Data, Many, Notebook, load_data, log2_grid, models, train_many
 from sharpnb.lab.figures import heatmap
-from sharpnb.lab.grid import log2_grid
-from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
-from sharpnb.many.train import Many, train_many
+from studies.common import with_controls
 from studies.decay_runs import TUNING, Tuned, held_out, tuned
-from studies.panel import with_controls
 
 TITLES = {"sgd": "SGD (L2)", "sgdw": "SGDW", "adam": "Adam (L2)", "adamw": "AdamW"}
 FIG1 = ("constant", "step", "cosine")  # its schedules
@@ -35,17 +30,11 @@ Cell = dict[str, Any]
 
 @dataclass(frozen=True)
 class Regime:
-    """What is trained, how, and over which axes.
+    """What is trained, how, and over which axes of each rule; ``cell`` are further settings of each cell.
 
-    Attributes:
-        label: in a few words, for tables and claims.
-        alphas, lambdas: the axes of each rule.
-        data: ``name`` and arguments of :func:`sharpnb.lab.load_data`; ``"seed": "cell"``: each seed has its own draw;
-            ``"held_out"``: see :func:`decay_runs.held_out`.
-        model: ``name`` and arguments of a builder in :mod:`sharpnb.lab.models`.
-        steps, batch_size, seeds: of each cell; a number of seeds stands for the first ones.
-        cell: further settings of each cell.
-        options: ``dtype``, ``device``, ``bf16``, and ``shard_size``, the cells of one batched program.
+    ``data`` and ``model`` are ``name`` and arguments for :func:`sharpnb.lab.load_data` and a builder in
+    :mod:`sharpnb.lab.models`; ``"seed": "cell"``: each seed has its own draw; ``"held_out"``: see :mod:`decay_runs`. A
+    number of seeds stands for the first ones. ``options`` are of :func:`precision`.
     """
 
     label: str
@@ -134,7 +123,7 @@ def net(regime: Regime) -> Callable[[int], nn.Module]:
 
 
 def precision(regime: Regime, nb: Notebook) -> dict[str, Any]:
-    """Return type, device and cells of one batched program, as :func:`sharpnb.lab.train_many` takes them."""
+    """Return type, device and cells of one program, as :func:`sharpnb.lab.train_many` takes them."""
     told = {"dtype": "float32", "device": str(nb.device), "bf16": False, "shard_size": 32} | regime.options
     return {"dtype": getattr(torch, told["dtype"]), "device": told["device"], "bf16": told["bf16"],
             "chunk": told["shard_size"]}
@@ -151,21 +140,21 @@ def recorded(nb: Notebook, name: str, regime: Regime, cells: Sequence[Cell]) -> 
 
     A rule, schedule and seed are trained as one piece.
     """
-    rules, schedules = (list(dict.fromkeys(cell[axis] for cell in cells)) for axis in ("rule", "schedule"))
-
-    def tabled(many: Many) -> Any:
+    def tabled(part: Sequence[Cell]) -> dict[str, Any]:
+        many = trained(regime, part, nb)
         bad = [f"diverged: the loss is not finite at step {step}" if step else "" for step in many.diverged]
-        return pd.DataFrame(many.final()).assign(reason=bad)[KEPT]
+        return pd.DataFrame(many.final()).assign(reason=bad)[KEPT].to_dict("list")
 
     def make(work: Work) -> dict[str, Any]:
-        made = []
-        for which in dict.fromkeys((cell["rule"], cell["schedule"], cell["seed"]) for cell in cells):
-            part = [cell for cell in cells if (cell["rule"], cell["schedule"], cell["seed"]) == which]
-            made.append(work.do(which[0], lambda part=part: tabled(trained(regime, part, nb)).to_dict("list"),
-                                schedule=which[1], seed=which[2]))
+        parts: dict[Any, list[Cell]] = {}
+        for cell in cells:
+            parts.setdefault((cell["rule"], cell["schedule"], cell["seed"]), []).append(cell)
+        made = [work.do(rule, partial(tabled, part), schedule=schedule, seed=seed)
+                for (rule, schedule, seed), part in parts.items()]
         return {"cells": pd.concat(map(pd.DataFrame, made)).to_dict("list")}
 
-    told = {"regime": regime, "rules": rules, "schedules": schedules}
+    told = {"regime": regime} | {f"{axis}s": list(dict.fromkeys(cell[axis] for cell in cells))
+                                 for axis in ("rule", "schedule")}
     return pd.DataFrame(nb.recorded(name, make, of=told, rtol=2e-2, atol=3.0, kept=True)["cells"])
 
 
@@ -213,8 +202,8 @@ def slope(errors: np.ndarray, temperature: float = 2.0) -> float:
     r"""Slope of the valley, :math:`d\log\lambda^*/d\log\alpha`, over the rows that reach it; no column λ = 0.
 
     :math:`\log\lambda^*` of a row is the mean column under weights :math:`e^{-\text{error}/\text{temperature}}` (2
-    points, chosen by us: about the spread between seeds). Rows whose best cell is more than 10 points above the map's
-    best say nothing about the valley and are left out.
+    points, chosen by us: about the spread between seeds). Rows whose best cell is over 10 points above the map's best
+    say nothing about the valley.
     """
     reached = errors.min(axis=1) <= errors.min() + 10.0
     weights = np.exp(-(errors - errors.min(axis=1, keepdims=True)) / temperature)
@@ -231,23 +220,17 @@ def numbers(table: pd.DataFrame, regime: Regime, rules: Sequence[str]) -> pd.Dat
                         columns=["regime", "rule", "seed", "separability", "slope", "best"])
 
 
-def best_cells(errors: np.ndarray, count: int = 10) -> Any:
-    """Return rows and columns of the ``count`` best cells of a map, the best first."""
-    return np.unravel_index(np.argsort(errors, axis=None, kind="stable")[:count], errors.shape)
-
-
 def draw_map(ax: Any, errors: np.ndarray, alphas: Sequence[float], lambdas: Sequence[float], low: float) -> Any:
     """Draw a map with its numbers, the ten best cells circled and the contour of the best basin; return the image."""
     decays = [_power(x) for x in lambdas]
     image = heatmap(ax, errors, [[f"{value:.0f}" for value in row] for row in errors], columns=decays, upwards=True,
                     rows=[_power(x) for x in alphas], size=6.5, cmap="cividis_r", vmin=low, vmax=low + 45)
-    rows, columns = best_cells(errors)
+    rows, columns = np.unravel_index(np.argsort(errors, axis=None, kind="stable")[:10], errors.shape)
     ax.plot(columns + 0.5, rows + 0.5, "o", ms=13, mfc="none", mec="#d55e00", mew=1.4)
     grid = np.arange(errors.shape[1]) + 0.5, np.arange(errors.shape[0]) + 0.5
     ax.contour(*grid, errors, levels=[errors.min() + 9.0], colors="#d55e00", linewidths=1.2, linestyles="--")
-    wide = any(len(text) > 5 and "$" not in text for text in decays)
     ax.tick_params(labelsize=7)
-    ax.tick_params(axis="x", labelrotation=40 if wide else 0)
+    ax.tick_params(axis="x", labelrotation=40 * any(len(text) > 5 and "$" not in text for text in decays))
     return image
 
 
@@ -276,8 +259,8 @@ def draw_maps(
 
 def four_maps(table: pd.DataFrame, regime: Regime) -> tuple[Any, pd.DataFrame]:
     """Draw Fig. 2, a map an optimizer; return the figure and its numbers."""
-    pairs = [[(rule, "cosine") for rule in row] for row in (("sgd", "sgdw"), ("adam", "adamw"))]
-    figure, drawn = draw_maps(table, regime, pairs, (9.5, 8))
+    shown = [[("sgd", "cosine"), ("sgdw", "cosine")], [("adam", "cosine"), ("adamw", "cosine")]]
+    figure, drawn = draw_maps(table, regime, shown, (9.5, 8))
     return figure, drawn[["rule", "alpha", "lambda", "test error"]]
 
 

@@ -1,13 +1,12 @@
 """The claims of notebook 11: the best cells of Fig. 1's maps, and how far the maps of Fig. 2 come apart."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sharpnb.lab.claims import Claim, Regime
+from sharpnb.lab import Claim
+from sharpnb.lab.claims import Regime
 from sharpnb.lab.verdicts import paired
 from studies import alpha_lambda as study
 
@@ -17,11 +16,7 @@ Best = dict[tuple[str, str], np.ndarray]  # rule and schedule -> the test error 
 def claims(best: Best | None, maps: pd.DataFrame | None, regime: Regime | None, **about: Any) -> list[Claim]:
     """Return the claims of a profile, not run where there are no numbers.
 
-    Args:
-        best: errors at the best cells.
-        maps: from :func:`alpha_lambda.numbers`.
-        regime: of the best cells.
-        about: ``profile`` and ``protocol`` of all of them.
+    ``best`` are errors at the best cells, ``regime`` theirs; ``maps`` are from :func:`alpha_lambda.numbers`.
     """
     def gap(better: tuple[str, str], worse: tuple[str, str]) -> Any:
         return None if best is None or {better, worse} - best.keys() else paired(best[better], best[worse], 90.0)

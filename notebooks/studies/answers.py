@@ -3,8 +3,6 @@
 Questions and advice stand in ``site/answers.toml``; which advice is shown follows from the verdicts.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,10 +88,7 @@ def as_markdown(found: Sequence[Answer], numbers: int = 100) -> str:
 
 
 def draw(found: Sequence[Answer]) -> tuple[Any, list[dict[str, Any]]]:
-    """Draw a forest plot: every judged effect with its interval in units of its δ, by question; return it and its data.
-
-    Effects beyond ±10 δ stand at the edge, marked by an arrow.
-    """
+    """Draw every judged effect with its interval in units of its δ (beyond ±10 an arrow); return figure and data."""
     import matplotlib.pyplot as plt
 
     told = [answer for answer in found if answer.judged]

@@ -1,31 +1,25 @@
-"""What notebooks 01, 03, 04 and 05 share: what their trainings are told, their images, and the spread over seeds."""
+"""What notebooks share: what trainings are told, their images, the spread over seeds, controls beside a picture."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
-from sharpnb.lab.claims import t95
-from sharpnb.lab.data import Data, load_data, with_label_noise
+from sharpnb.lab import Data, load_data, t95, with_label_noise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What is trained.
+    """What is trained: ``label`` says net and data, for the claims.
 
-    Attributes:
-        label: net and data in a few words, for the claims.
-        data, train_size: name of the data set; training images, drawn by each seed where the set is split by us.
-        model: seed -> net (of notebook 04: width and seed -> net).
-        steps, batch_size, lr, momentum: of SGD, and of SAM's base.
-        seeds: of the judging; a number stands for the first ones.
-        dtype: of weights and images.
+    ``model`` is seed -> net (of notebook 04: width and seed -> net); ``steps`` to ``momentum`` are SGD's, and those of
+    SAM's base; a number of judging ``seeds`` stands for the first ones.
     """
 
     label: str
@@ -55,11 +49,38 @@ def _images(name: str, size: int | None, seed: int, dtype: torch.dtype, noise: f
     return with_label_noise(data, noise, seed)
 
 
-def spread(groups: Any) -> pd.DataFrame:
-    """Return mean and standard error of each group of a column, their number, and half of the 95 % interval.
+def half_width(values: np.ndarray) -> float:
+    """Return the half-width of the two-sided 95 % Student interval of the mean."""
+    return float(t95(len(values)) * np.std(values, ddof=1) / len(values) ** 0.5)
 
-    Two seeds have no interval that fits a picture: their half is not a number, which no figure draws.
-    """
+
+def spread(groups: Any) -> pd.DataFrame:
+    """Return mean, standard error and number of each group, and half of the 95 % interval (of two seeds NaN)."""
     found = groups.agg(["mean", "sem", "count"])
     found["half"] = (t95(found["count"]) * found["sem"]).where(found["count"] > 2)
     return found
+
+
+def with_controls(draw: Callable[..., Any], controls: Mapping[str, Any]) -> Any:
+    """Return an ipywidgets panel: ``draw(name=value, …)`` makes the picture, now and whenever a control has moved.
+
+    It is an image and no output area, as of ``ipywidgets.interactive_output``: a kernel without a browser answers an
+    output area's messages through the socket on which it awaits the end of the cell, and now and then waits for ever
+    (nbclient's issue 312).
+    """
+    import ipywidgets as widgets
+    import matplotlib.pyplot as plt
+
+    picture = widgets.Image(format="png")
+
+    def redraw(_change: Any = None) -> None:
+        figure, content = draw(**{name: control.value for name, control in controls.items()}), io.BytesIO()
+        figure.savefig(content, format="png", dpi="figure", bbox_inches="tight")
+        plt.close(figure)
+        picture.value = content.getvalue()
+
+    redraw()
+    for control in controls.values():
+        control.observe(redraw, "value")
+    column = widgets.VBox(list(controls.values()), layout={"flex": "0 0 auto"})  # else the numbers are cut off
+    return widgets.HBox([column, picture])

@@ -5,13 +5,10 @@ lowest mean held-out error is the method's. It alone is trained with the judging
 wrong labels, the initial weights and the batches, and is the same for all methods: differences are paired.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,13 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharpnb.curvature import HessianOperator, top_eigenvalues
+from sharpnb.lab import Data, Notebook, load_data, train_many, with_label_noise
 from sharpnb.lab.augment import Augment
-from sharpnb.lab.claims import Regime, t95
-from sharpnb.lab.data import Data, load_data, with_label_noise
+from sharpnb.lab.claims import Regime
 from sharpnb.lab.pieces import Work, described, even
 from sharpnb.lab.verdicts import paired
 from sharpnb.many.net import BatchedNet, evaluate_many
-from sharpnb.many.train import train_many
+from studies.common import half_width
+from studies.trials import edges as at_ends
 
 TOLD = ("method", "trial", "noise")  # entries of a configuration that say what it is and are none of the training's
 MEASURED = ("val_error", "test_error", "train_error", "train_loss")
@@ -38,21 +36,10 @@ Trials = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained, and on what.
+    """What is trained, and on what: ``model`` is seed -> net, ``noise`` the share of wrong training labels.
 
-    Attributes:
-        label: net and data in a few words.
-        data: name of the data set.
-        train_size: images to train on.
-        validation: further images of the training set, held out for tuning; their labels stay right.
-        model: seed -> net.
-        steps, batch_size: of every training.
-        noise: share of wrong training labels.
-        dtype: of weights and images.
-        together: members trained as one batched program.
-        augment: of the training images.
-        images: training images of the Hessian's loss.
-        bf16: of the gradients, as in :func:`sharpnb.lab.train_many`.
+    ``validation`` further images, of right labels, are held out for tuning; ``images`` are those of the Hessian's loss;
+    ``together`` members are trained as one batched program.
     """
 
     label: str
@@ -80,11 +67,6 @@ class Method:
     keeps: tuple[str, ...] = ()
 
 
-def grid(**values: Sequence[Any]) -> tuple[Config, ...]:
-    """Return a setting for each combination of values."""
-    return tuple(dict(zip(values, taken, strict=True)) for taken in product(*values.values()))
-
-
 @dataclass(frozen=True)
 class Split:
     """The images of one seed: ``data`` to train and test on, ``held_out`` (images, labels) to tune on."""
@@ -109,20 +91,13 @@ def run(
     s: Setting, configs: Sequence[Mapping[str, Any]], images: Mapping[int, Split], device: torch.device,
     work: Work | None = None, label: str = "",
 ) -> tuple[pd.DataFrame, Tensor]:
-    """Train every configuration and measure it.
+    """Train every configuration, as :func:`sharpnb.lab.train_many` takes them, with entries of :data:`TOLD` beside.
 
-    Args:
-        s: the setting.
-        configs: as :func:`sharpnb.lab.train_many` takes them, with ``method`` and whatever else of :data:`TOLD` beside.
-        images: of each seed, from :func:`splits`.
-        device: where to.
-        work: of the full profile, for which ``together`` members each are a piece.
-        label: of those pieces.
+    In the full profile ``together`` members each are a piece of ``work`` with this ``label``.
 
     Returns:
-        A table with a row a configuration: its own entries, ``val_error``, ``test_error`` and ``train_error`` (percent)
-        and ``train_loss`` (nats), the last two on the labels that it was trained on; and the final weights, (K, n). A
-        training that left the finite numbers has the errors of a constant answer.
+        A table with a row a configuration, its entries and :data:`MEASURED` (percent, nats; of training on the labels
+        that it was given); and the final weights, (K, n). What left the finite numbers has a constant answer's errors.
     """
     def make(part: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         own = [images[config["seed"]] for config in part]
@@ -130,7 +105,9 @@ def run(
         many = train_many(bare, [split.data for split in own], s.model, steps=s.steps, batch_size=s.batch_size,
                           augment=s.augment, dtype=s.dtype, bf16=s.bf16, device=str(device), chunk=s.together)
         held_out = _validation_errors(s, many.weights, own, device)
-        rows = [{**config, **_measured(w, error, final)}
+        lost = dict.fromkeys(MEASURED[:3], GUESSING) | {"train_loss": math.nan}
+        rows = [{**config, **({"val_error": error} | {name: final[name] for name in MEASURED[1:]}
+                              if w.isfinite().all() else lost)}
                 for config, w, error, final in zip(part, many.weights, held_out, many.final(), strict=True)]
         return {"rows": rows, "weights": many.weights}
 
@@ -160,12 +137,6 @@ def _validation_errors(s: Setting, w: Tensor, own: Sequence[Split], device: torc
     return found
 
 
-def _measured(w: Tensor, val_error: float, final: Mapping[str, float]) -> dict[str, float]:
-    if not w.isfinite().all():
-        return dict.fromkeys(MEASURED[:3], GUESSING) | {"train_loss": math.nan}
-    return {"val_error": val_error} | {name: final[name] for name in MEASURED[1:]}
-
-
 def lambda_max(s: Setting, w: Tensor, data: Data, tol: float = 1e-2, device: torch.device | str = "cpu") -> float:
     """Return the largest Hessian eigenvalue of the training loss at flat weights ``w``."""
     if not w.isfinite().all():
@@ -175,15 +146,21 @@ def lambda_max(s: Setting, w: Tensor, data: Data, tol: float = 1e-2, device: tor
     return float(top_eigenvalues(op, 1, tol=tol, verify=False, vectors=False).values[0])
 
 
+def lambdas(s: Setting, table: pd.DataFrame, weights: Tensor, images: Mapping[int, Split], chosen: Iterable[bool],
+            nb: Notebook) -> list[float]:
+    """Return :func:`lambda_max` of each ``chosen`` row's net, NaN of the others."""
+    where = "cpu" if nb.profile == "quick" else nb.device
+    return [lambda_max(s, w, images[seed].data, device=where) if wanted else math.nan
+            for w, seed, wanted in zip(weights, table["seed"], chosen, strict=True)]
+
+
 def tune(
     s: Setting, methods: Mapping[str, Method], seeds: Sequence[int], device: torch.device, work: Work | None = None,
     before: Trials = (),
 ) -> list[Config]:
     """Train each trial of each method with each tuning seed, in order: a method stands on others, or on some before.
 
-    Returns:
-        A row a trial: ``method``, ``noise``, ``config`` (all its settings), ``own`` (those of its grid), and what it
-        came to, means over the seeds.
+    Returns a row a trial: ``method``, ``noise``, ``config`` (all settings), ``own`` (of its grid), means over seeds.
     """
     images, rows = splits(s, seeds), []
     for name, method in methods.items():
@@ -205,9 +182,7 @@ def best(trials: Trials, method: str) -> Mapping[str, Any]:
 def edges(trials: Trials, method: str) -> str:
     """Return which of a method's own settings are best at an end of their grid, where that has three values or more."""
     chosen, tried = best(trials, method)["own"], [row["own"] for row in trials if row["method"] == method]
-    values = {name: sorted({own[name] for own in tried}) for name in chosen}
-    return ", ".join(f"{name} = {chosen[name]:g}" for name, all_of in values.items()
-                     if len(all_of) > 2 and chosen[name] in (all_of[0], all_of[-1]))
+    return ", ".join(f"{name} = {chosen[name]:g}" for name in at_ends(chosen, tried, fewest=3))
 
 
 def tuning(trials: Trials) -> pd.DataFrame:
@@ -244,5 +219,4 @@ def regime(table: pd.DataFrame, baseline: str = "SGD", twice: str = "") -> Regim
 
 def interval(differences: np.ndarray) -> str:
     """Return mean and half of the 95 % interval."""
-    half = t95(len(differences)) * differences.std(ddof=1) / len(differences) ** 0.5
-    return f"{differences.mean():+.2f} ± {half:.2f}"
+    return f"{differences.mean():+.2f} ± {half_width(differences):.2f}"

@@ -1,7 +1,5 @@
 """Trainings of the AdamW paper's notebooks: one list of settings, at once on small nets or one by one on large ones."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,18 +10,15 @@ import pandas as pd
 import torch
 from torch import nn
 
+from sharpnb.lab import Data, Notebook, load_data, t95, train, train_many, with_label_noise
 from sharpnb.lab.augment import Augment
-from sharpnb.lab.claims import Regime, t95
-from sharpnb.lab.data import Data, load_data, with_label_noise
-from sharpnb.lab.notebook import Notebook
+from sharpnb.lab.claims import Regime
 from sharpnb.lab.pieces import Work
-from sharpnb.lab.training import History, train
 from sharpnb.many.schedules import Schedule, schedule_of
-from sharpnb.many.train import train_many
 from sharpnb.optim import SGDW, AdamW
 from sharpnb.optim.schedules import CosineRestarts, normalized_weight_decay
+from studies.trials import Rows, best, edges
 
-Rows = list[dict[str, Any]]
 Config = Mapping[str, Any]
 
 _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
@@ -39,18 +34,9 @@ GUESSING = 90.0  # percent; as much as a diverged run counts
 
 @dataclass(frozen=True)
 class World:
-    """What is trained, and on what.
+    """What is trained, and on what: ``model`` is seed -> net, ``label_noise`` the share of wrong training labels.
 
-    Attributes:
-        label: net and data in a few words, for the claims.
-        data: name of the data set; of digits each seed draws its own split.
-        train_size: training images.
-        model: seed -> net.
-        batch_size: images an update.
-        label_noise: share of wrong training labels.
-        augment: of the training images.
-        dtype: of weights and images.
-        many: train all settings as batched programs (small nets) or one after another (large ones).
+    ``many``: train all settings as batched programs (small nets) or one after another (large ones).
     """
 
     label: str
@@ -69,10 +55,7 @@ class World:
 
 
 def held_out(data: Data, seed: int) -> Data:
-    """Return data to tune on: other signals of ``mnist1d`` stand in the place of the test set.
-
-    Digits have no more images; there the splits of other seeds are all that tuning and judging have apart.
-    """
+    """Return data to tune on: other signals of ``mnist1d`` for a test set; digits have no more images than they are."""
     if data.name != "mnist1d":
         return data
     other = load_data("mnist1d", train_size=4000, seed=10_000 + seed, dtype=data.train_x.dtype)
@@ -105,18 +88,11 @@ def run(
     world: World, nb: Notebook, configs: Sequence[Config], steps: int, every: int = 0, work: Work | None = None,
     label: str = "", tuning: bool = False,
 ) -> Rows:
-    """Train every setting and return one row an evaluation, see :func:`rows_of`.
+    """Train every setting for so many steps, evaluate each so many (0: at the end alone), and return :func:`rows_of`.
 
-    Args:
-        world: what is trained.
-        nb: the notebook, whose device is used and which notes the data.
-        configs: as :func:`sharpnb.lab.train_many` takes them, of the rules sgd, sgdw, adam and adamw, with ``method``
-            beside, a name for the tables.
-        steps: updates.
-        every: evaluate each so many steps (0: at the end alone).
-        work: of a record that is kept, for which the settings of one seed are a piece.
-        label: of those pieces.
-        tuning: on data that is held out, see :func:`held_out`.
+    Settings are as :func:`sharpnb.lab.train_many` takes them, of the rules sgd, sgdw, adam and adamw, with ``method``
+    beside, a name for the tables. For ``work`` that is kept those of one seed are a piece with this ``label``.
+    ``tuning`` is on data that is :func:`held_out`.
     """
     if work and work.settings is not None:
         seeds = sorted({config["seed"] for config in configs})
@@ -124,23 +100,21 @@ def run(
         return [row for seed, part in zip(seeds, parts, strict=True) for row in work.do(
             label, lambda part=part: {"rows": run(world, nb, part, steps, every, tuning=tuning)}, seed=seed,
             steps=steps, members=[dict(config) for config in part])["rows"]]
-    data, told = images(world, nb, configs, tuning), bare(world, configs)
+    data, same = images(world, nb, configs, tuning), {"steps": steps, "batch_size": world.batch_size,
+                                                      "augment": world.augment, "evaluate_every": every}
     if world.many:
-        found = train_many(told, data, world.model, steps=steps, batch_size=world.batch_size, augment=world.augment,
-                           dtype=world.dtype, device=str(nb.device), evaluate_every=every).rows
-        return rows_of((configs[row["member"]], row) for row in found)
-    histories = [_alone(world, nb, config, d, steps, every) for config, d in zip(told, data, strict=True)]
-    return rows_of((config, row) for config, h in zip(configs, histories, strict=True) for row in h.rows)
-
-
-def _alone(world: World, nb: Notebook, config: Config, data: Data, steps: int, every: int) -> History:
-    """Train one setting with the classes of :mod:`torch.optim` and :mod:`sharpnb.optim`."""
-    seed = config["seed"]
-    data = with_label_noise(data, world.label_noise, seed) if world.label_noise else data
-    model = world.model(seed).to(nb.device, world.dtype)
-    optimizer, eta = optimizer_of(model, config, steps)
-    return train(model, data, optimizer, steps=steps, batch_size=world.batch_size, schedule=eta, seed=seed,
-                 augment=world.augment, device=nb.device, evaluate_every=every, bf16=nb.bf16, graphs=True)
+        many = train_many(bare(world, configs), data, world.model, dtype=world.dtype, device=str(nb.device), **same)
+        return rows_of((configs[row["member"]], row) for row in many.rows)
+    found = []
+    for config, own in zip(configs, data, strict=True):  # with the classes of torch.optim and sharpnb.optim
+        seed = config["seed"]
+        own = with_label_noise(own, world.label_noise, seed) if world.label_noise else own
+        model = world.model(seed).to(nb.device, world.dtype)
+        optimizer, eta = optimizer_of(model, config, steps)
+        history = train(model, own, optimizer, schedule=eta, seed=seed, device=nb.device, bf16=nb.bf16, graphs=True,
+                        **same)
+        found += [(config, row) for row in history.rows]
+    return rows_of(found)
 
 
 def optimizer_of(model: nn.Module, config: Config, steps: int) -> tuple[torch.optim.Optimizer, Schedule]:
@@ -169,13 +143,9 @@ def optimizer_of(model: nn.Module, config: Config, steps: int) -> tuple[torch.op
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a method's tuning has chosen.
+    """What a method's tuning has chosen: its values of :data:`AXES` with the lowest mean test error, that in percent.
 
-    Attributes:
-        setting: the values of lowest mean test error, of those of :data:`AXES` that the method has.
-        error: that mean, in percent.
-        trials: number of settings tried.
-        edge: those of its axes at whose end it lies; no decay at all is no end.
+    Of so many ``trials``; ``edge`` names the axes at whose end the values lie, where no decay at all is no end.
     """
 
     setting: dict[str, float]
@@ -190,12 +160,17 @@ def tuned(rows: Rows) -> dict[str, Tuned]:
     final: Any = table if "step" not in table else table[table["step"] == table["step"].max()]
     for method, own in final.groupby("method", sort=False):
         axes = [name for name in AXES if name in own and own[name].notna().all()]
-        errors = own["test_error"].fillna(GUESSING).clip(upper=GUESSING).groupby([own[name] for name in axes]).mean()
-        best = np.atleast_1d(errors.idxmin())
-        edge = tuple(name for name, x in zip(axes, best, strict=True)
-                     if own[name].nunique() > 1 and x and x in (own[name].min(), own[name].max()))
-        found[method] = Tuned(dict(zip(axes, map(float, best), strict=True)), float(errors.min()), len(errors), edge)
+        own = own.assign(test_error=own["test_error"].fillna(GUESSING).clip(upper=GUESSING))
+        errors, setting = own.groupby(axes)["test_error"].mean(), best(own, *axes)
+        edge = tuple(name for name in edges(setting, own[axes].to_dict("records")) if setting[name])
+        found[method] = Tuned({name: float(x) for name, x in setting.items()}, float(errors.min()), len(errors), edge)
     return found
+
+
+def configs(methods: Iterable[tuple[str, Config, Any, str, Any]], seeds: Iterable[int]) -> Rows:
+    """Return each method at each of its rates, decays of its kind (one or several of either), and seeds."""
+    return [{"method": name, **how, "lr": lr, kind: decay, "seed": seed} for name, how, lrs, kind, decays in methods
+            for lr in np.atleast_1d(lrs).tolist() for decay in np.atleast_1d(decays).tolist() for seed in seeds]
 
 
 def choices(found: Mapping[str, Tuned]) -> str:
@@ -205,11 +180,15 @@ def choices(found: Mapping[str, Tuned]) -> str:
     return table.reindex(columns=[*(name for name in AXES if name in table), "error", "trials", "edge"]).to_string()
 
 
-def at_end(rows: Rows, method: str, column: str = "test_error") -> np.ndarray:
-    """Return a method's values after its last step, one a seed, in the order of the seeds."""
-    last = max(row["step"] for row in rows)
-    found = {row["seed"]: row[column] for row in rows if row["method"] == method and row["step"] == last}
+def at(rows: Rows, method: str, step: int, column: str = "test_error") -> np.ndarray:
+    """Return a method's values at a step, one a seed, in the order of the seeds."""
+    found = {row["seed"]: row[column] for row in rows if row["method"] == method and row["step"] == step}
     return np.array([found[seed] for seed in sorted(found)])
+
+
+def at_end(rows: Rows, method: str, column: str = "test_error") -> np.ndarray:
+    """Return :func:`at` the last step of all."""
+    return at(rows, method, max(row["step"] for row in rows), column)
 
 
 def regime(rows: Rows, baseline: str, twice: float | None = None) -> Regime:

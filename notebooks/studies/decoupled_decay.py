@@ -3,9 +3,7 @@ r"""Notebook 10: decoupled weight decay against L2 (Loshchilov & Hutter, ICLR 20
 Rows are weights as in :mod:`sharpnb.rules`; everything is float64.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -16,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sharpnb import optim, rules
-from sharpnb.lab.data import load_data
+from sharpnb.lab import load_data
 from sharpnb.lab.training import batches
 
 Rule = Callable[[Tensor, Tensor, Any], tuple[Tensor, Any]]
@@ -48,18 +46,16 @@ class Regression:
 
     def path(self, rule: Rule, steps: int, seed: int = 0) -> Tensor:
         """Apply a rule to the mini-batches that ``seed`` draws: (steps + 1, 640)."""
-        order = batches(len(self.x), self.batch_size, torch.Generator().manual_seed(seed))
-        w, state = self.start(seed), None
+        order, w, state = self.order(seed), self.start(seed), None
         points = [w]
         for _ in range(steps):
             w, state = rule(w, self.gradient(w, next(order)), state)
             points.append(w)
         return torch.cat(points)
 
-    def root_mean_square_gradient(self, w: Tensor, draws: int = 50, seed: int = 0) -> Tensor:
-        r"""Root mean square of mini-batch gradients at ``w``, weight by weight, (1, 640): Adam's :math:`\sqrt v`."""
-        order = batches(len(self.x), self.batch_size, torch.Generator().manual_seed(seed))
-        return torch.stack([self.gradient(w, next(order)).square() for _ in range(draws)]).mean(0).sqrt()
+    def order(self, seed: int) -> Iterator[Tensor]:
+        """Yield the rows of the mini-batches that ``seed`` draws."""
+        return batches(len(self.x), self.batch_size, torch.Generator().manual_seed(seed))
 
 
 def shrinkage_by_gradient(
@@ -69,12 +65,13 @@ def shrinkage_by_gradient(
 
     Each is compared with the plain rule on the same batches: the shrinkage of a group of weights is
     :math:`1-\langle w,w_{plain}\rangle/\|w_{plain}\|^2` over the group, the groups being tenths of the weights by their
-    root mean square gradient at the start. Weights that never see a gradient (pixels always 0) are left out. ``tasks``
-    are by seed.
+    root mean square gradient at the start, Adam's :math:`\sqrt v`. Weights that never see a gradient (pixels always 0)
+    are left out. ``tasks`` are by seed.
     """
     rows = []
     for seed, task in tasks.items():
-        size = task.root_mean_square_gradient(task.start(seed), seed=seed)[0]
+        start, order = task.start(seed), task.order(seed)
+        size = torch.stack([task.gradient(start, next(order)).square() for _ in range(50)]).mean(0).sqrt()[0]
         ends = {name: task.path(rule, steps, seed)[-1] for name, rule in {"": plain, **decayed}.items()}
         parts = size.argsort()[int((size == 0).sum()) :].tensor_split(groups)
         for name, (group, part) in product(decayed, enumerate(parts)):
@@ -110,13 +107,7 @@ def decay_rates(
 
 @dataclass(frozen=True)
 class Quadratic:
-    r""":math:`f(\theta)=\frac12(\theta-c)^\top H(\theta-c)` under the fixed preconditioner M = diag(1/s).
-
-    Attributes:
-        h: H, (2, 2).
-        c: its minimiser, (2,).
-        s: the scales, (2,).
-    """
+    r""":math:`f(\theta)=\frac12(\theta-c)^\top H(\theta-c)`, H (2, 2), under the fixed preconditioner M = diag(1/s)."""
 
     h: Tensor
     c: Tensor
@@ -140,18 +131,15 @@ class Quadratic:
 
 def quadratic() -> Quadratic:
     """The example of the notebook: weight 2 has seen gradients eight times larger than weight 1."""
-    as_tensor = lambda values: torch.tensor(values, dtype=torch.float64)  # noqa: E731
-    return Quadratic(as_tensor([[1.0, 0.3], [0.3, 2.0]]), as_tensor([2.0, 1.5]), as_tensor([0.5, 4.0]))
+    return Quadratic(*(torch.tensor(values, dtype=torch.float64)
+                       for values in ([[1.0, 0.3], [0.3, 2.0]], [2.0, 1.5], [0.5, 4.0])))
 
 
 @dataclass(frozen=True)
 class Drift:
     r"""Weights that drift, :math:`\theta_{t+1}=(1-a)\theta_t+N(0,q)`, and are seen as :math:`y_t=\theta_t+N(0,r)`.
 
-    Attributes:
-        a: forgetting; A = a I in eq. 4.
-        q: variance of the drift.
-        r: noise variance of each coordinate, (D,).
+    A = a I in eq. 4; ``r``, (D,), is each coordinate's.
     """
 
     a: float
@@ -216,16 +204,15 @@ def class_path(
     task: Regression, name: str, steps: int, *, etas: Sequence[float] | None = None, **options: Any
 ) -> Tensor:
     """Run a class of :data:`CLASSES` on the batches of ``task.path``, its lr times ``etas``: (steps + 1, 640)."""
-    w = torch.nn.Parameter(task.start(0))
+    w, factors = torch.nn.Parameter(task.start(0)), iter(etas or [1.0] * steps)
     optimizer = CLASSES[name]([w], **options)
-    order = batches(len(task.x), task.batch_size, torch.Generator().manual_seed(0))
-    points = [w.detach().clone()]
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = options["lr"] * (etas[step] if etas else 1.0)
-        w.grad = task.gradient(w.detach(), next(order))
+
+    def rule(_: Tensor, gradient: Tensor, state: Any) -> tuple[Tensor, Any]:
+        w.grad, optimizer.param_groups[0]["lr"] = gradient, options["lr"] * next(factors)
         optimizer.step()
-        points.append(w.detach().clone())
-    return torch.cat(points)
+        return w.detach().clone(), state
+
+    return task.path(rule, steps)
 
 
 def rule_path(

@@ -1,4 +1,4 @@
-r"""Small members of the regularised families in SAM's Table 1: Shake-Shake, PyramidNet, PyramidNet with ShakeDrop.
+r"""Small nets of the papers' families: Shake-Shake, PyramidNet, ShakeDrop (SAM's Table 1), a transformer (WSAM's 4).
 
 Both shakes mix at random while training, with other random numbers backward than forward; in evaluation they use the
 mean. With a weight a forward and b backward, the value of a u + (1 - a) v with the gradient of b u + (1 - b) v is
@@ -9,7 +9,7 @@ They draw from the global random state as dropout does, so ``same_dropout=True``
 draws of SAM's two passes. Every builder takes ``seed``, as in :mod:`sharpnb.lab.models`.
 """
 
-from __future__ import annotations
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,25 +110,14 @@ def set_true_gradient(model: nn.Module, on: bool) -> None:
 def shake_shake(
     depth: int = 8, width: int = 16, *, stem: int = 16, channels: int = 3, classes: int = 10, seed: int = 0
 ) -> nn.Sequential:
-    """Shake-Shake net of ``depth`` = 6 n + 2 and first ``width`` (Table 1's is 26 2x96d: depth 26, width 96).
+    """Shake-Shake net of ``depth`` = 6 n + 2, else a ValueError, and first ``width`` (Table 1's: 26 and 96).
 
     ``stem``: channels of the first convolution (16 in the papers).
-
-    Raises:
-        ValueError: if the depth is not 6 n + 2.
     """
-    if depth < 8 or (depth - 2) % 6:
-        raise ValueError(f"depth = {depth}: a Shake-Shake net here has 6 n + 2 layers: 8, 14, 20, 26.")
-    body, fan_in = [], stem
-    for stage in range(3):
-        for block in range((depth - 2) // 6):
-            fan_out = width * 2**stage
-            body.append(ShakeShake(fan_in, fan_out, 2 if stage and not block else 1))
-            fan_in = fan_out
-    first = (nn.Conv2d(channels, stem, 3, 1, 1, bias=False), nn.BatchNorm2d(stem))
-    model = nn.Sequential(*first, *body, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(fan_in, classes))
-    _initialise(model, seed)
-    return model
+    each = _blocks_a_stage(depth)
+    widths = [stem, *(width * 2**stage for stage in range(3) for _ in range(each))]
+    body = [ShakeShake(widths[k], widths[k + 1], _stride(k, each)) for k in range(3 * each)]
+    return _net(channels, body, widths, (nn.ReLU(),), classes, seed)
 
 
 @_leaves_global_state
@@ -136,26 +125,89 @@ def pyramid_net(
     depth: int = 8, alpha: int = 24, *, last_keep: float = 1.0, stem: int = 16, channels: int = 3, classes: int = 10,
     seed: int = 0,
 ) -> nn.Sequential:
-    """PyramidNet of ``depth`` = 6 n + 2 whose width grows by ``alpha`` in all (Table 1's is depth 272, alpha 200).
+    """PyramidNet of ``depth`` = 6 n + 2, else a ValueError, that widens by ``alpha`` in all (Table 1's: 272 and 200).
 
-    ``last_keep`` < 1 adds ShakeDrop, the probability of an undisturbed block falling linearly to ``last_keep`` at the
-    last one (0.5 in Table 1). ``stem``: channels of the first convolution (16 in the papers).
-
-    Raises:
-        ValueError: if the depth is not 6 n + 2, or ``last_keep`` is no probability.
+    ``last_keep`` < 1, a probability, adds ShakeDrop: a block is left undisturbed with a probability that falls linearly
+    to ``last_keep`` at the last one (0.5 in Table 1). ``stem``: channels of the first convolution (16 in the papers).
     """
-    if depth < 8 or (depth - 2) % 6:
-        raise ValueError(f"depth = {depth}: a PyramidNet here has 6 n + 2 layers: 8, 14, 20, 26.")
+    each = _blocks_a_stage(depth)
     if not 0 < last_keep <= 1:
         raise ValueError(f"last_keep = {last_keep}: a probability, must lie in (0, 1]; 0.5 is the paper's, 1 is none.")
-    blocks = (depth - 2) // 2
+    blocks = 3 * each
     widths = [stem + round(alpha * k / blocks) for k in range(blocks + 1)]
-    body = []
-    for k in range(blocks):
-        stride = 2 if k and k % (blocks // 3) == 0 else 1
-        body.append(Pyramid(widths[k], widths[k + 1], stride, 1 - (1 - last_keep) * (k + 1) / blocks))
-    first = (nn.Conv2d(channels, stem, 3, 1, 1, bias=False), nn.BatchNorm2d(stem))
-    head = (nn.BatchNorm2d(widths[-1]), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    model = nn.Sequential(*first, *body, *head, nn.Linear(widths[-1], classes))
+    body = [Pyramid(widths[k], widths[k + 1], _stride(k, each), 1 - (1 - last_keep) * (k + 1) / blocks)
+            for k in range(blocks)]
+    return _net(channels, body, widths, (nn.BatchNorm2d(widths[-1]), nn.ReLU()), classes, seed)
+
+
+def _blocks_a_stage(depth: int) -> int:
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"depth = {depth}: a net of this family has 6 n + 2 layers: 8, 14, 20, 26.")
+    return (depth - 2) // 6
+
+
+def _stride(block: int, each: int) -> int:
+    return 2 if block and block % each == 0 else 1
+
+
+def _net(channels: int, body: list[Any], widths: list[int], last: tuple[nn.Module, ...], classes: int,
+         seed: int) -> nn.Sequential:
+    first = (nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]))
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
+    model = nn.Sequential(*first, *body, *last, *head)
     _initialise(model, seed)
+    return model
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention among the tokens, then an MLP of twice the width, each on a skip."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, tokens, width) -> the same."""
+        split = self.qkv(self.norm1(x)).chunk(3, -1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for part in split)
+        attention = torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1)  # (B, heads, tokens, tokens)
+        x = x + self.out((attention @ v).transpose(-3, -2).flatten(-2))
+        return x + self.mlp(self.norm2(x))
+
+
+class TinyViT(nn.Module):
+    """Patches to tokens, learned positions, ``depth`` blocks, mean over the tokens, one linear layer."""
+
+    def __init__(self, size: int, patch: int, channels: int, width: int, depth: int, heads: int, classes: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.embed = nn.Linear(channels * patch * patch, width)
+        self.positions = nn.Parameter(torch.zeros((size // patch) ** 2, width))
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, classes)."""
+        p = self.patch
+        x = x.unflatten(-1, (-1, p)).unflatten(-3, (-1, p))  # (B, C, rows, p, columns, p)
+        tokens = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return self.head(self.norm(self.blocks(self.embed(tokens) + self.positions)).mean(-2))
+
+
+@_leaves_global_state
+def tiny_vit(
+    *, size: int = 8, patch: int = 2, channels: int = 1, width: int = 16, depth: int = 1, heads: int = 2,
+    classes: int = 10, seed: int = 0,
+) -> TinyViT:
+    """A vision transformer whose weights depend on ``seed`` alone: PyTorch's own draws, positions normal of 0.02."""
+    if size % patch or width % heads:
+        raise ValueError(f"size = {size}, patch = {patch}, width = {width}, heads = {heads}: choose a patch that "
+                         "divides the size and heads that divide the width.")
+    torch.manual_seed(seed)
+    model = TinyViT(size, patch, channels, width, depth, heads, classes)
+    with torch.no_grad():
+        model.positions.normal_(0.0, 0.02)
     return model

@@ -1,7 +1,5 @@
 r"""Notebook 17: its methods and settings, and what is measured on a network."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -9,21 +7,16 @@ import torch
 from torch import nn
 
 from sharpnb.averaging import entropy, filter_layers, filter_norms
-from sharpnb.lab import models
-from sharpnb.lab.data import Data
-from sharpnb.lab.training import evaluate
+from sharpnb.lab import Data, evaluate, models
 from studies.signals import Signals
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to train ``nets`` networks side by side.
+    """One way to train ``nets`` networks side by side; ``a``, ``c``, ``criterion`` are :func:`averaging.graft`'s.
 
-    Attributes:
-        nets: how many.
-        source: what is grafted after each epoch: ``"none"``, ``"external"`` or ``"internal"``.
-        different_lr: initial learning rates as in the authors' ``dlr``, else one for all.
-        a, c, criterion: of :func:`sharpnb.averaging.graft`.
+    After each epoch is grafted from the ``source``: ``"none"``, ``"external"`` or ``"internal"``. ``different_lr``:
+    initial learning rates are as in the authors' ``dlr``, else one for all.
     """
 
     nets: int = 2
@@ -108,10 +101,7 @@ def threshold(net: nn.Module, share: float = 0.5) -> float:
 
 
 def filters(net: nn.Module) -> dict[str, float]:
-    """What is measured on a finished network's filters: how many are weak, and the entropy summed over the layers.
-
-    A filter counts as weak when its norm is below half of its layer's median.
-    """
+    """Entropy summed over a network's layers, and how many filters are ``weak``: below half of their layer's median."""
     relative = torch.cat([norms / norms.median() for norms in filter_norms(net).values()])
     total = sum(entropy(layer.weight) for layer in filter_layers(net).values())  # type: ignore[arg-type]
     return {"entropy": total, "weak": float((relative < 0.5).sum()), "smallest": float(relative.min())}

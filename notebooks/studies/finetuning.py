@@ -1,7 +1,5 @@
 r"""Notebook 06: pretrain on some classes, fine-tune on others, with and without SAM (SAM's Tables 3 and 10)."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,34 +14,21 @@ from torch import Tensor, nn
 
 import imagefolder
 import imagenet
-from sharpnb.lab import models
-from sharpnb.lab.data import Data, load_data
-from sharpnb.lab.notebook import Notebook
+from sharpnb.lab import Data, Notebook, load_data, models, train_many
 from sharpnb.lab.pieces import Work
 from sharpnb.many.engine import Nets
-from sharpnb.many.train import train_many
+from studies.trials import best, grid
 
 STARTS = ("scratch", "pretrained")
 
 
-# -- quick: signals of MNIST-1D ---------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Settings:
-    """What is trained.
+    """What is trained: ``source`` classes are pretrained on, the others of ten are the target; a seed draws all.
 
-    Attributes:
-        source: number of classes to pretrain on; the other classes of ten are the target.
-        labels: labelled signals per target class.
-        signals: that a seed makes, of all ten classes.
-        validation: signals per target class set apart to choose hyperparameters by.
-        model: (classes, seed) -> net.
-        pretrain_steps, steps: updates; what is trained "twice as long" makes 2 * steps.
-        lrs, decays: all pairs of a learning rate and a weight decay are SGD's trials; SAM takes over its best pair.
-        rhos: radii, SAM's trials: as many.
-        tuning, seeds: of the tuning and of the judging; each draws classes, signals, weights and batches.
-        chosen_by: how the settings were chosen.
+    ``labels`` and ``validation`` are signals per target class to train on, and set apart to choose hyperparameters by;
+    ``model`` is (classes, seed) -> net. All pairs of ``lrs`` and ``decays`` are SGD's trials; SAM takes over its best
+    pair and tries as many radii.
     """
 
     source: int
@@ -62,7 +47,7 @@ class Settings:
     chosen_by: str = ""
 
 
-def _mlp(classes: int, seed: int) -> nn.Module:
+def _mlp(classes: int, seed: int) -> nn.Module:  # its name is in the record of the tuning
     return models.mlp((40, 100, 100, classes), seed=seed)
 
 
@@ -118,9 +103,7 @@ def start(s: Settings, weights: Tensor | None, seed: int) -> nn.Module:
 class Bench:
     """The tasks of some seeds and the nets that fine-tuning starts from.
 
-    Attributes:
-        tasks: by seed.
-        source: mean training and test error on the source classes after pretraining, in percent.
+    ``source`` are mean training and test error on the source classes after pretraining, in percent.
     """
 
     def __init__(self, s: Settings, seeds: Sequence[int]) -> None:
@@ -134,11 +117,7 @@ class Bench:
                              for seed, w in zip(seeds, many.weights, strict=True)} for name in STARTS}
 
     def fit(self, name: str, labels: int, trials: Sequence[Mapping[str, Any]], times: int = 1) -> list[dict[str, Any]]:
-        """Train each trial (``rule``, ``lr``, ...) from each seed's net ``name``, ``times`` as long.
-
-        Returns:
-            A row for each trial and seed with its ``train_error``, ``test_error`` and ``validation_error`` in percent.
-        """
+        """Train each trial from each seed's net ``name``, ``times`` as long; return a row each, errors in percent."""
         nets, there = self._nets[name], {"start": name, "labels": labels, "times": times}
         configs = [{"momentum": 0.9, **trial, "seed": seed} for trial in trials for seed in self.tasks]
         many = train_many(configs, [t.target[labels] for _ in trials for t in self.tasks.values()], nets.__getitem__,
@@ -154,11 +133,11 @@ def tuned(s: Settings) -> dict[str, Any]:
     """Train all trials on the tuning seeds; return the rows of :meth:`Bench.fit`, column by column."""
     bench, rows = Bench(s, s.tuning), []
     for labels in s.labels:
-        sgd = [{"rule": "sgd", "lr": lr, "weight_decay": decay} for lr in s.lrs for decay in s.decays]
+        sgd = grid(rule=["sgd"], lr=s.lrs, weight_decay=s.decays)
         for name in STARTS:
             rows += bench.fit(name, labels, sgd)
-        best = picked(rows, labels)["pretrained"]
-        rows += bench.fit("pretrained", labels, [{**best, "rule": "sam", "rho": rho} for rho in s.rhos])
+        sam = {**picked(rows, labels)["pretrained"], "rule": "sam"}
+        rows += bench.fit("pretrained", labels, [{**sam, "rho": rho} for rho in s.rhos])
     return pd.DataFrame(rows).drop(columns=["momentum", "times"]).to_dict("list")
 
 
@@ -166,17 +145,13 @@ def picked(rows: Any, labels: int) -> dict[str, dict[str, Any]]:
     """Return the trials of least mean validation error: SGD's from either start, and ``"SAM"``; of equals the first."""
     table = pd.DataFrame(rows)
     table, found = table[table["labels"] == labels], {}
-    for name, start_name, rule in (*((name, name, "sgd") for name in STARTS), ("SAM", "pretrained", "sam")):
+    for name, begun, rule in (*((name, name, "sgd") for name in STARTS), ("SAM", "pretrained", "sam")):
         keys = ["rule", "lr", "weight_decay"] + ["rho"] * (rule == "sam")
-        own = table[(table["start"] == start_name) & (table["rule"] == rule)]
+        own = table[(table["start"] == begun) & (table["rule"] == rule)]
         if len(own):
-            means = own.groupby(keys, sort=False)["validation_error"].mean().round(9)
             found[name] = {key: value if key == "rule" else float(value)
-                           for key, value in zip(keys, means.idxmin(), strict=True)}
+                           for key, value in best(own, *keys, error="validation_error").items()}
     return found
-
-
-# -- the paper's scale: torchvision's networks on a user's images -----------------------------------------------------
 
 
 def toy_images(root: Path, a_class: int = 6, side: int = 32) -> Path:
@@ -198,8 +173,8 @@ def toy_images(root: Path, a_class: int = 6, side: int = 32) -> Path:
 def full_rows(nb: Notebook, images: str, network: str) -> list[dict[str, Any]]:
     """Fine-tune ``network`` on a folder of images: SGD, SGD twice as long, SAM with rho = 0.05, three seeds each.
 
-    The protocol is ``imagenet.PROTOCOLS["table3"]``, with batches of 1,024 images or all there are. Without a folder
-    there is nothing to run and the answer is empty. A stopped run goes on from its checkpoint.
+    The protocol is ``imagenet.PROTOCOLS["table3"]``, with batches of 1,024 images or all there are. A stopped run goes
+    on from its checkpoint. Without a folder the answer is empty.
     """
     if nb.profile == "toy":
         return _toy_rows(network)

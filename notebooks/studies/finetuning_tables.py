@@ -1,19 +1,16 @@
 r"""Notebook 06: the paper's Tables 3 and 10, the quick experiment's summaries beside them, and its claims."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sharpnb.lab.claims import Claim, Regime, mean_stderr, t95
+from sharpnb.lab import Claim, mean_stderr, t95
+from sharpnb.lab.claims import Regime
 from studies import finetuning as study
-
-if TYPE_CHECKING:
-    from studies.finetuning import Settings
+from studies.finetuning import Settings
 
 METHODS = ("scratch", "SGD", "SGD, twice", "SAM", "SAM, 0.05")
 # Top-1 errors in percent, each with the half-width of its 95 % interval (None where the paper gives none):
@@ -40,9 +37,6 @@ TABLE10 = {
 def reduction(base: Any, other: Any) -> Any:
     r"""Relative error reduction in percent, :math:`100\,(e_{base}-e)/e_{base}`: the axis of the paper's Fig. 1."""
     return 100 * (base - other) / base
-
-
-# -- the quick experiment ---------------------------------------------------------------------------------------------
 
 
 def errors(table: pd.DataFrame, labels: int, method: str, column: str = "test_error") -> np.ndarray:
@@ -73,13 +67,18 @@ def summary(table: pd.DataFrame, s: Settings) -> pd.DataFrame:
 
 def radii(rows: Any, labels: int) -> pd.DataFrame:
     """Return, for each radius, the test error of SGD minus that of SAM on the tuning seeds: ``mean``, ``half``."""
-    table, best = pd.DataFrame(rows), study.picked(rows, labels)["pretrained"]
+    table, sgd = _pretrained(rows, labels)
+    gained = {rho: _interval((sgd["test_error"] - own["test_error"]).to_numpy())
+              for rho, own in table[table["rule"] == "sam"].groupby("rho")}
+    return pd.DataFrame([{"rho": rho, "mean": mean, "half": half, "labels": labels}
+                         for rho, (mean, half, _) in gained.items()])
+
+
+def _pretrained(rows: Any, labels: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the tuning's rows by seed from the pretrained net, and of them those of SGD's best trial."""
+    table, best = pd.DataFrame(rows).set_index("seed"), study.picked(rows, labels)["pretrained"]
     table = table[(table["labels"] == labels) & (table["start"] == "pretrained")]
-    sgd = table[(table["rule"] == "sgd") & (table["lr"] == best["lr"])
-                & (table["weight_decay"] == best["weight_decay"])].set_index("seed")["test_error"]
-    out = [{"rho": rho, **dict(zip(("mean", "half"), _interval((sgd - own.set_index("seed")["test_error"]).to_numpy()),
-                                   strict=False))} for rho, own in table[table["rule"] == "sam"].groupby("rho")]
-    return pd.DataFrame(out).assign(labels=labels)
+    return table, table[(table[list(best)] == pd.Series(best)).all(axis=1)]
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:
@@ -111,18 +110,9 @@ def own_reductions(table: pd.DataFrame, s: Settings) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
-# -- claims -----------------------------------------------------------------------------------------------------------
-
-
 def fitted(rows: Any, s: Settings) -> list[int]:
     """Return the numbers of labels that SGD fits at its best trial on the tuning seeds."""
-    table, found = pd.DataFrame(rows), []
-    for labels in s.labels:
-        best = study.picked(rows, labels)["pretrained"]
-        own = table[(table["labels"] == labels) & (table["start"] == "pretrained")]
-        own = own[(own[list(best)] == pd.Series(best)).all(axis=1)]
-        found += [labels] if own["train_error"].mean() <= Regime.FITS else []
-    return found
+    return [labels for labels in s.labels if _pretrained(rows, labels)[1]["train_error"].mean() <= Regime.FITS]
 
 
 def claims(table: pd.DataFrame, rows: Any, s: Settings) -> list[Claim]:

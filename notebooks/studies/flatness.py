@@ -5,20 +5,17 @@ setting alone), by Kendall's rank correlation on these pairs and by the conditio
 (ICLR 2020). Intervals and p-values are those of a bootstrap that draws whole methods and whole seeds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import xlogy
 from torch import Tensor, nn
 
-from sharpnb.lab.data import Data
+from sharpnb.lab import Data
 from studies import flatness_pool
 from studies.flatness_pool import AXES, Settings
+from studies.m_sharpness import conditions, share
 
 DRAWS, DRAWS_INFORMATION = 2000, 24  # the information's standard error needs few
 TASK = ("label_noise", "norm", "seed")  # nets that share these were trained on the same problem
@@ -61,16 +58,14 @@ TOY = Settings(methods=("SGD", "SAM", "SWAP", "Filter grafting"), seeds=2, train
                changed=(("width", 3),))
 
 
-# ---- Pairs, and a bootstrap of them ---------------------------------------------------------------------------------
-
 Pairs = tuple[np.ndarray, np.ndarray]
 
 
 def pairs(table: pd.DataFrame) -> dict[str, Pairs]:
     """Return the sets of pairs (i, j) of rows that are compared, by name.
 
-    ``"all"``; ``"same task"``: one data set, label noise and architecture with or without BatchNorm; ``"same method"``:
-    one task and one method; and for each axis the pairs that differ in it alone.
+    ``"all"``; ``"same task"``, see :data:`TASK`; ``"same method"``, of one task; and for each axis those that differ in
+    it alone.
     """
     codes = {name: pd.factorize(table[name])[0] for name in AXES}
     i, j = np.triu_indices(len(table), 1)
@@ -188,11 +183,9 @@ def relate(
 
 
 def holm(p: Any) -> np.ndarray:
-    r"""Return p-values that hold for all of a family at once (Holm, Scandinavian Journal of Statistics 6, 1979).
+    r"""Return p-values that hold for all of a family at once; missing ones stay missing and do not count.
 
-    .. math:: \tilde p_{(k)} = \max_{j\le k}\ \min\big(1,\ (K-j+1)\,p_{(j)}\big)
-
-    Missing ones stay missing and do not count.
+    :math:`\tilde p_{(k)} = \max_{j\le k}\min(1,(K-j+1)\,p_{(j)})` (Holm, Scandinavian Journal of Statistics 6, 1979).
     """
     p = np.asarray(p, dtype=float)
     out, order = np.full(len(p), np.nan), np.argsort(p)[: np.isfinite(p).sum()]
@@ -200,18 +193,13 @@ def holm(p: Any) -> np.ndarray:
     return out
 
 
-# ---- Conditional mutual information ---------------------------------------------------------------------------------
-
-
 def information(table: pd.DataFrame, target: str, measures: Sequence[str] | None = None) -> pd.DataFrame:
     r"""Return each measure's conditional mutual information with a target, the mean over the seeds, with an interval.
 
-    The definition is that of notebook 04 (:func:`studies.m_sharpness.information`), here for many measures
-    of a large pool: :math:`\min_{|S|\le2} I(V_\mu;V_g|U_S)/H(V_g|U_S)` over the pairs of nets of one seed.
-
-    Columns ``information``, ``stderr``, and the interval's ends ``lower``, ``upper``: 1.96 standard errors of a
-    bootstrap over methods and seeds with the minimising S held (the draws' mean is biased upwards, their spread is what
-    counts). Measure ``"(none)"`` is the mean over three columns of random numbers: what chance earns.
+    That of notebook 04, :func:`studies.m_sharpness.information`, over the pairs of nets of one seed. ``lower`` and
+    ``upper`` are 1.96 standard errors away, ``stderr`` that of a bootstrap over methods and seeds with the minimising S
+    held (the draws' mean is biased upwards). ``"(none)"`` is the mean of three columns of random numbers, what chance
+    earns.
     """
     names = list(measures or MEASURES)
     random = np.random.default_rng(0)
@@ -234,55 +222,27 @@ def information(table: pd.DataFrame, target: str, measures: Sequence[str] | None
 def _informations(table: pd.DataFrame, columns: dict[str, np.ndarray], target: str, rows: np.ndarray) -> dict[str, Any]:
     """Return measure -> its information over the pairs of some rows and its draws, (1 + draws,)."""
     part, g = table.iloc[rows], table[target].to_numpy(float)[rows]
-    codes = {axis: pd.factorize(part[axis])[0] for axis in AXES if part[axis].nunique() > 1}
     i, j = np.nonzero(g[:, None] != g[None, :])
-    up = (g[i] > g[j]).astype(np.int64)
-    method = codes["method"]
+    up, method = (g[i] > g[j]).astype(np.int64), pd.factorize(part["method"])[0]
+    labels = conditions([part[axis] for axis in AXES if part[axis].nunique() > 1], i, j)
     u = np.random.default_rng(0).multinomial(k := method.max() + 1, np.full(k, 1 / k), DRAWS_INFORMATION).astype(float)
     weights = (u[:, :, None] * u[:, None, :]).reshape(len(u), -1)  # of the pairs of methods, (draws, k k)
-    labels = []
-    for chosen in (c for size in range(3) for c in combinations(codes, size)):
-        label = np.zeros(len(i), np.int64)
-        for axis in chosen:
-            levels = codes[axis].max() + 1
-            label = (label * levels + codes[axis][i]) * levels + codes[axis][j]
-        labels.append(pd.factorize(label)[0] if chosen else label)
     out = {}
     for name, x in columns.items():
         finite = np.isfinite(x[i] + x[j])
         cell = 2 * (x[i] > x[j]).astype(np.int64) + up
-        shares = [_share(np.bincount(4 * label[finite] + cell[finite])) for label in labels]
+        shares = [share(np.bincount(4 * label[finite] + cell[finite])) for label in labels]
         key = (4 * labels[int(np.nanargmin(shares))] + cell)[finite]
         cells = key.max() + 1
         pairs = np.bincount((method[i] * k + method[j])[finite] * cells + key, minlength=k * k * cells)
-        out[name] = np.array([np.nanmin(shares), *_share(weights @ pairs.reshape(k * k, cells))])
+        out[name] = np.array([np.nanmin(shares), *share(weights @ pairs.reshape(k * k, cells))])
     return out
 
 
-def _share(counts: np.ndarray) -> np.ndarray:
-    """I(v; g | label) / H(g | label) from counts (…, keys) of keys 4 label + 2 v + g; NaN where nothing is unsure."""
-    padded = np.pad(counts, [(0, 0)] * (counts.ndim - 1) + [(0, -counts.shape[-1] % 4)])
-    p = padded.reshape(*counts.shape[:-1], -1, 2, 2) / counts.sum(-1)[..., None, None, None]
-
-    def entropy(q: np.ndarray) -> np.ndarray:
-        return -xlogy(q, q).reshape(*counts.shape[:-1], -1).sum(-1)
-
-    cell, label = entropy(p), entropy(p.sum((-2, -1)))
-    h_g, h_v = entropy(p.sum(-2)) - label, entropy(p.sum(-1)) - label
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(h_g > 1e-12, (h_v + h_g - (cell - label)) / h_g, np.nan)
-
-
-# ---- Methods against each other -------------------------------------------------------------------------------------
-
-
 def paired(table: pd.DataFrame, column: str, axis: str, a: Any, b: Any, log: bool = False) -> dict[str, float]:
-    """Return value at ``a`` less value at ``b`` of one axis, over nets alike in all else, with its standard error.
+    """Return ``measured``, the value at ``a`` of an axis minus that at ``b``, over nets alike in all else.
 
-    ``log`` takes log10 of both. The error is that of a bootstrap over settings and over seeds.
-
-    Returns:
-        ``measured``, ``stderr``, ``n`` (settings).
+    ``log`` takes log10 of both; ``stderr`` is that of a bootstrap over the ``n`` settings and over seeds.
     """
     rest = [name for name in AXES if name not in (axis, "seed")]
     value = table.assign(value=np.log10(table[column]) if log else table[column])

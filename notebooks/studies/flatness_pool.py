@@ -1,11 +1,8 @@
 r"""Notebook 18's pool: nets of every method of the package over a grid of settings, and every measure of each.
 
-Around one setting of width, learning rate, batch size and decay each of them is changed by itself (a star: five
-points), for every method, with and without wrong labels, with and without BatchNorm, for every seed. So every net has
-partners from which it differs in one thing alone.
+Around one setting of width, learning rate, batch size and decay each of them is changed by itself (a star), for every
+method and seed, with and without wrong labels and BatchNorm: every net has partners that differ in one thing alone.
 """
-
-from __future__ import annotations
 
 import math
 import time
@@ -23,14 +20,10 @@ from torch import Tensor, nn
 from sharpnb import curvature, rules
 from sharpnb.averaging import graft
 from sharpnb.averaging.batchnorm import update_bn
-from sharpnb.lab import models
-from sharpnb.lab.data import Data, load_data, with_label_noise
-from sharpnb.lab.notebook import Notebook
+from sharpnb.lab import Data, Notebook, evaluate, load_data, models, train_many, with_label_noise
 from sharpnb.lab.pieces import Work
-from sharpnb.lab.training import evaluate
 from sharpnb.landscape import filter_normalized_direction, line, unit_direction
 from sharpnb.many.engine import Nets
-from sharpnb.many.train import train_many
 from studies.trials import SEEDS, Rows, best
 
 Cell = dict[str, Any]
@@ -75,16 +68,10 @@ _DISTANCES = {"ray_width": np.geomspace(0.2, 60, 12), "ray_width_filter": np.geo
 
 @dataclass(frozen=True)
 class Settings:
-    """A pool.
+    """A pool: ``base`` is the star's centre, ``changed`` the value that each of its settings takes by itself.
 
-    Attributes:
-        methods: names in :data:`METHODS`.
-        base: the star's centre; its width, learning rate's factor, batch size and decay.
-        changed: the value that each of these takes by itself.
-        noises, norms: label noises and BatchNorm, each with each.
-        seeds: of split, wrong labels, initial weights and batches alike; a number stands for the first ones.
-        train_size, steps: images to train on (the other digits are the test set), and updates of every net.
-        lanczos, probes: steps and probes of the Hessian's spectrum.
+    A seed is that of split, wrong labels, initial weights and batches alike; a number stands for the first ones. Digits
+    that are not trained on are the test set. ``lanczos`` and ``probes`` are steps and probes of the Hessian's spectrum.
     """
 
     methods: tuple[str, ...] = tuple(METHODS)
@@ -119,9 +106,6 @@ def split(train_size: int, seed: int, noise: float) -> Data:
 def net_of(cell: Cell) -> Callable[[int], nn.Module]:
     """Return seed -> untrained net of a cell."""
     return lambda seed: models.mlp((64, int(cell["width"]), 10), norm=bool(cell["norm"]), seed=seed).double()
-
-
-# ---- Training -------------------------------------------------------------------------------------------------------
 
 
 def train(pool: Sequence[Cell], s: Settings) -> list[Tensor]:
@@ -203,9 +187,6 @@ def _grafted(pair: Sequence[nn.Module], two: Tensor) -> Tensor:
     return torch.stack([nn.utils.parameters_to_vector(net.parameters()).detach() for net in pair])
 
 
-# ---- Measuring ------------------------------------------------------------------------------------------------------
-
-
 def finished(cell: Cell, weights: Tensor, s: Settings) -> tuple[nn.Module, Data]:
     """Return a cell's net with its weights, BatchNorm's statistics those of the training images; and its data."""
     net, data = net_of(cell)(cell["seed"]), split(s.train_size, cell["seed"], cell["label_noise"])
@@ -232,16 +213,7 @@ def outcome(net: nn.Module, data: Data, noise: float) -> dict[str, float]:
 def measures(
     net: nn.Module, data: Data, start: Tensor | None = None, *, lanczos: int = 12, probes: int = 6, seed: int = 0
 ) -> dict[str, float]:
-    """Return every measure of one net on its training images, BatchNorm's statistics held.
-
-    Args:
-        net: in evaluation mode.
-        data: whose training part is measured on.
-        start: initial weights, (n,), for ``distance``.
-        lanczos: steps of each probe of the Hessian's spectrum.
-        probes: their number.
-        seed: of everything random.
-    """
+    """Return every measure of one net in evaluation mode on its training images; ``start`` is for ``distance``."""
     found = curvature.measure(net, F.cross_entropy, data.train, RHO, steps=lanczos, probes=probes, seed=seed)
     for m in MS:
         found[f"sharpness_m{m}"] = curvature.sharpness(net, F.cross_entropy, data.train, RHO, m).value
@@ -298,10 +270,7 @@ def judged(net: nn.Module, data: Data, seed: int = 0) -> dict[str, float]:
 
 
 def row(cell: Cell, w: Tensor, s: Settings, whole: bool = True) -> Cell:
-    """Return a cell's settings, outcome and measures at its final weights (no measures if it diverged).
-
-    Of the measures those of :func:`judged` alone unless ``whole``.
-    """
+    """Return a cell's settings, outcome and measures (none if it diverged; :func:`judged`'s alone unless ``whole``)."""
     net, data = finished(cell, w, s)
     if not whole:
         return {**cell, **outcome(net, data, cell["label_noise"]), **judged(net, data)}
@@ -315,17 +284,12 @@ def rows_of(pool: Sequence[Cell], s: Settings) -> list[Cell]:
     return [row(cell, w, s) for cell, w in zip(pool, train(pool, s), strict=True)]
 
 
-# ---- Large and small batches ----------------------------------------------------------------------------------------
-
 BATCHES = (30, 150)
 GRID = {"lr_factor": (1.0, 2.0, 4.0, 8.0, 16.0), "weight_decay": (0.0, 1e-3, 1e-2, 3e-2)}
 
 
 def at_best(seeds: Sequence[int], s: Settings, nb: Notebook) -> list[Cell]:
-    """Return cells of SGD with small and with large batches, each at the rate and decay that held-out images choose.
-
-    Both have as many trials, on seeds of their own; they are read from the committed record.
-    """
+    """Return cells of SGD with small and with large batches, each at its best trial of the committed record."""
     def of(batch: int, factor: float, decay: float, seed: int) -> Cell:
         return {"method": "SGD", "width": 32, "lr_factor": factor, "batch_size": batch, "weight_decay": decay,
                 "label_noise": 0.0, "norm": False, "seed": seed}
@@ -341,9 +305,6 @@ def at_best(seeds: Sequence[int], s: Settings, nb: Notebook) -> list[Cell]:
     return [of(batch, *found[batch].values(), seed) for batch in BATCHES for seed in seeds]
 
 
-# ---- Shards ---------------------------------------------------------------------------------------------------------
-
-
 def shards(s: Settings, methods: int = 6) -> list[list[Cell]]:
     """Cut a pool into parts that train together: one shape of net, one batch size, some methods."""
     block = {method: k // methods for k, method in enumerate(s.methods)}
@@ -354,18 +315,12 @@ def shards(s: Settings, methods: int = 6) -> list[list[Cell]]:
 
 
 def swept(s: Settings, work: Work) -> tuple[list[Cell], float]:
-    """Train and measure a pool on one thread, each shard a piece of ``work``.
+    """Train and measure a pool, each shard a piece; return rows in the order of :func:`cells`, and the CPU seconds."""
+    def shard(part: list[Cell]) -> dict[str, Any]:
+        start = time.process_time()
+        return {"rows": rows_of(part, s), "cpu_seconds": time.process_time() - start}
 
-    Returns:
-        The rows in the order of :func:`cells` and the CPU seconds that they took.
-    """
-    made = [work.do("shard", partial(_shard, part, s), number=number) for number, part in enumerate(shards(s))]
+    made = [work.do("shard", partial(shard, part), number=number) for number, part in enumerate(shards(s))]
     place = {tuple(cell[a] for a in AXES): k for k, cell in enumerate(cells(s))}
     rows = [row for shard in made for row in shard["rows"]]
     return sorted(rows, key=lambda row: place[tuple(row[a] for a in AXES)]), sum(shard["cpu_seconds"] for shard in made)
-
-
-def _shard(part: list[Cell], s: Settings) -> dict[str, Any]:
-    start = time.process_time()
-    rows = rows_of(part, s)
-    return {"rows": rows, "cpu_seconds": time.process_time() - start}

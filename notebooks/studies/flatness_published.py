@@ -1,7 +1,5 @@
 """Notebook 18: the pool as a table with a data card, the panel on it, and the drawing of its statistics."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Sequence
@@ -13,23 +11,17 @@ from typing import Any
 import pandas as pd
 
 from sharpnb import paths
+from sharpnb.lab import Notebook, Record
 from sharpnb.lab.figures import COLOURS
-from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work, described
-from sharpnb.lab.records import Record
 from studies import flatness_pool
+from studies.common import with_controls
 from studies.flatness import AXIS_NAMES, MEASURES, TARGETS, TASK
 from studies.flatness_pool import AXES, Settings
-from studies.panel import with_controls
 
 NOTEBOOK = "18_flatness"
 CARD = Path(__file__).parents[2] / "data" / "flatness_card.md"  # its text, and a row for each column of the table
 COLUMNS = re.findall(r"(?m)^\| `(\w+)` \| ", CARD.read_text(encoding="utf-8"))
-
-
-def folder(profile: str = "full") -> Path:
-    """Return the folder of the published pool."""
-    return paths.records(NOTEBOOK, profile)
 
 
 def publish(rows: Sequence[dict[str, Any]], spent: float, s: Settings, nb: Notebook) -> pd.DataFrame:
@@ -37,22 +29,17 @@ def publish(rows: Sequence[dict[str, Any]], spent: float, s: Settings, nb: Noteb
     table = pd.DataFrame(rows)[COLUMNS]
     for seed in sorted(set(table["seed"])):
         nb.uses(flatness_pool.split(s.train_size, seed, 0.0))
-    text = table.to_csv(index=False, float_format="%.6g")
-    paths.write_whole(folder(nb.profile) / "pool.csv", text)
-    paths.write_whole(folder(nb.profile) / "card.md", card(table, spent, s))
+    text, folder = table.to_csv(index=False, float_format="%.6g"), paths.records(NOTEBOOK, nb.profile)
+    paths.write_whole(folder / "pool.csv", text)
+    paths.write_whole(folder / "card.md", card(table, spent, s))
     nb.record("pool", {"rows": len(table), "cpu_seconds": round(spent, 1), "sha256": _digest(text),
                        "settings": asdict(s), "methods": {m: flatness_pool.METHODS[m] for m in s.methods}})
     return published(nb.profile)
 
 
 def published(profile: str = "full") -> pd.DataFrame:
-    """Return the published pool, whole: nets that collapsed count as they are.
-
-    Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if the table is not the one that its record names.
-    """
-    file = folder(profile) / "pool.csv"
+    """Return the published pool, nets that collapsed too; refuse one that is not there, or not as its record says."""
+    file = paths.records(NOTEBOOK, profile) / "pool.csv"
     if not file.exists():
         raise FileNotFoundError(f"{file} is not there: `sharpnb run 18 --profile {profile}` makes it.")
     text, record = file.read_text(encoding="utf-8"), Record.load(file.with_name("pool.json"))
@@ -79,9 +66,6 @@ def recorded(s: Settings, nb: Notebook) -> pd.DataFrame:
     return publish(*flatness_pool.swept(s, Work(nb, "pool", described(s))), s, nb)
 
 
-# ---- Drawing --------------------------------------------------------------------------------------------------------
-
-
 def scatter(ax: Any, table: pd.DataFrame, measure: str, target: str, group: str) -> None:
     """Draw target over measure, a colour and marker a value of ``group``; a logarithmic axis where all are positive."""
     shades = [*COLOURS.values()]
@@ -94,7 +78,7 @@ def scatter(ax: Any, table: pd.DataFrame, measure: str, target: str, group: str)
 
 
 def panel(table: pd.DataFrame) -> Any:
-    """An ipywidgets panel: pick measure, target, what the colour shows and one task; τ stands in the title."""
+    """Pick measure, target, what the colour shows and one task in an ipywidgets panel; τ stands in the title."""
     import ipywidgets as widgets
     import matplotlib.pyplot as plt
 

@@ -1,13 +1,12 @@
 """Notebook 18: the papers' statements of the kind "flatter is better", each as one number per seed over a pool."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from sharpnb.lab.claims import Claim, Regime
+from sharpnb.lab import Claim
+from sharpnb.lab.claims import Regime
 from studies import flatness
 
 # claim -> target, kind of pairs, measure, and the one whose τ is subtracted
@@ -54,11 +53,7 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
 def claims(table: pd.DataFrame, profile: str, names: Sequence[str] = (), protocol: str = "untuned") -> list[Claim]:
     """Return the claims on the nets of right labels, whose baseline fits them, and below each the same on wrong ones.
 
-    Args:
-        table: a pool; nets that collapsed count as they are.
-        profile: that it belongs to.
-        names: of the claims, default all that the pool allows.
-        protocol: how rates and decays were chosen.
+    ``names`` are those of the claims, default all that the pool allows; ``protocol`` says how settings were chosen.
     """
     right, wrong = (table[(table["label_noise"] > 0) == noisy] for noisy in (False, True))
     sgd = right[(right["method"] == "SGD") & (right["width"] == right["width"].max())]

@@ -1,12 +1,8 @@
 """Notebook 03: Hessian spectra along training, of SGD and of SAM, and of nets with and without BatchNorm."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,16 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharpnb.curvature import HessianOperator, SpectralDensity, spectral_density, top_eigenvalues
-from sharpnb.lab import models
-from sharpnb.lab.data import Data
+from sharpnb.lab import Data, Notebook, models, train, train_many
 from sharpnb.lab.figures import COLOURS, MARKERS
-from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
-from sharpnb.lab.training import shift_and_flip, train
-from sharpnb.many.train import train_many
+from sharpnb.lab.training import shift_and_flip
 from sharpnb.optim import SAM
 from studies.common import Training, spread
-from studies.trials import Rows, best, trials
+from studies.trials import Rows, best, grid, trials
 
 TIMES = ("epoch 1", "middle", "end")  # the paper's panels: epochs 1, 50 and 300 of 300
 RULES = ("sgd", "sam")
@@ -33,16 +26,10 @@ TOP = 5  # the paper's ratio is that of the largest to the fifth eigenvalue
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Training):
-    """One experiment: what is trained, how long, how often, and on how many images its Hessian is measured.
+    """One experiment, of nets without BatchNorm as in the paper (section 4.2); ``rho`` is SAM's radius.
 
-    The nets are without BatchNorm as in the paper (section 4.2). The middle is at a sixth of the updates, as epoch 50
-    of 300.
-
-    Attributes:
-        rho: SAM's radius.
-        many: train all members as one batched program (small nets) or one after another (large ones).
-        weight_decay: of SGD, and of SAM's base.
-        hessian_images: training images of the Hessian's loss.
+    ``many``: train all members as one batched program (small nets) or one after another (large ones).
+    ``hessian_images``: training images of the Hessian's loss.
     """
 
     rho: float
@@ -68,21 +55,17 @@ SETTINGS = {"quick": QUICK, "full": FULL, "toy": TOY}
 
 
 def times(s: Settings) -> dict[int, str]:
-    """Map the steps at which the Hessian is measured to their names."""
+    """Map the steps at which the Hessian is measured to their names; epoch 50 of 300 is a sixth."""
     images = s.train_size or 50_000
     return {max(1, images // s.batch_size): TIMES[0], s.steps // 6: TIMES[1], s.steps: TIMES[2]}
 
 
 def tuned(s: Settings, nb: Notebook) -> tuple[Settings, Rows]:
-    """Return ``s`` with the rate and decay at which SGD is best on held-out images, and SAM's radius there; all trials.
-
-    They are read from the committed record. They stand for images of right labels.
-    """
+    """Return ``s`` with SGD's best rate and decay on held-out images, right labels, SAM's radius there; all trials."""
     told = {"steps": s.steps, "batch_size": s.batch_size, "dtype": s.dtype}
 
     def make(_: Work) -> dict[str, Rows]:
-        grid = [dict(zip(GRID, values, strict=True)) for values in product(*GRID.values())]
-        rows = trials([{**s.base, "rule": "sgd"} | own for own in grid], s.images, s.model, **told)
+        rows = trials([{**s.base, "rule": "sgd"} | own for own in grid(**GRID)], s.images, s.model, **told)
         at = {**s.base, "rule": "sam"} | best(rows, *GRID)
         return {"sgd": rows, "sam": trials([at | {"rho": rho} for rho in RADII], s.images, s.model, **told)}
 
@@ -106,23 +89,14 @@ def operator(
 def run(
     s: Settings, nb: Notebook, noise: float = 0.0, work: Work | None = None
 ) -> tuple[Rows, dict[tuple[str, int], Tensor]]:
-    """Train SGD and SAM for every seed, one net after another, and measure λ1 … λ5 at the three times.
-
-    Returns:
-        What :func:`joined` says.
-    """
+    """Train SGD and SAM for every seed, one after another, and measure λ1 … λ5 at the three times: :func:`joined`."""
     work = work or Work(nb)
     return joined([work.do(rule, partial(_alone, s, nb.uses(s.images(seed, noise)), nb, rule, seed), seed=seed)
                    for seed in nb.seeds(s.seeds) for rule in RULES])
 
 
 def joined(made: Rows) -> tuple[Rows, dict[tuple[str, int], Tensor]]:
-    """Join what :func:`measured` gave of each net.
-
-    Returns:
-        One row a rule, seed and time: the eigenvalues, their ratio, and loss and error of the finished net; and the
-        weights of the first seed at each (rule, step).
-    """
+    """Return the rows that :func:`measured` gave of each net, and the first seed's weights at each (rule, step)."""
     first = made[0]["rows"][0]["seed"]
     kept = {(row["rule"], row["step"]): w for net in made if net["rows"][0]["seed"] == first
             for row, w in zip(net["rows"], net["weights"], strict=True)}
@@ -144,7 +118,7 @@ def _alone(s: Settings, data: Data, nb: Notebook, rule: str, seed: int) -> dict[
 def measured(
     s: Settings, nb: Notebook, data: Data, rule: str, seed: int, weights: dict[int, Tensor], final: dict[str, float]
 ) -> dict[str, Any]:
-    """Return the ``rows`` of one net, and its ``weights`` at the three times, (3, n)."""
+    """Return ``rows`` of one net, eigenvalues and final losses at the three times; its ``weights`` there, (3, n)."""
     model, rows = s.model(seed).to(nb.device, s.dtype), []
     for step, name in times(s).items():
         values = top_eigenvalues(operator(model, data, s, weights[step]), TOP).values.tolist()
@@ -168,23 +142,8 @@ def rows_of(
     return nb.recorded(name, make, of={**vars(s), "noise": noise}, rtol=2e-2)["rows"], kept
 
 
-def paired(rows: Rows, time: str, column: str, how: Callable[[float, float], float]) -> list[float]:
-    """Return how(SGD's value, SAM's value) for each seed at one time."""
-    at = {(row["rule"], row["seed"]): row[column] for row in rows if row["time"] == time}
-    return [how(at["sgd", seed], at["sam", seed]) for seed in sorted({seed for _, seed in at})]
-
-
-def change(rows: Rows, rule: str, column: str, first: str, last: str) -> list[float]:
-    """Return log10(value at ``last`` / value at ``first``) for each seed of one rule."""
-    at = {(row["time"], row["seed"]): row[column] for row in rows if row["rule"] == rule}
-    return [float(np.log10(at[last, seed] / at[first, seed])) for seed in sorted({seed for _, seed in at})]
-
-
 def draw_over_training(ax: Any, table: pd.DataFrame, column: str, of: str = "rule") -> None:
-    """Draw a column at the three times for each rule: mean, each seed as a dot, and from three on a 95 % interval.
-
-    With ``of`` = ``"net"`` for the nets with and without BatchNorm.
-    """
+    """Draw a column at the three times for each rule (or ``net``): mean, each seed, from three on a 95 % interval."""
     looks = {"sgd": (MARKERS["sgd"] + "-", COLOURS["sgd"]), "sam": (MARKERS["sam"] + "-", COLOURS["sam"])}
     shift, wide, size = 0.08, 2.2, 3
     if of == "net":
@@ -197,6 +156,13 @@ def draw_over_training(ax: Any, table: pd.DataFrame, column: str, of: str = "rul
                     label=name.upper() if of == "rule" else name)
         ax.plot(own["time"].map(TIMES.index) + side * wide * shift, own[column], ".", color=colour, ms=size, alpha=0.6)
     ax.set_xticks(range(3), TIMES)
+
+
+class Both(NamedTuple):
+    """A spectrum twice: by quadrature and exactly."""
+
+    estimated: SpectralDensity
+    exact: np.ndarray
 
 
 def draw_spectra(axes: Any, nets: dict[tuple[str, str], Both]) -> pd.DataFrame:
@@ -212,9 +178,8 @@ def draw_spectra(axes: Any, nets: dict[tuple[str, str], Both]) -> pd.DataFrame:
         ax.bar(edges[:-1], counts, step, align="edge", color="0.8", label="exact, counted")
         grid = np.linspace(edges[0], edges[-1], 600)
         bulk = both.estimated.density_band(grid)
-        above = np.maximum(bulk.value + 2 * bulk.stderr, 1e-9) * n * step
-        below = np.maximum(bulk.value - 2 * bulk.stderr, 1e-9) * n * step
-        ax.plot(grid, np.maximum(bulk.value, 1e-9) * n * step, color=COLOURS[rule], lw=1.3, label="quadrature ± 2 s.e.")
+        mid, above, below = (np.maximum(bulk.value + k * bulk.stderr, 1e-9) * n * step for k in (0, 2, -2))
+        ax.plot(grid, mid, color=COLOURS[rule], lw=1.3, label="quadrature ± 2 s.e.")
         ax.fill_between(grid, below, above, color=COLOURS[rule], alpha=0.25, lw=0)
         atoms = both.estimated.atoms
         ax.plot(atoms, np.ones(len(atoms)), "|", color="black", ms=9, label="locked outliers")
@@ -226,14 +191,6 @@ def draw_spectra(axes: Any, nets: dict[tuple[str, str], Both]) -> pd.DataFrame:
     return pd.DataFrame(drawn, columns=["rule", "time", "bin", "exact count", "density", "standard error"])
 
 
-@dataclass(frozen=True)
-class Both:
-    """A spectrum twice: by quadrature and exactly."""
-
-    estimated: SpectralDensity
-    exact: np.ndarray
-
-
 def quadrature_and_dense(s: Settings, data: Data, weights: Tensor, seed: int = 0) -> Both:
     """Return the quadrature's spectrum of one net beside the eigenvalues of its dense Hessian, (n,), ascending."""
     op = operator(s.model(0).to(s.dtype), data, s, weights)
@@ -243,10 +200,9 @@ def quadrature_and_dense(s: Settings, data: Data, weights: Tensor, seed: int = 0
 def batchnorm(nb: Notebook, own: range = range(2000, 2020), steps: int = 400, top: int = 10) -> Rows:
     """Train a deep MLP with and without BatchNorm and measure what Ghorbani et al. (ICML 2019) state.
 
-    Returns:
-        One row a net, seed and time: the largest eigenvalue, the ratio λ1/λ10 of the ten largest (as many as there are
-        classes), and the share of the squared gradient that lies in their eigenspace. The net with BatchNorm is
-        measured as it is trained, with the statistics of the batch, which is here the whole training set.
+    Return a row a net, seed and time: λ1, the ratio λ1/λ10 of the ten largest (as many as there are classes), and the
+    share of the squared gradient in their eigenspace. The net with BatchNorm is measured as it is trained, with the
+    statistics of the batch, which is here the whole training set.
     """
     measured, seeds, rows = {500 // 64: TIMES[0], steps // 6: TIMES[1], steps: TIMES[2]}, nb.seeds(own), []
     images = [nb.uses(QUICK.images(seed)) for seed in seeds]

@@ -1,13 +1,11 @@
 """The claims of notebook 03, from its rows: the live nets, those with BatchNorm, and the full profile."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sharpnb.lab.claims import Claim
+from sharpnb.lab import Claim
 from studies import hessian_spectra as study
 
 Rows = list[dict[str, Any]]
@@ -16,7 +14,7 @@ _FLAT = "sam-fig-3-left"
 
 def claims(s: study.Settings, rows: Rows, noisy: Rows, bn: pd.DataFrame, later: dict[str, Any],
            profile: str) -> list[Claim]:
-    """Return all claims: on the ``rows`` of right and of ``noisy`` labels, on BatchNorm, on the full profile's records.
+    """Return all claims: on ``rows`` of right and of ``noisy`` labels, on BatchNorm (``bn``), on the full records.
 
     ``later`` are those records by the kind of their labels; ``bn`` is empty outside the quick profile.
     """
@@ -36,8 +34,14 @@ def claims(s: study.Settings, rows: Rows, noisy: Rows, bn: pd.DataFrame, later: 
 
 
 def _of_spectra(rows: Rows | None, noisy: Rows | None, **note: Any) -> list[Claim]:
+    def decades(rows: Rows | None, column: str, above: tuple[str, str], below: tuple[str, str]) -> Any:
+        if rows is None:
+            return None
+        at = pd.DataFrame(rows).pivot(index="seed", columns=["rule", "time"], values=column)
+        return np.log10(at[above] / at[below])
+
     def against(rows: Rows | None, column: str) -> Any:
-        return rows and study.paired(rows, "end", column, lambda sgd, sam: np.log10(sgd / sam))
+        return decades(rows, column, ("sgd", "end"), ("sam", "end"))
 
     def detail(name: str, samples: Any, statement: str, value: str | None = None) -> Claim:
         return Claim.from_samples(samples, id=f"sam-fig3-{name}", below=_FLAT, statement=statement, paper_value=value,
@@ -47,6 +51,6 @@ def _of_spectra(rows: Rows | None, noisy: Rows | None, **note: Any) -> list[Clai
         Claim.from_samples(against(rows, "lambda_1"), id=_FLAT, paper_value="×24.2", **note),
         detail("lambda-max-noisy", against(noisy, "lambda_1"), "The same with 20 % wrong labels"),
         detail("ratio", against(rows, "ratio"), "SGD's λmax/λ5 is larger than SAM's at the end", "11.4 against 2.6"),
-        detail("rise", rows and study.change(rows, "sgd", "lambda_1", "middle", "end"),
+        detail("rise", decades(rows, "lambda_1", ("sgd", "end"), ("sgd", "middle")),
                "SGD's λmax rises from the middle to the end", "12.5 → 24.2"),
     ]

@@ -1,7 +1,5 @@
 """Notebook 05: wrong labels. SGD, Mixup, SAM, its relatives, the bootstrap (SAM's Tables 4, 8; WSAM's Table 6)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,12 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sharpnb.lab import models
+from sharpnb.lab import Data, Notebook, load_data, models, with_label_noise
 from sharpnb.lab.augment import Augment, shift_and_flip
-from sharpnb.lab.data import Data, load_data, with_label_noise
-from sharpnb.lab.notebook import Notebook
 from sharpnb.many.engine import Nets
 from studies.common import Training
+from studies.trials import SEEDS, best
 
 NOISES = (0.2, 0.4, 0.6, 0.8)
 RANDOM = 0.9  # of ten classes: every label is then as likely as every other
@@ -35,18 +32,10 @@ CONTROLS = ("SGD 2E", "SGD, decay tuned")  # of the mid profile
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Training):
-    """What is trained, and over which hyperparameters.
+    """What is trained, and over which ρ of SAM (0 is SGD), γ of WSAM, α of GSAM, and α of Mixup (Appendix C.2).
 
-    Attributes:
-        validation: clean images beside the training images, which choose ρ, α and γ (the paper's way).
-        rhos: radii of SAM; the first is 0, which is SGD.
-        gammas, alphas: weights of WSAM, and of GSAM's orthogonal part.
-        mixes: Mixup's α; the default is the paper's (Appendix C.2).
-        weight_decay: of every method.
-        augment: of the training images.
-        chunk: members in one program.
-        bf16: of the gradients, as in :func:`sharpnb.lab.train_many`.
-        evaluations: of each training, of which the best is told too.
+    They are chosen by ``validation`` clean images beside the training images (the paper's way). Of so many
+    ``evaluations`` of each training the best is told too.
     """
 
     validation: int
@@ -72,7 +61,7 @@ QUICK = Settings(label="MLP 64-64-64-10, 200 digits", data="digits", train_size=
                  gammas=(0.5, 0.6, 0.7, 0.8, 0.85, 0.88, 0.9, 0.92, 0.94, 0.95, 0.96, 0.98),
                  alphas=(0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0),
                  mixes=(0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0))
-TUNING = range(100, 106)
+TUNING = SEEDS
 DECAYS = (0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.1)  # of SGD that need not memorise
 # Cut to the budget. The paper: ResNet-32, 45,000 images and 5,000 to choose by, 200 epochs, radii from 0 to 0.5.
 FULL = Settings(label="ResNet-8, 5,000 images of CIFAR-10, 24 epochs", data="cifar10", train_size=5000, validation=1000,
@@ -85,14 +74,9 @@ FULL = Settings(label="ResNet-8, 5,000 images of CIFAR-10, 24 epochs", data="cif
 class Mid(Settings):
     """One noise rate of the mid profile: hyperparameters are tuned on seeds and held-out images of their own.
 
-    A seed draws images, wrong labels, weights and batches; images are averaged over squares of 2 by 2.
-
-    Attributes:
-        noise, tests: share of wrong labels; test images of a seed.
-        tuning, judging: seeds; on those that tune, no test image is looked at.
-        decays: weight decays of SGD, one more hyperparameter to be tuned at each noise.
-        trials: at most, of each method: a range is extended until the best is inside.
-        chosen_by: how the baseline's settings were chosen.
+    A seed draws images (averaged over squares of 2 by 2; no tuning seed looks at one of its ``tests``), wrong labels,
+    weights and batches. ``decays`` are SGD's hyperparameter. Ranges are extended until the best is inside, to at most
+    ``trials``.
     """
 
     noise: float
@@ -189,7 +173,7 @@ def picked(table: pd.DataFrame, method: str, noise: float) -> float:
     own = table[(table["method"] == method) & (table["noise"] == noise)]
     if method.endswith("SAM"):
         own = own[own["value"] > 0]
-    return float(own.groupby("value", sort=False)["validation_error"].sum().idxmin())
+    return float(best(own, "value", error="validation_error")["value"])
 
 
 def accuracy(table: pd.DataFrame, method: str, noise: float, column: str = "test_error") -> np.ndarray:

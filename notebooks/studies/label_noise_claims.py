@@ -1,13 +1,12 @@
 """The claims of notebook 05, from its tables: the same for every profile."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from sharpnb.lab.claims import Claim, Regime
+from sharpnb.lab import Claim
+from sharpnb.lab.claims import Regime
 from studies import label_noise as study
 
 MAIN = 0.4  # the noise rate of the primary claims
@@ -25,15 +24,9 @@ def edge(value: float, grid: Sequence[float]) -> str:
 def claims(
     table: pd.DataFrame | None, label: str, profile: str, record: str = "", tuned: Mapping[str, str] | None = None
 ) -> list[Claim]:
-    """Return the claims on a table; without it they are not run.
+    """Return the claims on a table of one row per training, at all hyperparameters or those picked; else not run.
 
-    Args:
-        table: of one row per training, with the picked hyperparameters, or all of them, from which the least mean
-            validation error picks.
-        label: of the net and the data.
-        profile: that made it.
-        record: that it rests on.
-        tuned: by primary claim what its protocol says of the hyperparameters.
+    ``label`` says net and data, ``tuned`` by primary claim what its protocol says of the hyperparameters.
     """
     made: list[Claim] = []
 
@@ -85,7 +78,7 @@ def _regime(table: pd.DataFrame, noise: float) -> Regime:
 def _lead(
     table: pd.DataFrame | None, over: str, under: str, noise: float, column: str = "test_error"
 ) -> np.ndarray | None:
-    """Return, per seed, the error of ``under`` (its ``column``) minus that of ``over``; None where one is not there."""
+    """Return, per seed, the error of ``under`` (its ``column``) minus that of ``over``; None where one is missing."""
     if table is None or not {over, under} <= {"SGD", *table[table["noise"] == noise]["method"]}:
         return None
     return study.accuracy(table, over, noise) - study.accuracy(table, under, noise, column)

@@ -1,7 +1,5 @@
 """Notebook 16: the settings of its small net, and of CIFAR-10."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -14,13 +12,9 @@ from studies.signals import Signals
 class Settings(Signals):
     """The experiment on signals, at the schedule of the paper's CIFAR runs.
 
-    Attributes:
-        decays: L2 decays that SGD and Lookahead try, each with its own four rates.
-        adam_decays: likewise of Adam, bare and under Lookahead.
-        rates: of each of the four.
-        cells: k and alpha of the paper's table.
-        spread: factors on SGD's best rate, over which the training loss is to spread little.
-        cycles: how many cycles are looked into, from the share ``looked`` of training on: the paper's epoch 65 of 200.
+    SGD and Adam try decays, bare and under Lookahead, each with its own four rates. ``cells`` are k and alpha of the
+    paper's table, ``spread`` factors on SGD's best rate, over which the training loss is to spread little. So many
+    ``cycles`` are looked into, from the share ``looked`` of training on: the paper's epoch 65 of 200.
     """
 
     decays: tuple[float, ...] = (0.002, 0.004, 0.008)
@@ -46,11 +40,7 @@ def schedule(done: float) -> float:
 class Full:
     """The CIFAR-10 experiment, with the settings that the paper's authors tuned for ResNet-18.
 
-    Attributes:
-        label: net, data and budget in a few words, for the claims.
-        data, train_size: name of the data set; training images.
-        width, channels: of the ResNet-18; the paper's width is 64.
-        steps, seeds: of each method; the paper has 200 epochs and three seeds.
+    The paper's width is 64; it has 200 epochs and three seeds.
     """
 
     label: str

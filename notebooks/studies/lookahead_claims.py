@@ -1,15 +1,15 @@
 """The claims of notebook 16: from its tables, and from the record of CIFAR-10."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sharpnb.lab.claims import Claim, Regime
+from sharpnb.lab import Claim
+from sharpnb.lab.claims import Regime
 from sharpnb.lab.verdicts import paired
 from studies.lookahead import FULL, Settings
+from studies.signals import protocol
 
 claim = Claim.from_samples
 
@@ -34,9 +34,7 @@ def quick(inside: pd.DataFrame, table: pd.DataFrame, tuned: dict[str, Any], s: S
     def gain(first: str, second: str) -> np.ndarray:
         return paired(at("test_error", second), at("test_error", first), worst=90.0)
 
-    edge = [f"{method}'s {name} at the grid's edge" for method, found in tuned.items() if "edge" in found
-            for name in found["edge"]]
-    told: dict[str, Any] = {"protocol": ", ".join([s.label, "tuned on seeds 100-105", *edge]), "regime": regime("SGD")}
+    told: dict[str, Any] = {"protocol": protocol(tuned, s.label, "tuned on seeds 100-105"), "regime": regime("SGD")}
     early = s.steps // 6
     return [
         claim(inner("test_loss", 5, 6), id="lookahead-fig-1", **told),

@@ -1,43 +1,35 @@
 """Notebook 04: m-sharpness, to train with (SAM's Fig. 3 middle) and to predict the generalisation gap by (right)."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import combinations, product
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import xlogy
 from torch import Tensor
 
 from sharpnb import rules
 from sharpnb.curvature import kendall_tau
-from sharpnb.lab import models
+from sharpnb.lab import Notebook, models
 from sharpnb.lab.augment import Augment, shift_and_flip
 from sharpnb.lab.figures import COLOURS
-from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from sharpnb.many.engine import Nets, losses
 from studies.common import Training, spread
-from studies.trials import Rows, trials
+from studies.trials import Rows, grid, trials
 from studies.trials import best as best_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Training):
-    """What is trained.
+    """What is trained: nets of one ``width`` with m-sharpness, and a ``family`` with SGD, whose gap is predicted.
 
-    Attributes:
-        width: of the net that is trained with m-sharpness.
-        noises: shares of wrong training labels.
-        rhos: for each m, images that share a perturbation, its radii; the last m is the batch.
-        family: values of each hyperparameter in the family of nets whose gap is predicted (with SGD).
-        measured: the m's of the measure, at radius ``rho``.
-        rho: radius of the measure (default 0.05: SAM's).
-        augment, chunk, bf16: as in :func:`sharpnb.lab.train_many`.
+    ``rhos`` has for each m, images that share a perturbation, its radii; the last m is the batch. ``measured`` are the
+    m's of the measure, ``rho`` its radius (default 0.05: SAM's).
     """
 
     width: int
@@ -58,11 +50,9 @@ class Settings(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned(Settings):
-    """Settings whose rate and ``weight_decay`` are tuned, see :func:`tuned`, and whose family comes to equal losses.
+    """Settings whose rate and decay are :func:`tuned`, and whose family is measured at the loss of ``stop`` nats.
 
-    Attributes:
-        stop: training loss in nats at which a net of the family is measured.
-        looks: updates between two looks at it, and at most.
+    ``looks`` are updates between two looks at it, and at most.
     """
 
     weight_decay: float = 0.0
@@ -95,9 +85,8 @@ SETTINGS = {"quick": QUICK, "full": FULL, "toy": TOY}
 def tuned(s: Tuned, nb: Notebook) -> tuple[Tuned, Rows]:
     """Return ``s`` with the rate and decay at which SGD is best on held-out signals, and the trials, read back."""
     def make(_: Work) -> dict[str, Rows]:
-        grid = [{"rule": "sgd", "momentum": s.momentum, **dict(zip(GRID, values, strict=True))}
-                for values in product(*GRID.values())]
-        return {"rows": trials(grid, s.images, partial(s.model, s.width), batch_size=s.batch_size, **s.options)}
+        tried = [{"rule": "sgd", "momentum": s.momentum, **own} for own in grid(**GRID)]
+        return {"rows": trials(tried, s.images, partial(s.model, s.width), batch_size=s.batch_size, **s.options)}
 
     of = {"data": s.data, "train_size": s.train_size, "net": partial(s.model, s.width), "batch_size": s.batch_size,
           "momentum": s.momentum, "grid": GRID, **s.options}
@@ -110,8 +99,8 @@ def at_loss(train: Callable[[list[int], int], dict[int, Tensor]], nets: Callable
     """Return the weights of each of so many nets when its training loss is first seen at most ``stop``, (number, n).
 
     ``train`` some of them for so many updates and return the weights at each look; ``nets`` are those, with all
-    training images in one batch. Whoever does not come there in ``most`` updates is given four times as many; a
-    ValueError tells of one that does not come there then.
+    training images in one batch. Who needs more than ``most`` updates is given four times as many, then refused by a
+    ValueError.
     """
     found, waiting = {}, list(range(number))
     for updates in (most, 4 * most):
@@ -164,38 +153,38 @@ def information(measure: Sequence[float], gap: Sequence[float], hyper: Sequence[
 
     over pairs of nets: :math:`V_\mu` and :math:`V_g` are the signs of the differences in measure and in gap, and
     :math:`U_S` the values of the hyperparameters in S for both nets, so that a measure gets nothing for telling what
-    they tell. Pairs of equal gap are left out, and sets S that leave nothing uncertain.
-
-    Args:
-        measure: one number a net.
-        gap: one number a net.
-        hyper: for each net its hyperparameters.
+    they tell. Pairs of equal gap are left out, and sets S that leave nothing uncertain. ``hyper`` are each net's
+    hyperparameters.
     """
-    mu, g, u = np.asarray(measure), np.asarray(gap), np.asarray(hyper)
+    mu, g = np.asarray(measure), np.asarray(gap)
     i, j = np.nonzero(g[:, None] != g[None, :])
-    signs = (mu[i] > mu[j]).astype(int), (g[i] > g[j]).astype(int)
-    shares = []
-    for size in range(3):
-        for chosen in combinations(range(u.shape[1]), size):
-            keys = np.concatenate([u[i][:, list(chosen)], u[j][:, list(chosen)]], axis=1)
-            _, label = np.unique(keys, axis=0, return_inverse=True) if size else (None, np.zeros(len(i), dtype=int))
-            shares.append(_conditional(*signs, label.ravel()))
-    return float(np.nanmin(shares))
+    signs = 2 * (mu[i] > mu[j]) + (g[i] > g[j])
+    return float(np.nanmin([share(np.bincount(4 * label + signs)) for label in conditions(np.transpose(hyper), i, j)]))
 
 
-def _conditional(v: np.ndarray, g: np.ndarray, label: np.ndarray) -> float:
-    """Return I(v; g | label) / H(g | label) for binary v and g, NaN where there is no uncertainty to share."""
-    table = np.zeros((label.max() + 1, 2, 2))
-    np.add.at(table, (label, v, g), 1.0)
-    p = table / table.sum()
+def conditions(columns: Iterable[Any], i: np.ndarray, j: np.ndarray) -> list[np.ndarray]:
+    """Return for each set of at most two hyperparameters the number of the values that both nets of a pair have."""
+    labels = []
+    for chosen in (c for size in range(3) for c in combinations([pd.factorize(x)[0] for x in columns], size)):
+        label = np.zeros(len(i), np.int64)
+        for code in chosen:
+            label = (label * (code.max() + 1) + code[i]) * (code.max() + 1) + code[j]
+        labels.append(pd.factorize(label)[0])
+    return labels
 
-    def entropy(q: np.ndarray) -> float:
-        q = q[q > 0]
-        return float(-(q * np.log(q)).sum())
 
-    cell, of_label = entropy(p), entropy(p.sum((1, 2)))
-    h_g, h_v = entropy(p.sum(1)) - of_label, entropy(p.sum(2)) - of_label
-    return (h_v + h_g - (cell - of_label)) / h_g if h_g > 1e-12 else float("nan")
+def share(counts: np.ndarray) -> np.ndarray:
+    """I(v; g | label) / H(g | label) from counts (…, keys) of keys 4 label + 2 v + g; NaN where nothing is unsure."""
+    padded = np.pad(counts, [(0, 0)] * (counts.ndim - 1) + [(0, -counts.shape[-1] % 4)])
+    p = padded.reshape(*counts.shape[:-1], -1, 2, 2) / counts.sum(-1)[..., None, None, None]
+
+    def entropy(q: np.ndarray) -> np.ndarray:
+        return -xlogy(q, q).reshape(*counts.shape[:-1], -1).sum(-1)
+
+    cell, label = entropy(p), entropy(p.sum((-2, -1)))
+    h_g, h_v = entropy(p.sum(-2)) - label, entropy(p.sum(-1)) - label
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(h_g > 1e-12, (h_v + h_g - (cell - label)) / h_g, np.nan)
 
 
 def predictive(s: Settings, family: pd.DataFrame) -> pd.DataFrame:

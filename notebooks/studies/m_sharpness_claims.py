@@ -1,13 +1,12 @@
 """The claims of notebook 04, from its tables: the same for the quick and the full profile."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
 import pandas as pd
 
-from sharpnb.lab.claims import Claim, Regime
+from sharpnb.lab import Claim
+from sharpnb.lab.claims import Regime
 from sharpnb.lab.verdicts import paired
 from studies import m_sharpness as study
 from studies.m_sharpness import Settings

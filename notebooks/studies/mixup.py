@@ -1,7 +1,5 @@
 r"""Two methods that the SAM paper sets beside SAM where labels are wrong: Mixup, and the two-stage bootstrap."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,12 +21,9 @@ class Mixup:
     One :math:`\lambda` and one permutation :math:`\pi` a batch and row, as in the authors' code.
 
     Args:
-        alphas: α of each row, (K,); the SAM paper tries 1, 8, 16 and 32 (its Appendix C.2).
+        alphas: α of each row, (K,), positive; the SAM paper tries 1, 8, 16 and 32 (its Appendix C.2).
         classes: number of classes.
         seeds: of each row's draws; rows of one seed do not share them with another α.
-
-    Raises:
-        ValueError: if an α is not positive, or there is not one for each seed.
     """
 
     def __init__(self, alphas: Sequence[float], classes: int, seeds: Sequence[int]) -> None:

@@ -1,13 +1,10 @@
 """Notebook 01: SAM's derivation, and the ablations of its appendix (Figs 4 to 7, Table 11), on rows."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
-from typing import Any, cast
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,15 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from sharpnb import rules
-from sharpnb.lab import models
+from sharpnb.lab import Notebook, models
 from sharpnb.lab.augment import Augment, shift_and_flip
 from sharpnb.lab.figures import COLOURS
-from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from sharpnb.many.engine import Nets
-from sharpnb.many.train import train_many
 from sharpnb.rules import Gradient, State
 from studies.common import Training, spread
+from studies.trials import SEEDS, best, grid, powers, trials
 
 KINDS = ("2-norm", "max-norm", "random")
 LIVE = ("2-norm", "second-order", "five steps", "max-norm", "random")  # SAM first
@@ -33,15 +29,10 @@ INNER = (1, 2, 3, 5)  # the paper's (Fig. 7, Table 11)
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Training):
-    """What is trained, and over which radii.
+    """What is trained, measured each ``every`` steps, and over which radii.
 
-    Attributes:
-        rho: the radius of what is not swept.
-        rhos: for each of :data:`KINDS` the radii of Fig. 6, in the quick profile also of the others.
-        every: steps between two measurements of a curve.
-        noises: shares of wrong training labels; only none is in use.
-        weight_decay: of SGD, and of SAM's base.
-        augment: of the training images.
+    ``rhos`` has for each of :data:`KINDS` the radii of Fig. 6, in the quick profile also of the others; ``rho`` is that
+    of what is not swept. Of ``noises``, shares of wrong labels, only none is in use.
     """
 
     rho: float
@@ -52,15 +43,10 @@ class Settings(Training):
     augment: Augment | None = None
 
 
-def powers(first: int, last: int, base: float = 2.0) -> tuple[float, ...]:
-    """Return base**first, …, base**last."""
-    return tuple(base**k for k in range(first, last + 1))
-
-
 # Net, images and steps are those of a survey made before this notebook, in which SAM had been looked at (seeds 0 to 7).
 # They are kept because SGD alone fits at its best trial (BASE on TUNING): training error 0, test error about 6 %. Radii
 # are powers of two, as many for each kind, from where little happens to where it collapses.
-TUNING = range(100, 106)
+TUNING = SEEDS
 BASE = {"lr": (0.1, 0.2, 0.4, 0.8), "weight_decay": (0.0, 1e-3, 3e-3, 1e-2)}
 QUICK = Settings(label="MLP 64-32-10, 300 digits", data="digits", train_size=300, steps=300, seeds=range(2000, 2020),
                  dtype=torch.float64, model=lambda seed: models.mlp((64, 32, 10), seed=seed), rho=0.1, every=50,
@@ -84,24 +70,16 @@ def judging(s: Settings) -> range:
 
 
 def with_best_base(nb: Notebook, s: Settings) -> Settings:
-    """Return settings with the learning rate and decay of :data:`BASE` at which SGD has the least error on its seeds.
-
-    The trials are a committed record, ``base``.
-    """
+    """Return settings with the rate and decay of :data:`BASE` at which SGD is best on its seeds, a record."""
     def make(_: Work) -> dict[str, Any]:
-        assert isinstance(s.seeds, range)
-        members = [{"rule": "sgd", "lr": lr, "weight_decay": decay, "momentum": s.momentum, "seed": seed}
-                   for lr, decay in product(*BASE.values()) for seed in s.seeds]
-        many = train_many(members, [nb.uses(s.images(member["seed"])) for member in members], s.model, steps=s.steps,
-                          batch_size=s.batch_size, dtype=s.dtype, device="cpu")
-        columns = (*BASE, "seed", "train_error", "test_error")
-        return {"rows": [{column: row[column] for column in columns} for row in many.final()]}
+        rows = trials([{"rule": "sgd", "momentum": s.momentum, **own} for own in grid(**BASE)],
+                      lambda seed: nb.uses(s.images(seed)), s.model, s.seeds, steps=s.steps, batch_size=s.batch_size,
+                      dtype=s.dtype)
+        return {"rows": [{name: row[name] for name in (*BASE, "seed", "train_error", "test_error")} for row in rows]}
 
     rows = pd.DataFrame(nb.recorded("base", make, of={"settings": s, **BASE}, kept=True, rtol=2e-2, atol=0.5)["rows"])
-    means = rows.groupby(list(BASE))[["train_error", "test_error"]].mean()
-    nb.say(means.round(2).to_string())
-    lr, decay = cast("tuple[float, float]", means["test_error"].idxmin())
-    return replace(s, lr=lr, weight_decay=decay)
+    nb.say(rows.groupby(list(BASE))[["train_error", "test_error"]].mean().round(2).to_string())
+    return replace(s, **best(rows, *BASE))
 
 
 def nets(s: Settings, nb: Notebook, seeds: Sequence[int], copies: int = 1) -> Nets:
@@ -164,10 +142,9 @@ class Bound:
         \big(1+\sqrt{\tfrac{\log n}{k}}\big)^2\Big)+4\log\frac n\delta+8\log(6n+3k)}{n-1}}
 
     Attributes:
-        k: number of weights.
+        k, norm: number of weights and their 2-norm.
         n: number of training images.
         rho: radius.
-        norm: 2-norm of the weights.
         delta: probability with which the bound may fail (default 0.05: chosen by us).
     """
 
@@ -204,7 +181,7 @@ class Bound:
 def best_radius(kinds: pd.DataFrame, kind: str, otherwise: float = 0.0) -> float:
     """Return the radius of least mean error of a kind on the seeds of the radii, or another where it was not swept."""
     own = kinds[kinds["kind"] == kind]
-    return float(own.groupby("rho", sort=False)["test_error"].mean().idxmin()) if len(own) else otherwise
+    return float(best(own, "rho")["rho"]) if len(own) else otherwise
 
 
 def by_seed(table: pd.DataFrame, column: str, **where: Any) -> pd.Series:
@@ -214,10 +191,7 @@ def by_seed(table: pd.DataFrame, column: str, **where: Any) -> pd.Series:
 
 
 def draw_kinds(ax: Any, table: pd.DataFrame, judged: pd.DataFrame | None = None) -> None:
-    """Draw Fig. 6: test error over the radius for each kind of perturbation; two seeds as dots.
-
-    ``judged`` are the ends of other seeds at the best radii: large marks, with their intervals.
-    """
+    """Draw Fig. 6: test error over the radius, two seeds as dots; large marks are ends of ``judged`` seeds, 95 %."""
     few = table["seed"].nunique() < 3
     for kind, (role, style) in {"2-norm": ("sam", "s-"), "max-norm": ("adam", "v--"), "random": ("sgd", "o-.")}.items():
         own = table[table["kind"] == kind]

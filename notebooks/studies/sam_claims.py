@@ -1,23 +1,14 @@
 """The claims of notebook 01, from its tables."""
 
-from __future__ import annotations
-
 import pandas as pd
 
-from sharpnb.lab.claims import Claim, Regime
-from sharpnb.lab.notebook import Notebook
+from sharpnb.lab import Claim, Notebook
+from sharpnb.lab.claims import Regime
 from studies import sam as study
 
 
 def claims(nb: Notebook, s: study.Settings, runs: pd.DataFrame, kinds: pd.DataFrame | None) -> list[Claim]:
-    """Return all claims.
-
-    Args:
-        nb: whose profile they are.
-        s: the settings of the live ``runs``.
-        runs: the judged trainings, a row a measurement.
-        kinds: the full profile's table of radii, or None until it is run.
-    """
+    """Return all claims on judged ``runs`` of settings ``s``, and on the full table of radii once it is run."""
     found = []
     if kinds is not None:
         error = {kind: study.by_seed(kinds, "test_error", kind=kind, rho=study.best_radius(kinds, kind))

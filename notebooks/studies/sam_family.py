@@ -1,7 +1,5 @@
 """Notebook 09: SGD, Adam, SAM and its relatives at equal tuning budgets; what each costs; a transformer trained on."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,15 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharpnb import optim
-from sharpnb.lab import models
+from sharpnb.lab import Notebook, models
 from sharpnb.lab.augment import shift_and_flip
-from sharpnb.lab.claims import t95
 from sharpnb.lab.figures import COLOURS, MARKERS
-from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from studies import comparison
-from studies.comparison import Config, Method, Setting, Trials, grid
-from studies.tiny_vit import tiny_vit
+from studies.common import half_width
+from studies.comparison import Config, Method, Setting, Trials
+from studies.families import tiny_vit
+from studies.trials import grid
 
 # Twelve trials of each. The learning rate and decay of SGD are kept by all that stands on it. As in the WSAM paper, its
 # γ and GSAM's α are tuned at the radius of the tuned SAM (or ASAM, or Fisher SAM). ESAM, which collapses there, tunes
@@ -64,10 +62,7 @@ TRAINED_ON = {
 
 @dataclass(frozen=True)
 class Study:
-    """One profile: net, label noises, the seeds of judging and tuning, and the transformer's training before.
-
-    ``chosen_by`` says how net and data were chosen.
-    """
+    """One profile: net, label noises, the seeds of judging and tuning, and the transformer's training before."""
 
     net: Setting
     noises: tuple[float, ...]
@@ -146,20 +141,15 @@ def tune(study: Study, device: torch.device, work: Work) -> list[Config]:
 
 
 def judge(study: Study, trials: Trials, seeds: Sequence[int], nb: Notebook, work: Work) -> pd.DataFrame:
-    """Train the tuned methods, and WSAM in its coupled form at the same γ, with the judging seeds.
-
-    Returns:
-        A row a noise, method and seed, with ``lambda_max`` of :data:`FLAT`.
-    """
-    tables, where = [], "cpu" if nb.profile == "quick" else nb.device
+    """Train tuned methods, and WSAM coupled at the same γ: a row a noise, method and seed, λmax of :data:`FLAT`."""
+    tables = []
     for noise in study.noises:
         s, own = replace(study.net, noise=noise), of_noise(trials, noise)
         configs = {name: comparison.best(own, name)["config"] for name in study.methods()}
         configs[COUPLED] = configs["WSAM"] | {"decouple": False}
         table, weights, images = comparison.judge(s, configs, seeds, nb.device, work)
         nb.uses(images[seeds[0]].data)
-        table["lambda_max"] = [comparison.lambda_max(s, w, images[seed].data, device=where) if name in FLAT else None
-                               for w, name, seed in zip(weights, table["method"], table["seed"], strict=True)]
+        table["lambda_max"] = comparison.lambdas(s, table, weights, images, table["method"].isin(FLAT), nb)
         longer = {TWICE: comparison.best(own, TWICE)["config"]}
         tables += [table, comparison.judge(replace(s, steps=2 * s.steps), longer, seeds, nb.device, work)[0]]
     return pd.concat(tables, ignore_index=True)
@@ -172,9 +162,6 @@ def recorded(nb: Notebook, name: str, make: Callable[[Work], pd.DataFrame], of: 
         return table.astype(object).where(table.notna(), None).to_dict("list")
 
     return pd.DataFrame(nb.recorded(name, values, of=of, rtol=5e-2, atol=3.0))
-
-
-# ---- Cost -----------------------------------------------------------------------------------------------------------
 
 
 def optimizer_of(config: Mapping[str, Any], net: nn.Module) -> torch.optim.Optimizer:
@@ -191,11 +178,7 @@ def optimizer_of(config: Mapping[str, Any], net: nn.Module) -> torch.optim.Optim
 
 
 class Meter:
-    """Counts the images that pass forward and backward through a net while it is trained by an optimizer class.
-
-    Attributes:
-        forward, backward: images so far.
-    """
+    """Counts the images that pass ``forward`` and ``backward`` while an optimizer class trains a net."""
 
     def __init__(self, config: Mapping[str, Any], model: nn.Module, x: Tensor, y: Tensor) -> None:
         self.forward = self.backward = 0
@@ -213,27 +196,23 @@ class Meter:
 
     def step(self) -> None:
         """Make one update."""
-
-        def closure(rows: Tensor | None = None) -> Tensor:
+        def losses(rows: Tensor | None = None) -> Tensor:
             x, y = (self.x, self.y) if rows is None else (self.x[rows], self.y[rows])
-            if self.by_sample:
-                return F.cross_entropy(self.model(x), y, reduction="none")
+            return F.cross_entropy(self.model(x), y, reduction="none" if self.by_sample else "mean")
+
+        def closure() -> Tensor:
             self.optimizer.zero_grad()
-            loss = F.cross_entropy(self.model(x), y)
+            loss = losses()
             loss.backward()
             return loss
 
-        def plain() -> Tensor:
-            return closure()
-
-        self.optimizer.step(closure if self.by_sample else plain)  # type: ignore[arg-type]
+        self.optimizer.step(losses if self.by_sample else closure)  # type: ignore[arg-type]
 
 
 def cost(config: Mapping[str, Any], net: nn.Module, x: Tensor, y: Tensor) -> float:
     """Return gradients a step, counted: a forward pass is a third of a gradient, a backward pass two thirds.
 
-    Averaged over 20 steps, a multiple of every period of LookSAM's grid. (The usual count of floating-point operations:
-    a backward pass costs about two forward ones.)
+    Averaged over 20 steps, a multiple of every period of LookSAM's grid.
     """
     meter, steps = Meter(config, net, x, y), 20
     for _ in range(steps):
@@ -255,9 +234,6 @@ def step_times(
             taken[name].append(time.perf_counter() - start)
     first = np.array(next(iter(taken.values())))
     return {name: float(np.median(np.array(values) / first)) for name, values in taken.items()}
-
-
-# ---- A transformer trained on (Table 4) -----------------------------------------------------------------------------
 
 
 def finished(study: Study, seeds: Sequence[int], device: torch.device, work: Work) -> tuple[pd.DataFrame, Setting]:
@@ -283,9 +259,6 @@ def judge_vit(study: Study, trials: Trials, seeds: Sequence[int], nb: Notebook, 
     return pd.concat([start, table], ignore_index=True)
 
 
-# ---- Figures --------------------------------------------------------------------------------------------------------
-
-
 def role_of(method: str) -> str:
     """Return the role that a method's colour and marker have."""
     kind = "wsam" if "WSAM" in method else "sam"
@@ -293,10 +266,7 @@ def role_of(method: str) -> str:
 
 
 def draw_ranking(study: Study, table: pd.DataFrame) -> tuple[Any, pd.DataFrame]:
-    """Draw the test error of each method, the best on top, and beside it what it gains on SAM, seed by seed.
-
-    Bars are 95 % intervals. Return the figure and its numbers.
-    """
+    """Draw each method's test error, the best on top, and what it gains on SAM, with 95 %; return figure and data."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(len(study.noises), 2, figsize=(10, 4 * len(study.noises)), squeeze=False)
@@ -308,8 +278,7 @@ def draw_ranking(study: Study, table: pd.DataFrame) -> tuple[Any, pd.DataFrame]:
         for height, method in enumerate(map(str, errors.index)):
             values = part[part["method"] == method]["test_error"].to_numpy(), comparison.gap(part, "SAM", method)
             for ax, own in zip(row, values, strict=True):
-                half = t95(n) * own.std(ddof=1) / n**0.5
-                role = role_of(method)
+                half, role = half_width(own), role_of(method)
                 ax.errorbar(own.mean(), height, xerr=half, fmt=MARKERS[role], color=COLOURS[role], ms=6, capsize=2)
                 drawn.append((noise, method, own.mean(), half))
         row[0].set_yticks(range(len(errors)), errors.index)

@@ -1,13 +1,11 @@
 """The claims of notebook 09 on the family, from its judged table: the same for the quick and the full profile."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sharpnb.lab.claims import Claim
+from sharpnb.lab import Claim
 from studies import comparison
 from studies.comparison import Trials
 from studies.sam_family import COUPLED, TWICE, Study, of_noise
@@ -44,12 +42,12 @@ def claims(table: pd.DataFrame | None, trials: Trials, s: Study, profile: str, r
 def of_vit(table: pd.DataFrame, trials: Trials, s: Study, profile: str) -> list[Claim]:
     """Return the claims on the transformer that is trained on."""
     about: dict[str, Any] = {"profile": profile, "regime": comparison.regime(table, "AdamW")}
-    made = [Claim.from_samples(comparison.gap(table, rival, "WSAM"), protocol=protocol(s, trials, rival, "WSAM", "vit"),
-                               **about, **({"id": "wsam-table-4"} if rival == "AdamW" else {
-                                   "id": f"wsam-table-4-{rival.lower()}", "below": "wsam-table-4",
-                                   "statement": f"Training on with WSAM ends at a lower test error than with {rival}"}))
-            for rival in ("AdamW", "SAM", "GSAM")]
-    return made
+    told = {rival: {"id": f"wsam-table-4-{rival.lower()}", "below": "wsam-table-4",
+                    "statement": f"Training on with WSAM ends at a lower test error than with {rival}"}
+            for rival in ("SAM", "GSAM")}
+    return [Claim.from_samples(comparison.gap(table, rival, "WSAM"), **own, **about,
+                               protocol=protocol(s, trials, rival, "WSAM", "vit"))
+            for rival, own in ({"AdamW": {"id": "wsam-table-4"}} | told).items()]
 
 
 def protocol(s: Study, trials: Trials, worse: str, better: str, part: str = "net") -> str:

@@ -1,10 +1,7 @@
 """Notebook 02: what SAM finds. Table 1's augmentations, the live table and its tuning, how cells are read, Fig. 1."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,15 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharpnb.curvature import HessianOperator, top_eigenvalues
-from sharpnb.lab import models
+from sharpnb.lab import Data, Many, Notebook, load_data, models
 from sharpnb.lab.augment import Augment, AutoAugment, Cutout, composed, shift_and_flip
-from sharpnb.lab.claims import t95
-from sharpnb.lab.data import _TORCHVISION, Data, load_data
+from sharpnb.lab.data import _TORCHVISION
 from sharpnb.lab.figures import COLOURS
-from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from sharpnb.landscape import Plane, surface
-from sharpnb.many.train import Many
+from studies.common import half_width
+from studies.trials import edges, grid
 
 Entry = dict[str, Any]
 Place = tuple[str, str, str]  # data, model, augmentation: a cell of a table
@@ -33,8 +29,7 @@ def augmentation(data: str, name: str, size: int) -> Augment:
 
     Basic: crops of the image padded by an eighth, and flips where a mirrored image keeps its class. Cutout: a hole of
     half the side. AA: AutoAugment's policy for the data and the hole; on Fashion-MNIST the hole alone, as in the paper.
-    The policy of house numbers serves the digits, worked out at 32 x 32: on 8 x 8 a shear or a shift of the
-    policy rounds to whole pixels.
+    The digits have the house numbers' policy at 32 x 32: on 8 x 8 its shears and shifts round to whole pixels.
     """
     basic = shift_and_flip(size // 8, flip=data in ("cifar10", "cifar100", "fashion_mnist"))
     if name == "Basic":
@@ -48,16 +43,11 @@ def augmentation(data: str, name: str, size: int) -> Augment:
 
 
 def pooled(data: Data, name: str, copies: int = 8, seed: int = 0) -> Data:
-    """Return ``data`` with ``copies`` variants by an augmentation in the place of each training image.
-
-    Drawn once: drawing anew costs more than a step of the small nets.
-    """
+    """Return ``data`` with ``copies`` variants of each image, drawn once: anew costs more than a step of small nets."""
     change, generator = augmentation(data.name, name, data.train_x.shape[-1]), torch.Generator().manual_seed(seed)
     x = torch.cat([change(data.train_x, generator) for _ in range(copies)])
     return replace(data, train_x=x, train_y=data.train_y.repeat(copies))
 
-
-# -- the live table ---------------------------------------------------------------------------------------------------
 
 BUDGETS = ("SGD, E", "SGD, 2E")
 HYPER = ("lr", "weight_decay", "rho")
@@ -66,15 +56,10 @@ METHODS = {"SGD, E": 1, "SGD, 2E": 2, "SAM": 1}  # that are tuned, and for how m
 
 @dataclass(frozen=True)
 class Live:
-    """A cell of the live table: an MLP, SGD with momentum 0.9 and a cosine to 0, all in float64.
+    """A cell of the live table: an MLP, SGD with momentum 0.9 and a cosine to 0 in E = ``steps``, all in float64.
 
-    Attributes:
-        data, widths: data set, and the MLP's layers.
-        train, batch_size, steps: images of a seed, images an update, updates of the budget E.
-        lrs, decays: the grid of SGD at either budget.
-        radii: with ``lrs`` the grid of SAM, at the decay that SGD chose at E.
-        tuning, seeds: seeds whose other images choose, and seeds that judge.
-        chosen_by: how data, net and steps came about.
+    ``lrs`` and ``decays`` are SGD's grid at either budget, ``lrs`` and ``radii`` SAM's, at the decay that SGD chose at
+    E. Other images of the ``tuning`` seeds choose.
     """
 
     data: str
@@ -108,17 +93,15 @@ LIVE = {MLP: Live(
 
 
 def tuned(nb: Notebook, live: Live, trained: Callable[..., Many]) -> pd.DataFrame:
-    """Return the trials, a row each, from the committed record of these settings: mean errors over ``live.tuning``.
+    """Return the trials with mean errors over ``live.tuning``, as many of each method, from the committed record.
 
-    Each method has as many: SGD at each budget learning rates and decays, SAM learning rates and radii. ``trained``
-    trains a net for each member (``lr``, ``weight_decay``, ``rho``, ``seed``), so many times E long.
+    ``trained`` trains a net for each member (``lr``, ``weight_decay``, ``rho``, ``seed``), so many times E long.
     """
     def make(_: Work) -> dict[str, Any]:
         rows: list[Entry] = []
         for method, times in METHODS.items():
             decays = (best(pd.DataFrame(rows), "SGD, E")["weight_decay"],) if method == "SAM" else live.decays
-            grid = product(live.lrs, decays, live.radii if method == "SAM" else (0.0,))
-            trials = [dict(zip(HYPER, trial, strict=True)) for trial in grid]
+            trials = grid(lr=live.lrs, weight_decay=decays, rho=live.radii if method == "SAM" else (0.0,))
             many = trained(live, [trial | {"seed": seed} for trial in trials for seed in live.tuning], times)
             errors = np.array([[row["train_error"], row["test_error"]] for row in many.final()])
             means = errors.reshape(len(trials), -1, 2).mean(1).tolist()
@@ -133,8 +116,7 @@ def best(trials: pd.DataFrame, method: str) -> dict[str, Any]:
     """Return the trial of a method with the least held-out error; ``edge`` names what lies at an end of its grid."""
     own = trials[trials["method"] == method]
     found = own.loc[own["held_out"].idxmin()].to_dict()
-    grids = {name: sorted(set(own[name])) for name in HYPER}
-    at_end = [name for name, grid in grids.items() if len(grid) > 1 and found[name] in (grid[0], grid[-1])]
+    at_end = edges({name: found[name] for name in HYPER}, own.to_dict("records"))
     return found | {"edge": ", ".join(at_end) or "no"}
 
 
@@ -161,11 +143,9 @@ def finished(live: Live, many: Many, minima: bool, **cell: Any) -> list[Entry]:
 def flatness(model: nn.Module, part: tuple[Tensor, Tensor], *, size: int, seed: int = 0) -> dict[str, Any]:
     """Measure the loss around a net, on the plane of Fig. 1: two random directions of unit filter norms.
 
-    BatchNorm keeps the statistics of the net itself, and biases and norm layers stay, as in Li et al.'s code.
-
-    Returns:
-        ``lambda_max`` of the Hessian at the net; ``loss`` there; ``rise``, by how much the mean loss within a distance
-        of one filter norm is above it; the grid (``x``, ``values``).
+    BatchNorm keeps the net's own statistics, and biases and norm layers stay, as in Li et al.'s code. Return
+    ``lambda_max`` of the Hessian and ``loss`` at the net; ``rise``, by how much the mean loss within a distance of one
+    filter norm is above it; the grid (``x``, ``values``).
     """
     found = surface(model, Plane.random(model, seed), part, ("loss",), size=size)
     values, centre = found.values["loss"], found.values["loss"][size // 2, size // 2]
@@ -176,9 +156,6 @@ def flatness(model: nn.Module, part: tuple[Tensor, Tensor], *, size: int, seed: 
             "x": found.x, "values": values}
 
 
-# -- reading the entries ----------------------------------------------------------------------------------------------
-
-
 def cells(entries: Sequence[Entry]) -> dict[Place, pd.DataFrame]:
     """Return the entries of each cell, in the order in which they were made."""
     parts: Any = pd.DataFrame(entries).groupby(["data", "model", "augmentation"], sort=False) if entries else ()
@@ -186,10 +163,9 @@ def cells(entries: Sequence[Entry]) -> dict[Place, pd.DataFrame]:
 
 
 def at(cell: pd.DataFrame, method: str) -> pd.DataFrame:
-    """Return a method's entries, a seed each.
+    """Return a method's entries, a seed each; "SGD" is its better budget, E or 2E.
 
-    Method "SGD" is the better budget, E or 2E: by the held-out images of the tuning where there was one, else by the
-    mean test error, as the paper reports it.
+    Better on the held-out images of the tuning where there was one, else by the mean test error, as in the paper.
     """
     if method == "SGD":
         by = "held_out" if "held_out" in cell else "test_error"
@@ -205,11 +181,6 @@ def errors(cell: pd.DataFrame, method: str) -> np.ndarray:
 def gains(cell: pd.DataFrame, method: str = "SAM", against: str = "SGD") -> np.ndarray:
     """Return SGD's error minus SAM's, seed by seed."""
     return errors(cell, against) - errors(cell, method)
-
-
-def half_width(values: np.ndarray) -> float:
-    """Return the half-width of the two-sided 95 % Student interval of the mean, as the paper's tables give it."""
-    return float(t95(len(values)) * np.std(values, ddof=1) / len(values) ** 0.5)
 
 
 def summary(entries: Sequence[Entry]) -> pd.DataFrame:
@@ -235,10 +206,7 @@ def shown(rows: pd.DataFrame, *about: str) -> pd.DataFrame:
 
 
 def draw_minima(figure: Any, minima: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Draw Fig. 1, middle and right, and each seed's rise beside it; return the numbers.
-
-    ``minima`` are the entries of each method, a seed each, with surfaces; two seeds have no interval.
-    """
+    """Draw Fig. 1, middle and right, from each method's entries with surfaces, and each seed's rise; return numbers."""
     grid = figure.add_gridspec(1, 3, width_ratios=(1, 1, 0.75))
     first = {method: found.iloc[0] for method, found in minima.items()}
     cap = max(float(np.max(entry["values"])) for entry in first.values())

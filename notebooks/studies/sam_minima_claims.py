@@ -1,14 +1,12 @@
 """The claims of notebook 02, from its cells: the live table, the survey, the two minima, and the full profile."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sharpnb.lab.claims import Claim, Regime
-from sharpnb.lab.notebook import Notebook
+from sharpnb.lab import Claim, Notebook
+from sharpnb.lab.claims import Regime
 from studies import sam_minima as study
 from studies import sam_minima_full as full_study
 

@@ -3,8 +3,6 @@
 And the survey: the same code on cells that a CPU carries in minutes.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,12 +13,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from sharpnb.lab import models
-from sharpnb.lab.data import Data, load_data
-from sharpnb.lab.notebook import Notebook, start
+from sharpnb.lab import Data, Notebook, Record, evaluate, load_data, models, start, train
 from sharpnb.lab.pieces import Work
-from sharpnb.lab.records import Record
-from sharpnb.lab.training import evaluate, train
 from sharpnb.optim import SAM
 from studies import families
 from studies import sam_minima_published as published
@@ -42,15 +36,9 @@ def slug(*words: str) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of Tables 1 and 5.
+    """One cell of Tables 1 and 5: SGD has E and 2E ``epochs``; ``build`` is seed -> net.
 
-    Attributes:
-        data, model, augmentation: where it stands.
-        epochs: E; SGD has E and 2E.
-        lr, weight_decay, rho: Tables 6 and 7.
-        build: seed -> net.
-        flat: measure the minima too (Fig. 1).
-        size: side of the images.
+    ``flat``: measure the minima too (Fig. 1). ``size``: side of the images.
     """
 
     data: str
@@ -79,15 +67,8 @@ class Cell:
 class Full:
     """A set of cells and what they share.
 
-    Attributes:
-        cells: in the order in which they are run.
-        seeds: of each method.
-        batch_size: images an update.
-        train_size: training images (None: all).
-        grid, images: points a side, and training images, of the surfaces.
-        test_size: images to test on (None: all).
-        copies: variants of each image that are drawn before a cell's first training (0: anew in each batch).
-        label: net, data and budget in a few words, for the claims.
+    ``grid`` and ``images`` are points a side and training images of the surfaces; ``copies`` are variants of each image
+    drawn before a cell's first training (0: anew in each batch).
     """
 
     cells: tuple[Cell, ...]
@@ -106,22 +87,14 @@ def full() -> Full:
 
     Seeds, augmentations and epochs are cut too; learning rate, weight decay and radius are those of Tables 6 and 7.
     """
-    cells, wide = [], published.MODELS[0]
-    for data, names in (("cifar10", ("Basic", "Cutout")), ("fashion_mnist", ("Basic",))):
-        lr, decay = published.HYPER[wide]
-        grey = data == "fashion_mnist"
-        for name in names:
-            cells.append(Cell(data, wide, name, 5, lr, decay, 0.05, _wide_colour if not grey else _wide_grey,
-                              (data, name) == ("cifar10", "Basic"), 28 if grey else 32))
-    return Full(tuple(cells), seeds=2, grid=21, images=512, label="WRN-10-2 for WRN-28-10, E = 5 epochs")
+    def cell(data: str, name: str, flat: bool, channels: int, size: int) -> Cell:
+        wide = published.MODELS[0]
+        return Cell(data, wide, name, 5, *published.HYPER[wide], 0.05,
+                    lambda seed: models.wide_resnet(10, 2, channels=channels, seed=seed), flat, size)
 
-
-def _wide_colour(seed: int) -> nn.Module:
-    return models.wide_resnet(10, 2, seed=seed)
-
-
-def _wide_grey(seed: int) -> nn.Module:
-    return models.wide_resnet(10, 2, channels=1, seed=seed)
+    cells = (cell("cifar10", "Basic", True, 3, 32), cell("cifar10", "Cutout", False, 3, 32),
+             cell("fashion_mnist", "Basic", False, 1, 28))
+    return Full(cells, seeds=2, grid=21, images=512, label="WRN-10-2 for WRN-28-10, E = 5 epochs")
 
 
 def toy() -> Full:
@@ -177,21 +150,16 @@ def one(nb: Notebook, scale: Full, cell: Cell, data: Data, method: str, seed: in
     return entry
 
 
-def _loaded(nb: Notebook, scale: Full, name: str) -> Data:
-    data = load_data(name, train_size=scale.train_size)
-    return nb.uses(replace(data, test_x=data.test_x[: scale.test_size], test_y=data.test_y[: scale.test_size]))
-
-
 def _settings(scale: Full, cell: Cell) -> str:
     text = f"{cell.methods} {cell.epochs} epochs, lr {cell.lr}, decay {cell.weight_decay}, batch {scale.batch_size}"
     text += f", {scale.train_size or 'all'} images, {scale.copies} copies" if scale.copies else ""
     return text + (f", {scale.label}" if scale.label != Full.label else "")
 
 
-def _complete(values: dict[str, Any], scale: Full, cell: Cell) -> bool:
-    """Whether a record holds every training of a cell, made with these settings."""
-    trainings = scale.seeds * len(cell.methods)
-    return values["settings"] == _settings(scale, cell) and len(values["entries"]) == trainings
+def _entries(values: dict[str, Any] | None, scale: Full, cell: Cell) -> list[Entry]:
+    """Return the entries of a record that holds every training of a cell, made with these settings; of others none."""
+    same = values and values["settings"] == _settings(scale, cell)
+    return values["entries"] if same and len(values["entries"]) == scale.seeds * len(cell.methods) else []
 
 
 def run_cell(nb: Notebook, scale: Full, cell: Cell) -> list[Entry]:
@@ -199,7 +167,8 @@ def run_cell(nb: Notebook, scale: Full, cell: Cell) -> list[Entry]:
     settings = _settings(scale, cell)
 
     def make(work: Work) -> dict[str, Any]:
-        data = _loaded(nb, scale, cell.data)
+        data = load_data(cell.data, train_size=scale.train_size)
+        data = nb.uses(replace(data, test_x=data.test_x[: scale.test_size], test_y=data.test_y[: scale.test_size]))
         entries = [work.do(method, partial(one, nb, scale, cell, data, method, seed), seed=seed)
                    for seed in range(scale.seeds) for method in cell.methods]
         return {"settings": settings, "entries": entries}
@@ -215,14 +184,8 @@ def run_full(nb: Notebook) -> list[Entry]:
 
 def full_cells(nb: Notebook) -> dict[Place, pd.DataFrame]:
     """Return the cells whose full record is committed and was made with the settings of today."""
-    scale, entries = full(), []
-    for cell in scale.cells:
-        values = nb.full_record(cell.name)
-        entries += values["entries"] if values and _complete(values, scale, cell) else []
-    return cells(entries)
-
-
-# -- the survey -------------------------------------------------------------------------------------------------------
+    scale = full()
+    return cells([entry for cell in scale.cells for entry in _entries(nb.full_record(cell.name), scale, cell)])
 
 
 def survey() -> Full:
@@ -232,35 +195,27 @@ def survey() -> Full:
     the default of 0.05 (Table 9). Fashion-MNIST has its two augmentations of Table 5, for the first net; its images are
     averaged over 2 x 2 pixels by the net's first layer.
     """
-    families_of = (published.MODELS[0], *published.MODELS[2:])
-    cells = []
+    def halved(seed: int) -> nn.Module:
+        return nn.Sequential(nn.AvgPool2d(2), SMALL["WRN-10-1"](seed))
+
+    families_of, cells = (published.MODELS[0], *published.MODELS[2:]), []
     for name in published.AUGMENTATIONS:
-        for net, paper in zip(SMALL, families_of, strict=True):
-            lr, decay = published.HYPER[paper]
-            cells.append(Cell("digits", net, name, 20, lr, decay, 0.05, SMALL[net], size=8))
+        cells += [Cell("digits", net, name, 20, *published.HYPER[paper], 0.05, SMALL[net], size=8)
+                  for net, paper in zip(SMALL, families_of, strict=True)]
         if name != "Cutout":
-            lr, decay = published.HYPER[published.MODELS[0]]
-            cells.append(Cell("fashion_mnist", "WRN-10-1", name, 60, lr, decay, 0.05, _halved, size=28))
+            cells.append(Cell("fashion_mnist", "WRN-10-1", name, 60, *published.HYPER[families_of[0]], 0.05, halved,
+                              size=28))
     return Full(tuple(cells), seeds=3, batch_size=25, train_size=300, test_size=2000, copies=8)
 
 
-def _halved(seed: int) -> nn.Module:
-    return nn.Sequential(nn.AvgPool2d(2), SMALL["WRN-10-1"](seed))
-
-
 def run_survey() -> None:
-    """Run what the survey's records lack."""
+    """Run what the survey's records lack; each has its cell's own time in its provenance."""
     scale = survey()
     for cell in scale.cells:
         if not _surveyed(scale, cell):
-            run_cell(_survey_context(), scale, cell)
-
-
-def _survey_context() -> Notebook:
-    """Return a context for one cell, whose provenance then has the cell's own time."""
-    nb = start("02_sam_minima", profile="full", device="cpu")
-    nb.profile = nb.parameters["profile"] = "survey"
-    return nb
+            nb = start("02_sam_minima", profile="full", device="cpu")
+            nb.profile = nb.parameters["profile"] = "survey"
+            run_cell(nb, scale, cell)
 
 
 def surveyed() -> list[Entry]:
@@ -271,4 +226,4 @@ def surveyed() -> list[Entry]:
 
 def _surveyed(scale: Full, cell: Cell) -> list[Entry]:
     found = Record.find("02_sam_minima", cell.name, "survey")
-    return found.values["entries"] if found and _complete(found.values, scale, cell) else []
+    return _entries(found and found.values, scale, cell)

@@ -4,8 +4,6 @@ Table 1's CIFAR-100 column is shifted in a copy of the text that is in circulati
 full text.
 """
 
-from __future__ import annotations
-
 from studies.label_noise import PAPER as TABLE4
 
 AUGMENTATIONS = ("Basic", "Cutout", "AA")

@@ -3,8 +3,6 @@
 Equal records (:mod:`sharpnb.lab.board`) give equal text. ``site/report.py`` makes pages of it, ``00_index`` shows it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
@@ -31,12 +29,10 @@ def head(rows: Sequence[Row]) -> str:
 
 
 def as_markdown(rows: Sequence[Row], notebook: Callable[[Row], str], records: str = "") -> str:
-    """Return one line per primary claim.
+    """Return one line per primary claim of the board's rows.
 
-    Args:
-        rows: from :func:`sharpnb.lab.board.rows`.
-        notebook: returns the address of the cell that shows a row's claims.
-        records: the way from the page to the project's root, for links to the records.
+    ``notebook`` returns the address of the cell that shows a row's claims; ``records`` is the way from the page to the
+    project's root, for links to the records.
     """
     lines = [line("paper", "where", "claim", *PROFILES, "notebook"), "|:--|:--|:--|:--|:--|:--|:--|"]
     for entry in dict.fromkeys(row.primary for row in rows):
@@ -81,10 +77,7 @@ def records_of(row: Row) -> list[Path]:
 
 
 def origins(rows: Sequence[Row]) -> list[tuple[str, str, str, str, str]]:
-    """Return of each record that claims rest on its file below ``data/records``, device, torch, commit and sources.
-
-    The last says how the sources that made it stand to those of today.
-    """
+    """Return of each record that claims rest on its file below ``data/records``, device, torch, commit and age."""
     folder, found = paths.root() / "data" / "records", []
     for file in sorted({file for row in rows for file in records_of(row)}):
         made = _provenance(file)
@@ -103,7 +96,9 @@ def _provenance_at(file: Path, changed: int) -> dict[str, Any]:
     try:
         return dict(kept.read(file).get("provenance", {}))
     except (ValueError, AttributeError, TypeError) as error:
-        raise _damaged(file, error) from None
+        name = file.relative_to(paths.root()).as_posix()
+        raise ValueError(f"{name} is damaged ({type(error).__name__}: {error}). Delete it and make it anew: sharpnb "
+                         f"run {file.parents[1].name} --profile {file.parent.name} --force") from None
 
 
 def _age(file: Path) -> str:
@@ -117,14 +112,8 @@ def _age(file: Path) -> str:
 
 
 @cache
-def _sources_today(notebook: str, root: Path) -> str:
-    return sources.of_notebook(notebook)  # below ``root``
-
-
-def _damaged(file: Path, error: Exception) -> ValueError:
-    name = file.relative_to(paths.root()).as_posix()
-    return ValueError(f"{name} is damaged ({type(error).__name__}: {error}). Delete it and make it anew: sharpnb run "
-                      f"{file.parents[1].name} --profile {file.parent.name} --force")
+def _sources_today(notebook: str, root: Path) -> str:  # below root
+    return sources.of_notebook(notebook)
 
 
 def shown(text: str) -> str:

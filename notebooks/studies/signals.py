@@ -1,40 +1,31 @@
 """What notebooks 14, 16 and 17 share: MNIST-1D drawn by each seed, and the tuning of hyperparameters on other seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from sharpnb.lab import models
-from sharpnb.lab.data import Data, load_data
-from sharpnb.many.train import Many, train_many
+from sharpnb.lab import Data, Many, load_data, models, train_many
+from studies.trials import SEEDS as TUNING
+from studies.trials import edges, grid
 
 Trial = dict[str, Any]
 Axes = Mapping[str, Sequence[float]]
-TUNING, HELD_OUT = range(100, 106), 99  # seeds: six to tune on, and that of the 4,000 signals that tuning looks at
+HELD_OUT = 99  # the seed of the 4,000 signals that tuning looks at
 
 
 @dataclass(frozen=True, kw_only=True)
 class Signals:
-    """An MLP on MNIST-1D; each seed makes its training signals, weights and batches.
+    """An MLP on MNIST-1D; each judging seed makes its training signals, weights and batches.
 
     Chosen on SGD alone, at the tuning seeds and on held-out signals, before any other method was run: with 1,000
     signals and 1,200 steps it fits them (training error 0.1 %, held-out error 48 %, at lr 0.2 and decay 0.004); 2,000
     signals want 2,000 steps, one hidden layer has a higher error, and layers of 128 units cost twice the time. A decay
     of 0.016 costs the fit (training error 21 %) and lowers the held-out error by 0.3 points: hence :attr:`FITS`.
-
-    Attributes:
-        sizes, norm: of the MLP, and whether it has BatchNorm.
-        train_size, steps, batch: training signals, updates of SGD, signals an update.
-        seeds: of the judging.
-        label: net and data in a few words, for the claims.
     """
 
     sizes: tuple[int, ...] = (40, 64, 64, 10)
@@ -63,7 +54,7 @@ class Signals:
 
     def tuned(self, axes: Axes, setting: Callable[[Trial], Mapping[str, Any]], **options: Any) -> dict[str, Any]:
         """Try all values of the axes at the tuning seeds; ``setting`` makes a trial one of :meth:`train`."""
-        trials = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+        trials = grid(**axes)
         rows = self.train([{**setting(trial), "seed": seed} for trial in trials for seed in TUNING], held_out=True,
                           **options).final()
         return self.chosen(axes, trials, rows)
@@ -71,17 +62,21 @@ class Signals:
     def chosen(self, axes: Axes, trials: Sequence[Trial], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Choose a trial; ``rows`` are what was measured at each tuning seed, seeds varying fastest.
 
-        Returns:
-            ``best``, of the trials that fit (or come nearest) the one with the lowest mean held-out error (of its
-            average, where it has one); ``edge``, the names whose value there is the axis's first or last; ``trials``.
+        Return ``best``, of the trials that fit (or come nearest) the one with the lowest mean held-out error (of its
+        average, where it has one); ``edge``, what is there the axis's first or last value; ``trials``.
         """
         errors, fits = (np.reshape([row.get(f"average_{name}", row[name]) for row in rows], (len(trials), -1)).mean(1)
                         for name in ("test_error", "train_error"))
         best = trials[int(np.where(fits <= max(self.FITS, fits.min()), errors, np.inf).argmin())]
-        return {"best": best,
-                "edge": [name for name, values in axes.items() if best[name] in (min(values), max(values))],
+        return {"best": best, "edge": edges(best, trials, fewest=1),
                 "trials": [{**trial, "held_out_error": error, "train_error": fit}
                            for trial, error, fit in zip(trials, errors.tolist(), fits.tolist(), strict=True)]}
+
+
+def protocol(tuned: Mapping[str, Any], *told: str) -> str:
+    """Return what is told, and which of the ``tuned`` methods' settings are best at an end of their grid."""
+    return ", ".join([*told, *(f"{method}'s {name} at the grid's edge" for method, found in tuned.items()
+                               for name in found.get("edge", ()))])
 
 
 @cache

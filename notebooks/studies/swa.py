@@ -1,7 +1,5 @@
 r"""Notebook 14: the window of a plane, and the settings of both experiments."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,13 +16,9 @@ from studies.signals import Signals
 class Settings(Signals):
     """The experiment on signals; its rate and decays are in the record of the tuning.
 
-    Attributes:
-        start: share of the budget after which the averaging phase begins.
-        every: steps between the weights that are collected, an epoch.
-        rates, decays: that SGD tries, all together.
-        factors: rates of SWA's averaging phase over SGD's, which SWA tries with the same decays.
-        slow, middle, fast: factors that are compared beside; the cycles fall from ``fast`` to ``slow``, and ``middle``
-            is about their mean.
+    After the share ``start`` of the budget weights are averaged, one each ``every`` steps, an epoch. ``factors`` are
+    rates of that phase over SGD's, which SWA tries with SGD's decays. Compared beside, cycles fall from ``fast`` to
+    ``slow``, and ``middle`` is about their mean.
     """
 
     start: float = 0.75
@@ -41,10 +35,7 @@ QUICK = Settings()
 
 
 def square(plane: Plane, margin: float) -> tuple[float, float, float, float]:
-    """A square window around a plane's points, with a margin as a share of their larger extent.
-
-    Square, because the points may lie nearly on a line: a window of their own shape would cut the valley off.
-    """
+    """A square window around a plane's points, which may lie on a line; the margin is a share of their extent."""
     x, y = np.array(list(plane.points.values())).T
     half = (0.5 + margin) * max(np.ptp(x), np.ptp(y))
     centre = [(side.min() + side.max()) / 2 for side in (x, y)]
@@ -55,13 +46,7 @@ def square(plane: Plane, margin: float) -> tuple[float, float, float, float]:
 class Full:
     """The CIFAR-10 experiment, with the paper's rates: lr 0.1, decay 3e-4, averaging from 75 %, at a tenth of the rate.
 
-    Attributes:
-        label: net, data and budget in a few words, for the claims.
-        data, train_size: name of the data set; training images.
-        model: seed -> net.
-        epochs, seeds: of each method; the paper has 150 epochs and three seeds.
-        augment: of the training images.
-        batch: images an update (128: the paper's).
+    Batches are the paper's; it has 150 epochs and three seeds.
     """
 
     label: str

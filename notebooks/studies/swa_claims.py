@@ -1,13 +1,13 @@
 """The claims of notebook 14: from its tables, and from the record of CIFAR-10."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sharpnb.lab.claims import Claim, Regime
+from sharpnb.lab import Claim
+from sharpnb.lab.claims import Regime
+from studies.signals import protocol
 from studies.swa import FULL, Settings
 
 claim = Claim.from_samples
@@ -25,9 +25,8 @@ def quick(table: pd.DataFrame, s: Settings, tuned: dict[str, Any], lines: list[d
         return at("average_test_error", method, budgets)
 
     base, gain = at("test_error", "SGD"), {name: at("test_error", name) - mean(name) for name in (slow, fast)}
-    edge = [f"{method}'s {name} at the grid's edge" for method, found in tuned.items() for name in found["edge"]]
     told: dict[str, Any] = {"regime": Regime(float(at("train_error", "SGD").mean()), float(base.mean())),
-                            "protocol": ", ".join([s.label, "tuned on seeds 100-105", *edge])}
+                            "protocol": protocol(tuned, s.label, "tuned on seeds 100-105")}
     loss = {name: np.log10(at(f"average_{name}_loss", "SWA") / at(f"{name}_loss", "SGD")) for name in ("train", "test")}
     passed = Regime(*(float(bn[name].mean()) for name in ("train_error", "average, own statistics")))
     return [

@@ -1,7 +1,5 @@
 """Notebook 15: its settings, what is measured, and two of the phases of sharpnb.averaging.swap."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharpnb.averaging import update_bn
-from sharpnb.lab import models
+from sharpnb.lab import Data, evaluate, models, train
 from sharpnb.lab.augment import shift_and_flip
-from sharpnb.lab.data import Data
-from sharpnb.lab.training import batches, evaluate, train
+from sharpnb.lab.training import batches
 from sharpnb.many.engine import Nets
 from studies.signals import Signals
 
@@ -25,20 +22,10 @@ CHUNK = 250  # samples that BatchNorm's statistics are measured on at a time, as
 
 @dataclass(frozen=True)
 class Settings:
-    """The full experiment: the three trainings and their sizes.
+    """The full experiment: ``large // small`` workers each have ``small`` images at a time in every phase.
 
-    Attributes:
-        data, train_size: which images, and how many to train on.
-        net, width, channels: ``"resnet18"``, and its sizes.
-        large, small: images an update; the workers are ``large // small``, so that each has ``small`` at a time in
-            every phase.
-        lr: peak learning rate of the small batch. The large one's is ``large / small`` times that.
-        decay: L2 weight decay.
-        epochs: of the small-batch and of the large-batch training.
-        tau: training accuracy at which phase 1 stops.
-        late_epochs, late_lr: of each worker in phase 2, falling to zero on a line.
-        pixels, flip: augmentation.
-        label: net, data and budget in a few words, for the claims.
+    ``lr`` is the small batch's peak, the large one's ``large / small`` times that; ``tau`` the training accuracy at
+    which phase 1 stops; ``late_lr`` falls to zero on a line in phase 2.
     """
 
     data: str
@@ -83,11 +70,8 @@ class Quick(Signals):
 
     Chosen on the small batch alone, at the tuning seeds and on held-out signals: with layers of 64 units, batches of 50
     and 60 epochs it fits (training error 0.0 %, held-out error 47 %, at lr 0.2 and decay 0.004); with 48 units, batches
-    of 25 and 40 epochs it does not (2.6 %). Rates, decays and tau are tuned: see the record.
-
-    Attributes:
-        rates, decays: that each batch size tries, the small one first.
-        taus, late_rates: that SWAP tries, as often.
+    of 25 and 40 epochs it does not (2.6 %). Rates, decays and tau are tuned: see the record. Each batch size tries its
+    ``rates``, the small one first, with all ``decays``, and SWAP ``taus`` and ``late_rates``, as often.
     """
 
     norm: bool = True
@@ -148,11 +132,7 @@ def statistics(data: Data) -> list[Tensor]:
 
 
 def measured(sets: Sequence[Data], w: Tensor, s: Quick = QUICK) -> dict[str, np.ndarray]:
-    """Losses (nats) and errors (percent) on training and test signals of rows of weights, each (K,), a set for each.
-
-    BatchNorm's statistics are those of the training signals at these very weights, as :func:`sharpnb.averaging.swap`
-    leaves them.
-    """
+    """Losses (nats) and errors (percent) of rows of weights on their sets, each (K,), BatchNorm's statistics fresh."""
     return {name: np.array(values) for name, values in Nets([0] * len(w), sets, s.model).evaluate(w).items()}
 
 
@@ -161,8 +141,8 @@ def critical_path(
 ) -> float:
     """The time on W workers in updates of ``s.small`` images, one after another: epochs of each phase -> updates.
 
-    In the large-batch phase each worker has a W-th of the batch, so an update takes as long as one of the small batch;
-    communication counts nothing. The BatchNorm pass is a forward pass over the training images on one worker.
+    In the large-batch phase each worker has a W-th of the batch, so an update takes as long as one of the small batch.
+    Communication counts nothing; the BatchNorm pass is a forward pass over the training images on one worker.
     """
     bn = FORWARD * len(data.train_y) / s.small if averaged else 0.0
     return large * updates(data, s.large) + small * updates(data, s.small) + bn

@@ -1,19 +1,17 @@
 """The claims of notebook 15: from its tables, and from the record of CIFAR-10."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sharpnb.lab.claims import Claim, Regime
+from sharpnb.lab import Claim
+from sharpnb.lab.claims import Regime
+from studies.signals import protocol
 from studies.swap import FULL, Quick
 
 claim = Claim.from_samples
 _BEFORE, _AFTER = "SWAP, before (mean of workers)", "SWAP, after averaging"
-_WORSE = "The large batch's error is above the small batch's"
-_OVER = "SWAP's error is no higher than the small batch's"
 
 
 def _main(small: pd.Series, large: pd.Series, before: pd.Series, after: pd.Series, train_error: float | None,
@@ -24,9 +22,10 @@ def _main(small: pd.Series, large: pd.Series, before: pd.Series, after: pd.Serie
     return [
         claim(large - after, id="swap-table-1", paper_value="0.46",
               **told | {"regime": Regime(train_error, float(small.mean()), missing=premise)}),
-        claim(large - small, id="swap-tab1-large", below="swap-table-1", statement=_WORSE, paper_value="0.47", **told),
-        claim(small - after, id="swap-tab1-over-small", below="swap-table-1", statement=_OVER, paper_value="-0.01",
-              **told),
+        claim(large - small, id="swap-tab1-large", below="swap-table-1", paper_value="0.47",
+              statement="The large batch's error is above the small batch's", **told),
+        claim(small - after, id="swap-tab1-over-small", below="swap-table-1", paper_value="-0.01",
+              statement="SWAP's error is no higher than the small batch's", **told),
         claim(before - after, id="swap-fig-1", paper_value="0.53", **told)]
 
 
@@ -40,8 +39,7 @@ def quick(table: pd.DataFrame, phase2: pd.DataFrame, geometry: pd.DataFrame, wal
         (1.0, 1.25), (1.75, 2.0)))
     tau = ablation[ablation["what"] == "tau"].pivot(index="seed", columns="value", values="after")
     own = float(fit["small batch"].mean())
-    edge = [f"{method}'s {name} at the grid's edge" for method, found in tuned.items() for name in found["edge"]]
-    label = ", ".join([s.label, "tuned on seeds 100-105", *edge])
+    label = protocol(tuned, s.label, "tuned on seeds 100-105")
     told: dict[str, Any] = {"protocol": label, "regime": Regime(own, float(error["small batch"].mean()))}
     return [
         *_main(error["small batch"], error["large batch"], error[_BEFORE], error[_AFTER], own, protocol=label),

@@ -1,18 +1,26 @@
-"""Trials of hyperparameters on seeds of their own: what notebooks 03, 04 and 18 tune with."""
-
-from __future__ import annotations
+"""Trials of hyperparameters: what is tried, on seeds of its own, and which trial is the best."""
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import product
 from typing import Any
 
 import pandas as pd
 from torch import nn
 
-from sharpnb.lab.data import Data
-from sharpnb.many.train import train_many
+from sharpnb.lab import Data, train_many
 
 SEEDS = range(100, 106)  # of all tuning; no judging seed is among them
 Rows = list[dict[str, Any]]
+
+
+def grid(**axes: Iterable[Any]) -> tuple[dict[str, Any], ...]:
+    """Return a setting for each combination of values, the last name varying fastest."""
+    return tuple(dict(zip(axes, taken, strict=True)) for taken in product(*axes.values()))
+
+
+def powers(first: int, last: int, base: float = 2.0) -> tuple[float, ...]:
+    """Return base**first, …, base**last."""
+    return tuple(base**k for k in range(first, last + 1))
 
 
 def trials(settings: Iterable[Mapping[str, Any]], images: Callable[[int], Data], model: Callable[[int], nn.Module],
@@ -24,7 +32,14 @@ def trials(settings: Iterable[Mapping[str, Any]], images: Callable[[int], Data],
             for member, final in zip(members, many.final(), strict=True)]
 
 
-def best(rows: Rows, *names: str) -> dict[str, Any]:
-    """Return the values of ``names`` at the setting of least mean error on held-out data."""
-    found = pd.DataFrame(rows).groupby(list(names))["test_error"].mean().idxmin()
+def best(rows: Any, *names: str, error: str = "test_error") -> dict[str, Any]:
+    """Return the values of ``names`` at the setting of least mean error on held-out data, of equals the first."""
+    found = pd.DataFrame(rows).groupby(list(names), sort=False)[error].mean().round(9).idxmin()
     return dict(zip(names, found if isinstance(found, tuple) else (found,), strict=True))
+
+
+def edges(chosen: Mapping[str, Any], tried: Iterable[Mapping[str, Any]], fewest: int = 2) -> list[str]:
+    """Return the names whose chosen value is the first or last of those tried, where there are ``fewest`` or more."""
+    values = {name: sorted({own[name] for own in tried}) for name in chosen}
+    return [name for name, all_of in values.items()
+            if len(all_of) >= fewest and chosen[name] in (all_of[0], all_of[-1])]

@@ -1,7 +1,5 @@
 r"""Notebook 13: warm restarts, anytime performance, normalised decay (Loshchilov & Hutter, ICLR 2019, appendix B)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,22 +10,16 @@ import torch
 
 from sharpnb.lab import models
 from sharpnb.lab.augment import shift_and_flip
-from studies.decay_runs import Tuned, World
+from studies.decay_runs import Tuned, World, configs
+from studies.trials import powers
 
 
 @dataclass(frozen=True)
 class Anytime:
-    """Fig. 4: five optimizers over one budget.
+    """Fig. 4: five optimizers over one budget of ``steps``, the end of a period; the first has ``t_0``.
 
-    Attributes:
-        world: what is trained.
-        steps: the whole budget, the end of a period.
-        t_0: steps of the first period.
-        every: steps between evaluations; divides t_0.
-        lr_adam, lr_sgd: learning rates of the two families; one or several.
-        l2: coefficients of Adam.
-        lambda_norm: normalised decays of the others; one or several.
-        seeds: of the judging; a number stands for the first ones.
+    Evaluated each ``every``, which divides t_0. Rates of the two families and the normalised decays of all but Adam are
+    one or several; a number of judging ``seeds`` stands for the first ones.
     """
 
     world: World
@@ -43,15 +35,7 @@ class Anytime:
 
 @dataclass(frozen=True)
 class Budgets:
-    """SuppFig. 3: the decay of AdamW at three budgets.
-
-    Attributes:
-        world: what is trained.
-        steps: the budgets, each four times the one before.
-        lr: learning rate.
-        decays: raw decays, powers of two.
-        seeds: of the judging.
-    """
+    """SuppFig. 3: raw ``decays`` of AdamW, powers of two, at three budgets, each four times the one before."""
 
     world: World
     steps: tuple[int, int, int]
@@ -64,13 +48,8 @@ class Budgets:
 class LongAdam:
     """SuppFig. 2: standard Adam for long at a fixed rate, against a short AdamW with a cosine.
 
-    Attributes:
-        world: what Adam trains.
-        small: what AdamW trains; a smaller net in the paper.
-        steps: of Adam; AdamW has an 18th, as in the paper.
-        lrs, l2s: the grid of Adam.
-        short_lrs, lambda_norm: that of AdamW, as large.
-        seeds: of the judging.
+    AdamW trains the ``small`` world (a smaller net in the paper) for an 18th of the ``steps``, as there; its grid is
+    ``short_lrs`` and ``lambda_norm``.
     """
 
     world: World
@@ -81,10 +60,6 @@ class LongAdam:
     short_lrs: tuple[float, ...]
     lambda_norm: tuple[float, ...]
     seeds: int | range
-
-
-def _powers(first: int, last: int) -> tuple[float, ...]:
-    return tuple(2.0**k for k in range(first, last + 1))
 
 
 # Nets, data and steps were chosen on the baselines alone, seeds 100 to 102. SGD without decay fits the 1,000 signals in
@@ -106,21 +81,21 @@ _TINY = replace(_TOY, label="MLP with BatchNorm, digits",
 _EPOCH = 390  # batches of 128 in CIFAR-10
 _JUDGING = range(2000, 2020)
 ANYTIME = {
-    "quick": Anytime(_SIGNALS, steps=1500, t_0=100, every=100, lr_adam=_powers(-5, -1), lr_sgd=_powers(-4, 0),
-                     l2=_powers(-12, -8), lambda_norm=_powers(-3, 1), seeds=_JUDGING),
+    "quick": Anytime(_SIGNALS, steps=1500, t_0=100, every=100, lr_adam=powers(-5, -1), lr_sgd=powers(-4, 0),
+                     l2=powers(-12, -8), lambda_norm=powers(-3, 1), seeds=_JUDGING),
     # Cut to the budget, as the two below. Before: ResNet-20, 75 epochs, T_0 of 5; 32 and 72 epochs.
     "full": Anytime(_CIFAR, steps=7 * _EPOCH, t_0=_EPOCH, every=_EPOCH, lr_adam=1e-3, lr_sgd=0.05, l2=(1e-4,),
                     lambda_norm=0.05, seeds=2),
     "toy": Anytime(_TOY, steps=12, t_0=4, every=4, lr_adam=1e-3, lr_sgd=0.05, l2=(0.0,), lambda_norm=0.05, seeds=2),
 }
 BUDGETS = {
-    "quick": Budgets(_FEW, steps=(150, 600, 2400), lr=2.0**-5, decays=_powers(-10, -4), seeds=_JUDGING),
-    "full": Budgets(_CIFAR, steps=(_EPOCH // 4, _EPOCH, 4 * _EPOCH), lr=1e-3, decays=_powers(-14, -8)[::2], seeds=1),
+    "quick": Budgets(_FEW, steps=(150, 600, 2400), lr=2.0**-5, decays=powers(-10, -4), seeds=_JUDGING),
+    "full": Budgets(_CIFAR, steps=(_EPOCH // 4, _EPOCH, 4 * _EPOCH), lr=1e-3, decays=powers(-14, -8)[::2], seeds=1),
     "toy": Budgets(_TINY, steps=(2, 4, 8), lr=1e-3, decays=(0.001, 0.01, 0.1), seeds=2),
 }
 LONG = {
-    "quick": LongAdam(_FEW, _FEW, steps=18 * 300, lrs=_powers(-8, -4), l2s=_powers(-13, -9), short_lrs=_powers(-6, -2),
-                      lambda_norm=_powers(-7, -3), seeds=_JUDGING),
+    "quick": LongAdam(_FEW, _FEW, steps=18 * 300, lrs=powers(-8, -4), l2s=powers(-13, -9), short_lrs=powers(-6, -2),
+                      lambda_norm=powers(-7, -3), seeds=_JUDGING),
     "full": LongAdam(_CIFAR, _SMALL_CIFAR, steps=6 * _EPOCH, lrs=(1e-4, 1e-3), l2s=(1e-5, 1e-4), short_lrs=(1e-3,),
                      lambda_norm=(0.025, 0.05), seeds=1),
     "toy": LongAdam(_TINY, _TINY, steps=36, lrs=(1e-3, 1e-2), l2s=(1e-4, 1e-3), short_lrs=(1e-3,), lambda_norm=(0.05,),
@@ -132,22 +107,17 @@ def anytime_grid(s: Anytime, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Return Fig. 4's optimizers at each of their rates, decays and seeds: equally many trials in the quick profile."""
     adamw, sgdw = {"rule": "adamw"}, {"rule": "sgdw", "momentum": 0.9}
     once, again = {"schedule": "cosine"}, {"schedule": "restarts", "t_0": s.t_0}
-    methods: list[Any] = [("Adam", {"rule": "adam"} | once, s.lr_adam, "weight_decay", s.l2),
-                          ("AdamW", adamw | once, s.lr_adam, "lambda_norm", s.lambda_norm),
-                          ("AdamWR", adamw | again, s.lr_adam, "lambda_norm", s.lambda_norm),
-                          ("SGDW", sgdw | once, s.lr_sgd, "lambda_norm", s.lambda_norm),
-                          ("SGDWR", sgdw | again, s.lr_sgd, "lambda_norm", s.lambda_norm)]
-    return [{"method": name, **how, "lr": lr, kind: decay, "seed": seed} for name, how, lrs, kind, decays in methods
-            for lr in np.atleast_1d(lrs).tolist() for decay in np.atleast_1d(decays).tolist() for seed in seeds]
+    norm = ("lambda_norm", s.lambda_norm)
+    return configs([("Adam", {"rule": "adam"} | once, s.lr_adam, "weight_decay", s.l2),
+                    ("AdamW", adamw | once, s.lr_adam, *norm), ("AdamWR", adamw | again, s.lr_adam, *norm),
+                    ("SGDW", sgdw | once, s.lr_sgd, *norm), ("SGDWR", sgdw | again, s.lr_sgd, *norm)], seeds)
 
 
 def long_grids(s: LongAdam, seeds: Sequence[int]) -> dict[str, tuple[World, int, list[dict[str, Any]]]]:
     """Return what each of SuppFig. 2's methods trains, for how long, and its settings."""
-    adam = [{"method": "Adam, fixed", "rule": "adam", "schedule": "constant", "lr": lr, "weight_decay": l2, "seed": k}
-            for lr in s.lrs for l2 in s.l2s for k in seeds]
-    adamw = [{"method": "AdamW, 1/18", "rule": "adamw", "lr": lr, "lambda_norm": decay, "seed": k}
-             for lr in s.short_lrs for decay in s.lambda_norm for k in seeds]
-    return {"Adam, fixed": (s.world, s.steps, adam), "AdamW, 1/18": (s.small, s.steps // 18, adamw)}
+    adam, adamw = ("Adam, fixed", {"rule": "adam", "schedule": "constant"}), ("AdamW, 1/18", {"rule": "adamw"})
+    return {adam[0]: (s.world, s.steps, configs([(*adam, s.lrs, "weight_decay", s.l2s)], seeds)),
+            adamw[0]: (s.small, s.steps // 18, configs([(*adamw, s.short_lrs, "lambda_norm", s.lambda_norm)], seeds))}
 
 
 def chosen(grid: Sequence[dict[str, Any]], found: dict[str, Tuned], seeds: Sequence[int]) -> list[dict[str, Any]]:
@@ -165,17 +135,10 @@ def ends(t_0: int, t_mult: int, budget: int) -> list[int]:
     return found
 
 
-def at(rows: Sequence[dict[str, Any]], method: str, step: int, column: str = "test_error") -> np.ndarray:
-    """Return a method's values at a step, one a seed, in the order of the seeds."""
-    found = {row["seed"]: row[column] for row in rows if row["method"] == method and row["step"] == step}
-    return np.array([found[seed] for seed in sorted(found)])
-
-
 def optimum(table: pd.DataFrame) -> pd.DataFrame:
     r"""Return :math:`\log_2` of the best decay for each method, seed and budget.
 
-    The error is a curve on the grid of :math:`\log_2\lambda`; the optimum is the
-    vertex of the parabola through its lowest point and the neighbours, or the lowest point at the grid's edge.
+    That is the vertex of the parabola through the lowest point and its neighbours, or that point at the grid's edge.
     """
     curves: Any = table.groupby(["method", "seed", "budget", "weight_decay"], sort=False)["test_error"].mean()
     found = []

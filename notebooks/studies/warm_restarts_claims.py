@@ -1,7 +1,5 @@
 """The claims of notebook 13, from its rows; those on Fig. 4 are the same for the quick and the full profile."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,10 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sharpnb.lab.claims import Claim
+from sharpnb.lab import Claim
 from sharpnb.lab.verdicts import paired
 from studies import warm_restarts as study
-from studies.decay_runs import GUESSING, Rows, at_end, regime
+from studies.decay_runs import GUESSING, Rows, at, at_end, regime
 from studies.warm_restarts import Anytime
 
 
@@ -20,7 +18,7 @@ def fig4(rows: Rows | None, s: Anytime, **about: Any) -> list[Claim]:
     """Return the claims on Fig. 4 and SuppFig. 5; without rows of settings ``s`` they are not run."""
     if rows is None:
         return [Claim(name, **about) for name in ("adamw-fig-4", "adamw-suppfig-5")]
-    of, stops = partial(study.at, rows), study.ends(s.t_0, 2, s.steps)
+    of, stops = partial(at, rows), study.ends(s.t_0, 2, s.steps)
 
     def mean(difference: Callable[[int], np.ndarray]) -> np.ndarray:
         return np.mean([difference(end) for end in stops[:-1]], axis=0)

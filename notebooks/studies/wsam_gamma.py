@@ -1,8 +1,5 @@
 """Notebook 08: the weight γ of WSAM (Yue et al., KDD 2023) in trained nets; the closed forms are in wsam_theory."""
 
-from __future__ import annotations
-
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,18 +8,17 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from sharpnb.curvature import HessianOperator, sharpness, top_eigenvalues
-from sharpnb.lab import models
+from sharpnb.lab import Notebook, models, t95
 from sharpnb.lab.augment import shift_and_flip
-from sharpnb.lab.claims import t95
 from sharpnb.lab.figures import COLOURS, MARKERS
-from sharpnb.lab.notebook import Notebook
 from sharpnb.lab.pieces import Work
 from sharpnb.lab.verdicts import paired
 from studies import comparison
-from studies.comparison import Config, Method, Setting, Split, Trials, grid
+from studies.common import spread
+from studies.comparison import Config, Method, Setting, Trials
+from studies.trials import grid
 
 # The paper's weights (section 5.1), and beyond.
 PAPER_GAMMAS = (0.5, 0.6, 0.7, 0.8, 0.82, 0.84, 0.86, 0.88, 0.9, 0.92, 0.94, 0.96)
@@ -31,10 +27,7 @@ FORMS = {"decoupled": True, "coupled": False}
 
 @dataclass(frozen=True)
 class Study:
-    """One profile: net, label noises, the seeds of judging and tuning, what is tried of each.
-
-    ``chosen_by`` says how net and data were chosen.
-    """
+    """One profile: net, label noises, the seeds of judging and tuning, what is tried of each."""
 
     net: Setting
     noises: tuple[float, ...]
@@ -95,8 +88,7 @@ def with_noise(trials: Trials, noise: float) -> list[Mapping[str, Any]]:
 def sweep(study: Study, trials: Trials, seeds: Sequence[int], nb: Notebook, work: Work) -> pd.DataFrame:
     """Train SAM at its tuned radius, and both forms of WSAM there with each γ, with the judging seeds.
 
-    Returns:
-        A row a noise, ``method`` (``"SAM"`` or the form), γ and seed, with ``lambda_max`` of the first seeds.
+    Return a row a noise, ``method`` (``"SAM"`` or the form), γ and seed, with ``lambda_max`` of the first seeds.
     """
     tables = []
     for noise in study.noises:
@@ -109,24 +101,10 @@ def sweep(study: Study, trials: Trials, seeds: Sequence[int], nb: Notebook, work
         nb.uses(images[seeds[0]].data)
         configs = [{"method": name, "noise": noise, **own, "seed": seed} for name, own in rivals for seed in seeds]
         table, ends = comparison.run(s, configs, images, nb.device, work, "judged")
-        table["lambda_max"] = lambdas(s, nb, work, configs, seeds[: study.lambda_seeds], images, ends)
+        chosen = [config["seed"] in seeds[: study.lambda_seeds] for config in configs]
+        table["lambda_max"] = comparison.lambdas(s, table, ends, images, chosen, nb)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
-
-
-def lambdas(
-    s: Setting, nb: Notebook, work: Work, configs: Sequence[Mapping[str, Any]], seeds: Sequence[int],
-    images: Mapping[int, Split], weights: Tensor,
-) -> list[float]:
-    """Return λmax of the nets of some seeds, NaN of the others: a piece of the full profile."""
-    where = "cpu" if nb.profile == "quick" else nb.device
-
-    def make() -> dict[str, Any]:
-        return {"values": [comparison.lambda_max(s, w, images[c["seed"]].data, device=where)
-                           if c["seed"] in seeds else float("nan") for w, c in zip(weights, configs, strict=True)]}
-
-    mark = hashlib.sha256(weights.numpy().tobytes()).hexdigest()[:16]
-    return work.do("lambda_max", make, noise=s.noise, weights=mark)["values"]
 
 
 def inside_or_outside(
@@ -146,9 +124,8 @@ def inside_or_outside(
 def sharpness_and_lambda(study: Study, nb: Notebook, radii: Sequence[float], seeds: int = 3) -> pd.DataFrame:
     r"""Train SGD and compare :math:`2\tilde L/\rho^2` with the largest eigenvalue, with and without the slope's part.
 
-    Returns:
-        A row a radius and seed: ``whole`` is :math:`2\tilde L/(\rho^2\lambda_1)` by projected ascent of 20 steps,
-        ``curved`` the same of :math:`\tilde L-\rho\|\nabla L\|`, the part that is left at a stationary point.
+    Return a row a radius and seed: ``whole`` is :math:`2\tilde L/(\rho^2\lambda_1)` by projected ascent of 20 steps,
+    ``curved`` the same of :math:`\tilde L-\rho\|\nabla L\|`, the part that is left at a stationary point.
     """
     s = study.net if nb.full else replace(study.net, dtype=torch.float64)
 
@@ -177,10 +154,7 @@ _ROLES = {"decoupled": "wsam", "coupled": "sam"}
 
 
 def draw_fig3(table: pd.DataFrame, study: Study) -> tuple[Any, pd.DataFrame]:
-    """Draw error and λmax over γ, a row a noise. Return the figure and its numbers.
-
-    Bars are 95 % intervals; means of two seeds have none.
-    """
+    """Draw error and λmax over γ, a row a noise, with 95 % intervals but of two seeds; return figure and data."""
     import matplotlib.pyplot as plt
 
     columns = ("test_error", "lambda_max")
@@ -199,10 +173,10 @@ def _draw_over_gamma(ax: Any, part: pd.DataFrame, noise: float, column: str) -> 
     drawn, rho = [], part["rho"].iloc[0]
     forms = part[part["method"].isin(FORMS)].dropna(subset=[column])
     for form, group in forms.groupby("method", sort=False):
-        stats = group.groupby("gamma")[column].agg(["mean", "sem", "count"])
-        half, role = t95(stats["count"]) * stats["sem"], _ROLES[str(form)]
-        ax.errorbar(stats.index, stats["mean"], half.where(stats["count"] > 2), fmt=MARKERS[role] + "-", ms=4, lw=1.2,
-                    capsize=2, color=COLOURS[role], label=f"WSAM {form}")
+        stats, role = spread(group.groupby("gamma")[column]), _ROLES[str(form)]
+        half = t95(stats["count"]) * stats["sem"]
+        ax.errorbar(stats.index, stats["mean"], stats["half"], fmt=MARKERS[role] + "-", ms=4, lw=1.2, capsize=2,
+                    color=COLOURS[role], label=f"WSAM {form}")
         drawn += [(noise, column, form, *row) for row in zip(stats.index, stats["mean"], half, strict=True)]
     ax.axvspan(0.8, 0.95, color=COLOURS["grey"], alpha=0.13, lw=0)
     n = part.dropna(subset=[column])["seed"].nunique()

@@ -1,12 +1,10 @@
 """The claims of notebook 08 on γ, from its table: the same for the quick and the full profile."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd
 
-from sharpnb.lab.claims import Claim
+from sharpnb.lab import Claim
 from studies import comparison
 from studies import wsam_gamma as study
 from studies.comparison import Trials

@@ -3,8 +3,6 @@ r"""Notebook 08: WSAM (Yue et al., KDD 2023) in closed form, and what is proved 
 Throughout :math:`a=\gamma/(1-\gamma)`, g is the gradient, :math:`\tilde g` the gradient at the perturbed weights.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,8 +12,6 @@ import torch
 from torch import Tensor
 
 from sharpnb import rules
-
-# ---- Closed forms ---------------------------------------------------------------------------------------------------
 
 
 def wsam_loss(loss: Any, loss_sam: Any, gamma: float) -> Any:
@@ -52,10 +48,9 @@ def largest_stable_weight(curvature: float, *, rho: float, lr: float, momentum: 
 
 
 def adam_pull(scale: Tensor, *, gamma: float, rho: float, decouple: bool, steps: int = 1) -> Tensor:
-    r"""How far the sharpness term moves Adam, in learning rates, when the loss is multiplied by ``scale``.
+    r"""How far the sharpness term moves Adam when the loss is multiplied by ``scale``, in learning rates, (K,).
 
-    The loss is a quadratic in two dimensions, curvatures 1 and 10, started at (1, 1); returned is
-    :math:`\|w_\gamma-w_0\|/\alpha` after ``steps`` from there, one a scale: (K,).
+    It is :math:`\|w_\gamma-w_0\|/\alpha` on a quadratic in two dimensions, curvatures 1 and 10, from (1, 1) on.
     """
     curvature = torch.tensor([[1.0, 10.0]], dtype=torch.float64)
     start = torch.ones(len(scale), 2, dtype=torch.float64)
@@ -73,8 +68,6 @@ def angle(u: Tensor, v: Tensor) -> float:
     """Angle between two vectors in degrees."""
     return math.degrees(math.acos(max(-1.0, min(1.0, float(u @ v / (u.norm() * v.norm()))))))
 
-
-# ---- What is proved -------------------------------------------------------------------------------------------------
 
 LOOKS = 40  # times, evenly spaced in log T, at which the gradient's norm is looked at
 

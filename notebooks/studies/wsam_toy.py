@@ -3,8 +3,6 @@ r"""Notebook 07: the two-minima toy of the WSAM paper (Yue et al., KDD 2023, Fig
 A point is a row ``(mu, sigma)``, so K trajectories are K rows of :mod:`sharpnb.rules`. All in float64.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -16,7 +14,7 @@ from torch.autograd.functional import hessian
 
 from sharpnb import rules
 from sharpnb.lab.figures import COLOURS
-from studies.panel import with_controls
+from studies.common import with_controls
 
 # (weight, scale, mu_i, sigma_i). The paper prints the loss as an image; these constants give its printed minima,
 # (-16.8, 12.8) with 0.28 and (19.8, 29.9) with 0.36, and no other combination of them that was tried does.

@@ -49,7 +49,8 @@ def test_negative_control_an_early_import_is_seen():
 
 @pytest.mark.parametrize("folder", ["", "notebooks", "tests/unit"])
 def test_the_set_up_call_lets_the_studies_be_imported_in_any_folder_of_the_checkout(folder):
-    done = called(ROOT / folder, "-c", "from sharpnb import lab; lab.start('x'); from studies import swa; print(swa.__file__)")
+    code = "from sharpnb import lab; lab.start('x'); from studies import swa; print(swa.__file__)"
+    done = called(ROOT / folder, "-c", code)
     assert done.stdout.strip() == str(ROOT / "notebooks" / "studies" / "swa.py"), done.stderr
 
 
@@ -74,35 +75,28 @@ WORKERS = """
 import multiprocessing
 from sharpnb import lab
 lab.start("x")
+from distributed import Client, LocalCluster
 from studies import sam_minima_published as study
 here = study.figure1_left()
 for context in map(multiprocessing.get_context, ("spawn", "forkserver")):
     with context.Pool(1) as pool:
         assert pool.apply(study.figure1_left) == here
-"""
-DASK = """
-from sharpnb import lab
-lab.start("x")
-from distributed import Client, LocalCluster
-from studies import sam_minima_published as study
 if __name__ == "__main__":
-    with LocalCluster(1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster, Client(cluster) as client:
-        assert client.submit(study.figure1_left).result(60) == study.figure1_left()
+    with LocalCluster(1, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        assert client.submit(study.figure1_left).result(60) == here
 """
 
 
-@pytest.mark.parametrize("code", [WORKERS, DASK], ids=["spawn and forkserver", "Dask"])
-def test_worker_processes_are_sent_functions_of_a_study(code):
+def test_worker_processes_and_dask_are_sent_functions_of_a_study():
     pytest.importorskip("distributed", reason="the extra [scale] is not installed")
-    done = called(ROOT, "-c", code)
+    done = called(ROOT, "-c", WORKERS)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
-def toy_root(tmp_path, monkeypatch):
+def toy_root(project):
     """Make a checkout with one notebook and its study."""
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    root = checkout(tmp_path, {"01_a": plain("01", SET_UP)})
+    root = checkout(project, {"01_a": plain("01", SET_UP)})
     paths.write_whole(root / "notebooks" / "studies" / "__init__.py", "")
     paths.write_whole(root / "notebooks" / "studies" / "a.py", "WORD = 'found'\n")
     return root

@@ -1,8 +1,6 @@
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from cells import executed
 
 from studies import adamw_generalization as study
 from studies import adamw_generalization_claims as claims
@@ -30,11 +28,6 @@ def test_equal_loss_is_compared_and_not_equal_decay():
     assert at_equal_loss(same) == pytest.approx([0.0], abs=1e-12)
 
 
-def test_losses_that_never_meet_give_no_number():
-    apart = _cloud("Adam + L2", [0.01, 0.02], [5, 6]) + _cloud("AdamW", [0.5, 0.6], [5, 6])
-    assert np.isnan(at_equal_loss(apart)).all()
-
-
 def test_every_method_has_as_many_trials_and_the_decays_reach_down_to_none():
     for settings in study.REGIMES["quick"].values():
         trials = pd.DataFrame(study.grid(settings, [0])).groupby("method").size()
@@ -57,19 +50,3 @@ def test_claims_are_of_the_end_and_positive_where_the_paper_is_right_and_know_th
     older = [{name: x for name, x in row.items() if name != "train_error"} for row in rows]
     assert claims.claims(older)[0].regime.train_error is None
     assert [claim.samples for claim in claims.claims(None)] == [None, None]
-
-
-def test_the_full_profiles_code_runs_at_the_size_of_a_test(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-    regime = study.REGIMES["toy"]["toy"]
-    space = executed("12_adamw_generalization", "settings", "tune", "train", profile="toy", device="cpu")
-    rows = space["tried"]["toy"]
-    assert len(rows) == 5 * regime.seeds * 2  # settings, seeds, evaluations
-    table = pd.DataFrame(rows)
-    assert set(table["method"]) == set(study.ROLES)
-    assert len(space["rows"]["toy"]) == 3 * regime.seeds * 2  # the best of each
-    figure, axes = plt.subplots(2, 2)
-    study.draw_panels(axes, space["rows"]["toy"], study.at_tuned_rate(rows))
-    assert all(ax.lines and ax.get_xlabel() and ax.get_ylabel() for ax in axes.flat)
-    plt.close(figure)

@@ -6,9 +6,11 @@ import torch
 from sharpnb.lab import models
 from sharpnb.lab.claims import Regime
 from studies import comparison
+from studies.trials import grid
 
 CPU = torch.device("cpu")
-TINY = comparison.Setting("tiny", "digits", 40, 30, lambda seed: models.mlp((64, 4, 10), seed=seed), steps=5, batch_size=20)
+TINY = comparison.Setting("tiny", "digits", 40, 30, lambda seed: models.mlp((64, 4, 10), seed=seed), steps=5,
+                          batch_size=20)
 
 
 def test_images_are_split_without_overlap_and_only_training_labels_are_wrong():
@@ -21,11 +23,6 @@ def test_images_are_split_without_overlap_and_only_training_labels_are_wrong():
         assert int((a.data.train_y != b.data.train_y).sum()) == 10
         assert torch.equal(a.held_out[1], b.held_out[1]) and torch.equal(a.data.test_y, b.data.test_y)
     assert not torch.equal(clean[3].data.train_x, clean[8].data.train_x)
-
-
-def test_signals_too_are_a_seeds_own():
-    a, b = comparison.splits(comparison.replace(TINY, data="mnist1d"), (0, 1)).values()
-    assert not torch.equal(a.data.train_x, b.data.train_x) and torch.equal(a.data.test_x, b.data.test_x)
 
 
 def trials(**errors):
@@ -42,7 +39,6 @@ def test_a_trial_is_chosen_on_held_out_images_and_an_edge_is_said():
 
 
 def test_a_method_keeps_the_tuned_values_of_what_it_stands_on():
-    grid = comparison.grid
     methods = {"SGD": comparison.Method({"rule": "sgd", "momentum": 0.9}, grid(lr=(0.1, 0.2))),
                "SAM": comparison.Method({"rule": "sam"}, grid(rho=(0.05, 0.1)), "SGD", ("lr", "momentum"))}
     rows = comparison.tune(TINY, methods, (0, 1), CPU)

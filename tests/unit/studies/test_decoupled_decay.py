@@ -1,8 +1,6 @@
 import math
 from functools import partial
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -28,14 +26,6 @@ def test_paths_of_rules_and_classes_are_the_same_and_seeds_differ():
     assert (a - study.class_path(TASK, "torch.optim.SGD", 12, **options)).abs().max() > 1e-3  # L2 is not decay
     other = TASK.path(lambda w, g, s: rules.sgd(w, g, s, lr=0.05), 3, seed=1)
     assert not torch.equal(other[-1], TASK.path(lambda w, g, s: rules.sgd(w, g, s, lr=0.05), 3, seed=0)[-1])
-
-
-def test_schedules_reach_both_kinds_of_path():
-    etas = [1.0, 0.5, 0.0]
-    for name, rule in (("torch.optim.SGD", rules.sgd), ("sharpnb.optim.AdamW", rules.adamw)):
-        a = study.class_path(TASK, name, 3, etas=etas, lr=0.1, weight_decay=0.1)
-        assert torch.allclose(a, study.rule_path(TASK, rule, 3, etas=etas, lr=0.1, weight_decay=0.1), atol=1e-13)
-        assert torch.equal(a[2], a[3]) and not torch.equal(a[1], a[2])  # a rate of zero stands still, decay and all
 
 
 @pytest.mark.parametrize(("name", "left"), [
@@ -69,7 +59,8 @@ def test_resting_points_are_where_the_updates_rest():
     bowl = study.quadratic()
     for end, options in ((bowl.end_of_l2(0.4), {"l2": 0.4}), (bowl.end_of_decay(0.02, 0.05), {"decay": 0.02})):
         assert torch.allclose(bowl.descend(0.05, **options), end, atol=1e-12)
-    assert torch.allclose(bowl.end_of_l2(0.0), bowl.c) and (bowl.end_of_l2(0.4) - bowl.end_of_decay(0.02, 0.05)).norm() > 0.1
+    assert torch.allclose(bowl.end_of_l2(0.0), bowl.c)
+    assert (bowl.end_of_l2(0.4) - bowl.end_of_decay(0.02, 0.05)).norm() > 0.1
 
 
 def test_the_filter_is_the_dense_posterior_and_l2_needs_a_coefficient_for_each_weight():
@@ -87,14 +78,6 @@ def test_the_filter_is_the_dense_posterior_and_l2_needs_a_coefficient_for_each_w
 
 
 def test_the_truth_has_its_stationary_spread():
-    drift = study.Drift(0.1, 0.5, torch.ones(1, dtype=torch.float64))
-    truth, seen = drift.simulate(200, range(400))
-    assert truth.shape == seen.shape == (400, 200, 1)
-    assert torch.equal(drift.simulate(200, [7])[1][0], seen[7])  # a seed has its own draw
-    assert float(truth.var()) == pytest.approx(0.5 / (1 - 0.81), rel=0.1)
+    truth, seen = study.Drift(0.1, 0.5, torch.ones(1, dtype=torch.float64)).simulate(200, range(400))
+    assert truth.shape == (400, 200, 1) and float(truth.var()) == pytest.approx(0.5 / (1 - 0.81), rel=0.1)
     assert float((seen - truth).var()) == pytest.approx(1.0, rel=0.05)
-
-
-def test_rank_correlation_is_plus_or_minus_one_on_ordered_groups():
-    rows = [{"rule": "x", "seed": s, "gradient": float(g), "shrinkage": float(np.exp(-g) if s else g)} for s in (0, 1) for g in range(5)]
-    assert study.rank_correlation(pd.DataFrame(rows), "x") == pytest.approx([1.0, -1.0])

@@ -19,9 +19,15 @@ def of_cells(name: str, *idents: str, what: str = "table"):
     return executed(name, *idents, profile="toy", device="cpu")[what]
 
 
+def rows(table):
+    return table.astype(object).where(table.notna(), None).to_dict("list")
+
+
 STUDIES = {
-    "08_wsam_gamma": lambda nb: of_cells("08_wsam_gamma", "settings", "sweep").fillna(0).to_dict("list"),
-    "09_sam_family": lambda nb: of_cells("09_sam_family", "settings", "compare").fillna(0).to_dict("list"),
+    "01_sam": lambda nb: rows(of_cells("01_sam", "settings", "kinds", "runs", what="runs")),
+    "04_m_sharpness": lambda nb: rows(of_cells("04_m_sharpness", "settings", "train", "family", what="family")),
+    "08_wsam_gamma": lambda nb: rows(of_cells("08_wsam_gamma", "settings", "sweep")),
+    "09_sam_family": lambda nb: rows(of_cells("09_sam_family", "settings", "compare")),
     "11_alpha_lambda_heatmaps": lambda nb: alpha_lambda.recorded(nb, "cells", alpha_lambda.TOY, [
         {"rule": "sgd", "lr": 0.05, "weight_decay": decay, "schedule": "cosine", "seed": seed}
         for decay in (0.0, 0.001) for seed in range(alpha_lambda.TOY.seeds)]).to_dict("list"),
@@ -30,9 +36,7 @@ STUDIES = {
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_second_call_makes_no_piece_and_a_lost_record_is_put_together_from_the_pieces(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    monkeypatch.setenv("TQDM_DISABLE", "1")
+def test_a_second_call_makes_no_piece_and_a_lost_record_is_put_together_from_the_pieces(name, project, monkeypatch):
     nb = lab.start(name, profile="toy", device="cpu")
     first = STUDIES[name](nb)
     records = list(paths.records(name, "toy").glob("*.json"))
@@ -47,15 +51,13 @@ def test_a_second_call_makes_no_piece_and_a_lost_record_is_put_together_from_the
 @pytest.mark.parametrize(("name", "count"), [
     ("13_warm_restarts", 2 + 6 + 4), ("14_swa_landscapes", 4), ("15_swap", 2), ("16_lookahead", 4),
     ("17_filter_grafting", 10)])
-def test_what_a_notebook_trains_in_its_cells_runs_at_toy_size_and_is_kept(name, count, tmp_path, monkeypatch):
+def test_what_a_notebook_trains_in_its_cells_runs_at_toy_size_and_is_kept(name, count, project, monkeypatch):
     pyplot = pytest.importorskip("matplotlib.pyplot")
     pyplot.switch_backend("agg")
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-    (tmp_path / "site").mkdir()
-    shutil.copy(ROOT / "site" / "primary.toml", tmp_path / "site")
-    kept = []
-    monkeypatch.setattr(pieces.Work, "_keep", lambda work, *rest, keep=pieces.Work._keep: kept.append(rest) or keep(work, *rest))
+    (project / "site").mkdir()
+    shutil.copy(ROOT / "site" / "primary.toml", project / "site")
+    kept, keep = [], pieces.Work._keep
+    monkeypatch.setattr(pieces.Work, "_keep", lambda work, *rest: kept.append(rest) or keep(work, *rest))
     cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     for expected in (count, count):  # a second time nothing is trained

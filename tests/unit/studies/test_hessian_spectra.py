@@ -4,21 +4,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import parameters_to_vector
 
 from sharpnb import lab
 from sharpnb.lab import models
 from studies import hessian_spectra as study
 from studies.hessian_spectra_claims import claims
 
-SMALL = replace(study.QUICK, train_size=80, model=lambda seed: models.mlp((64, 5, 10), seed=seed), steps=12, batch_size=20, seeds=2,
-                rho=0.2, many=False)
+SMALL = replace(study.QUICK, train_size=80, model=lambda seed: models.mlp((64, 5, 10), seed=seed), steps=12,
+                batch_size=20, seeds=2, rho=0.2, many=False)
+WIDE = replace(study.TOY, steps=18, train_size=32, batch_size=16, seeds=1, hessian_images=4, dtype=torch.float64)
 
 
 @pytest.fixture
-def nb(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    monkeypatch.setenv("TQDM_DISABLE", "1")
+def nb(project):
     return lab.start("03_hessian_spectra", device="cpu")
 
 
@@ -27,57 +27,36 @@ def test_the_times_are_those_of_the_papers_panels():
     assert study.times(study.FULL) == {195: "epoch 1", 325: "middle", 10 * 195: "end"}
 
 
-@pytest.mark.parametrize("s", [SMALL, replace(study.TOY, steps=18, train_size=32, batch_size=16, seeds=1, hessian_images=4, dtype=torch.float64)])
+@pytest.mark.parametrize("s", [SMALL, WIDE])
 def test_every_row_is_the_dense_hessians_top_five(s, nb):
     rows, kept = study.run(s, nb)
-    assert len(rows) == 2 * s.seeds * 3 and {(row["rule"], row["time"]) for row in rows} == {
-        (rule, time) for rule in ("sgd", "sam") for time in study.TIMES}
+    assert len(rows) == 2 * s.seeds * 3
     data, model = s.images(0), s.model(0).to(s.dtype)
     x, y = (part[: s.hessian_images] for part in data.train)
     row = next(r for r in rows if (r["rule"], r["seed"], r["time"]) == ("sam", 0, "end"))
+    named = dict(model.named_parameters())
 
     def loss(w):
-        named, start = {}, 0
-        for name, p in model.named_parameters():
-            named[name] = w[start : start + p.numel()].view_as(p)
-            start += p.numel()
-        return F.cross_entropy(torch.func.functional_call(model, named, (x,)), y)
+        parts = w.split([p.numel() for p in named.values()])
+        own = {name: part.view_as(named[name]) for name, part in zip(named, parts, strict=True)}
+        return cross_entropy(torch.func.functional_call(model, own, (x,)), y)
 
-    w, n = kept["sam", s.steps], sum(p.numel() for p in model.parameters())
-    assert w.shape == (n,)
-    if n < 1000:  # the exact Hessian by autograd, independent of the curvature package
+    w = kept["sam", s.steps]
+    if len(w) < 1000:  # the exact Hessian by autograd, independent of the curvature package
         exact = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, w))
         assert [row[f"lambda_{i}"] for i in range(1, 6)] == pytest.approx(exact.flip(0)[:5].tolist(), rel=1e-4)
-    else:
-        assert row["lambda_1"] >= row["lambda_2"] > 0
-    assert row["ratio"] == pytest.approx(row["lambda_1"] / row["lambda_5"])
-
-
-def test_sgd_and_sam_start_alike_and_part(nb):
-    _, kept = study.run(replace(SMALL, steps=6), nb)
-    assert not torch.equal(kept["sgd", 6], kept["sam", 6])
-    _, again = study.run(replace(SMALL, steps=6), nb)
-    assert torch.equal(kept["sam", 6], again["sam", 6])
-
-
-def test_pairs_and_changes_go_by_seed():
-    rows = [{"rule": r, "seed": s, "time": t, "x": v} for r, s, t, v in [
-        ("sgd", 0, "end", 8.0), ("sam", 0, "end", 2.0), ("sgd", 1, "end", 9.0), ("sam", 1, "end", 3.0),
-        ("sgd", 1, "middle", 0.9), ("sgd", 0, "middle", 80.0)]]
-    assert study.paired(rows, "end", "x", lambda a, b: a / b) == [4.0, 3.0]
-    assert study.change(rows, "sgd", "x", "middle", "end") == pytest.approx([-1.0, 1.0])
+    assert row["lambda_1"] >= row["lambda_2"] > 0 and row["ratio"] == pytest.approx(row["lambda_1"] / row["lambda_5"])
 
 
 def test_the_quadrature_and_the_dense_spectrum_agree(nb):
-    data = SMALL.images(0)
-    both = study.quadrature_and_dense(SMALL, data, torch.nn.utils.parameters_to_vector(SMALL.model(0).double().parameters()))
+    w = parameters_to_vector(SMALL.model(0).double().parameters())
+    both = study.quadrature_and_dense(SMALL, SMALL.images(0), w)
     assert both.estimated.lambda_max == pytest.approx(both.exact[-1], rel=1e-6)
     moments, truth = both.estimated.moments(5), [np.mean(both.exact**j) for j in range(1, 6)]
     assert (np.abs(moments.value - truth) <= 5 * moments.stderr + 1e-12).all()
 
 
-def test_a_finished_full_run_is_not_trained_again(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+def test_a_finished_full_run_is_not_trained_again(project, monkeypatch):
     nb = lab.start("03_hessian_spectra", profile="toy", device="cpu")
     monkeypatch.setattr(study, "run", lambda *a, **k: ([{"rule": "sgd"}], {}))
     study.rows_of(study.TOY, nb, "clean")
@@ -85,17 +64,11 @@ def test_a_finished_full_run_is_not_trained_again(tmp_path, monkeypatch):
     assert study.rows_of(study.TOY, nb, "clean") == ([{"rule": "sgd"}], {})
 
 
-def test_batchnorm_rows_have_shares_between_nought_and_one(nb):
-    rows = study.batchnorm(nb, range(1), steps=60, top=3)
-    assert [row["net"] for row in rows] == ["no BatchNorm"] * 3 + ["BatchNorm"] * 3
-    assert all(0 <= row["gradient_share"] <= 1 + 1e-9 and row["ratio"] >= 1 for row in rows)
-
-
 def test_what_is_tuned_is_best_on_held_out_images_and_read_back(nb, monkeypatch):
     monkeypatch.setattr(study, "GRID", {"lr": (1e-6, 0.1), "weight_decay": (0.0,)})
     monkeypatch.setattr(study, "RADII", (0.05, 50.0))
     s, rows = study.tuned(SMALL, nb)
-    assert (s.lr, s.weight_decay, s.rho) == (0.1, 0.0, 0.05), "a rate that learns nothing and a radius that collapses lose"
+    assert (s.lr, s.weight_decay, s.rho) == (0.1, 0.0, 0.05), "what learns nothing and what collapses lose"
     assert len(rows) == 2 * 2 * 6 and {row["seed"] for row in rows} == set(range(100, 106))
     monkeypatch.setattr(study, "trials", lambda *a, **k: pytest.fail("tuned again"))
     assert study.tuned(replace(SMALL, seeds=9, rho=0.7), nb)[0].rho == 0.05
@@ -103,15 +76,18 @@ def test_what_is_tuned_is_best_on_held_out_images_and_read_back(nb, monkeypatch)
 
 def test_the_effects_are_sgds_over_sams_at_the_end_in_decades():
     def rows(sgd, sam):
-        return [{"rule": rule, "seed": seed, "time": time, "lambda_1": value * (1 if time == "end" else 10), "ratio": 2.0 + value}
+        return [{"rule": rule, "seed": seed, "time": time, "lambda_1": value * (1 if time == "end" else 10),
+                 "ratio": 2.0 + value}
                 for rule, value in (("sgd", sgd), ("sam", sam)) for seed in (5, 6) for time in study.TIMES]
 
     bn = pd.DataFrame([{"net": net, "seed": seed, "time": time, "ratio": r, "gradient_share": g} for seed in (5, 6)
-                       for net, r, g in (("no BatchNorm", 100.0, 0.2), ("BatchNorm", 10.0, 0.5)) for time in study.TIMES])
-    made = claims(SMALL, rows(8.0, 2.0), rows(4.0, 4.0), bn, {"right labels": {"rows": rows(3.0, 30.0)}}, "quick")
-    found = {(claim.id, claim.profile): claim.samples for claim in made}
-    assert found["sam-fig-3-left", "quick"] == pytest.approx([np.log10(4)] * 2)
-    assert found["sam-fig-3-left", "full"] == pytest.approx([-1, -1]) and found["sam-fig3-lambda-max-noisy", "full"] is None
-    assert found["sam-fig3-lambda-max-noisy", "quick"] == pytest.approx([0, 0])
-    assert found["sam-fig3-rise", "quick"] == pytest.approx([-1, -1]) and found["sam-fig3-ratio", "quick"] == pytest.approx([np.log10(2.5)] * 2)
-    assert found["ghorbani-outliers", "quick"] == pytest.approx([1, 1]) and found["ghorbani-gradient", "quick"] == pytest.approx([-0.3] * 2)
+                       for net, r, g in (("no BatchNorm", 100.0, 0.2), ("BatchNorm", 10.0, 0.5))
+                       for time in study.TIMES])
+    later = {"right labels": {"rows": rows(3.0, 30.0)}}
+    found = {(claim.id, claim.profile): claim.samples
+             for claim in claims(SMALL, rows(8.0, 2.0), rows(4.0, 4.0), bn, later, "quick")}
+    for name, value in {"sam-fig-3-left": np.log10(4), "sam-fig3-lambda-max-noisy": 0, "sam-fig3-rise": -1,
+                        "sam-fig3-ratio": np.log10(2.5), "ghorbani-outliers": 1, "ghorbani-gradient": -0.3}.items():
+        assert found[name, "quick"] == pytest.approx([value] * 2)
+    assert found["sam-fig-3-left", "full"] == pytest.approx([-1, -1])
+    assert found["sam-fig3-lambda-max-noisy", "full"] is None

@@ -1,10 +1,11 @@
-import json
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import parameters_to_vector
 
 from sharpnb import kept, lab, paths
 from sharpnb.averaging import update_bn
@@ -19,32 +20,31 @@ from studies import sam_minima_published as published
 
 
 @pytest.fixture
-def nb(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+def nb(project):
     return lab.start("02_sam_minima", profile="toy", device="cpu")
 
 
 def test_figure_1_left_has_the_paper_s_one_negative_dot_and_its_ranges():
     groups = published.figure1_left()
-    assert {name: len(dots) for name, dots in groups.items()} == {
-        "CIFAR-10": 15, "CIFAR-100": 15, "ImageNet": 9, "Finetuning": 8, "SVHN, Fashion-MNIST": 8, "Noisy CIFAR-10": 4}
+    assert [len(dots) for dots in groups.values()] == [15, 15, 9, 8, 8, 4]
     assert [round(dot, 1) for dots in groups.values() for dot in dots if dot < 0] == [-3.9]  # SVHN, Shake-Shake, AA
     assert np.round(sorted(groups["Noisy CIFAR-10"]), 1).tolist() == [25.8, 30.0, 34.0, 41.4]
     assert round(max(groups["Finetuning"]), 1) == 45.7
 
 
-def test_a_batched_shake_draws_for_each_net_and_rests_in_evaluation():
-    for build in full_study.SMALL.values():
-        net, model = BatchedNet(build(0), (1, 8, 8)), build(0)
-        w = torch.stack([torch.nn.utils.parameters_to_vector(build(seed).parameters()) for seed in (0, 0)]).detach()
-        x = torch.rand(1, 9, 1, 8, 8).expand(2, 9, 1, 8, 8)
-        torch.manual_seed(0)
-        loud = net(w, x)
-        shaken = any(isinstance(m, families.ShakeShake) or getattr(m, "keep", 1.0) < 1 for m in model.modules())
-        assert torch.allclose(loud[0], loud[1], atol=1e-5) == (not shaken)  # equal nets: only the numbers differ
-        still = net(w, x, net.statistics(w, [x[:1]]))
-        update_bn(model, (x[0], torch.zeros(9, dtype=torch.long)))
-        assert torch.allclose(still[0], model.eval()(x[0]), atol=1e-4) and torch.allclose(still[0], still[1], atol=1e-5)
+@pytest.mark.parametrize("name", full_study.SMALL)
+def test_a_batched_shake_draws_for_each_net_and_rests_in_evaluation(name):
+    build = full_study.SMALL[name]
+    net, model = BatchedNet(build(0), (1, 8, 8)), build(0)
+    w = torch.stack([parameters_to_vector(build(0).parameters())] * 2).detach()
+    x = torch.rand(1, 9, 1, 8, 8).expand(2, 9, 1, 8, 8)
+    torch.manual_seed(0)
+    loud = net(w, x)
+    shaken = any(isinstance(m, families.ShakeShake) or getattr(m, "keep", 1.0) < 1 for m in model.modules())
+    assert torch.allclose(loud[0], loud[1], atol=1e-5) == (not shaken)  # equal nets: only the numbers differ
+    still = net(w, x, net.statistics(w, [x[:1]]))
+    update_bn(model, (x[0], torch.zeros(9, dtype=torch.long)))
+    assert torch.allclose(still[0], model.eval()(x[0]), atol=1e-4) and torch.allclose(still[0], still[1], atol=1e-5)
 
 
 def test_the_ascent_pass_alone_has_the_true_gradient():
@@ -55,8 +55,7 @@ def test_the_ascent_pass_alone_has_the_true_gradient():
     optimizer = full_study.TrueAscent(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05, model=model)
 
     def closure():
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss = cross_entropy(model(x), y)
         loss.backward()
         return loss
 
@@ -64,8 +63,8 @@ def test_the_ascent_pass_alone_has_the_true_gradient():
     assert seen == [True, False]
 
 
-def cell_of(*made, **own):
-    return study.cells([{"data": "d", "model": "a", "augmentation": "b", "method": method, "seed": seed, **own,
+def cell_of(*made):
+    return study.cells([{"data": "d", "model": "a", "augmentation": "b", "method": method, "seed": seed,
                          "test_error": test + seed, "train_error": 0.0, "held_out": held_out, "rise": 1.0,
                          "lambda_max": 1.0, "edge": "no"}
                         for method, test, held_out in made for seed in (1, 0)])
@@ -85,52 +84,24 @@ def test_sgd_is_reported_at_the_budget_that_held_out_images_chose_else_at_the_be
 SMALL = replace(study.LIVE[study.MLP], widths=(64, 5, 10), train=40, steps=6, tuning=range(100, 102), seeds=range(2))
 
 
-def trained(live, members, times):
-    images, told = [live.images(member["seed"]) for member in members], list(map(study.setting, members))
-    return lab.train_many(told, images, live.net, steps=times * live.steps, batch_size=8, dtype=torch.float64)
-
-
 def test_each_method_has_equally_many_trials_and_the_record_is_read_back(nb):
     calls = []
-    first = study.tuned(nb, SMALL, lambda *args: calls.append(args[2]) or trained(*args))
+
+    def trained(live, members, times):
+        calls.append(times)
+        images, told = [live.images(member["seed"]) for member in members], list(map(study.setting, members))
+        return lab.train_many(told, images, live.net, steps=times * live.steps, batch_size=8, dtype=torch.float64)
+
+    first = study.tuned(nb, SMALL, trained)
     assert calls == [1, 2, 1] and len(set(first["method"].value_counts())) == 1
-    chosen = {method: study.best(first, method) for method in study.METHODS}
-    assert set(first.loc[first["method"] == "SAM", "weight_decay"]) == {chosen["SGD, E"]["weight_decay"]}
+    decay = study.best(first, "SGD, E")["weight_decay"]
+    assert set(first.loc[first["method"] == "SAM", "weight_decay"]) == {decay}
     assert study.tuned(nb, SMALL, None).equals(first)
     with pytest.raises(TypeError):
         study.tuned(nb, replace(SMALL, steps=7), None)  # other settings are tuned anew
-
-
-def test_what_is_best_at_an_end_of_its_grid_is_named():
     trials = pd.DataFrame({"method": "SGD, E", "lr": [1, 1, 2, 2, 3, 3], "weight_decay": [0.1, 0.2] * 3, "rho": 0.0})
     trials["held_out"] = (trials["lr"] - 2).abs() - trials["weight_decay"]
     assert study.best(trials, "SGD, E")["edge"] == "weight_decay"
-    trials["held_out"] = trials["lr"]
-    assert study.best(trials, "SGD, E")["edge"] == "lr, weight_decay"
-    trials["held_out"] = (trials["lr"] - 2).abs()
-    assert study.best(trials[trials["weight_decay"] == 0.1], "SGD, E")["edge"] == "no"
-
-
-def test_radius_0_is_sgd_so_that_the_control_gains_nothing():
-    member = {"lr": 0.1, "weight_decay": 1e-3, "rho": 0.0, "seed": 3}
-    sam = study.setting(member) | {"rule": "sam", "rho": 0.0}
-    images = SMALL.images(3)
-    both = lab.train_many([study.setting(member), sam], images, SMALL.net, steps=6, batch_size=8, dtype=torch.float64)
-    assert torch.equal(both.weights[0], both.weights[1])
-
-
-def test_nets_of_the_live_table_are_measured_each_by_itself():
-    members = [{"lr": 0.1, "weight_decay": 1e-3, "rho": 0.05, "seed": seed} for seed in SMALL.seeds]
-    many = trained(SMALL, members, 1)
-    entries = study.finished(SMALL, many, True, method="SAM")
-    for entry, w, seed in zip(entries, many.weights, SMALL.seeds, strict=True):
-        net, data = SMALL.net(0).double(), SMALL.images(seed)
-        torch.nn.utils.vector_to_parameters(w, net.parameters())
-        wrong = 100.0 * (net(data.test_x).argmax(1) != data.test_y).double()
-        assert (entry["method"], entry["seed"]) == ("SAM", seed) and len(wrong) == 1757
-        assert entry["test_error"] == pytest.approx(wrong.mean().item())
-        assert entry["loss"] == pytest.approx(torch.nn.functional.cross_entropy(net(data.train_x), data.train_y).item())
-        assert np.isfinite(entry["rise"]) and entry["values"].shape == (21, 21)
 
 
 def test_claims_are_paired_by_seed_and_carry_the_regime(nb):
@@ -138,10 +109,9 @@ def test_claims_are_paired_by_seed_and_carry_the_regime(nb):
     survey = cell_of(("SGD, E", 9.0, 1.0), ("SGD, 2E", 5.0, 0.5), ("SAM", 8.0, 1.0))
     nb.profile = "quick"
     made = {claim.id: claim for claim in statements.claims(nb, live, survey, {})}
-    samples = {name: claim.samples for name, claim in made.items()}
-    assert samples["sam-table-1"] == (2.0, 2.0) and samples["sam-table-9"] == (-2.0, -2.0)
-    assert samples["sam-doubling"] == (-0.5, -0.5) and samples["sam-fig-1-surface"] == (0.0, 0.0)
-    assert samples["sam-survey"] == (-3.0, -3.0) and samples["sam-survey-doubling"] == (-3.5, -3.5)
+    for name, value in {"sam-table-1": 2.0, "sam-table-9": -2.0, "sam-doubling": -0.5, "sam-fig-1-surface": 0.0,
+                        "sam-survey": -3.0, "sam-survey-doubling": -3.5}.items():
+        assert made[name].samples == (value, value)
     assert made["sam-table-1"].regime == Regime(0.0, 5.5, 4.5) and made["sam-survey"].below == "sam-table-1"
     later = {("cifar10", "a", "b"): next(iter(live.values()))}
     assert [claim.profile for claim in statements.claims(nb, live, survey, later)][:5] == ["full"] * 4 + ["quick"]
@@ -149,10 +119,8 @@ def test_claims_are_paired_by_seed_and_carry_the_regime(nb):
 
 def test_flatness_of_a_quadratic_is_its_own():
     model = torch.nn.Linear(2, 2, bias=False).double()
-    with torch.no_grad():
-        model.weight.zero_()
-    part = torch.eye(2, dtype=torch.float64), torch.tensor([0, 1])
-    found = study.flatness(model, part, size=3)
+    torch.nn.init.zeros_(model.weight)
+    found = study.flatness(model, (torch.eye(2, dtype=torch.float64), torch.tensor([0, 1])), size=3)
     # Zero weights have zero filter norms: the plane is a point. The Hessian is 1/4 [[1, -1], [-1, 1]] for each image.
     assert found["rise"] == 0 and found["loss"] == pytest.approx(np.log(2))
     assert found["lambda_max"] == pytest.approx(0.25, rel=1e-2)
@@ -161,7 +129,6 @@ def test_flatness_of_a_quadratic_is_its_own():
 def test_the_full_profile_runs_as_a_toy_and_goes_on_where_it_was_killed(nb, monkeypatch):
     first, cells = full_study.run_full(nb), full_study.toy().cells
     assert {entry["method"] for entry in first} == set(study.METHODS) and len(first) == 6 * len(cells)
-    assert len(first[0]["values"]) == 3
     for cell in cells:
         Record.find(nb.name, cell.name, "toy").path.unlink()
     for piece in list((paths.runs("toy") / "pieces" / nb.name / cells[0].name).glob("*.json"))[4:]:
@@ -169,50 +136,31 @@ def test_the_full_profile_runs_as_a_toy_and_goes_on_where_it_was_killed(nb, monk
     trainings, one = [], full_study.one
     monkeypatch.setattr(full_study, "one", lambda *args: trainings.append(args[-2:]) or one(*args))
     again = full_study.run_full(nb)
-    assert len(trainings) == 2
-    assert [(a["test_error"], a["method"]) for a in again] == [(b["test_error"], b["method"]) for b in first]
-
-
-def test_the_survey_is_table_1_small_and_part_of_table_5():
-    scale = full_study.survey()
-    assert len(scale.cells) == len({cell.name for cell in scale.cells}) == 4 * 3 + 2 and scale.seeds >= 3
-    assert all(list(cell.methods) == ["SAM", "SGD, E", "SGD, 2E"] and cell.rho == 0.05 for cell in scale.cells)
-    fashion = [cell for cell in scale.cells if cell.data == "fashion_mnist"]
-    assert [cell.augmentation for cell in fashion] == ["Basic", "AA"]
-    assert fashion[0].build(0).eval()(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    assert len(trainings) == 2 and [a["test_error"] for a in again] == [b["test_error"] for b in first]
 
 
 def test_half_a_cell_of_the_survey_is_not_shown_and_is_run_again(nb, monkeypatch):
     scale = full_study.survey()
-    cells = tuple(replace(cell, epochs=1) for cell in scale.cells if cell.data == "digits")[:1]
+    assert len({cell.name for cell in scale.cells}) == 4 * 3 + 2 and scale.seeds >= 3
+    cells = (replace(scale.cells[0], epochs=1),)
     monkeypatch.setattr(full_study, "survey", lambda: replace(scale, cells=cells, seeds=2, train_size=50, test_size=99))
     full_study.run_survey()
-    entries = full_study.surveyed()
-    assert len(entries) == 6 and full_study.run_survey() is None  # nothing is left to train
-    path = Record.find(nb.name, cells[0].name, "survey").path
+    entries, path = full_study.surveyed(), Record.find(nb.name, cells[0].name, "survey").path
+    assert len(entries) == 6
     content = kept.read(path)
+    assert content["provenance"]["parameters"]["profile"] == "survey"
     content["values"]["entries"].pop()
     kept.write(path, content)
     assert full_study.surveyed() == []
     path.unlink()
     full_study.run_survey()
     assert [entry["test_error"] for entry in full_study.surveyed()] == [entry["test_error"] for entry in entries]
-    assert json.loads(path.read_text())["provenance"]["parameters"]["profile"] == "survey"
-
-
-def test_a_pool_has_variants_of_each_image_in_order():
-    data = study.load_data("digits", train_size=7)
-    many = study.pooled(data, "Cutout", copies=3)
-    assert many.train_x.shape == (21, 1, 8, 8) and torch.equal(many.train_y, data.train_y.repeat(3))
-    assert not torch.equal(many.train_x[:7], many.train_x[7:14])
 
 
 def test_a_full_record_of_other_settings_is_no_answer(tmp_path, monkeypatch):
-    cell = full_study.full().cells[0]
+    cell, nb = full_study.full().cells[0], lab.start("02_sam_minima", profile="quick", device="cpu")
     committed = Record.find("02_sam_minima", cell.name, "full")
-    nb = lab.start("02_sam_minima", profile="quick", device="cpu")
-    where, there = (cell.data, cell.model, cell.augmentation), full_study.full_cells(nb)
-    assert committed and len(there[where]) == len(committed.values["entries"])
+    assert committed and full_study.full_cells(nb)
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
     for values in ({**committed.values, "settings": "others"}, {**committed.values, "entries": []}):
         Record("02_sam_minima", cell.name, "full", values, 5e-2, 0.5, committed.provenance).save()

@@ -6,13 +6,14 @@ import pytest
 import torch
 from cells import executed
 
-from sharpnb import lab, paths, rules
-from sharpnb.lab import Record, models, pieces
+from sharpnb import lab, rules
+from sharpnb.lab import models
 from sharpnb.lab.claims import Regime
 from studies import sam as study
 from studies import sam_claims as statements
 
 CURVATURE = torch.tensor([[1.0, 9.0]], dtype=torch.float64)
+POINT = torch.tensor([[4.0, 1 / 3]], dtype=torch.float64)
 
 
 def quadratic(w):
@@ -20,37 +21,22 @@ def quadratic(w):
 
 
 def test_perturbation_is_the_one_that_the_rule_uses():
-    w = torch.tensor([[4.0, 1 / 3]], dtype=torch.float64)
-    assert torch.allclose(study.perturbation(w, quadratic, 1.0), torch.tensor([[0.8, 0.6]], dtype=torch.float64))
-    far = study.perturbation(w, quadratic, 1.0, inner_steps=40)
-    assert far.norm().item() == pytest.approx(1.0)
-    rise = lambda eps: (CURVATURE * (w + eps) ** 2).sum().item() / 2
+    once, far = (study.perturbation(POINT, quadratic, 1.0, inner_steps=count) for count in (1, 40))
+    assert torch.allclose(once, torch.tensor([[0.8, 0.6]], dtype=torch.float64))
+    assert float(far.norm()) == pytest.approx(1)
     angle = torch.linspace(0, 2 * math.pi, 100_001, dtype=torch.float64)
     ring = torch.stack([angle.cos(), angle.sin()], 1)
-    assert rise(far) == pytest.approx(((CURVATURE * (w + ring) ** 2).sum(1) / 2).max().item(), rel=1e-6)
-    assert rise(far) > rise(study.perturbation(w, quadratic, 1.0))
+    once, far, ring = ((CURVATURE * (POINT + eps) ** 2).sum(1) / 2 for eps in (once, far, ring))
+    assert float(once) < float(far) == pytest.approx(float(ring.max()), rel=1e-6)
 
 
 def test_random_perturbation_has_the_radius_and_forgets_the_gradient():
-    asked = []
-
-    def grad(at):
-        asked.append(at)
-        return quadratic(at)
-
-    w = torch.tensor([[4.0, 1 / 3], [0.0, 0.0]], dtype=torch.float64)
-    rho = torch.tensor([[0.5], [2.0]], dtype=torch.float64)
-    moved, _ = study.random_perturbation(w, grad, rho=rho, generator=torch.Generator().manual_seed(0), lr=0.1)
+    w = torch.cat([POINT, torch.zeros(1, 2)])
+    rho, asked = torch.tensor([[0.5], [2.0]], dtype=torch.float64), []
+    moved, _ = study.random_perturbation(w, lambda at: asked.append(at) or quadratic(at), rho=rho, lr=0.1,
+                                         generator=torch.Generator().manual_seed(0))
     assert len(asked) == 1 and torch.allclose((asked[0] - w).norm(dim=1), rho[:, 0])
     assert torch.allclose(moved, w - 0.1 * quadratic(asked[0]))
-
-
-def test_second_order_update_is_parallel_on_an_isotropic_bowl():
-    w = torch.tensor([[0.3, -0.4]], dtype=torch.float64)
-    grad = lambda at: 3.0 * at
-    first = grad(w + study.perturbation(w, grad, 0.1))
-    second = first + rules.second_order_term(grad, w, grad(w), first, 0.1)
-    assert study.cosine(first, second).item() == pytest.approx(1.0, abs=1e-12)
 
 
 def test_bound_against_the_formula_written_out():
@@ -58,32 +44,28 @@ def test_bound_against_the_formula_written_out():
     inner = 1 + 25 / 0.01 * (1 + math.sqrt(math.log(200) / 1000)) ** 2
     whole = (1000 * math.log(inner) + 4 * math.log(200 / 0.05) + 8 * math.log(6 * 200 + 3 * 1000)) / 199
     assert b.term == pytest.approx(math.sqrt(whole), rel=1e-14)
-    assert study.Bound(k=1000, n=2000, rho=0.1, norm=5.0).term < b.term
-    assert study.Bound(k=1000, n=200, rho=0.2, norm=5.0).term < b.term < study.Bound(k=1000, n=200, rho=0.1, norm=9.0).term
+    assert replace(b, n=2000).term < b.term and replace(b, rho=0.2).term < b.term < replace(b, norm=9.0).term
     assert b.sigma * (math.sqrt(b.k) + math.sqrt(math.log(b.n))) == pytest.approx(b.rho)
     assert b.kl(b.sigma**2) == pytest.approx(0.5 * (b.norm / b.sigma) ** 2)
 
 
 def test_best_radius_is_that_of_the_least_mean():
     table = pd.DataFrame([{"kind": "a", "rho": rho, "seed": seed, "test_error": error}
-                          for rho, errors in {0.1: (5.0, 7.0), 0.2: (6.5, 5.0)}.items() for seed, error in enumerate(errors)])
+                          for rho, own in {0.1: (5.0, 7.0), 0.2: (6.5, 5.0)}.items() for seed, error in enumerate(own)])
     assert study.best_radius(table, "a") == 0.2 and study.best_radius(table, "b", 0.3) == 0.3
     assert study.by_seed(table, "test_error", kind="a", rho=0.1).tolist() == [5.0, 7.0]
 
 
-def test_random_and_second_order_and_five_steps_are_their_own_rules():
-    w, options = torch.tensor([[4.0, 1 / 3]], dtype=torch.float64), {"rho": 0.5, "lr": 0.1}
-    ends = {kind: study.rule_of(kind)(w, quadratic, **options)[0] for kind in study.LIVE}
-    assert torch.equal(ends["2-norm"], rules.sam(w, quadratic, **options)[0])
-    assert torch.equal(ends["five steps"], rules.sam(w, quadratic, inner_steps=5, **options)[0])
-    assert torch.equal(ends["max-norm"], rules.sam(w, quadratic, p=math.inf, **options)[0])
+def test_each_kind_is_its_own_rule_and_at_radius_0_all_are_sgd():
+    ends = {kind: study.rule_of(kind)(POINT, quadratic, rho=0.5, lr=0.1)[0] for kind in study.LIVE}
+    for kind, how in {"2-norm": {}, "five steps": {"inner_steps": 5}, "max-norm": {"p": math.inf}}.items():
+        assert torch.equal(ends[kind], rules.sam(POINT, quadratic, rho=0.5, lr=0.1, **how)[0])
     assert len({tuple(end.flatten().tolist()) for end in ends.values()}) == len(study.LIVE)
-    still = {kind: study.rule_of(kind)(w, quadratic, rho=0.0, lr=0.1)[0] for kind in study.LIVE}
-    assert all(torch.allclose(end, w - 0.1 * quadratic(w)) for end in still.values())  # the control: all are SGD
+    still = [study.rule_of(kind)(POINT, quadratic, rho=0.0, lr=0.1)[0] for kind in study.LIVE]
+    assert all(torch.allclose(end, POINT - 0.1 * quadratic(POINT)) for end in still)
 
 
-def test_rises_are_those_of_a_perturbation_by_hand(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+def test_rises_are_those_of_a_perturbation_by_hand(project):
     s = replace(study.QUICK, train_size=20, batch_size=20, model=lambda seed: models.mlp((64, 4, 10), seed=seed))
     nets = study.nets(s, lab.start("01_sam", device="cpu"), [5, 6])
     found, (x, y) = study.rises(nets, 0.7), nets.sets[1].train
@@ -116,22 +98,10 @@ def test_claims_are_paired_by_seed_and_above_0_where_the_paper_is_right():
     assert made["sam-fig-6"].regime == Regime(0.5, 6.5) and made["sam-fig-6-none"].below == "sam-fig-6"
 
 
-def test_the_experiments_run_at_the_size_of_a_test_and_go_on_after_a_kill(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-    run = lambda: executed("01_sam", "settings", "kinds", "runs", profile="toy", device="cpu")
-    space, steps = run(), [0, 2, 4]
+def test_the_experiments_have_every_kind_radius_step_and_seed(project):
+    space = executed("01_sam", "settings", "kinds", "runs", profile="toy", device="cpu")
     kinds, runs = space["kinds"], space["runs"]
     assert set(zip(kinds["kind"], kinds["rho"], strict=True)) == {
         ("none", 0.0)} | {(kind, rho) for kind in study.KINDS for rho in (0.01, 0.1)}
     assert [tuple(row) for row in runs[["kind", "step", "seed"]].to_numpy()] == [
-        (kind, step, seed) for kind in ("none", *study.LIVE) for step in steps for seed in (1000, 1001)]
-    assert runs["cosine"].dropna().between(-1, 1 + 1e-6).all() and runs["rise 5"].notna().sum() == 6
-    records = list(paths.records("01_sam", "toy").glob("*.json"))
-    assert len(records) == 2 and all(Record.load(file).provenance["pieces"] for file in records)
-    monkeypatch.setattr(pieces.Work, "_keep", None)  # nothing is trained again
-    for _ in range(2):
-        again = run()
-        assert all(again[name].equals(space[name]) for name in ("kinds", "runs"))
-        for file in records:
-            file.unlink(missing_ok=True)
+        (kind, step, seed) for kind in ("none", *study.LIVE) for step in (0, 2, 4) for seed in (1000, 1001)]

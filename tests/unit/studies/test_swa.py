@@ -28,6 +28,6 @@ def test_claims_of_the_full_record_are_made_from_it_or_not_run():
     rows = [{"method": m, "seed": s, "test_error": e + s, "average_test_error": e - 1.0 + s}
             for m, e in (("sgd", 14.0), ("swa", 15.5)) for s in (0, 1, 2)]
     order, last = swa_claims.full(rows)
-    assert order.samples == (-0.5, -0.5, -0.5) and order.regime.fault == "the baseline's training error was not recorded"
+    assert order.samples == (-0.5, -0.5, -0.5) and "was not recorded" in order.regime.fault
     assert last.below == order.id == "swa-table-1" and last.samples == (1.0, 1.0, 1.0)
     assert [claim.samples for claim in swa_claims.full(None)] == [None]

@@ -18,16 +18,6 @@ def test_the_budget_ends_with_a_period_and_is_evaluated_there(profile):
     assert ends[-1] == s.steps and all(end % s.every == 0 for end in ends)
 
 
-def _rows(errors):
-    return [{"method": "a", "seed": seed, "step": step, "test_error": error}
-            for seed, own in enumerate(errors) for step, error in zip((10, 20, 30), own, strict=True)]
-
-
-def test_values_go_by_seed():
-    rows = _rows([[5, 3, 4], [9, 9, 9]])
-    assert study.at(rows[::-1], "a", 20).tolist() == [3, 9]
-
-
 @pytest.mark.parametrize("power", [-0.5, 0.3])
 def test_the_exponent_of_a_made_up_law_is_found(power):
     decays = 2.0 ** -np.arange(12, 1, -1)
@@ -39,7 +29,7 @@ def test_the_exponent_of_a_made_up_law_is_found(power):
 
 
 def test_an_optimum_at_the_edge_is_marked():
-    rows = [{"method": "m", "seed": 0, "budget": 1, "lr": 1, "weight_decay": d, "test_error": d} for d in (0.25, 0.5, 1)]
+    rows = [{"method": "m", "seed": 0, "budget": 1, "weight_decay": d, "test_error": d} for d in (0.25, 0.5, 1)]
     best = study.optimum(pd.DataFrame(rows))
     assert best["edge"].tolist() == [True] and best["log2_decay"].tolist() == [-2]
 
