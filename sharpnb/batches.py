@@ -192,7 +192,8 @@ class Batches:
     ) -> None:
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction = {reduction!r}: the loss averages ('mean') or adds ('sum') within a batch.")
-        self.device, self.reduction, self._source = device, reduction, each(data)
+        self.device, self._source = device, each(data)
+        self.reduction: Reduction = reduction
         if not hold and isinstance(self._source, Iterator):
             raise ValueError("hold=False reads the data anew for every product, and an iterator can be read once. "
                              "Pass a list or a loader, or hold=True.")
@@ -265,10 +266,9 @@ def _say_what_is_random(loader: DataLoader, hold: bool) -> None:
     if isinstance(sampler, RandomSampler):
         if not hold or loader.drop_last:
             causes.append(("shuffling", "pass shuffle=False"))
-    elif not hold and not isinstance(sampler, SequentialSampler):
-        if _differ(lambda: [next(tensors(next(iter(loader))))]):
-            causes.append(("the stream", "make its iterator begin the same every time") if streamed else
-                          (f"the order of {type(sampler).__name__}", "use a SequentialSampler"))
+    elif not (hold or isinstance(sampler, SequentialSampler)) and _differ(lambda: [*tensors(next(iter(loader)))][:1]):
+        causes.append(("the stream", "make its iterator begin the same every time") if streamed else
+                      (f"the order of {type(sampler).__name__}", "use a SequentialSampler"))
     if not streamed:
         index = 0 if isinstance(sampler, SequentialSampler | RandomSampler) else next(iter(sampler))
         if _differ(lambda: list(tensors(loader.dataset[index]))):

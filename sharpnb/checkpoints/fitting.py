@@ -1,10 +1,11 @@
-"""A state dict into a model whose names differ by wrappers: matched, loaded by the model's own ``load_state_dict``."""
+"""Weights into a model whose names differ by wrappers: matched, loaded by the model's own ``load_state_dict``."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +14,44 @@ from torch.nn.parameter import is_lazy
 
 from sharpnb.checkpoints.names import below, plain, plainly, prefixes, versions_of
 from sharpnb.checkpoints.standins import matches
-from sharpnb.checkpoints.states import EXTRA, Ambiguous, equal
+from sharpnb.checkpoints.states import EXTRA, Ambiguous, equal, find
 
 # Entries that say nothing about a network's function: AveragedModel's counter, the buffers of thop's profiler, the
 # numbers 0, 1, 2, … that older versions of Hugging Face's models stored.
 COUNTERS = ("n_averaged", "total_ops", "total_params", "position_ids")
 USUAL = ("", "model.", "net.")  # what may stand before all names without a word: Lightning's modules hold a network so
+
+
+def load(
+    model: nn.Module, path: str | Path, key: str | None = None, *, allow_classes: Sequence[str] = (),
+    allow_missing: Sequence[str] = (), allow_unexpected: Sequence[str] = (),
+) -> list[str]:
+    """Load a checkpoint into ``model`` and return what is worth a word.
+
+    Of several state dicts in the file the one is taken that fits the model, and it is said which. Where several fit
+    (a model and its average, student and teacher) none is chosen.
+
+    Arguments as of :func:`sharpnb.checkpoints.states.find`, whose ``allow`` is ``allow_classes`` here, and of
+    :func:`sharpnb.checkpoints.fit`.
+
+    Raises:
+        ValueError: if the file cannot be read, has no state dict, or does not fit.
+        Ambiguous: if several fit.
+    """
+    found, notes = find(path, key, allow_classes), []
+    if len(found) > 1:
+        fitting = {place: state for place, state in found.items() if _suits(model, state)}
+        if len(fitting) != 1:
+            raise Ambiguous(str(path), fitting or found)
+        found, others = fitting, [place for place in found if place not in fitting]
+        notes = [f"The weights are those in {next(iter(found))!r}; {', '.join(map(repr, others))} fit another network."]
+    place, state = next(iter(found.items()))
+    try:
+        return notes + fit(
+            model, state, str(path), allow_missing=allow_missing, allow_unexpected=allow_unexpected)
+    except Ambiguous as error:
+        choices = {f"{place}.{inner}".lstrip("."): tower for inner, tower in error.choices.items()}
+        raise Ambiguous(str(path), choices) from None
 
 
 def fit(
@@ -69,7 +102,7 @@ def fit(
             *([f"{_some(passed, 'in the file are passed over')}."] if passed else [])]
 
 
-def suits(model: nn.Module, state: Mapping[str, Any]) -> bool:
+def _suits(model: nn.Module, state: Mapping[str, Any]) -> bool:
     """Whether ``state`` has every weight of ``model``, in its shape."""
     try:
         given = _matched(model, state, "").given(model, state)
