@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +77,7 @@ def fit(
         ValueError: if names or shapes differ; the message has the first of them, and the option to use.
         Ambiguous: if the file holds the network several times (student and teacher, a model and its average).
     """
-    match = _matched(model, state, path)
-    given = match.given(model, state)
+    given, prefix, outside, others = _matched(model, state, path)
     allowed = [name for name in given if matches(name, allow_unexpected)]
     for name in allowed:
         del given[name]
@@ -95,9 +93,9 @@ def fit(
     missing = [name for name in missing if name not in kept]
     unexpected = [name for name in foreign if not _is_passed_over(name, given)]
     if missing or unexpected:
-        raise ValueError(_unfit(path, missing, unexpected, match.others))
-    passed = [*match.outside, *foreign, *allowed]
-    return [*([] if match.prefix in USUAL else [f"The weights are those below {match.prefix.rstrip('.')!r}."]),
+        raise ValueError(_unfit(path, missing, unexpected, others))
+    passed = [*outside, *foreign, *allowed]
+    return [*([] if prefix in USUAL else [f"The weights are those below {prefix.rstrip('.')!r}."]),
             *([f"{_some(kept, 'stay as the model was built')}."] if kept else []),
             *([f"{_some(passed, 'in the file are passed over')}."] if passed else [])]
 
@@ -105,55 +103,40 @@ def fit(
 def _suits(model: nn.Module, state: Mapping[str, Any]) -> bool:
     """Whether ``state`` has every weight of ``model``, in its shape."""
     try:
-        given = _matched(model, state, "").given(model, state)
+        given = _matched(model, state, "")[0]
     except Ambiguous:
         return True
     return all(name in given and _fits(tensor, given[name]) for name, tensor in model.named_parameters())
 
 
-@dataclass(frozen=True)
-class _Match:
-    """How the names of a file become those of the model.
+def _matched(
+    model: nn.Module, state: Mapping[str, Any], path: str
+) -> tuple[OrderedDict[str, Any], str, list[str], list[str]]:
+    """Bring the names of a file into the form of the model's.
 
-    Attributes:
-        names: name in the file -> name in the model, or what it would be there.
-        lead: what the model has before its plain names and the file has not.
-        prefix: what the file has before the plain names and the model has not.
-        outside: names in the file that do not begin with the prefix.
-        others: other prefixes below which the file has the network too.
+    Returns:
+        The state under the model's names, with its modules' versions, by which PyTorch converts it; what the file has
+        before the plain names and the model has not; the file's names that do not begin with it; other beginnings below
+        which the file has the network too.
     """
-
-    names: dict[str, str]
-    lead: str
-    prefix: str
-    outside: list[str]
-    others: list[str]
-
-    def given(self, model: nn.Module, state: Mapping[str, Any]) -> OrderedDict[str, Any]:
-        """Return the state under the model's names, with its modules' versions, by which PyTorch converts it."""
-        given = OrderedDict((mine, state[theirs]) for theirs, mine in self.names.items())
-        if versions := {plain(name): version for name, version in versions_of(state).items()}:
-            theirs = {name: f"{self.prefix}{plain(name)[len(self.lead):]}".rstrip(".")
-                      for name, _ in model.named_modules() if f"{plain(name)}.".startswith(self.lead)}
-            vars(given)["_metadata"] = OrderedDict(
-                (mine, versions[name]) for mine, name in theirs.items() if name in versions)
-        return given
-
-
-def _matched(model: nn.Module, state: Mapping[str, Any], path: str) -> _Match:
     own, held = plainly(model.state_dict()), plainly(state)
     lead, best, most = prefixes(own, held)
-    prefix = "" if len(best) > 1 or not best else best[0]
-    if len(best) > 1 and "" not in best and 2 * most > len(own):
+    known = 2 * most > len(own)  # most of the model's names are there
+    prefix = best[0] if len(best) == 1 else ""
+    if len(best) > 1 and "" not in best and known:
         short = {name[len(lead):]: mine for name, mine in own.items() if name.startswith(lead)}
         prefix = _only(model, short, held, state, best, path)
-    others = [other for other in best if other != prefix] if 2 * most > len(own) else []
-    names = {}
-    for name, original in held.items():
-        if name.startswith(prefix):
-            short = lead + name[len(prefix):]
-            names[original] = own.get(short, short)
-    return _Match(names, lead, prefix, [name for name in state if name not in names], others)
+    given: OrderedDict[str, Any] = OrderedDict()
+    for name in (name for name in held if name.startswith(prefix)):
+        mine = lead + name[len(prefix):]
+        given[own.get(mine, mine)] = state[held[name]]
+    if versions := {plain(name): version for name, version in versions_of(state).items()}:
+        theirs = {name: f"{prefix}{plain(name)[len(lead):]}".rstrip(".")
+                  for name, _ in model.named_modules() if f"{plain(name)}.".startswith(lead)}
+        vars(given)["_metadata"] = OrderedDict(
+            (mine, versions[name]) for mine, name in theirs.items() if name in versions)
+    outside = [original for name, original in held.items() if not name.startswith(prefix)]
+    return given, prefix, outside, [other for other in best if other != prefix] if known else []
 
 
 def _only(
