@@ -32,17 +32,8 @@ Probe = Callable[[int, "Nets"], None]
 class Nets:
     """K nets of one architecture, each with its seed and its data.
 
-    Args:
-        seeds: of initial weights and batch order, one for each net. Nets of one seed and data see the same batches.
-        data: one data set for all, or one for each (equal numbers of training images): :class:`sharpnb.lab.Data`, or
-            :class:`sharpnb.many.batches.Tensors`.
-        model: seed -> net without dropout. BatchNorm normalises by the batch, and in :meth:`logits` by the statistics
-            of the training images.
-        batch_size: images an update.
-        device: where weights and images live.
-        dtype: of both.
-        augment: of the training images of each net, as in :func:`sharpnb.lab.train`.
-        bf16: of the gradients, as in :func:`~sharpnb.many.train.train_many`.
+    The arguments are those of :func:`~sharpnb.many.train.train_many`. Nets of one seed and data see the same batches.
+    BatchNorm normalises by the batch, and in :meth:`logits` by the statistics of the training images.
 
     Attributes:
         w: weights, (K, n); :meth:`fit` moves them.

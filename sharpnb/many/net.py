@@ -35,11 +35,7 @@ class BatchedNet:
 
     A norm layer uses the statistics of the batch, each model its own, unless ``statistics`` are given. There are no
     running averages: :meth:`statistics` measures on as many images as one has, which depends on the weights alone.
-    What is random in training only (:mod:`studies.families`) is at rest in both, and draws from the global state.
-
-    Args:
-        model: whose architecture it is; the model itself is not touched.
-        shape: of one input, e.g. ``x.shape[1:]``: the twins are tried on inputs of this shape.
+    The model is not touched. The twins are tried on inputs of a ``shape``, e.g. ``x.shape[1:]``.
 
     Attributes:
         shapes: of its parameters.

@@ -124,20 +124,22 @@ def _is_size(value: Any) -> bool:
 
 
 def _check_together(config: Mapping[str, Any], where: str) -> None:
-    schedule = config.get("schedule")
-    if isinstance(schedule, str) and schedule not in (*SCHEDULES, "restarts"):
-        raise ValueError(f"{where}: schedule = {schedule!r}: choose one of {', '.join(SCHEDULES)}, restarts, or give a "
-                         "function of the share done.")
-    if (schedule == "restarts") != ("t_0" in config) or ("t_mult" in config and schedule != "restarts"):
-        raise ValueError(f"{where}: schedule = {schedule!r} with t_0 = {config.get('t_0')!r}: the schedule 'restarts' "
-                         "needs t_0, the steps of its first period (t_mult, the factor to the next, is 2); others have "
-                         "none.")
-    if {"lr_max", "lr_min"} & set(config) and "rho_min" not in config:
-        raise ValueError(f"{where}: lr_max and lr_min belong to GSAM's falling radius; give rho_min too.")
-    if "lambda_norm" in config and "weight_decay" in config:
-        raise ValueError(f"{where}: give weight_decay or lambda_norm, from which it is computed, not both.")
-    if ("lookahead_alpha" in config or "swa_every" in config) and not {"lookahead_k", "swa_start"} & set(config):
-        raise ValueError(f"{where}: Lookahead is asked for by lookahead_k, weight averaging by swa_start.")
+    schedule, given = config.get("schedule"), set(config)
+    restarts = (schedule == "restarts") != ("t_0" in given) or ("t_mult" in given and schedule != "restarts")
+    averages = {"lookahead_alpha", "swa_every"} & given and not {"lookahead_k", "swa_start"} & given
+    for wrong, said in (
+        (isinstance(schedule, str) and schedule not in (*SCHEDULES, "restarts"), f"schedule = {schedule!r}: choose one "
+         f"of {', '.join(SCHEDULES)}, restarts, or give a function of the share done."),
+        (restarts, f"schedule = {schedule!r} with t_0 = {config.get('t_0')!r}: the schedule 'restarts' needs t_0, the "
+         "steps of its first period (t_mult, the factor to the next, is 2); others have none."),
+        ({"lr_max", "lr_min"} & given and "rho_min" not in given,
+         "lr_max and lr_min belong to GSAM's falling radius; give rho_min too."),
+        ({"lambda_norm", "weight_decay"} <= given,
+         "give weight_decay or lambda_norm, from which it is computed, not both."),
+        (averages, "Lookahead is asked for by lookahead_k, weight averaging by swa_start."),
+    ):
+        if wrong:
+            raise ValueError(f"{where}: {said}")
 
 
 def grouped(settings: Sequence[Setting], chunk: int) -> list[list[int]]:
