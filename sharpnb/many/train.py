@@ -178,7 +178,8 @@ def _train(
                 values = {name: column[k] for name, column in measured.items()}
                 rows[step, member] = {"member": member, "step": step, **values, **result.configs[member]}
 
-    w = nets.fit(rule, steps, schedule=rule.schedules, every=1, probe=look, mix=rule.cut, progress=progress)
+    mix = rule.cut if rule.shards > 1 else None
+    w = nets.fit(rule, steps, schedule=rule.schedules, every=1, probe=look, mix=mix, progress=progress)
     result.weights[members], result.averaged[members] = w.cpu(), rule.averages.best(w).cpu()
 
 
