@@ -117,7 +117,7 @@ bench: .venv-bench/ready
 	.venv-bench/bin/python benchmarks/curvature.py --store $(BENCH_STORE)/curvature.json
 	.venv-bench/bin/python benchmarks/curvature.py --store $(BENCH_STORE)/curvature.json --page
 	.venv-bench/bin/python benchmarks/landscape.py --write
-	.venv-bench/bin/python benchmarks/sweeps.py --heatmap --write
+	.venv-bench/bin/python benchmarks/sweeps.py --write
 	.venv-bench/bin/python benchmarks/overview.py
 
 # The drills of tests/drills, so many times as often as the gate has them.

@@ -17,13 +17,8 @@ process, with a heap that keeps what is freed (``allocator.py``).
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
-import importlib.metadata
 import json
-import os
-import platform
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -33,22 +28,23 @@ from typing import Any
 import numpy as np
 import torch
 from allocator import keep_freed_memory
+from measuring import cell, machine, pieces, ratios, seconds
 from pages import markdown
 from sklearn.datasets import load_digits
 from spectrum_tools import LOSS, Batch, Measure, Tool, available
 from torch import nn
 
-from sharpnb.curvature import HessianOperator, spectral_density, top_eigenvalues
+from sharpnb.curvature import HessianOperator, spectral_density
 from sharpnb.curvature.spectrum import wasserstein
 
 warnings.filterwarnings("ignore")
 torch.set_num_threads(1)
 keep_freed_memory()
 Rows = list[list[str]]
-PEERS = {"pyhessian": "PyHessian", "curvlinops-for-pytorch": "curvlinops", "hessian-eigenthings": "eigenthings"}
+PEERS = ["PyHessian", "curvlinops", "eigenthings"]
 DATA = {"one": "one batch of 256", "five": "five batches of 256"}
 STEPS = {"MLP 3k": 80, "CNN 3k": 30, "CNN 38k": 15, "MLP 153k": 30}  # of the jobs of equal work: minutes, not hours
-JOBS = ("product", "work", "deflated", "top", "errors")
+JOBS = ("product", "work", "deflated", "errors")
 DENSE = ("MLP 3k", "CNN 3k")  # whose Hessian can be written down
 PAGE = Path(__file__).with_name("RESULTS_curvature.md")
 
@@ -85,30 +81,6 @@ def network(name: str) -> tuple[nn.Module, list[Batch]]:
 
 
 # ---- Measuring ------------------------------------------------------------------------------------------------------
-
-
-def seconds(job: Callable[[], object], repeats: int = 1) -> float:
-    """Return the CPU time of one call."""
-    start = time.process_time()
-    for _ in range(repeats):
-        job()
-    return (time.process_time() - start) / repeats
-
-
-def ratios(jobs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Return each job's time over the first job's, round by round."""
-    found: dict[str, list[float]] = {name: [] for name in jobs}
-    for _ in range(rounds):
-        times = {name: job() for name, job in jobs.items()}
-        base = next(iter(times.values()))
-        for name, value in times.items():
-            found[name].append(value / base)
-    return found
-
-
-def cell(values: list[float]) -> str:
-    """Write a median with its range."""
-    return f"{np.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
 
 
 def products(model: nn.Module, batches: list[Batch], tools: dict[str, Tool], rounds: int) -> dict[str, str]:
@@ -190,27 +162,6 @@ def _errors(found: list[tuple[Measure, int]], truth: np.ndarray, threshold: floa
             "trace": f"{rms[0]:.3f} of {truth.sum():.2f}", "outliers": f"{rms[1]:.3f} of {count}"}
 
 
-def top_five(model: nn.Module, batch: Batch, tool: Tool | None, seeds: int = 5) -> list[dict[str, str]]:
-    """Return the products that the five largest eigenvalues take, and how far they are off."""
-    op = HessianOperator(model, LOSS, batch)
-    double = HessianOperator(copy.deepcopy(model).double(), LOSS, (batch[0].double(), batch[1]))
-    truth = top_eigenvalues(double, 5, tol=1e-9).values
-    rows = []
-    for label, options in (("verified", {}), ("one chain", {"verify": False})):
-        runs = [top_eigenvalues(op, 5, seed=seed, **options) for seed in range(seeds)]
-        error = max(float(np.abs(run.values / truth - 1).max()) for run in runs)
-        used = [run.products for run in runs]
-        rows.append({"what": f"sharpnb, {label}", "products": f"{min(used)} to {max(used)}", "error": f"{error:.1e}"})
-    if tool is not None:
-        errors = []
-        for seed in range(seeds):
-            torch.manual_seed(seed)
-            found = np.array(tool.make().eigenvalues(maxIter=16, tol=0, top_n=5)[0])
-            errors.append(float(np.abs(found / truth - 1).max()))
-        rows.append({"what": "PyHessian, 16 iterations each", "products": "80", "error": f"{max(errors):.1e}"})
-    return rows
-
-
 # ---- The page -------------------------------------------------------------------------------------------------------
 
 
@@ -226,8 +177,6 @@ def measure(net: str, data: str, jobs: list[str], rounds: int, seeds: int) -> di
         piece["work"] = same_work(tools, steps_of(net, data), rounds)
     if "deflated" in jobs:
         piece["deflated"] = deflated(model, chosen, tools, rounds)
-    if "top" in jobs and data == "one":
-        piece["top"] = top_five(model, batches[0], tools.get("PyHessian"))
     if "errors" in jobs and data == "one" and net in DENSE:
         piece["errors"] = accuracy(model, chosen, tools, seeds)
     return {**piece, "machine": machine()}
@@ -238,51 +187,35 @@ def steps_of(net: str, data: str) -> int:
     return STEPS[net] // (1 if data == "one" else 3)
 
 
-def machine() -> str:
-    """Say in neutral words where the numbers are from."""
-    versions = []
-    for package, name in PEERS.items():
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions.append(f"{name} {importlib.metadata.version(package)}")
-    return (f"one thread of {os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__.split('+')[0]} on "
-            f"the CPU, Python {platform.python_version()}, {', '.join(versions) or 'no peers'}")
-
-
-def page(pieces: list[dict[str, Any]]) -> str:
+def page(kept: dict[str, Any]) -> str:
     """Return the tables as Markdown."""
-    pieces = sorted(pieces, key=lambda p: (list(STEPS).index(p["net"]), list(DATA).index(p["data"])))
-    peers = list(PEERS.values())
+    order = sorted(kept.values(), key=lambda p: (list(STEPS).index(p["net"]), list(DATA).index(p["data"])))
 
     def by_tool(job: str, columns: list[str], *between: Callable[[dict[str, Any]], str]) -> Rows:
         return [[*_head(p), *(f(p) for f in between), *(p[job].get(name, "") for name in columns)]
-                for p in pieces if job in p]
+                for p in order if job in p]
 
-    def listed(job: str) -> Rows:
-        return [[p["net"], *row.values()] for p in pieces for row in p.get(job, [])]
-
+    errors = [[p["net"], *row.values()] for p in order for row in p.get("errors", [])]
     lines = [
         "# Hessian spectra, side by side", "",
         "Written by `python benchmarks/curvature.py`; not edited by hand. CPU time on "
-        f"{'; '.join(dict.fromkeys(p['machine'] for p in pieces))}. Networks trained on the digits. Every tool once a "
-        "round in turn, in one process; median [lowest, highest] of the paired ratios over rounds. Ratios are a tool's "
-        "time over ours: above 1, sharpnb is faster.", "",
+        f"{'; '.join(dict.fromkeys(p['machine'] for p in order))}. Networks trained on the digits. Every tool once a "
+        "round in turn, in one process; median (lowest to highest) of the paired ratios over rounds. Ratios are a "
+        "tool's time over ours: above 1, sharpnb is faster.", "",
         "## One product, in gradients over the same data", "",
-        *markdown(["network", "data", "sharpnb", *peers], by_tool("product", ["sharpnb", *peers])), "",
+        *markdown(["network", "data", "sharpnb", *PEERS], by_tool("product", ["sharpnb", *PEERS])), "",
         "## The same work: ten probes of plain Lanczos quadrature, time over ours", "",
         "Curvlinops does not reorthogonalise, so it does less in the same number of products.", "",
-        *markdown(["network", "data", "steps", *peers],
-               by_tool("work", peers, lambda p: str(steps_of(p["net"], p["data"])))), "",
+        *markdown(["network", "data", "steps", *PEERS],
+               by_tool("work", PEERS, lambda p: str(steps_of(p["net"], p["data"])))), "",
         "## No worse an error: their 10 x 80 over our two deflated probes, time over ours", "",
         "The errors of both are in the next table, where the dense spectrum is known. One of their ten equal probes is "
         "timed and counted ten times; ours is timed whole, its deflation included.", "",
-        *markdown(["network", "data", *peers], by_tool("deflated", peers)), "",
+        *markdown(["network", "data", *PEERS], by_tool("deflated", PEERS)), "",
         "## Errors against the dense spectrum", "",
         "Mean Wasserstein-1 distance and its standard error over seeds; root mean square errors of the trace and of "
         "the number of eigenvalues above a third of the largest. One batch of 256.", "",
-        *markdown(["network", "how", "products", "W1", "trace", "outliers"], listed("errors")), "",
-        "## The five largest eigenvalues, worst of five seeds", "",
-        "Relative error against our own float64 result at a tolerance of 1e-9. One batch of 256.", "",
-        *markdown(["network", "how", "products", "error"], listed("top"))]
+        *markdown(["network", "how", "products", "W1", "trace", "outliers"], errors)]
     return "\n".join(lines) + "\n"
 
 
@@ -298,21 +231,17 @@ def main() -> None:
     parser.add_argument("--job", choices=JOBS, nargs="+", default=list(JOBS), help="some of the measurements")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=8, help="of the errors")
-    parser.add_argument("--store", type=Path, help="JSON file that gathers pieces")
-    parser.add_argument("--page", action="store_true", help=f"write {PAGE.name} from what --store has, measure nothing")
-    options = parser.parse_args()
-    kept = json.loads(options.store.read_text(encoding="utf-8")) if options.store and options.store.exists() else []
-    if options.page:
+    given, kept = pieces(parser, PAGE)
+    if given.page:
         PAGE.write_text(page(kept), encoding="utf-8")
         return
-    for net in [options.net] if options.net else STEPS:
-        for data in [options.data] if options.data else DATA:
-            piece = measure(net, data, options.job, options.rounds, options.seeds)
-            before = next((p for p in kept if (p["net"], p["data"]) == (net, data)), {})
-            kept = [p for p in kept if p is not before] + [{**before, **piece}]
-            if options.store:
-                options.store.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-            print(page([piece]), flush=True)
+    for net in [given.net] if given.net else STEPS:
+        for data in [given.data] if given.data else DATA:
+            name, piece = f"{net}, {data}", measure(net, data, given.job, given.rounds, given.seeds)
+            kept[name] = {**kept.get(name, {}), **piece}
+            if given.store:
+                given.store.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+            print(page({name: piece}), flush=True)
 
 
 if __name__ == "__main__":

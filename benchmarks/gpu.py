@@ -5,8 +5,6 @@
 
 Each part runs in a process of its own: what cuDNN has once found for a shape it uses again, search or not.
 Wall time between two synchronisations, after a warm-up, candidates in shuffled order within each repetition, medians.
-*Floors*: a net's counted operations at the rate of a large bfloat16 matrix product, or its counted bytes at the rate
-of a large copy, both measured in the same call; the larger of the two.
 """
 
 from __future__ import annotations
@@ -14,20 +12,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import optimizers
 import torch
-from counting import counted
+from competitors import SGD, cnn
+from measuring import Job, seconds, times
 from pages import markdown
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,16 +32,14 @@ from torch.nn import functional as F
 from sharpnb import paths
 from sharpnb.lab import models, train
 from sharpnb.lab.augment import shift_and_flip
-from sharpnb.lab.data import Data, load_data
+from sharpnb.lab.data import Data
 from sharpnb.many.engine import Nets
 from sharpnb.many.train import MembersRule
 from sharpnb.optim import SAM
 
 PAGE = Path(__file__).with_name("RESULTS_gpu.md")
 STORE = Path(__file__).with_name("gpu.json")
-Step = Callable[[], Any]
 Row = dict[str, Any]
-SGD = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
 AUGMENT = shift_and_flip(4, flip=True)
 # The nets of the full profile, with their batches.
 NETS: dict[str, tuple[Callable[[int], nn.Module], int]] = {
@@ -54,30 +49,15 @@ NETS: dict[str, tuple[Callable[[int], nn.Module], int]] = {
 }
 SMALL: Callable[..., nn.Module] = partial(models.resnet, 8, width=8)
 RUN = 468  # updates of one cell of notebook 11's heat map
-REPEATS = 4
 UPDATES = 600  # of each process side by side
-WITHOUT = "sweep without search"
 
 
-def seconds(step: Step, count: int) -> float:
-    """Return the time of a step, the device's work included."""
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(count):
-        step()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - start) / count
-
-
-def medians(steps: dict[str, Step], count: int, repetitions: int = 9) -> dict[str, float]:
-    """Return each candidate's time, the candidates in shuffled order within each repetition."""
-    taken: dict[str, list[float]] = {name: [] for name in steps}
+def medians(steps: Mapping[str, Job], count: int, repetitions: int = 9) -> dict[str, float]:
+    """Return each candidate's seconds a step."""
     for step in steps.values():
-        seconds(step, 5)
-    for _ in range(repetitions):
-        for name in random.sample(list(steps), len(steps)):
-            taken[name].append(seconds(steps[name], count))
-    return {name: statistics.median(values) for name, values in taken.items()}
+        seconds(step, 5, "cuda")
+    found = times({name: partial(seconds, step, count, "cuda") for name, step in steps.items()}, repetitions)
+    return {name: statistics.median(values) for name, values in found.items()}
 
 
 def images(count: int) -> Data:
@@ -87,15 +67,7 @@ def images(count: int) -> Data:
     return Data("random", x, y, x[:1000], y[:1000], 10)
 
 
-def ceilings() -> list[Row]:
-    """Measure what the card copies and multiplies."""
-    a, x = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16), torch.randn(2**28, device="cuda")
-    y = torch.empty_like(x)
-    found = medians({"product": lambda: a @ a, "copy": lambda: y.copy_(x)}, 5)
-    return [{"flops": 2 * 8192**3 / found["product"], "bytes": 2 * 4 * x.numel() / found["copy"]}]
-
-
-def _captured(step: Step) -> Step:
+def _captured(step: Job) -> Job:
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
@@ -111,7 +83,7 @@ def _captured(step: Step) -> Step:
 def sam() -> list[Row]:
     """Compare a whole step of SAM with two gradients and fused SGD, started kernel by kernel and as one graph."""
     torch.backends.cudnn.benchmark = True
-    jobs = {"CNN, 3 convolutions, batch 64, float32": (lambda: optimizers.cnn(32)[0], 64, False),
+    jobs = {"CNN, 3 convolutions, batch 64, float32": (lambda: cnn(32)[0], 64, False),
             "ResNet-18, batch 128, bfloat16": (lambda: models.resnet18(seed=0), 128, True),
             "ResNet-18, batch 512, bfloat16": (lambda: models.resnet18(seed=0), 512, True)}
     rows = []
@@ -125,7 +97,7 @@ def sam() -> list[Row]:
             loss.backward()
             return loss
 
-        def floor(make: Any = make, gradient: Any = gradient) -> Step:
+        def floor(make: Any = make, gradient: Any = gradient) -> Job:
             model = make().cuda()
             base = torch.optim.SGD(model.parameters(), fused=True, **SGD)
 
@@ -137,7 +109,7 @@ def sam() -> list[Row]:
                 base.zero_grad()
             return step
 
-        def ours(make: Any = make, gradient: Any = gradient, **options: Any) -> Step:
+        def ours(make: Any = make, gradient: Any = gradient, **options: Any) -> Job:
             model = make().cuda()
             optimizer = SAM(torch.optim.SGD(model.parameters(), fused=True, **SGD), model=model, **options)
             return lambda: optimizer.step(lambda: gradient(model))
@@ -159,8 +131,7 @@ def training() -> list[Row]:
         for graphs in (False, True):
             _, short, long = (_training(make(0), data, batch, steps, graphs) for steps in (20, 60, 260))
             row["graph_ms" if graphs else "eager_ms"] = 1e3 * (long - short) / 200
-        one = counted(make(0), (3, 32, 32), batch)
-        rows.append(row | {"flops": one.flops, "bytes": one.bytes / 2})  # in bfloat16
+        rows.append(row)
     return rows
 
 
@@ -168,12 +139,12 @@ def _training(net: nn.Module, data: Data, batch: int, steps: int, graphs: bool) 
     """Return the seconds of a training with its last evaluation."""
     optimizer = torch.optim.SGD(net.cuda().parameters(), **SGD)
     return seconds(lambda: train(net, data, optimizer, steps=steps, batch_size=batch, augment=AUGMENT, bf16=True,
-                                 device="cuda", progress=False, graphs=graphs), 1)
+                                 device="cuda", progress=False, graphs=graphs), 1, "cuda")
 
 
-def sweep(search: bool = True) -> list[Row]:
+def sweep() -> list[Row]:
     """Time runs of a small net: a plain loop over them, and many at once."""
-    torch.backends.cudnn.benchmark = search
+    torch.backends.cudnn.benchmark = True
     data, rows = images(5000).to("cuda"), []
     net = SMALL(seed=0).cuda()
     optimizer = torch.optim.SGD(net.parameters(), **SGD)
@@ -185,7 +156,7 @@ def sweep(search: bool = True) -> list[Row]:
         F.cross_entropy(net(x), y).backward()
         optimizer.step()
 
-    rows.append({"how": "a loop over runs, torch.optim", "members": 1, "first_s": 5 * seconds(plain, 5),
+    rows.append({"how": "a loop over runs, torch.optim", "members": 1, "first_s": 5 * seconds(plain, 5, "cuda"),
                  "ms": 1e3 * medians({"": plain}, 30, 5)[""]})
     for members, bf16 in ((72, True), (72, False), (16, True)):
         configs = [{"rule": "sgd", "seed": k % 2, **SGD, "lr": 0.01 * (k + 1) / members, "augment": AUGMENT,
@@ -195,25 +166,12 @@ def sweep(search: bool = True) -> list[Row]:
                     device="cuda", dtype=torch.float32, augment=AUGMENT, bf16=bf16)
         rule = MembersRule(configs, nets, RUN)
         five = lambda nets=nets, rule=rule: nets.fit(rule, 5, schedule=rule.schedules, progress=False)  # noqa: E731
-        first = seconds(five, 1)
+        first = seconds(five, 1, "cuda")
         taken = medians({"": five}, 2, 5)[""] / 5
         rows.append({"how": f"`train_many`, {'bfloat16' if bf16 else 'float32 (TF32)'}", "members": members,
                      "first_s": first, "ms": 1e3 * taken, "peak_gb": torch.cuda.max_memory_allocated() / 1e9})
         print(rows[-1], flush=True)
     return rows
-
-
-def repeats() -> list[Row]:
-    """Train the same net from the same seed again and again: how far do the results lie apart?"""
-    torch.backends.cudnn.benchmark = True
-    data, ends = load_data("cifar10", download=False).to("cuda"), []
-    for _ in range(REPEATS):
-        net = models.resnet(8, seed=0).cuda()
-        history = train(net, data, torch.optim.SGD(net.parameters(), **SGD | {"lr": 0.1}), steps=780, batch_size=128,
-                        augment=AUGMENT, bf16=True, device="cuda", progress=False, graphs=True)
-        ends.append((history.rows[-1]["test_error"], nn.utils.parameters_to_vector(net.parameters()).detach()))
-    errors, weights = [end[0] for end in ends], torch.stack([end[1] for end in ends])
-    return [{"errors": errors, "apart": float((weights - weights[0]).norm(dim=1).max() / weights[0].norm())}]
 
 
 def together() -> list[Row]:
@@ -253,78 +211,47 @@ def _worker() -> None:
 
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
-    "ceilings": ceilings, "sam": sam, "training": training, "sweep": sweep,
-    WITHOUT: partial(sweep, False), "repeats": repeats, "together": together, "mps": mps}
-
-
-def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
-    return ["", *markdown(columns, rows), ""]
+    "sam": sam, "training": training, "sweep": sweep, "together": together, "mps": mps}
+# Of each part's table: heading, a sentence, columns, a row of it.
+TABLES: dict[str, tuple[str, str, list[str], Callable[[Row], list[str]]]] = {
+    "sam": (
+        "A step of SAM over two gradients and fused SGD",
+        "The goal is at most 1.05. Started kernel by kernel, the host sets the pace; as one graph, the device.",
+        ["net", "floor, ms", "SAM", "no host read", "floor as a graph, ms", "SAM as a graph"],
+        lambda r: [r["net"], f"{r['floor_ms']:.2f}", f"{r['sam']:.3f}", f"{r['no_read']:.3f}",
+                   f"{r['graph_floor_ms']:.2f}", f"{r['graph']:.3f}"]),
+    "training": (
+        "An update of `lab.train` in bfloat16", "The update moves its images too.",
+        ["net", "batch", "kernel by kernel, ms", "by graphs, ms"],
+        lambda r: [r["net"], str(r["batch"]),
+                   *(f"{r[name]:.2f}" if name in r else "not measured" for name in ("eager_ms", "graph_ms"))]),
+    "sweep": (
+        f"Sweeps: ResNet-8 of width 8, batches of 128, runs of {RUN} updates",
+        "Evaluations apart. *First five*: seconds of the first five updates, with the capture of graphs and cuDNN's "
+        "search for the fastest convolutions.",
+        ["how", "members", "first five, s", "ms an update of all", "runs a minute", "peak, GB"],
+        lambda r: [r["how"], str(r["members"]), f"{r['first_s']:.1f}", f"{r['ms']:.2f}",
+                   f"{60e3 * r['members'] / r['ms'] / RUN:.0f}", f"{r['peak_gb']:.1f}" if "peak_gb" in r else ""]),
+    "together": (
+        "Processes side by side: ResNet-18 of width 16", "Each trains a net of its own by graphs; they take turns.",
+        ["processes", "ms an update, of all processes"], lambda r: [str(r["processes"]), f"{r['ms']:.2f}"]),
+    "mps": (
+        "The same under NVIDIA's Multi-Process Service", "Their kernels run side by side.",
+        ["processes", "ms an update, of all processes"], lambda r: [str(r["processes"]), f"{r['ms']:.2f}"]),
+}
 
 
 def page(kept: dict[str, Any]) -> str:
     """Return the page; of a part that was not measured it says so."""
-    top = kept["ceilings"][0]
-    sections = {"sam": _sam, "training": _trainings, "sweep": _sweeps, "repeats": _repeats,
-                "together": _processes}
     lines = ["# On a GPU", "", "Generated by `python benchmarks/gpu.py --page`; not edited by hand.", "",
-             f"{kept['device']}, PyTorch {kept['torch']}. It multiplies {top['flops'] / 1e12:.0f} TFLOP/s in bfloat16 "
-             f"and copies {top['bytes'] / 1e12:.1f} TB/s, read and written.", ""]
-    for name, section in sections.items():
-        lines += section(kept, top) if name in kept else []
-    if absent := [name for name in sections if name not in kept]:
+             f"{kept['device']}, PyTorch {kept['torch']}.", ""]
+    for name, (heading, sentence, columns, row) in TABLES.items():
+        if name in kept:
+            note = "".join(r.get("note", "") for r in kept[name])
+            lines += [f"## {heading}", "", sentence + note, "", *markdown(columns, [row(r) for r in kept[name]]), ""]
+    if absent := [name for name in TABLES if name not in kept]:
         lines.append(f"Not measured yet: {', '.join(absent)}.")
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _ms(row: Row, name: str) -> str:
-    return f"{row[name]:.2f}" if name in row else "not measured"
-
-
-def _sam(kept: dict[str, Any], _: Row) -> list[str]:
-    lines = ["## A step of SAM over two gradients and fused SGD", "",
-             "The goal is at most 1.05. Started kernel by kernel, the host sets the pace; as one graph, the device."]
-    return lines + _table(["net", "floor, ms", "SAM", "no host read", "floor as a graph, ms", "SAM as a graph"], [
-        [r["net"], f"{r['floor_ms']:.2f}", f"{r['sam']:.3f}", f"{r['no_read']:.3f}", f"{r['graph_floor_ms']:.2f}",
-         f"{r['graph']:.3f}"] for r in kept["sam"]])
-
-
-def _trainings(kept: dict[str, Any], top: Row) -> list[str]:
-    lines = ["## An update of `lab.train` in bfloat16", "",
-             "Floor: the net's operations, or its bytes, at the rates above. The update moves its images too."
-             + kept["training"][0].get("note", "")]
-    floors = [1e3 * max(r["flops"] / top["flops"], r["bytes"] / top["bytes"]) for r in kept["training"]]
-    return lines + _table(["net", "batch", "kernel by kernel, ms", "by graphs, ms", "floor, ms", "graphs / floor"], [
-        [r["net"], str(r["batch"]), _ms(r, "eager_ms"), _ms(r, "graph_ms"), f"{floor:.2f}",
-         f"{r['graph_ms'] / floor:.1f}"] for r, floor in zip(kept["training"], floors, strict=True)])
-
-
-def _sweeps(kept: dict[str, Any], _: Row) -> list[str]:
-    lines = [f"## Sweeps: ResNet-8 of width 8, batches of 128, runs of {RUN} updates", "",
-             "Evaluations apart. *First five*: seconds of the first five updates, with the capture of graphs and, "
-             "where it is on, cuDNN's search for the fastest convolutions."]
-    columns = ["how", "members", "first five, s", "ms an update of all", "runs a minute", "over the first", "peak, GB"]
-    rows = kept["sweep"] + [row | {"how": f"{row['how']}, without search"} for row in kept.get(WITHOUT, [])]
-    return lines + _table(columns, [
-        [r["how"], str(r["members"]), f"{r['first_s']:.1f}", f"{r['ms']:.2f}",
-         f"{60e3 * r['members'] / r['ms'] / RUN:.0f}", f"{rows[0]['ms'] * r['members'] / r['ms']:.1f}",
-         f"{r['peak_gb']:.1f}" if "peak_gb" in r else ""] for r in rows])
-
-
-def _repeats(kept: dict[str, Any], _: Row) -> list[str]:
-    found = kept["repeats"][0]
-    errors, apart = found["errors"], found["apart"]
-    return ["## The same seed again", "",
-            f"ResNet-8 on CIFAR-10, two epochs, bfloat16, graphs: {len(errors)} trainings of one seed in one process "
-            f"end at test errors from {min(errors):.2f} to {max(errors):.2f} %, and their weights lie "
-            + ("no bit apart." if apart == 0 else f"{apart:.1g} of their norm apart, at most."), ""]
-
-
-def _processes(kept: dict[str, Any], _: Row) -> list[str]:
-    lines = ["## Processes side by side: ResNet-18 of width 16", "",
-             "Each trains a net of its own by graphs. Without NVIDIA's Multi-Process Service they take turns."]
-    return lines + _table(["", "processes", "ms an update, of all processes"], [
-        [how, str(r["processes"]), f"{r['ms']:.2f}"]
-        for name, how in (("together", "by themselves"), ("mps", "under the service")) for r in kept.get(name, [])])
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from __future__ import annotations
 import inspect
 import random
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
 from sharpnb.counts import Batch, Count, Reduction, Shapes, counted, known, said_by
 from sharpnb.trees import moved, tensors
@@ -113,10 +113,10 @@ def each(data: Any, pairs: bool = True, count: Count | None = None) -> Iterable[
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         raise ValueError(f"data is a {type(data).__name__}, whose entries are samples and not batches. Pass a loader: "
                          "torch.utils.data.DataLoader(data, batch_size=100).")
-    if isinstance(data, Mapping):
+    if isinstance(data, Mapping | PackedSequence):
         return [data]
-    if not isinstance(data, tuple | list) or isinstance(data, PackedSequence):
-        return [data] if isinstance(data, PackedSequence) else data
+    if not isinstance(data, tuple | list):
+        return data
     if not pairs and isinstance(count, Sized):
         return [data] if len(count) == 1 and len(data) != 1 else data
     return [data] if len(data) == 2 and _is_one(data, pairs) else data
@@ -137,9 +137,8 @@ def _is_one(two: Any, pairs: bool) -> bool:
 
 def _are_two_pairs(a: Any, b: Any) -> bool:
     bare = [*a, *b]
-    if not all(isinstance(part, Tensor) and part.dim() for part in bare) or len({len(part) for part in bare}) > 1:
-        return True
-    return not any(_kind(*column) for column in zip(a, b, strict=True))  # two batches would have the same types
+    alike = all(isinstance(part, Tensor) and part.dim() for part in bare) and len({len(part) for part in bare}) == 1
+    return not alike or not any(_kind(*column) for column in zip(a, b, strict=True))  # two batches have the same types
 
 
 def _are_two(a: Tensor, b: Tensor, in_a_tuple: bool) -> bool:
@@ -178,6 +177,7 @@ class Batches:
         alone: whether this is all of the data; a process of several has only its shard.
 
     Attributes:
+        held: the batches where they are kept in memory, else None.
         samples: their number, 0 where it is not known.
         total: sum of the counts.
 
@@ -192,13 +192,11 @@ class Batches:
     ) -> None:
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction = {reduction!r}: the loss averages ('mean') or adds ('sum') within a batch.")
-        self.device = device
+        self.device, self._source = device, each(data)
         self.reduction: Reduction = reduction
-        self._source = each(data)
         if not hold and isinstance(self._source, Iterator):
             raise ValueError("hold=False reads the data anew for every product, and an iterator can be read once. "
                              "Pass a list or a loader, or hold=True.")
-        self._known: list[tuple[int, float]] = []  # size and count of each batch
         with kept_random_state():
             if isinstance(data, DataLoader):
                 _say_what_is_random(data, hold)
@@ -214,31 +212,26 @@ class Batches:
         if isinstance(count, Sized) and len(count) != len(shapes):
             raise ValueError(f"count holds {len(count)} numbers for {len(shapes)} batches: one for each is needed.")
         self.sure = count is not None
-        self._known = known(shapes, counts, said_by(data), reduction, alone)
+        self._known = known(shapes, counts, said_by(data), reduction, alone)  # size and count of each batch
         self.samples = sum(size for size, _ in self._known) if all(size for size, _ in self._known) else 0
         self.total = float(sum(c for _, c in self._known))
         if not self.total > 0:
             raise ValueError(f"count adds up to {self.total} over all of the data: there is no loss term to average.")
-        self._held = list(self._numbered(held)) if hold else None
+        self.held = list(self._numbered(held)) if hold else None
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._held is not None:
-            return iter(self._held)
+        if self.held is not None:
+            return iter(self.held)
         with kept_random_state():  # a loader draws a seed when it starts
             source = iter(self._source)
         return self._numbered(map(self._prepare, source))
 
-    @property
-    def held(self) -> list[Batch] | None:
-        """The batches when they are kept in memory."""
-        return self._held
-
     def some(self) -> list[Batch]:
         """Return up to eight batches, the first and the last among them; of those that are not held the first two."""
-        if self._held is None:
+        if self.held is None:
             return list(islice(self, 2))
-        last = len(self._held) - 1
-        return [self._held[i] for i in sorted({round(k * last / 7) for k in range(8)})]
+        last = len(self.held) - 1
+        return [self.held[i] for i in sorted({round(k * last / 7) for k in range(8)})]
 
     def weight(self, batch: Batch) -> float:
         """Return the factor of this batch's loss in the loss of the whole data."""
@@ -268,31 +261,26 @@ class Batches:
 def _say_what_is_random(loader: DataLoader, hold: bool) -> None:
     """Name shuffling and augmentation: an error where products would differ, a warning where only two runs would."""
     sampler: Any = loader.sampler if loader.sampler is not None else loader.batch_sampler
-    if isinstance(sampler, BatchSampler):
-        sampler = sampler.sampler
-    causes = []
-    if isinstance(sampler, torch.utils.data.RandomSampler):
-        causes.append(("shuffling", "pass shuffle=False", not hold or loader.drop_last))
-    elif not isinstance(sampler, SequentialSampler) and not hold:
-        streamed = isinstance(loader.dataset, IterableDataset)
-        of = "the stream" if streamed else f"the order of {type(sampler).__name__}"
-        remedy = "make its iterator begin the same every time" if streamed else "use a SequentialSampler"
-        causes.append((of, remedy, _passes_differ(loader)))
-    if not isinstance(loader.dataset, IterableDataset):
-        plain = isinstance(sampler, SequentialSampler | torch.utils.data.RandomSampler)
-        index = 0 if plain else next(iter(sampler))
-        once, twice = (list(tensors(loader.dataset[index])) for _ in range(2))
-        same = len(once) == len(twice) and all(torch.equal(a, b) for a, b in zip(once, twice, strict=True))
-        causes.append(("augmentation (the first item read twice differs)", "use the evaluation transform", not same))
-    for name, remedy, matters in causes:
-        if matters and not hold:
+    sampler = sampler.sampler if isinstance(sampler, BatchSampler) else sampler
+    streamed, causes = isinstance(loader.dataset, IterableDataset), []
+    if isinstance(sampler, RandomSampler):
+        if not hold or loader.drop_last:
+            causes.append(("shuffling", "pass shuffle=False"))
+    elif not (hold or isinstance(sampler, SequentialSampler)) and _differ(lambda: [*tensors(next(iter(loader)))][:1]):
+        causes.append(("the stream", "make its iterator begin the same every time") if streamed else
+                      (f"the order of {type(sampler).__name__}", "use a SequentialSampler"))
+    if not streamed:
+        index = 0 if isinstance(sampler, SequentialSampler | RandomSampler) else next(iter(sampler))
+        if _differ(lambda: list(tensors(loader.dataset[index]))):
+            causes.append(("augmentation (the first item read twice differs)", "use the evaluation transform"))
+    for name, remedy in causes:
+        if not hold:
             raise ValueError(f"hold=False reads the data anew for every product, and {name} makes each one different; "
                              f"Lanczos needs one fixed operator. {remedy.capitalize()}, or hold=True.")
-        if matters:
-            warnings.warn(f"The data is random through {name}. The batches of one pass are held, so all of this "
-                          f"measurement agrees, but the next would see others: {remedy}.", stacklevel=5)
+        warnings.warn(f"The data is random through {name}. The batches of one pass are held, so all of this "
+                      f"measurement agrees, but the next would see others: {remedy}.", stacklevel=5)
 
 
-def _passes_differ(loader: DataLoader) -> bool:
-    first, second = (next(tensors(next(iter(loader)))) for _ in range(2))
-    return first.shape != second.shape or not torch.equal(first, second)
+def _differ(read: Callable[[], list[Tensor]]) -> bool:
+    once, twice = read(), read()
+    return len(once) != len(twice) or any(not torch.equal(a, b) for a, b in zip(once, twice, strict=True))

@@ -97,8 +97,11 @@ class Shapes(NamedTuple):
 def known(
     shapes: list[Shapes], counts: list[float | None], said: list[int] | None, reduction: str, alone: bool
 ) -> list[tuple[int, float]]:
-    """Return size and count of each batch."""
-    sizes = [_size(shape, said[i] if said and i < len(said) else None) for i, shape in enumerate(shapes)]
+    """Return size and count of each batch; a size that is not known is 0."""
+    sizes = [next(iter(shape.first)) if len(shape.first) == 1 else 0 for shape in shapes]
+    for i, (size, shape) in enumerate(zip(said or (), shapes, strict=False)):
+        if any(size in own for own in shape.terms()):
+            sizes[i] = size
     if all(count is not None for count in counts):
         return [(size, float(count or 0)) for size, count in zip(sizes, counts, strict=True)]
     same = alone and all(shape[:2] == shapes[0][:2] for shape in shapes)
@@ -113,13 +116,6 @@ def known(
             raise ValueError(f"Batches differ in length, and over how many terms the loss averages in each is not to "
                              f"be seen: batch 0 has {shapes[0]}, batch {i} has {shape}. {ASK}")
     return [(size, float(size)) for size in sizes]
-
-
-def _size(shape: Shapes, said: int | None) -> int:
-    """Return the number of samples, or 0 if it is not known."""
-    if said is not None and any(said in s for s in shape.terms()):
-        return said
-    return next(iter(shape.first)) if len(shape.first) == 1 else 0
 
 
 def said_by(data: Any) -> list[int] | None:
@@ -160,14 +156,7 @@ def check_loss(
         joint = {*lengths(batch.inputs), *lengths(batch.target)} if inside else {*found, *lengths(batch.target)}
         if not batch.size or joint != {batch.size}:
             return
-    if inside and run is None:
-        return
-    outputs, targets = [output for _, output in measured], [batch.target for batch, _ in measured]
-    if inside:
-        values = _through_the_model(loss, run, [batch.inputs for batch, _ in measured], outputs, targets)
-    else:
-        values = _apart_and_together(loss, outputs, targets)
-    if values is None:
+    if (inside and run is None) or (values := _values(loss, measured, run if inside else None)) is None:
         return
     apart, together, noise = values
     mean, added = float(counts @ apart / counts.sum()), float(apart.sum())
@@ -183,36 +172,27 @@ def check_loss(
                          f"mean of their own and not their sum {added:.6g}. Pass reduction='mean'.")
 
 
-def _apart_and_together(loss: Any, outputs: list[Any], targets: list[Any]) -> tuple[Tensor, float, float] | None:
-    """Return each batch's loss, that of all, and their rounding; in float64 where the loss takes it."""
-    for cast in (lambda t: t.double() if t.is_floating_point() else t, lambda t: t):
+def _values(loss: Any, measured: Any, run: Any) -> tuple[Tensor, float, float] | None:
+    """Return each batch's loss, that of all, and their rounding; None where loss or model do not take all at once.
+
+    The loss is computed in float64 where it takes that; with ``run`` the model computes it, from all inputs together.
+    """
+    for kind in (torch.float64, None) if run is None else (None,):
+        def cast(t: Tensor, kind: torch.dtype | None = kind) -> Tensor:
+            return t.to(kind) if kind and t.is_floating_point() else t
+
+        outputs, targets = [mapped(cast, z) for _, z in measured], [mapped(cast, b.target) for b, _ in measured]
         try:
-            z, y = ([mapped(cast, tree) for tree in trees] for trees in (outputs, targets))
-            found, epsilon = _values(loss, z, y, lambda z=z: joined(z))
-        except Exception:  # whatever a loss says to such arguments: then it is not compared
+            whole = joined(outputs) if run is None else run(joined([batch.inputs for batch, _ in measured]))
+            values = [loss(*pair) for pair in zip([*outputs, whole], [*targets, joined(targets)], strict=True)]
+            found = torch.stack([value.detach().reshape(()).double().cpu() for value in values])
+            epsilon = torch.finfo(values[0].dtype).eps
+        except Exception:  # whatever a loss or a model says to such arguments: then it is not compared
             continue
         if not bool(found.isfinite().all()):
             return None
-        size = max((float(t.abs().max()) for t in tensors(z) if t.is_floating_point() and t.numel()), default=0.0)
-        return found[:-1], float(found[-1]), 1e-6 * float(found.abs().max()) + 64 * epsilon * size
+        sizes = [float(t.abs().max()) for t in tensors(outputs) if t.is_floating_point() and t.numel()]
+        rounding = 64 * epsilon * max(sizes, default=0.0)
+        largest = float(found.abs().max())
+        return found[:-1], float(found[-1]), 1e-6 * largest + rounding if run is None else 1e-4 * largest + 1e-6
     return None
-
-
-def _values(loss: Any, outputs: list[Any], targets: list[Any], together: Callable[[], Any]) -> tuple[Tensor, float]:
-    """Return each batch's loss and last that of all, and their type's epsilon."""
-    values = [*(loss(*pair) for pair in zip(outputs, targets, strict=True)), loss(together(), joined(targets))]
-    found = torch.stack([value.detach().reshape(()).double().cpu() for value in values])
-    return found, torch.finfo(values[0].dtype).eps
-
-
-def _through_the_model(
-    loss: Any, run: Any, inputs: list[Any], outputs: list[Any], targets: list[Any]
-) -> tuple[Tensor, float, float] | None:
-    """The same where the outputs have no samples: the model runs on all inputs together, with its own rounding."""
-    try:
-        found, _ = _values(loss, outputs, targets, lambda: run(joined(inputs)))
-    except Exception:  # whatever a model says to such inputs: then it is not compared
-        return None
-    if not bool(found.isfinite().all()):
-        return None
-    return found[:-1], float(found[-1]), 1e-4 * float(found.abs().max()) + 1e-6

@@ -1,10 +1,10 @@
-"""A state dict into a model whose names differ by wrappers: matched, loaded by the model's own ``load_state_dict``."""
+"""Weights into a model whose names differ by wrappers: matched, loaded by the model's own ``load_state_dict``."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +13,44 @@ from torch.nn.parameter import is_lazy
 
 from sharpnb.checkpoints.names import below, plain, plainly, prefixes, versions_of
 from sharpnb.checkpoints.standins import matches
-from sharpnb.checkpoints.states import EXTRA, Ambiguous, equal
+from sharpnb.checkpoints.states import EXTRA, Ambiguous, equal, find
 
 # Entries that say nothing about a network's function: AveragedModel's counter, the buffers of thop's profiler, the
 # numbers 0, 1, 2, … that older versions of Hugging Face's models stored.
 COUNTERS = ("n_averaged", "total_ops", "total_params", "position_ids")
 USUAL = ("", "model.", "net.")  # what may stand before all names without a word: Lightning's modules hold a network so
+
+
+def load(
+    model: nn.Module, path: str | Path, key: str | None = None, *, allow_classes: Sequence[str] = (),
+    allow_missing: Sequence[str] = (), allow_unexpected: Sequence[str] = (),
+) -> list[str]:
+    """Load a checkpoint into ``model`` and return what is worth a word.
+
+    Of several state dicts in the file the one is taken that fits the model, and it is said which. Where several fit
+    (a model and its average, student and teacher) none is chosen.
+
+    Arguments as of :func:`sharpnb.checkpoints.states.find`, whose ``allow`` is ``allow_classes`` here, and of
+    :func:`sharpnb.checkpoints.fit`.
+
+    Raises:
+        ValueError: if the file cannot be read, has no state dict, or does not fit.
+        Ambiguous: if several fit.
+    """
+    found, notes = find(path, key, allow_classes), []
+    if len(found) > 1:
+        fitting = {place: state for place, state in found.items() if _suits(model, state)}
+        if len(fitting) != 1:
+            raise Ambiguous(str(path), fitting or found)
+        found, others = fitting, [place for place in found if place not in fitting]
+        notes = [f"The weights are those in {next(iter(found))!r}; {', '.join(map(repr, others))} fit another network."]
+    place, state = next(iter(found.items()))
+    try:
+        return notes + fit(
+            model, state, str(path), allow_missing=allow_missing, allow_unexpected=allow_unexpected)
+    except Ambiguous as error:
+        choices = {f"{place}.{inner}".lstrip("."): tower for inner, tower in error.choices.items()}
+        raise Ambiguous(str(path), choices) from None
 
 
 def fit(
@@ -45,8 +77,7 @@ def fit(
         ValueError: if names or shapes differ; the message has the first of them, and the option to use.
         Ambiguous: if the file holds the network several times (student and teacher, a model and its average).
     """
-    match = _matched(model, state, path)
-    given = match.given(model, state)
+    given, prefix, outside, others = _matched(model, state, path)
     allowed = [name for name in given if matches(name, allow_unexpected)]
     for name in allowed:
         del given[name]
@@ -62,65 +93,50 @@ def fit(
     missing = [name for name in missing if name not in kept]
     unexpected = [name for name in foreign if not _is_passed_over(name, given)]
     if missing or unexpected:
-        raise ValueError(_unfit(path, missing, unexpected, match.others))
-    passed = [*match.outside, *foreign, *allowed]
-    return [*([] if match.prefix in USUAL else [f"The weights are those below {match.prefix.rstrip('.')!r}."]),
+        raise ValueError(_unfit(path, missing, unexpected, others))
+    passed = [*outside, *foreign, *allowed]
+    return [*([] if prefix in USUAL else [f"The weights are those below {prefix.rstrip('.')!r}."]),
             *([f"{_some(kept, 'stay as the model was built')}."] if kept else []),
             *([f"{_some(passed, 'in the file are passed over')}."] if passed else [])]
 
 
-def suits(model: nn.Module, state: Mapping[str, Any]) -> bool:
+def _suits(model: nn.Module, state: Mapping[str, Any]) -> bool:
     """Whether ``state`` has every weight of ``model``, in its shape."""
     try:
-        given = _matched(model, state, "").given(model, state)
+        given = _matched(model, state, "")[0]
     except Ambiguous:
         return True
     return all(name in given and _fits(tensor, given[name]) for name, tensor in model.named_parameters())
 
 
-@dataclass(frozen=True)
-class _Match:
-    """How the names of a file become those of the model.
+def _matched(
+    model: nn.Module, state: Mapping[str, Any], path: str
+) -> tuple[OrderedDict[str, Any], str, list[str], list[str]]:
+    """Bring the names of a file into the form of the model's.
 
-    Attributes:
-        names: name in the file -> name in the model, or what it would be there.
-        lead: what the model has before its plain names and the file has not.
-        prefix: what the file has before the plain names and the model has not.
-        outside: names in the file that do not begin with the prefix.
-        others: other prefixes below which the file has the network too.
+    Returns:
+        The state under the model's names, with its modules' versions, by which PyTorch converts it; what the file has
+        before the plain names and the model has not; the file's names that do not begin with it; other beginnings below
+        which the file has the network too.
     """
-
-    names: dict[str, str]
-    lead: str
-    prefix: str
-    outside: list[str]
-    others: list[str]
-
-    def given(self, model: nn.Module, state: Mapping[str, Any]) -> OrderedDict[str, Any]:
-        """Return the state under the model's names, with its modules' versions, by which PyTorch converts it."""
-        given = OrderedDict((mine, state[theirs]) for theirs, mine in self.names.items())
-        if versions := {plain(name): version for name, version in versions_of(state).items()}:
-            theirs = {name: f"{self.prefix}{plain(name)[len(self.lead):]}".rstrip(".")
-                      for name, _ in model.named_modules() if f"{plain(name)}.".startswith(self.lead)}
-            vars(given)["_metadata"] = OrderedDict(
-                (mine, versions[name]) for mine, name in theirs.items() if name in versions)
-        return given
-
-
-def _matched(model: nn.Module, state: Mapping[str, Any], path: str) -> _Match:
     own, held = plainly(model.state_dict()), plainly(state)
     lead, best, most = prefixes(own, held)
-    prefix = "" if len(best) > 1 or not best else best[0]
-    if len(best) > 1 and "" not in best and 2 * most > len(own):
+    known = 2 * most > len(own)  # most of the model's names are there
+    prefix = best[0] if len(best) == 1 else ""
+    if len(best) > 1 and "" not in best and known:
         short = {name[len(lead):]: mine for name, mine in own.items() if name.startswith(lead)}
         prefix = _only(model, short, held, state, best, path)
-    others = [other for other in best if other != prefix] if 2 * most > len(own) else []
-    names = {}
-    for name, original in held.items():
-        if name.startswith(prefix):
-            short = lead + name[len(prefix):]
-            names[original] = own.get(short, short)
-    return _Match(names, lead, prefix, [name for name in state if name not in names], others)
+    given: OrderedDict[str, Any] = OrderedDict()
+    for name in (name for name in held if name.startswith(prefix)):
+        mine = lead + name[len(prefix):]
+        given[own.get(mine, mine)] = state[held[name]]
+    if versions := {plain(name): version for name, version in versions_of(state).items()}:
+        theirs = {name: f"{prefix}{plain(name)[len(lead):]}".rstrip(".")
+                  for name, _ in model.named_modules() if f"{plain(name)}.".startswith(lead)}
+        vars(given)["_metadata"] = OrderedDict(
+            (mine, versions[name]) for mine, name in theirs.items() if name in versions)
+    outside = [original for name, original in held.items() if not name.startswith(prefix)]
+    return given, prefix, outside, [other for other in best if other != prefix] if known else []
 
 
 def _only(

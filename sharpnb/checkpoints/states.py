@@ -70,12 +70,7 @@ def find(path: str | Path, key: str | None = None, allow: Sequence[str] = ()) ->
 
 
 def read_state(path: str | Path, key: str | None = None, allow: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the one state dict of a checkpoint; for the arguments see :func:`find`.
-
-    Raises:
-        ValueError: if the file cannot be read, or has no state dict there.
-        Ambiguous: if it has several.
-    """
+    """Return the one state dict of a checkpoint: arguments and errors as of :func:`find`; several are Ambiguous."""
     found = find(path, key, allow)
     if len(found) > 1:
         raise Ambiguous(str(path), found)

@@ -40,51 +40,33 @@ def read(path: Path, allow: Sequence[str] = ()) -> Any:
                 _check(file)
         except Exception as error:
             raise _unread(path, error) from error
-        names = _foreign(file) if whole else set()
-        return _Reader(path, file, allow).load(names)
-
-
-class _Reader:
-    """Reads with stand-ins for what a file names, one more each time that PyTorch meets another name."""
-
-    def __init__(self, path: Path, file: IO[bytes], allow: Sequence[str]) -> None:
-        self.path, self.file, self.allow = path, file, allow
-        self.named: dict[str, Callable[..., Any]] = dict(numpys())
-
-    def load(self, names: set[str]) -> Any:
-        """Return what is in the file, of which it is known to name ``names``."""
-        self._stand_for(names)
+        named: dict[str, Callable[..., Any]] = dict(numpys())
+        missing = _foreign(file) if whole else set()
         while True:
-            self.file.seek(0)
+            named |= {name: stand_in(name) for name in _allowed(path, missing - set(named), allow)}
+            file.seek(0)
             try:
-                with warnings.catch_warnings(), safe_globals([(thing, name) for name, thing in self.named.items()]):
+                with warnings.catch_warnings(), safe_globals([(thing, name) for name, thing in named.items()]):
                     warnings.simplefilter("ignore")  # what matters in them is said below, for a user
-                    return torch.load(self.file, map_location="cpu", weights_only=True)
+                    return torch.load(file, map_location="cpu", weights_only=True)
             except Exception as error:  # a pickle, zip, system, runtime or end-of-file error, as the damage has it
-                self._learn(error)
+                refused, filled = _REFUSED.search(str(error)), _FILLED.search(str(error))
+                name = refused[1] if refused else ""
+                missing = {name if "." in name else f"builtins.{name}"} - set(named) if name else set()
+                if filled and filled[1] in named:
+                    named[filled[1]] = stand_in(filled[1], "mapping")
+                elif not missing:
+                    raise _unread(path, error) from error
 
-    def _learn(self, error: Exception) -> None:
-        """Add the stand-in that was missing, or raise what a user should know."""
-        text = str(error)
-        if found := _REFUSED.search(text):
-            name = found[1] if "." in found[1] else f"builtins.{found[1]}"
-            if name not in self.named:
-                return self._stand_for({name})
-        filled = _FILLED.search(text)
-        if filled and filled[1] in self.named:
-            self.named[filled[1]] = stand_in(filled[1], "mapping")
-            return None
-        raise _unread(self.path, error) from error
 
-    def _stand_for(self, names: set[str]) -> None:
-        refused = sorted(name for name in names - set(self.named) if not matches(name, (*KNOWN, *self.allow)))
-        if refused:
-            raise ValueError(
-                f"{self.path} holds objects of classes that are not read: {', '.join(refused[:6])}"
-                f"{', …' if len(refused) > 6 else ''}. Only tensors, arrays and plain values are, so that no code in a "
-                "file is run. Pass over them: --allow-class " + " --allow-class ".join(map(repr, refused[:3]))
-                + " (their code is not run either). Or save model.state_dict() alone.")
-        self.named |= {name: stand_in(name) for name in names - set(self.named)}
+def _allowed(path: Path, names: set[str], allow: Sequence[str]) -> set[str]:
+    if refused := sorted(name for name in names if not matches(name, (*KNOWN, *allow))):
+        raise ValueError(
+            f"{path} holds objects of classes that are not read: {', '.join(refused[:6])}"
+            f"{', …' if len(refused) > 6 else ''}. Only tensors, arrays and plain values are, so that no code in a "
+            "file is run. Pass over them: --allow-class " + " --allow-class ".join(map(repr, refused[:3]))
+            + " (their code is not run either). Or save model.state_dict() alone.")
+    return names
 
 
 def _foreign(file: IO[bytes]) -> set[str]:

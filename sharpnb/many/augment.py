@@ -14,7 +14,7 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]  # images (B, ...) and a g
 
 @dataclass(frozen=True)
 class ShiftAndFlip:
-    """Pad by ``pad`` zeros and crop at random, then flip left-right or not; see :func:`shift_and_flip`.
+    """The papers' basic augmentation: pad by ``pad`` zeros and crop at random, then flip left-right or not.
 
     ``train_many`` draws for each member from the member's own generator and then moves all images of all members at
     once; called as a function of a batch and a generator it does both.
@@ -46,9 +46,7 @@ class ShiftAndFlip:
         return self.apply(x, self.draw(len(x), generator))
 
 
-def shift_and_flip(pad: int, flip: bool) -> ShiftAndFlip:
-    """Return the papers' basic augmentation: pad by ``pad`` zeros and crop at random, then flip left-right or not."""
-    return ShiftAndFlip(pad, flip)
+shift_and_flip = ShiftAndFlip
 
 
 def each_by_its_own(augment: Augment, x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

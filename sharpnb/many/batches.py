@@ -75,25 +75,25 @@ class Batches:
         self, sets: Sequence[DataSet], seeds: Sequence[int], batch_size: int, augment: Augment | None,
         device: str | torch.device, dtype: torch.dtype,
     ) -> None:
-        self.augment = augment
-        given = {id(one): Tensors(one.train, one.test, one.classes) for one in sets}
+        given = {id(one): one for one in sets}
         images = {_memory(x): x.to(device, dtype) for one in given.values() for x, _ in (one.train, one.test)}
         moved: dict[int, Tensors] = {}
         for key, one in given.items():
             train, test = ((images[_memory(x)], y.to(device)) for x, y in (one.train, one.test))
             moved[key] = Tensors(train, test, one.classes)
-        members = {key: [k for k, one in enumerate(sets) if id(one) == key] for key in moved}
-        self.parts = [(one, torch.tensor(members[key], device=device)) for key, one in moved.items()]
-        self.labels = torch.stack([moved[id(one)].train[1] for one in sets])  # (K, N)
-        self.size = min(batch_size, self.labels.shape[1])
+        own = [moved[id(one)] for one in sets]
+        self.parts = [(part, torch.tensor([k for k, one in enumerate(own) if one is part], device=device))
+                      for part in moved.values()]
+        self.labels = torch.stack([one.train[1] for one in own])  # (K, N)
+        self.augment, self.size = augment, min(batch_size, self.labels.shape[1])
 
-        distinct = {_memory(one.train[0]): one.train[0] for one in moved.values()}
-        self.images = torch.cat(list(distinct.values())) if len(distinct) > 1 else next(iter(distinct.values()))
-        first = {key: k * self.labels.shape[1] for k, key in enumerate(distinct)}
-        streams: dict[tuple[int, int], int] = {}
-        stream = [streams.setdefault((first[_memory(moved[id(one)].train[0])], seed), len(streams))
-                  for one, seed in zip(sets, seeds, strict=True)]
-        self.stream = None if stream == list(range(len(sets))) else torch.tensor(stream, device=device)
+        distinct = list({id(one.train[0]): one.train[0] for one in own}.values())
+        self.images = torch.cat(distinct) if len(distinct) > 1 else distinct[0]
+        first = {id(x): k * self.labels.shape[1] for k, x in enumerate(distinct)}
+        keys = [(first[id(one.train[0])], seed) for one, seed in zip(own, seeds, strict=True)]
+        streams = list(dict.fromkeys(keys))
+        which = [streams.index(key) for key in keys]
+        self.stream = None if len(streams) == len(sets) else torch.tensor(which, device=device)
         self.first = torch.tensor([[place] for place, _ in streams], device=device)  # (streams, 1)
         self.generators = [torch.Generator().manual_seed(seed) for _, seed in streams]
         self.order, self.seen = torch.empty(0), self.labels.shape[1]
@@ -109,7 +109,7 @@ class Batches:
         return self._at(index, self.augment)
 
     def in_order(self) -> Iterator[Pair]:
-        """Yield the training images once, in their own order, as they are, in whole batches."""
+        """Yield the training images once, in their own order, as they are, in whole batches: for measurements."""
         for start in range(0, self.labels.shape[1] - self.size + 1, self.size):
             index = torch.arange(start, start + self.size, device=self.labels.device)
             yield self._at(index.expand(len(self.generators), -1), None)

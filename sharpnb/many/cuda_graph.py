@@ -28,7 +28,7 @@ class Captured:
 
     def __init__(self, run: Callable[..., Any]) -> None:
         self.run, self._memory = run, None  # in which all its graphs compute: each copies its outputs
-        self._known: dict[Any, _Replay | int] = {}  # by the inputs' shapes: the graph, or the calls so far
+        self._known: dict[Any, Callable[..., Any] | int] = {}  # by the inputs' shapes: the graph, or the calls so far
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Return what ``run`` returns, in memory of the caller's own."""
@@ -36,14 +36,13 @@ class Captured:
             return self.run(*inputs)
         key = tuple((x.shape, x.stride(), x.dtype) for x in inputs)
         known = self._known.get(key, 0)
-        if isinstance(known, _Replay):
-            return known(*inputs)
-        if known < _WARM:
+        if isinstance(known, int) and known < _WARM:
             self._known[key] = known + 1
             return _aside(self.run, inputs)
-        self._memory = self._memory or torch.cuda.graph_pool_handle()
-        self._known[key] = replay = _Replay(self.run, inputs, self._memory)
-        return replay(*inputs)
+        if isinstance(known, int):
+            self._memory = self._memory or torch.cuda.graph_pool_handle()
+            self._known[key] = known = _replay(self.run, inputs, self._memory)
+        return known(*inputs)
 
 
 @cache
@@ -62,25 +61,22 @@ def _aside(run: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
     return outputs
 
 
-class _Replay:
-    """One graph, its inputs and its outputs; where the capture fails, a warning and the function itself."""
+def _replay(run: Callable[..., Any], inputs: tuple[Tensor, ...], memory: Any) -> Callable[..., Any]:
+    """Capture one graph and return what replays it; where that fails, a warning and the function itself."""
+    held, graph = [torch.empty_like(x).copy_(x) for x in inputs], torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, pool=memory):
+            outputs = run(*held)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        warnings.warn(f"A pass could not be captured as a CUDA graph and goes on without ({error}).", stacklevel=3)
+        return run
 
-    def __init__(self, run: Callable[..., Any], inputs: tuple[Tensor, ...], memory: Any) -> None:
-        self.run, self.inputs = run, [torch.empty_like(x).copy_(x) for x in inputs]
-        self.graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(self.graph, pool=memory):
-                self.outputs = run(*self.inputs)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            self.graph = None
-            warnings.warn(f"A pass could not be captured as a CUDA graph and goes on without ({error}).", stacklevel=3)
-
-    def __call__(self, *inputs: Tensor) -> Any:
-        if self.graph is None:
-            return self.run(*inputs)
-        for own, x in zip(self.inputs, inputs, strict=True):
+    def replay(*inputs: Tensor) -> Any:
+        for own, x in zip(held, inputs, strict=True):
             own.copy_(x)
-        self.graph.replay()
-        return self.outputs.clone() if isinstance(self.outputs, Tensor) else tuple(x.clone() for x in self.outputs)
+        graph.replay()
+        return outputs.clone() if isinstance(outputs, Tensor) else tuple(x.clone() for x in outputs)
+
+    return replay

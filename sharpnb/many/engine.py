@@ -32,22 +32,14 @@ Probe = Callable[[int, "Nets"], None]
 class Nets:
     """K nets of one architecture, each with its seed and its data.
 
-    Args:
-        seeds: of initial weights and batch order, one for each net. Nets of one seed and data see the same batches.
-        data: one data set for all, or one for each (equal numbers of training images): :class:`sharpnb.lab.Data`, or
-            :class:`sharpnb.many.batches.Tensors`.
-        model: seed -> net without dropout. BatchNorm normalises by the batch, and in :meth:`logits` by the statistics
-            of the training images.
-        batch_size: images an update.
-        device: where weights and images live.
-        dtype: of both.
-        augment: of the training images of each net, as in :func:`sharpnb.lab.train`.
-        bf16: of the gradients, as in :func:`~sharpnb.many.train.train_many`.
+    The arguments are those of :func:`~sharpnb.many.train.train_many`. Nets of one seed and data see the same batches.
+    BatchNorm normalises by the batch, and in :meth:`logits` by the statistics of the training images.
 
     Attributes:
         w: weights, (K, n); :meth:`fit` moves them.
         forward: the :class:`~sharpnb.many.net.BatchedNet`.
         sets: the data sets as they were given, one for each net.
+        draw, in_order: those of its :class:`~sharpnb.many.batches.Batches`: the next training batch of every net; all.
 
     Raises:
         ValueError: if there is not one data set for all, or one of equal size for each; or for a model that cannot be
@@ -61,20 +53,12 @@ class Nets:
     ) -> None:
         self.sets, self.bf16 = one_each(data, len(seeds)), bf16
         self.batches = Batches(self.sets, seeds, batch_size, augment, device, dtype)
+        self.draw, self.in_order = self.batches.draw, self.batches.in_order
         nets = {seed: model(seed) for seed in dict.fromkeys(seeds)}
-        shape = self.batches.images.shape[1:]
-        self.forward = BatchedNet(copy.deepcopy(nets[seeds[0]]).to(device, dtype), shape)
+        self.forward = BatchedNet(copy.deepcopy(nets[seeds[0]]).to(device, dtype), self.batches.images.shape[1:])
         self.gradient_and_logits = Captured(partial(self.forward.gradient_and_logits, bf16=bf16))
         flat = {seed: nn.utils.parameters_to_vector(net.parameters()).detach() for seed, net in nets.items()}
         self.w = torch.stack([flat[seed].to(device, dtype) for seed in seeds])
-
-    def draw(self) -> Batch:
-        """Return the next training batch of every net."""
-        return self.batches.draw()
-
-    def in_order(self) -> Iterator[Batch]:
-        """Yield the training images once, in their own order, in whole batches: for measurements."""
-        return self.batches.in_order()
 
     def gradient(self, batch: Batch) -> Gradient:
         """Return the gradient of the mean loss on ``batch`` as a function of weights, (K, n) -> (K, n)."""
@@ -83,8 +67,14 @@ class Nets:
     @torch.no_grad()
     def error(self, w: Tensor, batch: Batch) -> Tensor:
         """Return the error on a labelled batch in percent, (K,)."""
-        x, y = batch
-        return 100.0 * (self.forward(w, x).argmax(2) != y).to(w.dtype).mean(1)
+        return _error(self.forward(w, batch[0]), batch[1], w)
+
+    def errors(self, w: Tensor, part: str) -> Tensor:
+        """Return the error on ``"train"`` or ``"test"`` in percent, (K,)."""
+        out = w.new_empty(len(w))
+        for members, z, y in self.logits(w, part):
+            out[members] = _error(z, y, w)
+        return out
 
     @torch.no_grad()
     def logits(self, w: Tensor, part: str, chunk: int = 1000) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -99,25 +89,16 @@ class Nets:
                        for piece in x.split(chunk)]
             yield members, torch.cat(outputs, 1), y
 
-    def errors(self, w: Tensor, part: str) -> Tensor:
-        """Return the error on ``"train"`` or ``"test"`` in percent, (K,)."""
-        out = w.new_empty(len(w))
-        for members, z, y in self.logits(w, part):
-            out[members] = 100.0 * (z.argmax(2) != y).to(w.dtype).mean(1)
-        return out
-
     @torch.no_grad()
     def evaluate(self, w: Tensor) -> dict[str, list[float]]:
         """Return ``train_loss``, ``train_error``, ``test_loss``, ``test_error`` of every net (nats, percent)."""
-        found: dict[str, list[float]] = {}
+        found = {f"{part}_{what}": [0.0] * len(w) for part in ("train", "test") for what in ("loss", "error")}
         for data, members in self.batches.parts:
             statistics = self._statistics(w[members], data.train[0], 250)
             for part in ("train", "test"):
                 columns = evaluate_many(self.forward, w[members], getattr(data, part), statistics)
-                for name, column in zip((f"{part}_loss", f"{part}_error"), columns, strict=True):
-                    values = found.setdefault(name, [0.0] * len(w))
-                    for k, value in zip(members.tolist(), column, strict=True):
-                        values[k] = value
+                for k, loss, error in zip(members.tolist(), *columns, strict=True):
+                    found[f"{part}_loss"][k], found[f"{part}_error"][k] = loss, error
         return found
 
     def _statistics(self, w: Tensor, x: Tensor, chunk: int) -> Any:
@@ -151,6 +132,10 @@ class Nets:
         if probe:
             probe(steps, self)
         return self.w
+
+
+def _error(logits: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    return 100.0 * (logits.argmax(2) != y).to(w.dtype).mean(1)
 
 
 class Gradient:

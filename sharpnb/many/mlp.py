@@ -38,7 +38,6 @@ class MLP:
 
     def __init__(self, layers: list[Any]) -> None:
         self.layers = layers
-        self.normalises = any(type(layer) is nn.BatchNorm1d for layer in layers)
         self.sizes = [p.numel() for layer in layers for p in layer.parameters()]
 
     @classmethod
@@ -56,8 +55,6 @@ class MLP:
 
     def _pass(self, w: Tensor, x: Tensor) -> tuple[Tensor, list[Any]]:
         """Return the logits, and what each layer's gradient needs."""
-        if self.normalises and x.shape[1] < 2:
-            raise ValueError("BatchNorm has no variance on a batch of one image. Use batches of two or more.")
         pieces, h, kept = iter(w.split(self.sizes, dim=1)), x.flatten(2), []
         for layer in self.layers:
             if type(layer) is nn.Linear:
@@ -65,6 +62,8 @@ class MLP:
                 kept.append((h, weight))
                 h = torch.baddbmm(next(pieces)[:, None], h, weight.mT)
             elif type(layer) is nn.BatchNorm1d:
+                if x.shape[1] < 2:
+                    raise ValueError("BatchNorm has no variance on a batch of one image. Use batches of two or more.")
                 normal = h - h.mean(1, keepdim=True)
                 inverse = (normal.square().mean(1, keepdim=True) + layer.eps).rsqrt()  # var_mean: ten times slower
                 normal, scale = normal.mul_(inverse), next(pieces)[:, None]

@@ -35,11 +35,7 @@ class BatchedNet:
 
     A norm layer uses the statistics of the batch, each model its own, unless ``statistics`` are given. There are no
     running averages: :meth:`statistics` measures on as many images as one has, which depends on the weights alone.
-    What is random in training only (:mod:`studies.families`) is at rest in both, and draws from the global state.
-
-    Args:
-        model: whose architecture it is; the model itself is not touched.
-        shape: of one input, e.g. ``x.shape[1:]``: the twins are tried on inputs of this shape.
+    The model is not touched. The twins are tried on inputs of a ``shape``, e.g. ``x.shape[1:]``.
 
     Attributes:
         shapes: of its parameters.
@@ -62,7 +58,8 @@ class BatchedNet:
         given = dict(zip(own.modules(), model.modules(), strict=True))
         self._model = nn.Sequential(own)  # so that each layer has a place to be replaced in
         self._twins = _replace(self._model)
-        self.norms = [given[twin.layer[0]] for twin in self._twins if isinstance(twin, _Norm)]
+        self._norms = [twin for twin in self._twins if isinstance(twin, _Norm)]
+        self.norms = [given[twin.layer[0]] for twin in self._norms]
         self.normalises = any(isinstance(m, _BatchNorm) for m in model.modules())
         self.by_twins = _covered(model) and self._is_right(model, shape)
         self._by_vmap = None if self.by_twins else _vectorised(model)
@@ -108,56 +105,61 @@ class BatchedNet:
         Chunks are normalised by themselves and count by the numbers that a layer averages in them, as in
         :func:`sharpnb.averaging.update_bn`. A layer may have a ``fixed`` mean and variance, (K C,) each, and keeps it.
         """
-        norms = [twin for twin in self._twins if isinstance(twin, _Norm)]
-        fixed = fixed or [None] * len(norms)
-        found = [given or (w.new_zeros(len(w) * twin.channels), w.new_ones(len(w) * twin.channels))
-                 for twin, given in zip(norms, fixed, strict=True)]
-        self._model.eval()
-        for twin, given in zip(norms, fixed, strict=True):
+        found: Statistics = []
+        for twin, given in zip(self._norms, fixed or [None] * len(self._norms), strict=True):
+            number = len(w) * twin.layer[0].num_features
+            found.append(given or (w.new_zeros(number), w.new_ones(number)))
             twin.seen = None if given else 0
+        self._model.eval()
         try:
-            for x in chunks if norms else ():
+            for x in chunks if self._norms else ():
                 self._run(w, x.expand(len(w), *x.shape[1:]), found)
         finally:
-            for twin in norms:
+            for twin in self._norms:
                 twin.seen = None
         return found
 
     def _run(self, w: Tensor, x: Tensor, statistics: Statistics | None) -> Tensor:
-        pieces, given = w.split(self._sizes, dim=1), iter(statistics or ())
+        pieces = w.split(self._sizes, dim=1)
         for twin in self._twins:
             twin.load(pieces)
-            if isinstance(twin, _Norm):
-                twin.running = next(given, (None, None))
+        for twin, running in zip(self._norms, statistics or [(None, None)] * len(self._norms), strict=True):
+            twin.running = running
         return _features(self._model(x), len(w))
 
     def _is_right(self, model: nn.Module, shape: Sequence[int]) -> bool:
         """Whether the twins compute what the model does, tried on two rows of noise in float64, nothing random."""
-        generator = torch.Generator().manual_seed(0)
-        original = copy.deepcopy(model).to("cpu", torch.float64).eval()
+        generator, n = torch.Generator().manual_seed(0), sum(self._sizes)
+        w = torch.randn(2, n, generator=generator, dtype=torch.float64) / n**0.25
+        x = torch.randn(2, 5, *shape, generator=generator, dtype=torch.float64)
+        original, expected = copy.deepcopy(model).to("cpu", torch.float64).eval(), []
         for norm in (m for m in original.modules() if isinstance(m, _BatchNorm)):
             norm.train()
         self._model.eval()
-        n = sum(self._sizes)
-        w = torch.randn(2, n, generator=generator, dtype=torch.float64) / n**0.25
-        x = torch.randn(2, 5, *shape, generator=generator, dtype=torch.float64)
-        expected = torch.stack([_alone(original, row, batch) for row, batch in zip(w, x, strict=True)])
-        try:
-            with torch.no_grad():
+        with torch.no_grad():
+            for row, batch in zip(w, x, strict=True):
+                nn.utils.vector_to_parameters(row, original.parameters())
+                expected.append(original(batch))
+            try:
                 got = self._run(w, x, None)
-        except (RuntimeError, ValueError, IndexError, TypeError):
-            return False
-        return got.shape == expected.shape and bool(torch.allclose(got, expected, rtol=1e-9, atol=1e-9))
+            except (RuntimeError, ValueError, IndexError, TypeError):
+                return False
+        return got.shape == (2, *expected[0].shape) and torch.allclose(got, torch.stack(expected), rtol=1e-9, atol=1e-9)
 
 
 def _autocast(x: Tensor, bf16: bool) -> Any:
     return torch.autocast(x.device.type, torch.bfloat16) if bf16 else nullcontext()
 
 
-@torch.no_grad()
-def _alone(model: nn.Module, row: Tensor, x: Tensor) -> Tensor:
-    nn.utils.vector_to_parameters(row, model.parameters())
-    return model(x)
+def _vectorised(model: nn.Module) -> Any:
+    names, parameters = zip(*model.named_parameters(), strict=True)
+
+    def one(row: Tensor, x: Tensor) -> Tensor:
+        parts = row.split([p.numel() for p in parameters])
+        own = (part.view(p.shape) for part, p in zip(parts, parameters, strict=True))
+        return functional_call(model, dict(zip(names, own, strict=True)), (x,))
+
+    return vmap(one)
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -179,10 +181,10 @@ def blocks(x: Tensor, size: int) -> list[Tensor]:
 
     One image alone has no variance. Where it would be the last block, it joins the block before.
     """
-    ends = [*range(size, len(x), size), len(x)]
-    if len(ends) > 1 and ends[-1] - ends[-2] == 1:
-        del ends[-2]
-    return [x[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    found = list(x.split(size))
+    if len(found) > 1 and len(found[-1]) == 1:
+        found[-2:] = [x[-size - 1 :]]
+    return found
 
 
 @torch.no_grad()
@@ -213,19 +215,20 @@ def _features(x: Tensor, k: int) -> Tensor:
 
 
 class _Twin(nn.Module):
-    """What a layer with weights becomes: ``load`` gives it each model's own."""
+    """What a layer becomes: ``load`` gives it each model's own weights, (K, ...), where the layer has any."""
+
+    weight: Any
+    bias: Any
+    k: int
 
     def __init__(self, layer: Any, slots: dict[str, int]) -> None:
         super().__init__()
         self.layer, self.slots = (layer,), slots  # in a tuple: the layer's parameters are not this module's
-        self.weight: Any = None  # (K, ...), from load
-        self.bias: Any = None
-        self.k = 0
 
     def load(self, pieces: tuple[Tensor, ...]) -> None:
-        for name, slot in self.slots.items():
-            weights = pieces[slot].view(len(pieces[slot]), *getattr(self.layer[0], name).shape)
-            self.__dict__ |= {name: weights, "k": len(weights)}  # a module's own setattr costs as much as a view
+        own = {name: pieces[slot].view(len(pieces[slot]), *getattr(self.layer[0], name).shape)
+               for name, slot in self.slots.items()}
+        self.__dict__ |= {"k": len(pieces[0]), "bias": None, **own}  # setattr of a module costs as much as a view
 
 
 class _Affine(torch.autograd.Function):
@@ -271,34 +274,26 @@ class _Norm(_Twin):
     running: tuple[Tensor | None, Tensor | None] = (None, None)
     seen: int | None = None  # where statistics are measured: the numbers that each channel has averaged so far
 
-    @property
-    def channels(self) -> int:
-        return self.layer[0].num_features
-
     def forward(self, x: Tensor) -> Tensor:  # (K, B, F) or (B, K C, H, W), as it comes
-        flat = x.ndim == 3
-        y = x.transpose(0, 1).flatten(1) if flat else x
+        y = x.transpose(0, 1).flatten(1) if x.ndim == 3 else x
         mean, variance = self.running
-        momentum, by_batch = 0.0, mean is None or self.seen is not None
-        if by_batch and y.numel() <= y.shape[1]:
+        momentum, by_batch, number = 0.0, mean is None or self.seen is not None, y.numel() // y.shape[1]
+        if by_batch and number < 2:
             raise ValueError("BatchNorm has no variance on a batch of one sample. Use batches of two or more.")
         if self.seen is not None:
-            self.seen += y.numel() // y.shape[1]
-            momentum = y.numel() // y.shape[1] / self.seen
+            self.seen += number
+            momentum = number / self.seen
         y = F.batch_norm(y, mean, variance, self.weight.flatten(), self.bias.flatten(), by_batch, momentum,
                          self.layer[0].eps)
-        return _features(y, self.k) if flat else y
+        return _features(y, self.k) if x.ndim == 3 else y
 
 
 class _Flatten(_Twin):
-    def load(self, pieces: tuple[Tensor, ...]) -> None:
-        self.k = len(pieces[0])
-
     def forward(self, x: Tensor) -> Tensor:
         return _features(_with_gradient_like_images(x) if x.ndim == 4 else x, self.k)
 
 
-class _Mean(_Flatten):
+class _Mean(_Twin):
     def forward(self, x: Tensor) -> Tensor:  # (B, K C, H, W) -> (B, K C, 1, 1)
         return self.layer[0](_with_gradient_like_images(x))
 
@@ -336,25 +331,13 @@ def _covered(model: nn.Module) -> bool:
 def _replace(model: nn.Module) -> list[_Twin]:
     """Put twins in the place of layers, in place, and return them."""
     slots = {id(p): slot for slot, p in enumerate(model.parameters())}
-    twins = {}
+    twins: dict[nn.Module, _Twin] = {}
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if kind := _twin_of(layer):
                 own = {key: slots[id(p)] for key, p in layer.named_parameters(recurse=False)}
-                twins.setdefault(id(layer), kind(layer, own))
-                setattr(parent, name, twins[id(layer)])
+                twins.setdefault(layer, kind(layer, own))
+                setattr(parent, name, twins[layer])
             elif isinstance(layer, _DropoutNd):
                 setattr(parent, name, nn.Identity())
     return list(twins.values())
-
-
-def _vectorised(model: nn.Module) -> Any:
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    buffers = dict(model.named_buffers())
-
-    def one(row: Tensor, x: Tensor) -> Tensor:
-        parts = row.split([shape.numel() for shape in shapes.values()])
-        named = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-        return functional_call(model, {**named, **buffers}, (x,))
-
-    return vmap(one)

@@ -43,9 +43,8 @@ class Schedules:
     def __init__(self, configs: Sequence[dict[str, Any]], steps: int, lambda_norm: Tensor | None = None) -> None:
         keys = [(config["schedule"], config.get("t_0"), config.get("t_mult")) for config in configs]
         distinct = list(dict.fromkeys(keys))
-        self.distinct = [_eta_and_period(schedule, t_0, t_mult, steps) for schedule, t_0, t_mult in distinct]
-        self.which = [distinct.index(key) for key in keys]
-        self.lambda_norm = lambda_norm
+        self.distinct = [_eta_and_period(*key, steps) for key in distinct]
+        self.which, self.lambda_norm = [distinct.index(key) for key in keys], lambda_norm
 
     def at(self, step: int, w: Tensor) -> dict[str, Any]:
         """Return ``eta``, and ``weight_decay`` where it belongs to a budget, as numbers or (K, 1) columns."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import gc
 import math
+import warnings
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +17,11 @@ from torch import Tensor, nn
 from sharpnb import rules
 from sharpnb.devices import pick_device
 from sharpnb.many import settings
+from sharpnb.many.around import Averages, in_shards
 from sharpnb.many.augment import Augment
-from sharpnb.many.averages import Averages
 from sharpnb.many.batches import DataSet, Tensors, one_each, wrong_labels
 from sharpnb.many.engine import Batch, Gradient, Nets
-from sharpnb.many.retry_smaller import in_parts_that_fit
 from sharpnb.many.schedules import Schedule, Schedules, schedule_of
-from sharpnb.many.shards import in_shards
 
 Rows = dict[tuple[int, int], dict[str, Any]]  # by step and member
 
@@ -42,7 +43,7 @@ class Many:
 
     configs: list[dict[str, Any]]
     weights: Tensor
-    averaged: Tensor = field(default_factory=lambda: torch.empty(0))
+    averaged: Tensor
     kept: dict[int, Tensor] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     diverged: list[int | None] = field(default_factory=list)
@@ -118,12 +119,21 @@ def train_many(
     result = Many(checked, empty(), empty(), kept, diverged=[None] * len(checked))
     shared = {"augment": augment, "schedule": schedule_of(schedule)}
     rows: Rows = {}
-    for members, attempt in in_parts_that_fit(settings.grouped(checked, chunk), "members of a batched program"):
-        with attempt:
-            own = [shared | checked[k] for k in members]
+    waiting = deque(settings.grouped(checked, chunk))
+    while waiting:
+        members = waiting.popleft()
+        own = [shared | checked[k] for k in members]
+        try:
             _train(Nets([config["seed"] for config in own], [sets[k] for k in members], model, batch_size=batch_size,
                         device=pick_device(device), dtype=dtype, augment=own[0]["augment"], bf16=bf16),
                    own, members, steps, evaluate_every, result, rows, progress)
+            continue
+        except torch.OutOfMemoryError as error:
+            if len(members) == 1:
+                raise torch.OutOfMemoryError(
+                    f"The GPU's memory does not suffice for even one of the members: {error}\nMake batch_size or the "
+                    "net smaller, or close what else uses the GPU (`nvidia-smi` shows it).") from error
+        waiting = _halved([members, *waiting])
     result.rows = [rows[place] for place in sorted(rows)]
     for row in reversed(result.rows):
         if not math.isfinite(row["train_loss"]):
@@ -131,16 +141,23 @@ def train_many(
     return result
 
 
+def _halved(groups: Sequence[Sequence[int]]) -> deque[Sequence[int]]:
+    """Return groups of members of which the first did not fit into the GPU's memory, none larger than its half."""
+    gc.collect()  # now, after the exception, which kept the failed frames and their tensors alive
+    torch.cuda.empty_cache()
+    half = len(groups[0]) // 2
+    warnings.warn(f"{len(groups[0])} members of a batched program at once do not fit into the GPU's memory; going on "
+                  f"with {half}.", stacklevel=3)
+    return deque(group[k : k + half] for group in groups for k in range(0, len(group), half))
+
+
 def _with_its_labels(data: DataSet, config: settings.Setting, noisy: dict[Any, DataSet]) -> DataSet:
     """Return a member's data set with its wrong labels; members of equal labels share one in ``noisy``."""
     rate, seed = float(config.get("label_noise", 0.0)), config["seed"]
-    if rate == 0:
-        return data
-    if (id(data), rate, seed) not in noisy:
-        x, y = data.train
-        train = x, wrong_labels(y, rate, data.classes, seed)
-        noisy[id(data), rate, seed] = Tensors(train, data.test, data.classes)
-    return noisy[id(data), rate, seed]
+    key, (x, y) = (id(data), rate, seed), data.train
+    if rate and key not in noisy:
+        noisy[key] = Tensors((x, wrong_labels(y, rate, data.classes, seed)), data.test, data.classes)
+    return noisy.get(key, data)
 
 
 def _train(
@@ -150,53 +167,52 @@ def _train(
     """Train the members of one program and note what they come to, at their places."""
     rule = MembersRule(configs, nets, steps)
 
-    def best(w: Tensor) -> Tensor:
-        return w if rule.averages is None else rule.averages.best
-
     def look(step: int, nets: Nets) -> None:
         if step in result.kept:
             result.kept[step][members] = nets.w.cpu()
         if step == steps or (step and evaluate_every and step % evaluate_every == 0):
-            measured = nets.evaluate(nets.w)
-            if rule.averages is not None:
-                measured |= {f"average_{name}": column for name, column in nets.evaluate(best(nets.w)).items()}
+            measured, best = nets.evaluate(nets.w), rule.averages.best(nets.w)
+            if best is not nets.w:
+                measured |= {f"average_{name}": column for name, column in nets.evaluate(best).items()}
             for k, member in enumerate(members):
                 values = {name: column[k] for name, column in measured.items()}
                 rows[step, member] = {"member": member, "step": step, **values, **result.configs[member]}
 
-    w = nets.fit(rule, steps, schedule=rule.schedules, every=1, probe=look, mix=rule.cut, progress=progress)
-    result.weights[members], result.averaged[members] = w.cpu(), best(w).cpu()
+    mix = rule.cut if rule.shards > 1 else None
+    w = nets.fit(rule, steps, schedule=rule.schedules, every=1, probe=look, mix=mix, progress=progress)
+    result.weights[members], result.averaged[members] = w.cpu(), rule.averages.best(w).cpu()
 
 
 class MembersRule:
     """The rule of members that share it and its options, each with its own numbers, as :meth:`Nets.fit` takes it.
 
-    It counts its own steps, for averages and for ESAM's masks. The settings are complete: ``validated``.
+    It counts its own steps, for averages and for ESAM's masks. The settings are complete: ``validated``. For
+    m-sharpness each member is as many rows as there are shards in a batch.
 
     Raises:
         ValueError: if ``m`` does not divide the batch.
     """
 
     def __init__(self, configs: Sequence[settings.Setting], nets: Nets, steps: int) -> None:
-        self.name, self.seeds, self.step = configs[0]["rule"], [config["seed"] for config in configs], 0
-        hyper = settings.columns(configs, nets.w.device, nets.w.dtype)
-        self.schedules = Schedules(configs, steps, hyper.pop("lambda_norm", None))
-        self.averages = Averages.of(hyper, nets.w, steps)
         batch = nets.batches.size
-        m = int(hyper.pop("m", batch))
+        m = int(configs[0].get("m", batch))
         if batch % m:
             raise ValueError(f"m = {m} does not divide the batch size {batch}. Choose a divisor.")
-        self.shards = batch // m
-        self.radius = {name: hyper.pop(name) for name in ("rho_min", "lr_max", "lr_min") if name in hyper}
+        self.name, self.step, self.shards = configs[0]["rule"], 0, batch // m
         scaled = torch.cat([torch.full((shape.numel(),), len(shape) > 1) for shape in nets.forward.shapes])
-        self.hyper = settings.bound(self.name, hyper, scaled.to(nets.w.device))
+        scaled = scaled.to(nets.w.device)
+        self.averages = Averages(settings.bound(configs, scaled, nets.w.dtype), nets.w, steps)
+        rows = [config for config in configs for _ in range(self.shards)]
+        hyper = settings.bound(rows, scaled, nets.w.dtype)
+        self.seeds = [config["seed"] for config in rows]
+        self.schedules = Schedules(rows, steps, hyper.pop("lambda_norm", None))
+        self.radius = {name: hyper.pop(name) for name in ("rho_min", "lr_max", "lr_min") if name in hyper}
+        self.hyper = {name: value for name, value in hyper.items() if name not in (*settings.NUMBERS, "m")}
         rule = settings.RULES[self.name]
         self.rule = in_shards(rule, self.shards) if self.shards > 1 else rule
 
     def cut(self, batch: Batch) -> Batch:
         """Return the batch as its shards, each a row of its own: images (K S, m, ...), labels (K S, m)."""
-        if self.shards == 1:
-            return batch
         x, y = (part.unflatten(1, (self.shards, -1)).flatten(0, 1) for part in batch)
         return x, y
 
@@ -212,7 +228,7 @@ class MembersRule:
             hyper |= {"losses": gradient.losses, "mask": self._mask(w)}
         w, state = self.rule(w, gradient(w) if self.name in settings.BASES else gradient, state=state, **hyper)
         self.step += 1
-        return (w if self.averages is None else self.averages.after(self.step - 1, w)), state
+        return self.averages.after(self.step - 1, w), state
 
     def _mask(self, w: Tensor) -> Tensor:
         """Return ESAM's masks of this step, (K, n), as :class:`sharpnb.optim.ESAM` draws them."""

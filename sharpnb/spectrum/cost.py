@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -32,44 +33,33 @@ def stated(op: ModelOperator, settings: Any, group: int) -> Cost:
     and 53 for k = 10, and locking outliers some 25 (perceptrons, CNNs and ResNet-8, untrained and trained). The probes'
     number is known.
     """
+
+    def seconds(work: Callable[[Any], Any], v: Any) -> float:
+        _wait(op)
+        start = time.perf_counter()
+        work(v)
+        _wait(op)
+        return time.perf_counter() - start
+
+    def drawn(*shape: int) -> Any:
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(op.device, op.dtype)
+
     singles = (12 + 3 * settings.top if settings.top else 0) + (25 if settings.probes else 0)
-    probes = settings.probes * min(settings.steps, op.n)
-    one = _seconds(op, 1, warm=True)
-    each = one
+    steps = min(settings.steps, op.n)
+    probes = settings.probes * steps
+    seconds(op.__matmul__, drawn(op.n, 1))  # builds the graphs that are kept
+    each = one = seconds(op.__matmul__, drawn(op.n, 1))
     if probes and group > 1 and one < BRIEF:
-        each = _seconds(op, group) / group
+        each = seconds(op.__matmul__, drawn(op.n, group)) / group
     elif probes and group > 1:
-        more = max(_seconds(op, 2) - one, one / 10)  # a second vector, of which the graph is there
+        more = max(seconds(op.__matmul__, drawn(op.n, 2)) - one, one / 10)  # of a second vector: the graph is there
         each = (one + (group - 1) * more) / group
     op.products = 0  # those were not for the measurement
-    pairs = singles**2 // 2 + probes * min(settings.steps, op.n) // 2  # of vectors made orthogonal
-    pair, step = _seconds_of_vectors(op)
-    seconds = singles * one + probes * each + pairs * pair + (singles + probes) * (step + APIECE)
-    return Cost(singles + probes, seconds)
-
-
-def _seconds(op: ModelOperator, vectors: int, warm: bool = False) -> float:
-    v = torch.randn(op.n, vectors, generator=torch.Generator().manual_seed(0)).to(op.device, op.dtype)
-    if warm:
-        _ = op @ v  # builds the graphs that are kept
-    _wait(op)
-    start = time.perf_counter()
-    _ = op @ v
-    _wait(op)
-    return time.perf_counter() - start
-
-
-def _seconds_of_vectors(op: ModelOperator) -> tuple[float, float]:
-    """Return the seconds of orthogonalising against one row, and of the rest of a step."""
-    rows = torch.randn(ROWS, op.n, generator=torch.Generator().manual_seed(0)).to(op.device, work_dtype(op))
-    row = rows.sum(dim=0)
-    _wait(op)
-    start = time.perf_counter()
-    orthogonalize(row, [rows])
-    _wait(op)
-    middle = time.perf_counter()
-    norm(row)
-    return (middle - start) / ROWS, NORMS * (time.perf_counter() - middle)
+    rows = drawn(ROWS, op.n).to(work_dtype(op))
+    pair = seconds(lambda row: orthogonalize(row, [rows]), rows.sum(dim=0)) / ROWS
+    step = NORMS * seconds(norm, rows[0]) + APIECE
+    pairs = singles**2 // 2 + probes * steps // 2  # of vectors made orthogonal
+    return Cost(singles + probes, singles * one + probes * each + pairs * pair + (singles + probes) * step)
 
 
 def _wait(op: ModelOperator) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from sharpnb.curvature import (
@@ -97,15 +96,24 @@ def measure_spectrum(  # noqa: D417  some in one line
     named = _mark(origin, settings, op.names, op.dtype)
     result.mark = _mark(named, marks, *([] if count is None else [[batch.count for batch in op._batches]]))
     result.states = [folder / f"state-{named}-{result.mark}-{part}.npz" for part in ("largest", "density")]
-    notes += _other_states(folder, named, result.mark)
+    if others := sorted(file.name for file in folder.glob(f"state-{named}-*.npz") if file not in result.states):
+        notes.append(f"{folder} has a state of the same command with other weights or other data ({', '.join(others)})."
+                     " This run cannot resume it and begins anew. Do the functions of model or data draw at random "
+                     "without a fixed seed? Delete the file if it is not needed.")
     say(f"{op.n:,} parameters, {result.amount}: {result.memory}.")
     for note in notes:
         say(note)
     result.cost = stated(op, settings, plan.group)
     say(f"It will take {result.cost}.")
     begun = time.perf_counter()
-    _measure(result, {"seed": settings.seed, "memory": settings.memory, "progress": progress,
-                      "checkpoint_every": checkpoint_every})
+    common: dict[str, Any] = {"seed": settings.seed, "memory": settings.memory, "progress": progress,
+                              "checkpoint_every": checkpoint_every}
+    if settings.top:
+        result.eigenvalues = top_eigenvalues(
+            op, min(settings.top, op.n), vectors=False, checkpoint=result.states[0], **common)
+    if settings.probes and (result.eigenvalues is None or result.eigenvalues.complete):
+        result.density = spectral_density(
+            op, settings.steps, settings.probes, checkpoint=result.states[1], **common)
     result.seconds = time.perf_counter() - begun
     _refuse_nothing(result)
     return result
@@ -122,24 +130,14 @@ def _check_place(folder: Path) -> None:
         raise ValueError(f"--out {folder}: {place} cannot be written to by you. Choose another.")
 
 
-def _measure(result: Spectrum, common: dict[str, Any]) -> None:
-    op, settings = result.op, result.settings
-    if settings.top:
-        result.eigenvalues = top_eigenvalues(
-            op, min(settings.top, op.n), vectors=False, checkpoint=result.states[0], **common)
-    if settings.probes and (result.eigenvalues is None or result.eigenvalues.complete):
-        result.density = spectral_density(
-            op, settings.steps, settings.probes, checkpoint=result.states[1], **common)
-
-
 def _refuse_nothing(result: Spectrum) -> None:
     """Raise where no number is one: a product that is not finite, a loss without a second derivative at all."""
-    parts = [part for part in (result.eigenvalues, result.density) if part is not None]
-    if any(part.ending is Ending.NON_FINITE for part in parts):
+    top, density = result.eigenvalues, result.density
+    if any(part is not None and part.ending is Ending.NON_FINITE for part in (top, density)):
         result.forget_state()
         refuse_products(result.op)
-    found = np.concatenate([np.zeros(0), *(values for part in parts for values in _values(part))])
-    if not result.complete or found.any():
+    found = [*([] if top is None else [top.values]), *([] if density is None else [density.atoms, density.nodes])]
+    if not result.complete or any(values.any() for values in found):
         return
     if is_constant(result.op):
         result.forget_state()
@@ -149,19 +147,5 @@ def _refuse_nothing(result: Spectrum) -> None:
                         "a linear loss is between its kinks.")
 
 
-def _values(part: Any) -> Sequence[np.ndarray]:
-    return [part.atoms, part.nodes] if hasattr(part, "atoms") else [part.values]
-
-
 def _mark(*parts: Any) -> str:
     return hashlib.sha256(" ".join(map(repr, parts)).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-def _other_states(folder: Path, named: str, mark: str) -> list[str]:
-    """Name states of the same command that no run of it can continue."""
-    others = sorted(file.name for file in folder.glob(f"state-{named}-*.npz") if f"-{mark}-" not in file.name)
-    if not others:
-        return []
-    return [f"{folder} has a state of the same command with other weights or other data ({', '.join(others)}). This "
-            "run cannot resume it and begins anew. Do the functions of model or data draw at random without a fixed "
-            "seed? Delete the file if it is not needed."]

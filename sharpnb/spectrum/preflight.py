@@ -15,12 +15,13 @@ from torch.nn.parameter import is_lazy
 
 from sharpnb.curvature._state import Mode, measuring, unwrapped
 from sharpnb.curvature.operators import ModelOperator, forward, select_parameters
+from sharpnb.near import told
 from sharpnb.trees import moved, tensors
 
+Loss = Callable[[Any, Any], Tensor]
 
-def examine(
-    model: nn.Module, loss: Callable[[Any, Any], Tensor], batches: Sequence[Any], mode: Mode, params: Any = None
-) -> list[str]:
+
+def examine(model: nn.Module, loss: Loss, batches: Sequence[Any], mode: Mode, params: Any = None) -> list[str]:
     """Look at everything once, and return what is worth a word; arguments as of the operators.
 
     Raises:
@@ -37,10 +38,9 @@ def examine(
     with measuring(model, mode, chosen.values()), torch.enable_grad(), torch.backends.cudnn.flags(enabled=cudnn):
         for number, batch in enumerate(batches, 1):
             inputs, target = (moved(part, device) for part in batch)
-            look = _Look(number, model, inputs, target)
-            value = look.loss(loss)
+            value = _loss(f"Batch {number}", model, loss, inputs, target)
             if number == 1:
-                notes = look.gradient(value, chosen)
+                notes = _gradient(model, value, chosen, inputs, target)
     return notes
 
 
@@ -65,8 +65,7 @@ def refuse_products(op: ModelOperator) -> NoReturn:
     Raises:
         ValueError: naming the parameters whose rows are not.
     """
-    generator = torch.Generator().manual_seed(0)
-    product = op @ torch.randn(op.n, generator=generator).to(op.device, op.dtype)
+    product = op @ torch.randn(op.n, generator=torch.Generator().manual_seed(0)).to(op.device, op.dtype)
     rows = zip(op.names, product.isfinite().split([p.numel() for p in op.params]), strict=True)
     bad = [name for name, finite in rows if not bool(finite.all())]
     raise ValueError(f"The second derivative is not finite at these weights (in the rows of {_some(bad or op.names)}), "
@@ -85,101 +84,88 @@ def is_constant(op: ModelOperator) -> bool:
     return True
 
 
-class _Look:
-    """The batch of a ``number``, from 1, looked at; a ValueError if it is empty."""
+def _loss(where: str, model: nn.Module, loss: Loss, inputs: Any, target: Any) -> Tensor:
+    """Return the loss of a batch, one finite number with a gradient."""
+    for what, tree in (("inputs", inputs), ("target", target)):
+        if empty := [tuple(tensor.shape) for tensor in tensors(tree) if not tensor.numel()]:
+            raise ValueError(f"{where} is empty: its {what} have the shape {empty[0]}.")
+    try:
+        output = forward(model, inputs)
+    except Exception as error:  # whatever a network raises
+        whole = {t.is_floating_point() or t.is_complex() for t in tensors(inputs)} == {False}
+        remedy = " Inputs of whole numbers may have to be converted in your function: x.float()." if whole else ""
+        raise ValueError(f"{where}: the model does not take inputs of {_shown(inputs)}: {told(error)}.{remedy}"
+                         ) from error
+    if loss is nn.functional.cross_entropy:
+        _check_labels(where, output, target)
+    try:
+        value = loss(output, target)
+    except Exception as error:
+        raise ValueError(f"{where}: the loss does not take an output of {_shown(output)} with a target of "
+                         f"{_shown(target)}: {told(error)}. Does the model return what the loss needs?") from error
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+        raise ValueError(f"loss(output, target) must return one number, the batch's mean; it returned {got}.")
+    if _lost(value):
+        cause = _cause(model, inputs, target) or ("Weights and data are finite, " + (
+            "the model's output is not." if any(map(_lost, tensors(output))) else "and so is the model's output."))
+        raise ValueError(f"{where}: the loss is {float(value.detach())}. {cause}")
+    if not value.requires_grad:
+        cut = "the loss cuts it off" if any(part.requires_grad for part in tensors(output)) else (
+            "the network cuts its output off")
+        raise ValueError(f"The loss has no gradient: {cut}, by detach(), torch.no_grad(), argmax, .item() or NumPy. "
+                         "Every eigenvalue would be 0.")
+    return value
 
-    def __init__(self, number: int, model: nn.Module, inputs: Any, target: Any) -> None:
-        self.number, self.model, self.inputs, self.target = number, model, inputs, target
-        for what, tree in (("inputs", inputs), ("target", target)):
-            empty = next((tensor for tensor in tensors(tree) if not tensor.numel()), None)
-            if empty is not None:
-                raise ValueError(f"Batch {number} is empty: its {what} have the shape {tuple(empty.shape)}.")
 
-    def loss(self, loss: Callable[[Any, Any], Tensor]) -> Tensor:
-        """Return the loss, one finite number with a gradient."""
-        try:
-            output = forward(self.model, self.inputs)
-        except Exception as error:  # whatever a network raises
-            raise ValueError(
-                f"Batch {self.number}: the model does not take inputs of {_shown(self.inputs)}: {_first(error)}."
-                f"{_of_another_type(self.model, self.inputs)}") from error
-        if loss is nn.functional.cross_entropy:
-            _check_labels(self.number, output, self.target)
-        try:
-            value = loss(output, self.target)
-        except Exception as error:
-            raise ValueError(f"Batch {self.number}: the loss does not take an output of {_shown(output)} with a target "
-                             f"of {_shown(self.target)}: {_first(error)}. Does the model return what the loss needs?"
-                             ) from error
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
-            raise ValueError(f"loss(output, target) must return one number, the batch's mean; it returned {got}.")
-        if _lost(value):
-            cause = self._cause() or ("Weights and data are finite, " + (
-                "the model's output is not." if any(map(_lost, tensors(output))) else "and so is the model's output."))
-            raise ValueError(f"Batch {self.number}: the loss is {float(value.detach())}. {cause}")
-        if not value.requires_grad:
-            cut = not any(part.requires_grad for part in tensors(output))
-            raise ValueError(
-                f"The loss has no gradient: {'the network cuts its output off' if cut else 'the loss cuts it off'}, by "
-                "detach(), torch.no_grad(), argmax, .item() or NumPy. Every eigenvalue would be 0.")
-        return value
+def _gradient(
+    model: nn.Module, value: Tensor, chosen: dict[str, nn.Parameter], inputs: Any, target: Any
+) -> list[str]:
+    """Look at the first batch's gradient, and return what is worth a word."""
+    try:
+        found = torch.autograd.grad(value.sum(), list(chosen.values()), allow_unused=True)
+    except RuntimeError as error:
+        raise ValueError(f"Batch 1: the loss has no gradient: {told(error)}.") from error
+    grads = dict(zip(chosen, found, strict=True))
+    none = [name for name, g in grads.items() if g is None]
+    if len(none) == len(grads):
+        raise ValueError(f"The loss does not depend on the parameters chosen ({_some(none)}): no gradient reaches "
+                         "them. Is the network used, or does it detach()? Every eigenvalue would be 0.")
+    if bad := [name for name, g in grads.items() if g is not None and _lost(g)]:
+        cause = _cause(model, inputs, target) or "A root, a norm or a division at 0? Add an epsilon there."
+        raise ValueError(f"The gradient of {_some(bad)} is not finite, though the loss is. {cause}")
+    return [f"No gradient reaches {_some(none)}: their rows are 0."] if none else []
 
-    def gradient(self, value: Tensor, chosen: dict[str, nn.Parameter]) -> list[str]:
-        """Look at the gradient, and return what is worth a word."""
-        try:
-            grads = torch.autograd.grad(value.sum(), list(chosen.values()), allow_unused=True)
-        except RuntimeError as error:
-            raise ValueError(f"Batch {self.number}: the loss has no gradient: {_first(error)}.") from error
-        none = [name for name, g in zip(chosen, grads, strict=True) if g is None]
-        if len(none) == len(grads):
-            raise ValueError(f"The loss does not depend on the parameters chosen ({_some(none)}): no gradient reaches "
-                             "them. Is the network used, or does it detach()? Every eigenvalue would be 0.")
-        bad = [name for name, g in zip(chosen, grads, strict=True) if g is not None and _lost(g)]
-        if bad:
-            cause = self._cause() or "A root, a norm or a division at 0? Add an epsilon there."
-            raise ValueError(f"The gradient of {_some(bad)} is not finite, though the loss is. {cause}")
-        return [f"No gradient reaches {_some(none)}: their rows are 0."] if none else []
 
-    def _cause(self) -> str:
-        """Name weights or data that are not finite; masks may rightly hold infinities where nothing goes wrong."""
-        for name, tensor in chain(self.model.named_parameters(), self.model.named_buffers()):
+def _cause(model: nn.Module, inputs: Any, target: Any) -> str:
+    """Name weights or data that are not finite; masks may rightly hold infinities where nothing goes wrong."""
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if lost := _lost(tensor):
+            return (f"The model's {name} holds {lost} of {tensor.numel():,} numbers that are NaN or infinite. Did "
+                    "the training diverge? Take an earlier checkpoint.")
+    for what, tree in (("inputs", inputs), ("target", target)):
+        for tensor in tensors(tree):
             if lost := _lost(tensor):
-                return (f"The model's {name} holds {lost} of {tensor.numel():,} numbers that are NaN or infinite. Did "
-                        "the training diverge? Take an earlier checkpoint.")
-        for what, tree in (("inputs", self.inputs), ("target", self.target)):
-            for tensor in tensors(tree):
-                if lost := _lost(tensor):
-                    return (f"Its {what} of shape {tuple(tensor.shape)} hold {lost} numbers that are NaN or infinite. "
-                            "Clean the data, or leave those samples out.")
-        return ""
+                return (f"Its {what} of shape {tuple(tensor.shape)} hold {lost} numbers that are NaN or infinite. "
+                        "Clean the data, or leave those samples out.")
+    return ""
 
 
-def _check_labels(number: int, output: Any, target: Any) -> None:
+def _check_labels(where: str, output: Any, target: Any) -> None:
     """Name labels that are no class: on a GPU the loss would end the process."""
     if not (isinstance(output, Tensor) and isinstance(target, Tensor) and output.dim()) or target.is_floating_point():
         return
     classes = output.shape[1 if output.dim() > 1 else 0]
     wrong = target[(target != -100) & ((target < 0) | (target >= classes))]
     if wrong.numel():
-        raise ValueError(f"Batch {number}: {wrong.numel()} labels are no class of the model, whose output is "
+        raise ValueError(f"{where}: {wrong.numel()} labels are no class of the model, whose output is "
                          f"{_shown(output)}: they lie outside 0 … {classes - 1}, from {int(wrong.min())} to "
                          f"{int(wrong.max())}. Count labels from 0, and give the model as many outputs.")
 
 
-def _of_another_type(model: nn.Module, inputs: Any) -> str:
-    """Say what to do where whole numbers meet weights that want others."""
-    kinds = {tensor.dtype for tensor in tensors(inputs)}
-    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if weight is None or not kinds or any(kind.is_floating_point or kind.is_complex for kind in kinds):
-        return ""
-    return f" The inputs are whole numbers and the weights {_short(weight)}: convert them in your function, x.float()."
-
-
 def _lost(tensor: Tensor) -> int:
     """Return how many entries are not finite."""
-    values = _values(tensor)
-    return int(values.numel() - values.isfinite().sum()) if values.is_floating_point() or values.is_complex() else 0
+    return int((~_values(tensor).isfinite()).sum())
 
 
 def _values(tensor: Tensor) -> Tensor:
@@ -187,17 +173,8 @@ def _values(tensor: Tensor) -> Tensor:
 
 
 def _shown(tree: Any) -> str:
-    shapes = [f"{_short(tensor)} {tuple(tensor.shape)}" for tensor in tensors(tree)]
-    return ", ".join(shapes[:4]) + (", …" if len(shapes) > 4 else "") if shapes else f"type {type(tree).__name__}"
-
-
-def _short(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _first(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+    shapes = [f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in tensors(tree)]
+    return _some(shapes) if shapes else f"type {type(tree).__name__}"
 
 
 def _some(names: Iterable[str]) -> str:

@@ -8,7 +8,8 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -109,7 +110,10 @@ class Spectrum:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain Python; what is not a finite number is ``None``."""
-        s, top = self.settings, self.eigenvalues
+        s, top, versions = self.settings, self.eigenvalues, {}
+        for name in ("torch", "numpy", "matplotlib"):
+            with suppress(PackageNotFoundError):
+                versions[name] = version(name)
         return _finite({
             "origin": self.origin, "n": self.op.n, "products": self.products, "complete": self.complete,
             "memory": self.memory, "cost": {"seconds": self.seconds, "said": self.cost and self.cost._asdict()},
@@ -119,7 +123,7 @@ class Spectrum:
                 "products": top.products, "ending": top.ending.name.lower()},
             "density": None if self.density is None else self.density.to_dict(),
             "provenance": {
-                "sharpnb": __version__, "python": platform.python_version(), "versions": dict(_versions()),
+                "sharpnb": __version__, "python": platform.python_version(), "versions": versions,
                 "parameters": {**vars(s), "params": list(s.params), "dtype": str(self.op.dtype)},
                 "data": {str(self.origin.get("data")): str(self.origin.get("data_fingerprint"))},
                 "device": device_name(self.op.device), "threads": torch.get_num_threads(),
@@ -136,36 +140,27 @@ class Spectrum:
         Returns:
             The files, each written whole or not at all, ``spectrum.json`` the last.
         """
-        folder, old = self._place(folder)
-        files: dict[str, str | bytes] = {"eigenvalues.csv": self._table()}
-        if self.density is not None and self.density.probes:
-            files |= _drawn(self.density, str(self.origin.get("model", "")), self.notes)
+        number, whole = 1, Path(os.path.abspath(folder))
+        while (old := _old(folder / FILE)).get("complete") and not (self.complete and old.get("mark") == self.mark):
+            number += 1
+            folder = whole.with_name(f"{whole.name}-{number}")
+        top, density = self.eigenvalues, self.density
+        found = [*([] if top is None else _rows(top.values, top.residuals, "largest")),
+                 *([] if density is None else _rows(density.atoms, density.atom_residuals, "locked"))]
+        files: dict[str, str | bytes] = {"eigenvalues.csv": "\n".join(["eigenvalue,residual,source", *found, ""])}
+        if density is not None and density.probes:
+            files |= _drawn(density, str(self.origin.get("model", "")), self.notes)
         files[FILE] = json.dumps({**self.to_dict(), "files": [*files, FILE]}, indent=1, allow_nan=False) + "\n"
-        for name in set(old) - set(files):
-            (folder / name).unlink(missing_ok=True)
+        for name in {str(name) for name in old.get("files") or ()} - set(files):
+            if Path(name).name == name:
+                (folder / name).unlink(missing_ok=True)
         for name, content in files.items():
             paths.write_whole(folder / name, content)
         return [folder / name for name in files]
 
-    def _place(self, folder: Path) -> tuple[Path, list[str]]:
-        """Return the folder to write to, and the files of a former result that is replaced there."""
-        number, whole = 1, Path(os.path.abspath(folder))
-        while True:
-            place = folder if number == 1 else whole.with_name(f"{whole.name}-{number}")
-            old = _old(place / FILE)
-            if not old.get("complete") or (self.complete and old.get("mark") == self.mark):
-                return place, [name for name in map(str, old.get("files") or ()) if Path(name).name == name]
-            number += 1
 
-    def _table(self) -> str:
-        lines = ["eigenvalue,residual,source"]
-        if self.eigenvalues is not None:
-            lines += [f"{v:.10g},{r:.3g},largest" for v, r in zip(
-                self.eigenvalues.values, self.eigenvalues.residuals, strict=True)]
-        if self.density is not None:
-            lines += [f"{v:.10g},{r:.3g},locked" for v, r in zip(
-                self.density.atoms, self.density.atom_residuals, strict=True)]
-        return "\n".join(lines) + "\n"
+def _rows(values: Iterable[float], residuals: Iterable[float], source: str) -> list[str]:
+    return [f"{v:.10g},{r:.3g},{source}" for v, r in zip(values, residuals, strict=True)]
 
 
 def _old(file: Path) -> dict[str, Any]:
@@ -207,14 +202,6 @@ def _pictures(density: SpectralDensity, title: str) -> dict[str, str | bytes]:
         density.plot(axes, color="#0173b2")
         axes.set_title(title.encode("utf-8", "replace").decode(), parse_math=False)
         return {f"density.{kind}": render(figure, kind, alt) for kind in ("png", "svg")}
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for name in ("torch", "numpy", "matplotlib"):
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:
-            continue
 
 
 def _finite(tree: Any) -> Any:

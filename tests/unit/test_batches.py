@@ -57,7 +57,8 @@ def test_objects_that_move_themselves_do():
 
 def test_lengths_joining_and_cutting():
     assert list(lengths(({"x": X}, Named(Y, "n"), torch.tensor(1.0), "text", PACKED))) == [12, 12, 3]
-    batches = [({"x": X[:5], "ids": list("abcde"), "n": 2}, Y[:5]), ({"x": X[5:], "ids": list("fghijkl"), "n": 2}, Y[5:])]
+    batches = [({"x": X[:5], "ids": list("abcde"), "n": 2}, Y[:5]),
+               ({"x": X[5:], "ids": list("fghijkl"), "n": 2}, Y[5:])]
     whole = joined(batches)
     assert torch.equal(whole[0]["x"], X) and torch.equal(whole[1], Y) and whole[0]["ids"] == list("abcdefghijkl")
     cut = part(whole, 5, 12, 12)
@@ -71,18 +72,20 @@ def test_lengths_joining_and_cutting():
 
 
 @pytest.mark.parametrize("data, count", [
-    ((X, Y), 1), ([X, Y], 1), ([(X, Y)], 1), ([(X, Y), (X, Y)], 2), (((X, Y), (X, Y)), 2), (((X, X), (Y, Y)), 1), ([[X, X], [Y, Y]], 1),
-    ([(X[:7], Y[:7]), (X[7:], Y[7:])], 2), (({"x": X}, Y), 1), (({"x": X}, {"x": Y}), 1), ((PACKED, Y[:3]), 1), ((PACKED, PACKED), 1),
-    (((X, X, X), (Y, Y, Y)), 1), ((X, None), 1), (([*"ab"], Y), 1), (Named(X, "n"), 1), ([(X, ["a"]), (X, ["b", "c"])], 2),
+    ((X, Y), 1), ([X, Y], 1), ([(X, Y)], 1), ([(X, Y), (X, Y)], 2), (((X, Y), (X, Y)), 2), (((X, X), (Y, Y)), 1),
+    ([[X, X], [Y, Y]], 1), ([(X[:7], Y[:7]), (X[7:], Y[7:])], 2), (({"x": X}, Y), 1), (({"x": X}, {"x": Y}), 1),
+    ((PACKED, Y[:3]), 1), ((PACKED, PACKED), 1), (((X, X, X), (Y, Y, Y)), 1), ((X, None), 1), (([*"ab"], Y), 1),
+    (Named(X, "n"), 1), ([(X, ["a"]), (X, ["b", "c"])], 2),
 ])
 def test_pairs_are_told_from_lists_of_batches(data, count):
     assert len(list(each(data))) == count
 
 
 @pytest.mark.parametrize("data, count", [
-    ((X, Y), 1), ((X, X * 10 + 50), 1), ((X, torch.randn(12, 1)), 1), ((torch.zeros(12, 3).long(), Y), 1), (X.split(6), 2), ([X[:6], X[6:]], 2),
-    ([torch.randn(8, 5), torch.randn(4, 5)], 2), ([(X,), (X,)], 2), ([(X, None), (X, None)], 2), ([{"x": X}, {"x": X}], 2), ({"x": X}, 1),
-    (([*"ab"], X), 1), ([([*"ab"], X)], 1), (PACKED, 1), ([PACKED, PACKED], 2), ([(["a"], X, Y), (["b"], X, Y)], 2), ((X, None), 1),
+    ((X, Y), 1), ((X, X * 10 + 50), 1), ((X, torch.randn(12, 1)), 1), ((torch.zeros(12, 3).long(), Y), 1),
+    (X.split(6), 2), ([X[:6], X[6:]], 2), ([torch.randn(8, 5), torch.randn(4, 5)], 2), ([(X,), (X,)], 2),
+    ([(X, None), (X, None)], 2), ([{"x": X}, {"x": X}], 2), ({"x": X}, 1), (([*"ab"], X), 1), ([([*"ab"], X)], 1),
+    (PACKED, 1), ([PACKED, PACKED], 2), ([(["a"], X, Y), (["b"], X, Y)], 2), ((X, None), 1),
 ])
 def test_batches_without_targets_are_told_too(data, count):
     assert len(list(each(data, pairs=False))) == count
@@ -107,7 +110,8 @@ def test_inputs_reach_the_model_as_it_takes_them():
     assert only is PACKED
     assert len(forward(model, (X, Y))[0]) == 2 and list(forward(model, UserDict(a=X))[1]) == ["a"]
     one, open_ended, several = (lambda batch: batch), (lambda **names: names), (lambda x, y=None: (x, y))
-    assert forward(one, {"x": X})["x"] is X and forward(one, {"batch": X}) is X and list(forward(open_ended, {"x": X})) == ["x"]
+    assert forward(one, {"x": X})["x"] is X and forward(one, {"batch": X}) is X
+    assert list(forward(open_ended, {"x": X})) == ["x"]
     with pytest.raises(TypeError, match="unexpected keyword argument 'z'"):
         forward(several, {"z": X})
     assert inputs_of((X, Y)) is X and inputs_of(PACKED) is PACKED and list(inputs_of({"x": X})) == ["x"]
@@ -123,7 +127,8 @@ def sizes(data, **options):
 
 def test_samples_are_seen_where_all_agree():
     assert sizes([(X[:7], Y[:7]), (X[7:], Y[7:])]) == ([7, 5], [7.0, 5.0])
-    assert sizes([((X[:7], {"m": X[:7]}, "id"), (Y[:7], Y[:7])), ((X[7:], {"m": X[7:]}, "id"), (Y[7:], Y[7:]))])[0] == [7, 5]
+    nested = [((x, {"m": x}, "id"), (y, y)) for x, y in ((X[:7], Y[:7]), (X[7:], Y[7:]))]
+    assert sizes(nested)[0] == [7, 5]
     packed = [(pack_sequence([torch.randn(n, 2) for n in of]), torch.arange(len(of))) for of in ((4, 2, 1), (3, 3))]
     assert sizes(packed)[0] == [3, 2] and isinstance(next(iter(Batches(packed, CPU))).inputs, PackedSequence)
     padded = [(torch.randn(4, 9), Y[:4]), (torch.randn(4, 6), Y[:4]), (torch.randn(2, 3), Y[:2])]
@@ -131,8 +136,10 @@ def test_samples_are_seen_where_all_agree():
 
 
 SEQUENCE_FIRST = {
-    "label of a sequence": lambda b: (torch.randn(7, b, 5), Y[:b]), "label of a step": lambda b: (torch.zeros(7, b), torch.zeros(7, b)),
-    "no target": lambda b: (torch.randn(7, b, 5), None), "two targets": lambda b: (torch.randn(7, b, 5), (torch.zeros(7, b), Y[:b])),
+    "label of a sequence": lambda b: (torch.randn(7, b, 5), Y[:b]),
+    "label of a step": lambda b: (torch.zeros(7, b), torch.zeros(7, b)),
+    "no target": lambda b: (torch.randn(7, b, 5), None),
+    "two targets": lambda b: (torch.randn(7, b, 5), (torch.zeros(7, b), Y[:b])),
     "time and samples equal at first": lambda b: (torch.randn(10, b, 5), Y[:b]),
 }
 
@@ -142,7 +149,8 @@ def test_samples_that_are_not_first_are_asked_for(name):
     make = SEQUENCE_FIRST[name]
     with pytest.raises(ValueError, match=r"Say it with count="):
         Batches([make(10), make(3)], CPU)
-    assert Batches([make(10), make(10)], CPU).weight(next(iter(Batches([make(10), make(10)], CPU)))) == 0.5
+    equal = Batches([make(10), make(10)], CPU)
+    assert equal.weight(next(iter(equal))) == 0.5
     assert len(list(Batches(make(10), CPU))) == 1, "one batch is all of it"
     for count in (lambda x, y: x.shape[1], lambda batch: batch[0].shape[1], [10, 3]):
         assert sizes([make(10), make(3)], count=count)[1] == [10.0, 3.0]
@@ -163,7 +171,8 @@ def test_a_loader_knows_its_batches_whatever_their_layout():
     data = TensorDataset(torch.randn(13, 7, 5), torch.arange(13))
     assert sizes(DataLoader(data, 5, collate_fn=time_first))[1] == [5, 5, 3]
     assert sizes(DataLoader(data, 5, collate_fn=time_first, drop_last=True))[1] == [5, 5]
-    assert sizes(DataLoader(data, 5, collate_fn=lambda s: torch.utils.data.default_collate(s[:4])))[1] == [4, 4, 3], "some left out"
+    some_left_out = DataLoader(data, 5, collate_fn=lambda s: torch.utils.data.default_collate(s[:4]))
+    assert sizes(some_left_out)[1] == [4, 4, 3]
     with pytest.raises(ValueError, match="count="):
         Batches(list(DataLoader(data, 5, collate_fn=time_first)), CPU)
 
@@ -174,7 +183,8 @@ def test_counts_as_they_are_given():
     assert sizes(data, count=lambda x, y: (y == 0).sum())[1] == [3, 1]
     kept = list(Batches(data, CPU, count=[0, 4]))
     assert [b.index for b in kept] == [1], "what counts nothing is left out: its mean may be NaN"
-    for count, words in [(-1, "not negative"), ([1], "one for each"), ([1, 2, 3], "3 numbers for 2"), (float("nan"), "nan"), (0, "no loss term")]:
+    for count, words in [(-1, "not negative"), ([1], "one for each"), ([1, 2, 3], "3 numbers for 2"),
+                         (float("nan"), "nan"), (0, "no loss term")]:
         with pytest.raises(ValueError, match=words):
             Batches(data, CPU, count=count)
     assert counted(len, 0, [X]) == 1.0

@@ -33,7 +33,7 @@ def test_losses_and_missed_goals_are_shown_and_the_floor_is_no_rival():
 
 
 @pytest.mark.parametrize(("old", "new", "words"), [
-    ("| median |", "| middle |", "without a column 'median'"), ("## Ascent and restore", "## Ascent", "'Ascent and restore alone'"),
+    ("| median |", "| middle |", "without a column 'median'"), ("## Whole steps, MLP", "## Steps", "'Whole steps, MLP'"),
 ])
 def test_a_page_that_lacks_something_is_named(old, new, words, tmp_path, monkeypatch):
     text = (BENCHMARKS / "RESULTS_optimizers.md").read_text(encoding="utf-8")
@@ -51,13 +51,10 @@ def test_numbers_of_a_cell(text, numbers):
 
 
 def test_the_gpu_page_says_what_was_not_measured():
-    kept = {"device": "card", "torch": "2", "ceilings": [{"flops": 1e12, "bytes": 1e12}],
-            "training": [{"net": "net", "batch": 8, "graph_ms": 3.0, "flops": 1e9, "bytes": 2e9}]}
+    kept = {"device": "card", "torch": "2", "training": [{"net": "net", "batch": 8, "graph_ms": 3.0}]}
     text = gpu.page(kept)
-    assert "| net | 8 | not measured | 3.00 | 2.00 | 1.5 |" in text
-    assert text.endswith("Not measured yet: sam, sweep, repeats, together.\n")
+    assert "| net | 8 | not measured | 3.00 |" in text
+    assert text.endswith("Not measured yet: sam, sweep, together, mps.\n")
     row = {"how": "a loop", "members": 1, "first_s": 1.0, "ms": 2.0}
-    whole = gpu.page(kept | {"sam": [], "sweep": [row], gpu.WITHOUT: [row | {"ms": 1.0}], "together": [],
-                             "repeats": [{"errors": [1.0, 1.5], "apart": 0.25}]})
-    assert "Not measured" not in whole and "from 1.00 to 1.50 %, and their weights lie 0.2 of their norm" in whole
-    assert "| a loop, without search | 1 | 1.0 | 1.00 | 128 | 2.0 |  |" in whole
+    whole = gpu.page(kept | {"sam": [], "sweep": [row], "together": [], "mps": []})
+    assert "Not measured" not in whole and "| a loop | 1 | 1.0 | 2.00 | 64 |  |" in whole

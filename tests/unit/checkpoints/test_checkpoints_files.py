@@ -33,18 +33,17 @@ def same(found, net):
 
 
 BESIDE = {
-    "argparse.Namespace": {"args": argparse.Namespace(lr=0.1, root=pathlib.Path("/data"))},
-    "types.SimpleNamespace": {"args": types.SimpleNamespace(lr=0.1)},
-    "NumPy scalars": {"best": np.float64(93.1), "at": np.int64(3), "ok": np.bool_(True), "day": np.datetime64("2026-01-01")},
-    "NumPy arrays": {"curve": np.arange(3.0), "names": np.array(["a", 1], dtype=object), "table": np.zeros(2, [("a", "f4")])},
-    "NumPy's random states": {"rng": np.random.get_state(), "generator": np.random.default_rng(0), "old": np.random.RandomState(0)},
-    "Python's random state": {"rng": random.getstate(), "torch_rng": torch.get_rng_state()},
-    "paths": {"hyper_parameters": {"root": pathlib.Path("/data"), "there": pathlib.PureWindowsPath("c:/data")}},
+    "namespaces": {"args": argparse.Namespace(lr=0.1, root=pathlib.Path("/data")), "a": types.SimpleNamespace(lr=0.1)},
+    "NumPy scalars": {"best": np.float64(93.1), "at": np.int64(3), "ok": np.bool_(True), "day": np.datetime64("2026")},
+    "NumPy arrays": {"curve": np.arange(3.0), "names": np.array(["a", 1], dtype=object), "table": np.zeros(2, "f4,i4")},
+    "random states": {"rng": np.random.get_state(), "generator": np.random.default_rng(0), "python": random.getstate(),
+                      "old": np.random.RandomState(0), "torch": torch.get_rng_state()},
     "containers": {"log": collections.defaultdict(list, loss=[1.0]), "last": collections.deque([1, 2], maxlen=2),
                    "seen": frozenset({1}), "which": range(3), "part": slice(1, 2), "kinds": collections.Counter("aab")},
-    "times": {"at": datetime.datetime.now(datetime.UTC), "took": datetime.timedelta(1), "day": datetime.date.today()},
-    "numbers and names": {"price": decimal.Decimal("1.2"), "id": uuid.uuid4(), "type": int, "version": torch.__version__},
-    "classes of PyTorch among the settings": {"act": nn.ReLU, "optimizer": torch.optim.SGD, "layer": nn.Sequential(nn.ReLU())},
+    "times, numbers, names": {"at": datetime.datetime.now(datetime.UTC), "took": datetime.timedelta(1), "type": int,
+                              "price": decimal.Decimal("1.2"), "id": uuid.uuid4(), "version": torch.__version__,
+                              "there": pathlib.PureWindowsPath("c:/data")},
+    "classes of PyTorch among the settings": {"act": nn.ReLU, "by": torch.optim.SGD, "layer": nn.Sequential(nn.ReLU())},
 }
 
 
@@ -53,7 +52,8 @@ BESIDE = {
 def test_what_training_scripts_store_beside_the_weights(net, tmp_path, name, legacy):
     if legacy and "PyTorch" in name:
         pytest.skip("the old format stores a module's source text, which PyTorch's reader refuses")
-    torch.save({"model": net.state_dict(), "epoch": 3, **BESIDE[name]}, tmp_path / "run.pt", _use_new_zipfile_serialization=not legacy)
+    held = {"model": net.state_dict(), "epoch": 3, **BESIDE[name]}
+    torch.save(held, tmp_path / "run.pt", _use_new_zipfile_serialization=not legacy)
     assert same(read_state(tmp_path / "run.pt"), net)
 
 
@@ -139,29 +139,26 @@ def test_other_kinds_of_files_are_named(net, tmp_path):
     (tmp_path / "short.pt").write_bytes((tmp_path / "net.pt").read_bytes()[:-40])
     (tmp_path / "folder").mkdir()
     torch.save(net.state_dict(), tmp_path / "five.pt", pickle_protocol=5)
-    for file, words in (("script.pt", ["TorchScript", "torch.jit.load"]), ("text.pt", ["text.pt"]), ("empty.pt", ["empty.pt"]),
-                        ("short.pt", ["short.pt"]), ("absent.pt", ["no such file"]), ("folder", ["model.safetensors"]),
-                        ("five.pt", ["five.pt", "pickle_protocol=2"])):
+    for file, word in (("script.pt", "torch.jit.load"), ("text.pt", "text.pt"), ("empty.pt", "empty.pt"),
+                       ("short.pt", "short.pt"), ("absent.pt", "no such file"), ("folder", "model.safetensors"),
+                       ("five.pt", "pickle_protocol=2")):
         with pytest.raises(ValueError) as error:
             read_state(tmp_path / file)
         told = str(error.value)
-        assert all(word in told for word in words) and "weights_only" not in told and "\n" not in told, told
+        assert file in told and word in told and "weights_only" not in told and "\n" not in told, told
 
 
 # ---- Where the weights are ------------------------------------------------------------------------------------------
 
 DEEP = {
-    "a state dict": lambda sd: sd,
-    "a mapping of plain Python": lambda sd: dict(sd),
+    "a mapping of plain Python": dict,
     "arrays of NumPy": lambda sd: {"params": {name: value.numpy() for name, value in sd.items()}},
-    "two levels down": lambda sd: {"state": {"model": sd, "step": 3}},
     "in a list": lambda sd: {"models": [sd]},
     "three levels down": lambda sd: {"a": {"b": {"c": sd, "step": torch.tensor(3)}}},
     "with numbers in between": lambda sd: {**sd, "epoch": 3, "arch": "x"},
     "with the optimizer in between": lambda sd: {**sd, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}},
     "beside curves": lambda sd: {"net": sd, "curves": {"loss": torch.ones(3)}, "class_weights": torch.ones(3)},
     "the same twice": lambda sd: {"model": sd, "best": {name: value.clone() for name, value in sd.items()}},
-    "with extra state": lambda sd: {"state_dict": {**sd}},
 }
 
 
@@ -196,7 +193,7 @@ def test_a_key_is_a_path_and_at_last_the_beginning_of_names(net, tmp_path):
             read_state(tmp_path / "run.pt", key)
 
 
-@pytest.mark.parametrize(("one", "two"), [("state_dict", "state_dict_ema"), ("model", "best_model"), ("student", "teacher")])
+@pytest.mark.parametrize(("one", "two"), [("state_dict", "state_dict_ema"), ("model", "best_model")])
 def test_of_two_networks_none_is_chosen(net, tmp_path, one, two):
     other = {name: value + 1 for name, value in net.state_dict().items()}
     torch.save({one: net.state_dict(), two: other, "epoch": 3}, tmp_path / "run.pt")
@@ -220,7 +217,8 @@ def test_our_own_average_counts_with_its_statistics(tmp_path):
         mine = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
         checkpoints.load(mine, tmp_path / file)
         with swa.average_weights():
-            assert all(torch.equal(a, b) for a, b in zip(mine.state_dict().values(), net.state_dict().values(), strict=True))
+            pairs = zip(mine.state_dict().values(), net.state_dict().values(), strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs)
 
 
 # ---- safetensors ----------------------------------------------------------------------------------------------------
@@ -234,7 +232,7 @@ def written(folder, state):
         file = f"model-0000{k}-of-00002.safetensors"
         save_file({name: value}, folder / file)
         where[name] = file
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
 
 
 def test_safetensors_in_one_file_and_in_several(net, tmp_path):
@@ -243,14 +241,11 @@ def test_safetensors_in_one_file_and_in_several(net, tmp_path):
     assert same(read_state(tmp_path / "net.safetensors"), net)
     (tmp_path / "many").mkdir()
     written(tmp_path / "many", net.state_dict())
-    assert same(read_state(tmp_path / "many" / "model.safetensors.index.json"), net) and same(read_state(tmp_path / "many"), net)
-
-
-def test_several_torch_files_with_an_index(net, tmp_path):
-    where = {}
-    for k, (name, value) in enumerate(net.state_dict().items(), 1):
-        where[name] = f"pytorch_model-{k}.bin"
-        torch.save({name: value}, tmp_path / where[name])
+    assert same(read_state(tmp_path / "many" / "model.safetensors.index.json"), net)
+    assert same(read_state(tmp_path / "many"), net)
+    where = {name: f"pytorch_model-{k}.bin" for k, name in enumerate(net.state_dict(), 1)}
+    for name, file in where.items():
+        torch.save({name: net.state_dict()[name]}, tmp_path / file)
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
     assert same(read_state(tmp_path), net)
 
@@ -259,8 +254,9 @@ def test_damage_to_safetensors_is_named(net, tmp_path):
     written(tmp_path, net.state_dict())
     index, file = tmp_path / "model.safetensors.index.json", tmp_path / "model-00002-of-00002.safetensors"
     good = index.read_text()
-    for text, words in ((good.replace('"bias"', '"other"'), "other is in"), (good.replace("model-00001", "../model-00001"), "lie beside"),
-                        ("{}", "weight_map"), (good[:-9], "weight_map"), (good.replace("model-00001", "model-00003"), "is not there. All of 2")):
+    for text, words in ((good.replace('"bias"', '"other"'), "other is in"), ("{}", "weight_map"),
+                        (good.replace("model-00001", "../model-00001"), "lie beside"), (good[:-9], "weight_map"),
+                        (good.replace("model-00001", "model-00003"), "is not there. All of 2")):
         index.write_text(text)
         with pytest.raises(ValueError, match=words):
             read_state(index)
@@ -278,14 +274,16 @@ def test_without_the_package_its_extra_is_named(net, tmp_path, monkeypatch):
 
 
 def test_a_lightning_checkpoint(tmp_path, monkeypatch):
-    """As its Trainer writes it: prefixes, the loss beside the network, callbacks, hyperparameters in a class of its own."""
+    """As its Trainer writes it: prefixes, the loss beside the network, callbacks, settings in a class of its own."""
     net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
-    state = {f"model.{name}": value for name, value in net.state_dict().items()} | {"loss.weight": torch.ones(3)}
-    hyper = lightning_attributes(monkeypatch)(root=pathlib.Path("/data"), lr=0.1)
-    torch.save({"epoch": 3, "global_step": 9, "pytorch-lightning_version": "2.5.0", "state_dict": state, "loops": {"fit_loop": {"state_dict": {}}},
-                "callbacks": {"EMA": {"ema_state": {f"model.{n}": v + 1 for n, v in net.state_dict().items()}}},
-                "optimizer_states": [torch.optim.SGD(net.parameters()).state_dict()], "lr_schedulers": [],
-                "hparams_name": "kwargs", "hyper_parameters": hyper}, tmp_path / "run.ckpt")
+    state = {f"model.{name}": value for name, value in net.state_dict().items()}
+    average = {name: value + 1 for name, value in state.items()}
+    torch.save({"epoch": 3, "global_step": 9, "pytorch-lightning_version": "2.5.0", "lr_schedulers": [],
+                "state_dict": state | {"loss.weight": torch.ones(3)}, "loops": {"fit_loop": {"state_dict": {}}},
+                "callbacks": {"EMA": {"ema_state": average}}, "hparams_name": "kwargs",
+                "optimizer_states": [torch.optim.SGD(net.parameters()).state_dict()],
+                "hyper_parameters": lightning_attributes(monkeypatch)(root=pathlib.Path("/data"), lr=0.1),
+                }, tmp_path / "run.ckpt")
     mine = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
     assert checkpoints.load(mine, tmp_path / "run.ckpt") == ["1 entries in the file are passed over: loss.weight."]
     assert all(torch.equal(a, b) for a, b in zip(mine.state_dict().values(), net.state_dict().values(), strict=True))
@@ -301,9 +299,3 @@ def lightning_attributes(monkeypatch):
         monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
     monkeypatch.setitem(sys.modules, name, module)
     return made
-
-
-def test_read_gives_everything(tmp_path):
-    torch.save({"a": [1, {"b": torch.ones(2)}], "c": np.float64(2.5), "d": np.arange(3)}, tmp_path / "x.pt")
-    held = checkpoints.read(tmp_path / "x.pt")
-    assert held["a"][0] == 1 and torch.equal(held["a"][1]["b"], torch.ones(2)) and held["c"] == 2.5 and held["d"].tolist() == [0, 1, 2]

@@ -1,4 +1,14 @@
-"""A user's file: networks, data and losses, right ones and wrong ones, as `sharpnb spectrum` meets them."""
+"""A user's file, as `sharpnb spectrum` meets it: networks, data and losses, right and wrong; and the command on it.
+
+The test modules take its fixtures by ``pytest_plugins``.
+"""
+
+import json
+import sys
+
+import pytest
+
+from sharpnb import cli
 
 MODULE = """
 import torch
@@ -17,6 +27,13 @@ def with_(what, value):
     {"x": x, "y": y}[what].view(-1)[3] = value
     return x, y
 
+class Set(Dataset):
+    def __len__(self): return 40
+    def __getitem__(self, i): return data()[0][i], data()[1][i]
+def loader(): return DataLoader(Set(), batch_size=16)
+def three(): return 3
+def triples(): return [(1, 2, 3)]
+
 # weights
 def nan_weight():
     made = net()
@@ -34,10 +51,7 @@ def lazy(): return nn.Sequential(nn.LazyLinear(3))
 # data
 def nan_input(): return with_("x", float("nan"))
 def wrong_label(): return with_("y", 3)
-def negative_label(): return with_("y", -1)
 def empty(): return torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
-def second_empty(): return [data(), (torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))]
-def no_batches(): return []
 def integers(): return torch.arange(80).reshape(20, 4), torch.arange(20) % 3
 def wide(): return torch.randn(20, 7), torch.arange(20) % 3
 def uneven(): return torch.randn(20, 4), torch.arange(19) % 3
@@ -48,11 +62,10 @@ class Broken(Dataset):
     def __getitem__(self, i):
         if i == 11: raise KeyError("no such picture")
         return torch.randn(4), i % 3
-class Ragged(Dataset):
-    def __len__(self): return 20
-    def __getitem__(self, i): return torch.randn(4 + i % 2), i % 3
 def shuffled(): return DataLoader(TensorDataset(*data()), batch_size=16, shuffle=True)
-def seeded(): return DataLoader(TensorDataset(*data()), batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(3))
+def seeded():
+    g = torch.Generator().manual_seed(3)
+    return DataLoader(TensorDataset(*data()), batch_size=16, shuffle=True, generator=g)
 def at_random():
     import os
     g = torch.Generator().manual_seed(int.from_bytes(os.urandom(4), "big"))
@@ -86,9 +99,6 @@ class Detaches(nn.Module):
         super().__init__()
         self.layer = nn.Linear(4, 3)
     def forward(self, x): return self.layer(x).detach()
-class NoGrad(Detaches):
-    @torch.no_grad()
-    def forward(self, x): return self.layer(x)
 class Unused(Detaches):
     def forward(self, x): return x[:, :3] + torch.zeros(3, requires_grad=True)
 class HalfUsed(Detaches):
@@ -99,19 +109,54 @@ class HalfUsed(Detaches):
 class Overflows(Detaches):
     def forward(self, x): return (self.layer(x) * 1e38).exp()
 def hits(out, y): return (out.argmax(1) == y).float().mean()
-def detached(out, y): return nn.functional.cross_entropy(out.detach(), y)
 def constant(out, y): return (out * 0).sum()
-def clamped(out, y): return out.clamp(100, 200).mean()
 def linear(out, y): return out.mean()
 def logarithm(out, y): return (out - 1e6).log().mean()
 def root(out, y): return (out * 0).sum().sqrt()
 def kink(out, y): return (out - out.detach()).abs().pow(1.5).mean() + out.mean()
 def many(out, y): return out.mean(0)
-def number(out, y): return 3.0
 def crashes(out, y): raise TypeError("no")
-class Flat(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 3)
+class Flat(Detaches):
     def forward(self, x): return self.layer(x)
 """
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Return a folder with the user's ``theirs.py``, in which one is."""
+    (tmp_path / "theirs.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    sys.modules.pop("theirs", None)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Return a function of ``sharpnb spectrum``'s arguments: status, output, error."""
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sharpnb", "spectrum", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return end.value.code or 0, said.out, " ".join(said.err.split())
+
+    return run
+
+
+@pytest.fixture
+def call(folder, command):
+    """Return the command on functions of ``theirs.py``, with options by name, short unless they say more."""
+    return lambda model="net", data="data", **options: command(*arguments(model, data, **options))
+
+
+def arguments(model="net", data="data", **options):
+    """Return the words of a short measurement."""
+    named = {"model": f"theirs.py:{model}", "data": f"theirs.py:{data}", "top": 2, "steps": 8, "probes": 2, "out": "o"}
+    return [word for name, value in (named | options).items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def result(folder, out="o"):
+    """Return what was written."""
+    return json.loads((folder / out / "spectrum.json").read_text())

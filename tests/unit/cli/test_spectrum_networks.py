@@ -1,14 +1,13 @@
-"""``sharpnb spectrum`` on networks of a file: sequences, ``--count``, a GPT. The truth is a Hessian made of plain autograd."""
-
-import json
-import sys
+"""``sharpnb spectrum`` on sequences, with ``--count``, on a GPT. The truth is a Hessian made of plain autograd."""
 
 import pytest
 import torch
+from spectrum_project import result
 from torch.nn.functional import cross_entropy
 
-from sharpnb import cli, usercode
+from sharpnb import usercode
 
+pytest_plugins = ["spectrum_project"]
 MODULE = """
 import torch
 from torch import nn
@@ -26,7 +25,8 @@ def tagger():
 
 def sequences():
     g = torch.Generator().manual_seed(1)
-    return [(torch.randn(t, n, 3, generator=g), torch.randint(3, (n,), generator=g)) for t, n in ((5, 4), (7, 9), (6, 2))]
+    sizes = (5, 4), (7, 9), (6, 2)
+    return [(torch.randn(t, n, 3, generator=g), torch.randint(3, (n,), generator=g)) for t, n in sizes]
 def samples(x, y): return len(y)
 def of_a_batch(batch): return batch[0].shape[1]
 NUMBERS = [4, 9, 2]
@@ -69,22 +69,16 @@ def flat(): return [(x, y.flatten()) for x, y in text()]
 
 
 @pytest.fixture
-def spectrum(tmp_path, monkeypatch, capsys):
+def spectrum(folder, command):
     """Run the command on the file; return the status, what was said and the numbers."""
-    (tmp_path / "mine.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    (folder / "mine.py").write_text(MODULE)
 
-    def run(model, data, *arguments):
-        monkeypatch.setattr(sys, "argv", ["sharpnb", "spectrum", "--model", f"mine.py:{model}", "--data", f"mine.py:{data}",
-                                          "--dtype", "float64", "--out", "out", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said, file = capsys.readouterr(), tmp_path / "out/spectrum.json"
-        return end.value.code or 0, " ".join((said.out + said.err).split()), json.loads(file.read_text()) if file.exists() else {}
+    def run(model, data, *more):
+        named = ("--model", f"mine.py:{model}", "--data", f"mine.py:{data}", "--dtype", "float64", "--out", "o")
+        status, out, err = command(*named, *more)
+        return status, " ".join(out.split()) + err, result(folder) if (folder / "o/spectrum.json").exists() else {}
 
-    yield run
-    sys.modules.pop("mine", None)
+    return run
 
 
 def plain(model, data, weights):
@@ -93,7 +87,8 @@ def plain(model, data, weights):
     batches = [(x.double() if x.is_floating_point() else x, y) for x, y in usercode.find(f"mine.py:{data}", "data")()]
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         outputs = [net(x) for x, _ in batches]
-        loss = sum(w * cross_entropy(z.flatten(0, -2), y.flatten()) for w, z, (_, y) in zip(weights, outputs, batches, strict=True)) / sum(weights)
+        losses = [cross_entropy(z.flatten(0, -2), y.flatten()) for z, (_, y) in zip(outputs, batches, strict=True)]
+        loss = sum(w * value for w, value in zip(weights, losses, strict=True)) / sum(weights)
         parameters = list(net.parameters())
         gradient = torch.autograd.grad(loss, parameters, create_graph=True)
     return parameters, torch.cat([g.flatten() for g in gradient])
@@ -126,7 +121,8 @@ def test_a_count_that_is_missing_or_wrong_is_a_sentence(spectrum, arguments, wor
 
 @pytest.mark.parametrize("data", [["text"], ["flat", "--count", "mine.py:samples"]], ids=str)
 def test_a_gpt_with_tied_embeddings_and_fused_attention(data, spectrum):
-    status, said, found = spectrum("gpt", *data, "--loss", "mine.py:per_token", "--top", "1", "--probes", "2", "--steps", "20")
+    options = "--loss", "mine.py:per_token", "--top", "1", "--probes", "2", "--steps", "20"
+    status, said, found = spectrum("gpt", *data, *options)
     assert status == 0, said
     parameters, gradient = plain("gpt", "text", [4, 4, 2])
     assert found["n"] == len(gradient)  # the tied weights once
@@ -135,5 +131,5 @@ def test_a_gpt_with_tied_embeddings_and_fused_attention(data, spectrum):
         v = products(parameters, gradient, v / v.norm())
     truth = float(v.norm())  # of the eigenvalue that is largest in absolute value
     assert found["largest"]["values"][0] == pytest.approx(truth, rel=1e-3) and found["density"]["lambda_min"] > -truth
-    told = found["cost"]["said"][0] if isinstance(found["cost"]["said"], list) else found["cost"]["said"]["products"]
+    told = found["cost"]["said"]["products"]
     assert found["products"] / 2 <= told <= 2 * found["products"] and f"about {told} products" in said

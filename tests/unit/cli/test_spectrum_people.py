@@ -1,4 +1,4 @@
-"""``sharpnb spectrum`` as people run it, and with harm done on purpose: nothing is lost, and what is wrong is a sentence."""
+"""``sharpnb spectrum`` as people run it, with harm done on purpose: nothing is lost, what is wrong is a sentence."""
 
 import json
 import os
@@ -9,79 +9,46 @@ import sys
 import numpy as np
 import pytest
 import torch
-from spectrum_project import MODULE
+from spectrum_project import MODULE, arguments, result
 from toy import ASCII
 
-from sharpnb import cli, paths, usercode
+from sharpnb import paths, usercode
 from sharpnb.curvature import HessianOperator
 from sharpnb.spectrum import load_batches, measure, seed_everything
 from sharpnb.spectrum.cost import duration
 from sharpnb.spectrum.preflight import examine
 
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    (tmp_path / "theirs.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    yield tmp_path
-    sys.modules.pop("theirs", None)
-
-
-def arguments(model="net", data="data", **options):
-    named = {"model": f"theirs.py:{model}", "data": f"theirs.py:{data}", "top": 2, "steps": 8, "probes": 2, "out": "o", **options}
-    return [word for name, value in named.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-
-
-@pytest.fixture
-def call(folder, monkeypatch, capsys):
-    def run(model="net", data="data", **options):
-        monkeypatch.setattr(sys, "argv", ["sharpnb", "spectrum", *arguments(model, data, **options)])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return end.value.code or 0, said.out, " ".join(said.err.split())
-
-    return run
-
-
-def result(folder, out="o"):
-    return json.loads((folder / out / "spectrum.json").read_text())
+pytest_plugins = ["spectrum_project"]
 
 
 # ---- What is wrong is a sentence ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("model", "data", "loss", "words"), [
-    ("nan_weight", "data", None, ["Batch 1: the loss is nan. The model's 2.weight holds 1 of 15 numbers that are NaN", "earlier checkpoint"]),
+    ("nan_weight", "data", None,
+     ["Batch 1: the loss is nan. The model's 2.weight holds 1 of 15 numbers that are NaN", "earlier checkpoint"]),
     ("nan_buffer", "data", None, ["Batch 1: the loss is nan. The model's 1.running_var holds 1 of 3"]),
     ("on_meta", "data", None, ["4 weights of the model are on the meta device", "0.weight", "--checkpoint"]),
     ("lazy", "data", None, ["0.weight, 0.bias of the model have no shape yet"]),
     ("net", "nan_input", None, ["Batch 1: the loss is nan. Its inputs of shape (16, 4) hold 1 numbers that are NaN"]),
     ("net", "nan_target", "mse", ["Batch 1: the loss is inf. Its target of shape (16, 3) hold 48 numbers"]),
     ("net", "wrong_label", None, ["Batch 1: 1 labels are no class of the model", "outside 0 … 2, from 3 to 3"]),
-    ("net", "negative_label", None, ["from -1 to -1"]),
     ("net", "empty", None, ["Batch 1 is empty: its inputs have the shape (0, 4)"]),
-    ("net", "second_empty", None, ["Batch 2 is empty"]), ("net", "no_batches", None, ["holds no batch"]),
     ("net", "integers", None, ["Batch 1: the model does not take inputs of int64 (16, 4)", "x.float()"]),
     ("net", "wide", None, ["the model does not take inputs of float32 (16, 7)", "RuntimeError"]),
     ("net", "uneven", None, ["x has the shape (20, 4) and y (19,)"]),
-    ("net", "float_target", None, ["the loss does not take an output of float32 (16, 3) with a target of float32 (16,)"]),
+    ("net", "float_target", None,
+     ["the loss does not take an output of float32 (16, 3) with a target of float32 (16,)"]),
     ("net", "Broken", None, ["batch 1 cannot be read: KeyError: 'no such picture'"]),
-    ("net", "Ragged", None, ["batch 1 cannot be read: RuntimeError: stack expects"]),
     ("Detaches", "data", None, ["The loss has no gradient: the network cuts its output off", "detach()"]),
-    ("NoGrad", "data", None, ["the network cuts its output off"]),
     ("Unused", "data", None, ["does not depend on the parameters chosen (layer.weight, layer.bias)"]),
-    ("Overflows", "data", None, ["Batch 1: the loss is nan. Weights and data are finite, the model's output is not"]),
+    ("Overflows", "data", None, ["the loss is nan. Weights and data are finite, the model's output is not"]),
     ("net", "data", "hits", ["The loss has no gradient: the loss cuts it off"]),
-    ("net", "data", "detached", ["the loss cuts it off"]),
     ("net", "data", "constant", ["The loss is constant: its gradient and every product are exactly 0"]),
-    ("net", "data", "clamped", ["The loss is constant"]),
-    ("net", "data", "logarithm", ["Batch 1: the loss is nan. Weights and data are finite, and so is the model's output"]),
+    ("net", "data", "logarithm", ["the loss is nan. Weights and data are finite, and so is the model's output"]),
     ("net", "data", "root", ["The gradient of 0.weight, 0.bias, 2.weight, 2.bias is not finite, though the loss is"]),
     ("Flat", "data", "kink", ["The second derivative is not finite", "in the rows of layer.weight, layer.bias"]),
-    ("net", "data", "many", ["must return one number", "(3,)"]), ("net", "data", "number", ["type float"]),
+    ("net", "data", "many", ["must return one number", "(3,)"]),
     ("net", "data", "crashes", ["the loss does not take an output of float32 (16, 3)", "TypeError: no"]),
 ])
 def test_what_is_wrong_is_named_before_anything_is_written(call, folder, model, data, loss, words):
@@ -96,7 +63,7 @@ def test_what_is_only_worth_a_word_is_said(call, folder):
     status, out, _ = call("HalfUsed")
     assert status == 0 and "No gradient reaches spare.weight, spare.bias: their rows are 0." in out
     status, out, _ = call("Flat", loss="theirs.py:linear", out="p")
-    assert status == 0 and "Every product was exactly 0: the loss is linear in these parameters" in " ".join(out.split())
+    assert status == 0 and "Every product was exactly 0: the loss is linear" in " ".join(out.split())
     assert result(folder, "p")["notes"] and result(folder, "p")["largest"]["values"] == [0, 0]
 
 
@@ -125,42 +92,33 @@ def test_a_loss_may_be_a_class_of_modules(call, folder):
     assert result(folder)["largest"]["values"] == result(folder, "p")["largest"]["values"]
 
 
-def test_a_device_that_is_not_there(call):
-    for name in ("meta", "nonsense", *(["cuda"] if not torch.cuda.is_available() else [])):
-        status, _, err = call(device=name)
-        assert status == 2 and f"device = '{name}'" in err and "'auto'" in err
-
-
 # ---- Nothing is lost ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("end", "variables"), [
-    ("| head -1", {}), ("2>&1 | head -1", {}), ("| head -c 1 | cat", {}), (">/dev/full", {}), (">/dev/full 2>/dev/full", {}), (">&-", {}),
-    ("", {"PYTHONIOENCODING": "ascii"}), ("", {"PYTHONIOENCODING": "latin-1"}), ("", ASCII),
+    ("| head -1", {}), (">/dev/full", {}), (">/dev/full 2>/dev/full", {}), (">&-", {}),
+    ("", {"PYTHONIOENCODING": "latin-1"}), ("", ASCII),
 ], ids=str)
 def test_the_result_is_written_whatever_the_terminal_does(folder, end, variables):
     call = shlex.join([sys.executable, "-m", "sharpnb.cli", "spectrum", *arguments(top=1)])
-    environment = {name: value for name, value in os.environ.items() if name not in ("LANG", "LC_ALL", "PYTHONIOENCODING")}
-    done = subprocess.run(["bash", "-c", f"{call} {end}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, errors="replace",
-                          env=environment | variables)
+    clean = {name: value for name, value in os.environ.items() if name not in ("LANG", "LC_ALL", "PYTHONIOENCODING")}
+    done = subprocess.run(["bash", "-c", f"{call} {end}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True,
+                          errors="replace", env=clean | variables)
     found = result(folder)
-    assert found["complete"] and found["density"] and (folder / "o/density.png").exists() and not list(folder.glob("o/state-*"))
-    assert done.returncode == (1 if "full" in end else 0), done.stderr
+    assert found["complete"] and found["density"] and (folder / "o/density.png").exists()
+    assert not list(folder.glob("o/state-*")) and done.returncode == (1 if "full" in end else 0), done.stderr
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
     if end == ">/dev/full":
         assert "No space left on device" in done.stderr and "o/spectrum.json" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["[x]", "[/x]", "[bold]", "a $b$ $c", "λ", "a b", "%s {0}"])
-def test_names_are_names(call, folder, name):
+@pytest.mark.parametrize("name", ["[/x]", "[bold] %s {0}", "a $b$ λ"])
+def test_names_are_names(command, folder, name):
     (folder / name).mkdir(parents=True)
     (folder / name / "theirs.py").write_text(MODULE)
-    status, _, err = call(out=f"{name}/o", checkpoint=_saved(folder / name))
-    assert status == 0, err
-    call_again = [sys.executable, "-m", "sharpnb.cli", "spectrum", "--model", f"{name}/theirs.py:net", "--data", f"{name}/theirs.py:data",
-                  "--top", "1", "--steps", "8", "--probes", "1", "--out", f"{name}/p"]
-    done = subprocess.run(call_again, capture_output=True, text=True)
-    assert done.returncode == 0 and f"{name}/theirs.py:net" in done.stdout and (folder / name / "p" / "density.svg").exists(), done.stderr
+    status, out, err = command("--model", f"{name}/theirs.py:net", "--data", f"{name}/theirs.py:data", "--top", 1,
+                               "--steps", 8, "--probes", 1, "--out", f"{name}/o", "--checkpoint", _saved(folder / name))
+    assert status == 0 and f"{name}/theirs.py:net" in out and (folder / name / "o/density.svg").exists(), err
 
 
 def _saved(folder):
@@ -177,7 +135,7 @@ def test_the_state_stays_until_the_result_is_written(call, folder, monkeypatch):
     write = paths.write_whole
     monkeypatch.setattr(paths, "write_whole", full)
     monkeypatch.setattr("sharpnb.resume.write_whole", write)
-    monkeypatch.setattr(measure.measure_spectrum, "__kwdefaults__", {**measure.measure_spectrum.__kwdefaults__, "checkpoint_every": 0.0})
+    monkeypatch.setitem(measure.measure_spectrum.__kwdefaults__, "checkpoint_every", 0.0)
     status, _, err = call()
     assert status == 2 and "No space left" in err and len(list(folder.glob("o/state-*"))) == 2
     monkeypatch.setattr(paths, "write_whole", write)
@@ -212,16 +170,19 @@ def test_a_complete_result_is_never_replaced_by_an_interrupted_or_another_one(ca
     good = {file.name: file.read_bytes() for file in (folder / "o").iterdir()}
 
     def unharmed():
-        return {file.name: file.read_bytes() for file in (folder / "o").iterdir() if not file.name.startswith("state-")} == good
+        files = [file for file in (folder / "o").iterdir() if not file.name.startswith("state-")]
+        return {file.name: file.read_bytes() for file in files} == good
 
     status, out, _ = call("other")
     assert status == 0 and unharmed() and "o holds a complete result of another measurement" in out
-    assert result(folder, "o-2")["origin"]["model"] == "theirs.py:other" and "o-2/spectrum.json" in out.replace("\n", "")
+    assert result(folder, "o-2")["origin"]["model"] == "theirs.py:other"
+    assert "o-2/spectrum.json" in out.replace("\n", "")
     with monkeypatch.context() as m:
         m.setitem(measure.OPERATORS, "hessian", Stopped)
         for model, place in (("net", "o-3"), ("other", "o-3")):
             status, out, err = call(model)
-            assert status == 130 and unharmed() and not result(folder, place)["complete"] and result(folder, "o-2")["complete"]
+            assert status == 130 and unharmed() and result(folder, "o-2")["complete"]
+            assert not result(folder, place)["complete"]
             assert "o holds a complete result, and this one is not" in out and "goes on from its last save" in err
     assert call("net")[0] == 0 and not (folder / "o-4").exists(), "its own result is made anew where it was"
     assert result(folder)["largest"]["values"] == json.loads(good["spectrum.json"])["largest"]["values"]
@@ -244,7 +205,8 @@ def test_a_figure_that_cannot_be_drawn_costs_no_number(call, folder, monkeypatch
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     status, out, _ = call()
     assert status == 0 and "The figure was not drawn (ModuleNotFoundError" in " ".join(out.split())
-    assert not (folder / "o/density.png").exists() and len((folder / "o/density.csv").read_text().splitlines()) == 2001
+    assert not (folder / "o/density.png").exists()
+    assert len((folder / "o/density.csv").read_text().splitlines()) == 2001
 
 
 def test_a_users_matplotlibrc_changes_no_figure(call, folder, monkeypatch):
@@ -258,14 +220,16 @@ def test_a_users_matplotlibrc_changes_no_figure(call, folder, monkeypatch):
     assert mpl.rcParams["axes.facecolor"] == "black"
 
 
-@pytest.mark.parametrize(("model", "top", "steps", "probes"), [("net", 5, 60, 8), ("Flat", 1, 10, 0), ("recurrent", 3, 20, 2)])
+@pytest.mark.parametrize(("model", "top", "steps", "probes"), [
+    ("net", 5, 60, 8), ("Flat", 1, 10, 0), ("recurrent", 3, 20, 2)])
 def test_the_products_are_counted_beforehand(call, folder, model, top, steps, probes):
     """Within a factor of two; the seconds are said too, and no test asserts those."""
     status, out, _ = call(model, top=top, steps=steps, probes=probes, dtype="float64")
     assert status == 0 and "It will take about " in out
     found = result(folder)
     said = found["cost"]["said"]["products"]
-    assert f"It will take about {said} products" in out and 0.5 < said / found["products"] < 2 and found["cost"]["said"]["seconds"] > 0
+    assert f"It will take about {said} products" in out and found["cost"]["said"]["seconds"] > 0
+    assert 0.5 < said / found["products"] < 2
 
 
 def test_times_are_said_in_two_digits():
@@ -278,11 +242,11 @@ def test_times_are_said_in_two_digits():
 
 def test_a_loader_that_shuffles_follows_the_seed_and_says_so(call, folder):
     status, out, _ = call(data="shuffled", batches=1)
-    assert status == 0 and "The loader shuffles without a seed of its own. Its order follows --seed" in " ".join(out.split())
-    assert "resume" in out
+    assert status == 0 and "Its order follows --seed here, so that a run" in " ".join(out.split())
     torch.manual_seed(99)
     np.random.seed(99)
-    assert call(data="shuffled", batches=1, out="p")[0] == 0 and call(data="shuffled", batches=1, seed=1, out="q")[0] == 0
+    assert call(data="shuffled", batches=1, out="p")[0] == 0
+    assert call(data="shuffled", batches=1, seed=1, out="q")[0] == 0
     marks = [result(folder, out)["origin"]["data_fingerprint"] for out in "opq"]
     assert marks[0] == marks[1] != marks[2]
     assert "shuffles" not in call(data="seeded", out="r")[1]
@@ -294,7 +258,7 @@ def test_a_loader_that_shuffles_follows_the_seed_and_says_so(call, folder):
 
 
 def test_data_that_differ_from_run_to_run_cannot_be_resumed_and_that_is_said(call, folder, monkeypatch):
-    monkeypatch.setattr(measure.measure_spectrum, "__kwdefaults__", {**measure.measure_spectrum.__kwdefaults__, "checkpoint_every": 0.0})
+    monkeypatch.setitem(measure.measure_spectrum.__kwdefaults__, "checkpoint_every", 0.0)
     with monkeypatch.context() as m:
         m.setitem(measure.OPERATORS, "hessian", Stopped)
         assert call(data="shuffled")[0] == 130 and call(data="at_random", out="p")[0] == 130

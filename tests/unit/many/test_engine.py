@@ -5,51 +5,60 @@ import torch
 from torch import nn
 
 from sharpnb import rules
-from sharpnb.lab import models, train_many
-from sharpnb.lab.data import load_data
+from sharpnb.lab import load_data, models, train_many
+from sharpnb.many.batches import Tensors
 from sharpnb.many.engine import Nets, losses
-from sharpnb.many.net import blocks
+
+DATA = load_data("digits", train_size=48, dtype=torch.float64)
 
 
 def small(seed: int) -> nn.Module:
     return models.mlp((64, 6, 10), seed=seed)
 
 
-@pytest.fixture(scope="module")
-def data():
-    return load_data("digits", train_size=48, dtype=torch.float64)
+def normed(seed: int) -> nn.Module:
+    return models.mlp((64, 6, 10), norm=True, seed=seed)
 
 
-def test_rows_train_as_train_many_does(data):
+def tied_to_its_image_size(side):
+    def net(seed):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(),
+                             nn.Linear(3 * (side - 2) ** 2, 4))
+
+    x, y = torch.randn(30, 2, side, side, dtype=torch.float64), torch.arange(30) % 4
+    return net, Tensors((x, y), (x, y), 4)
+
+
+def test_rows_train_as_train_many_does():
     settings = {"rule": "sam", "rho": 0.1, "lr": 0.1, "momentum": 0.9}
-    many = train_many([{**settings, "seed": seed} for seed in (3, 4)], data, small, steps=7, batch_size=16, dtype=torch.float64)
-    rows = Nets([3, 4], data, small, batch_size=16)
-    rows.fit(partial(rules.sam, rho=0.1, lr=0.1, momentum=0.9), 7)
-    assert torch.allclose(rows.w, many.weights, atol=1e-12)
+    many = train_many([{**settings, "seed": seed} for seed in (3, 4)], DATA, small, steps=7, batch_size=16,
+                      dtype=torch.float64)
+    rows, seen = Nets([3, 4], DATA, small, batch_size=16), []
+    rows.fit(partial(rules.sam, rho=0.1, lr=0.1, momentum=0.9), 7, every=3, probe=lambda step, _: seen.append(step))
+    assert torch.allclose(rows.w, many.weights, atol=1e-12) and seen == [0, 3, 6, 7]
     errors = [row["test_error"] for row in many.final()]
     assert rows.errors(rows.w, "test").tolist() == pytest.approx(errors)
 
 
-def test_gradient_is_that_of_each_net_alone(data):
-    rows = Nets([0, 1], data, small, batch_size=16)
+@pytest.mark.parametrize(("build", "data"), [
+    (small, DATA), tied_to_its_image_size(6), tied_to_its_image_size(11)], ids=["MLP", "6x6", "11x11"])
+def test_gradient_is_that_of_each_net_alone(build, data):
+    rows = Nets([0, 1], data, build, batch_size=16)
     x, y = rows.draw()
     found = rows.gradient((x, y))(rows.w)
     for k, seed in enumerate((0, 1)):
-        net = small(seed).double()
+        net = build(seed).double()
         nn.functional.cross_entropy(net(x[k]), y[k]).backward()
-        alone = torch.cat([p.grad.flatten() for p in net.parameters()])
-        assert torch.allclose(found[k], alone, atol=1e-14)
+        assert torch.allclose(found[k], torch.cat([p.grad.flatten() for p in net.parameters()]), atol=1e-13)
 
 
-def test_each_row_has_its_own_data(data):
+def test_each_row_has_its_own_data():
     other = load_data("digits", train_size=48, seed=1, dtype=torch.float64)
-    rows = Nets([0, 0], [data, other], small, batch_size=16)
+    rows = Nets([0, 0], [DATA, other], small, batch_size=16)
     (x, _), alone = rows.draw(), Nets([0], other, small, batch_size=16).draw()[0]
     assert torch.equal(x[1], alone[0]) and not torch.equal(x[0], x[1])
-    test = rows.errors(rows.w, "test")
-    assert test[0] == Nets([0], data, small).errors(rows.w[:1], "test")[0]
-    with pytest.raises(ValueError, match="3 data sets for 2 nets"):
-        Nets([0, 1], [data] * 3, small)
+    assert rows.errors(rows.w, "test")[0] == Nets([0], DATA, small).errors(rows.w[:1], "test")[0]
 
 
 def test_soft_labels_give_the_mixture_of_the_losses():
@@ -61,35 +70,41 @@ def test_soft_labels_give_the_mixture_of_the_losses():
     assert torch.allclose(losses(logits, 0.3 * hot + 0.7 * other), mixed, atol=1e-14)
 
 
-def test_probe_is_called_on_time_and_batches_come_in_order(data):
-    seen = []
-    rows = Nets([0], data, small, batch_size=16)
-    rows.fit(partial(rules.sam, rho=0.0, lr=0.1), 5, every=2, probe=lambda step, _: seen.append(step))
-    assert seen == [0, 2, 4, 5]
-    assert torch.equal(torch.cat([x[0] for x, _ in rows.in_order()]), data.train_x)
-
-
-def test_batchnorm_is_evaluated_with_the_statistics_of_the_training_images(data):
-    rows = Nets([0], data, lambda seed: models.mlp((64, 6, 10), norm=True, seed=seed), batch_size=16)
-    net = models.mlp((64, 6, 10), norm=True, seed=0).double().train()
-    net[2].momentum = None
-    net(data.train_x)
-    truth = 100 * (net.eval()(data.test_x).argmax(1) != data.test_y).double().mean()
-    assert rows.errors(rows.w, "test").item() == pytest.approx(truth.item())
-
-
-def test_a_single_image_left_over_by_the_statistics_joins_the_others():
-    data = load_data("digits", train_size=1001, dtype=torch.float64)
-    rows = Nets([0], data, lambda seed: models.mlp((64, 6, 10), norm=True, seed=seed), batch_size=16)
-    net = models.mlp((64, 6, 10), norm=True, seed=0).double()
+@pytest.mark.parametrize("size", [48, 1001], ids=["one pass", "a single image left over"])
+def test_batchnorm_is_evaluated_with_the_statistics_of_the_training_images(size):
+    data = load_data("digits", train_size=size, dtype=torch.float64)
+    rows, net = Nets([0], data, normed, batch_size=16), normed(0).double()
     torch.optim.swa_utils.update_bn([data.train_x], net)
     wrong = (net.eval()(data.test_x).argmax(1) != data.test_y).double().mean()
     assert rows.errors(rows.w, "test").item() == pytest.approx(100 * wrong.item())
 
 
-@pytest.mark.parametrize(("images", "size", "cut"), [
-    (4, 2, [2, 2]), (5, 2, [2, 3]), (3, 2, [3]), (2, 2, [2]), (1, 2, [1]), (6, 4, [4, 2]), (9, 4, [4, 5])])
-def test_blocks_hold_all_images_in_order_and_none_alone(images, size, cut):
-    x = torch.arange(images)
-    found = blocks(x, size)
-    assert [len(block) for block in found] == cut and torch.equal(torch.cat(found), x)
+def test_a_model_that_is_handed_over_is_not_changed():
+    own = small(0)
+    nets = Nets([0], DATA, lambda _: own, batch_size=16)
+    assert nets.w.dtype is torch.float64 and all(p.dtype is torch.float32 for p in own.parameters())
+
+
+# -- the losses that ESAM ranks images by -----------------------------------------------------------------------------
+
+
+def test_the_losses_are_those_of_the_weights_asked_for_wherever_the_gradient_was_taken():
+    nets = Nets([0, 1], DATA, small, batch_size=4)
+    batch, w = nets.draw(), nets.w
+    fresh, used = nets.gradient(batch), nets.gradient(batch)
+    here, there = fresh.losses(w), fresh.losses(1.5 * w)
+    used(w)
+    assert torch.equal(used.losses(w), here) and torch.equal(used.losses(1.5 * w), there)
+    used(1.5 * w, torch.tensor([[0, 2], [1, 3]]))  # the gradient of some images leaves no losses of all
+    assert torch.equal(used.losses(w), here) and not torch.equal(here, there)
+
+
+def test_the_losses_have_the_gradients_precision_wherever_they_come_from():
+    """ESAM ranks images by their difference, in which bfloat16 against float32 would be noise."""
+    blurred, exact = (Nets([0, 1], DATA, lambda seed: models.cnn(2, seed=seed), batch_size=4, dtype=torch.float32,
+                           bf16=bf16) for bf16 in (True, False))
+    batch, w = blurred.draw(), blurred.w
+    asked = blurred.gradient(batch)
+    asked(w)
+    by_the_gradient, anew = asked.losses(w), asked.losses(w.clone())
+    assert torch.equal(by_the_gradient, anew) and not torch.equal(anew, exact.gradient(batch).losses(w))
