@@ -4,24 +4,26 @@
 the installed ones. The file's folder stands first on ``sys.path`` while its code runs, or the folder of its package, as
 under ``python -m``; relative imports find the package; what the command was called with is not what the file parses.
 
-A neighbour may be called like a module of Python or of a package: ``random.py``, ``datasets/``. While the user's code
-runs, ``sys.modules`` holds the neighbour, as it would if the file were a script; afterwards the other one again.
+A neighbour may be called like a module of Python or of a package: ``random.py``, ``datasets/``. The user's files then
+import the neighbour and everybody else imports the other. Such a neighbour lives in ``sys.modules`` under a name of its
+own, and the user's files get an ``import`` statement that knows it. Where no name is shadowed nothing of this happens.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
 import hashlib
 import importlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -69,7 +71,7 @@ def find(spec: str, what: str) -> Found:
     with _at_home(spec, file), _told(spec, what, file):
         _importing.append(place)
         try:
-            found: Any = importlib.import_module(place if file is None else ".".join(_dotted(file)))
+            found: Any = importlib.import_module(place) if file is None else _home(file).module(file)
         finally:
             _importing.pop()
     for part in attribute.split("."):
@@ -120,12 +122,12 @@ def digest(spec: str) -> str:
     found = find(spec, "name")
     if found.file is None:
         return ""
-    home, mark = _home(found.file), hashlib.sha256()
+    home, ours, mark = _home(found.file), os.path.dirname(__file__), hashlib.sha256()
     main = getattr(sys.modules["__main__"], "__file__", None)
-    with home.entered():
-        files = {str(getattr(module, "__file__", None)) for module in list(sys.modules.values())} - {main}
-    for file in sorted({file for file in files if home.holds(file)} | {str(found.file)}):
-        if os.path.isfile(file) and "-packages" not in file and not file.startswith(os.path.dirname(__file__)):
+    files = {file for file in (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+             if file and home.holds(file)}
+    for file in sorted(files - {str(main)} | {str(found.file)}):
+        if os.path.isfile(file) and "-packages" not in file and not file.startswith(ours):
             mark.update(Path(file).read_bytes())
     return mark.hexdigest()[:32]
 
@@ -148,55 +150,81 @@ def _file(place: str, folder: Path = Path()) -> Path | None:
 
 
 class _Home:
-    """The folder of a user's files, and of the packages that they are in.
+    """A folder of a user's files, and of the packages that they are in.
 
     Attributes:
         root: where the file's module name begins: the file's folder, or the folder of its package.
         folders: root, and the file's folder where it is another one.
-        own: its modules whose names others have too, while nobody is at home.
+        shadowed: names of modules in root that exist elsewhere too.
     """
 
     def __init__(self, folder: str, root: str) -> None:
         self.root, self.folders = root, list(dict.fromkeys((root, folder)))
-        self.own: dict[str, ModuleType] = {}
+        self.alias = "_user_" + hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
+        self.shadowed = {name for name in _modules_in(root) if self._is_elsewhere(name)}
+        if self.shadowed and self.alias not in sys.modules:
+            package = ModuleType(self.alias)
+            package.__path__ = [root]
+            sys.modules[self.alias] = package
+            sys.meta_path.insert(0, _Finder(self))
+
+    def module(self, file: Path) -> ModuleType:
+        """Import one of its files."""
+        name = ".".join(_dotted(file))
+        top = name.partition(".")[0]
+        return importlib.import_module(f"{self.alias}.{name}" if top in self.shadowed else name)
 
     def holds(self, file: str | None) -> bool:
         """Whether a file is one of its modules."""
         return file is not None and any(file.startswith(os.path.join(folder, "")) for folder in self.folders)
 
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        """Put root first on ``sys.path`` and the other folders last, and its modules in the place of their namesakes.
-
-        Afterwards the folders all stand last, for what its functions import and for worker processes.
-        """
-        shadowing = {name for name in _modules_in(self.root) if self._is_elsewhere(name)}
-
-        def namesakes() -> dict[str, ModuleType]:
-            return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in shadowing}
-
-        others = namesakes()
-        sys.modules.update(self.own)
-        sys.path.insert(0, self.root)
-        sys.path += [folder for folder in (*self.folders, os.getcwd()) if folder not in sys.path]
-        try:
-            yield
-        finally:
-            self.own = namesakes()
-            sys.modules.update(others)
-            if self.root in sys.path:
-                sys.path.remove(self.root)
-                sys.path += [] if self.root in sys.path else [self.root]
+    def elsewhere(self) -> list[str]:
+        """Return ``sys.path`` without its folders."""
+        own = {os.path.realpath(folder) for folder in self.folders}
+        return [part for part in sys.path if os.path.realpath(part) not in own]
 
     def _is_elsewhere(self, name: str) -> bool:
-        """Whether somebody else has a module of this name; Python finds those that are built in before any file."""
         if name in sys.modules:
             spec = getattr(sys.modules[name], "__spec__", None)
-            origin = getattr(sys.modules[name], "__file__", None) or (spec and spec.origin)
-            return not self.holds(origin) and (spec is None or spec.origin not in ("built-in", "frozen"))
-        own = {os.path.realpath(folder) for folder in self.folders}
-        path = [part for part in sys.path if os.path.realpath(part) not in own]
-        return name in sys.stdlib_module_names or PathFinder.find_spec(name, path) is not None
+            return not self.holds(getattr(sys.modules[name], "__file__", None) or (spec and spec.origin))
+        return name in sys.stdlib_module_names or PathFinder.find_spec(name, self.elsewhere()) is not None
+
+    def imported(self, name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+        """Be the ``import`` statement of its files: a shadowing neighbour comes first."""
+        if level or name.partition(".")[0] not in self.shadowed:
+            return builtins.__import__(name, globals, locals, fromlist, level)
+        found = builtins.__import__(f"{self.alias}.{name}", globals, locals, fromlist or (), 0)
+        return found if fromlist else sys.modules[f"{self.alias}.{name.partition('.')[0]}"]
+
+
+class _Finder:
+    """Finds the modules of a home that shadow others: for its own files alone."""
+
+    def __init__(self, home: _Home) -> None:
+        self.home = home
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+        """Return a module's spec, or ``None`` for the next finder."""
+        if path is None and name in self.home.shadowed:
+            return PathFinder.find_spec(name, self.home.elsewhere())
+        spec = PathFinder.find_spec(name, path)
+        if spec is not None and type(spec.loader) is SourceFileLoader and self.home.holds(spec.origin):
+            spec.loader = _Loader(self.home, spec.loader.name, spec.loader.path)
+            return spec
+        return None
+
+
+class _Loader(SourceFileLoader):
+    """Loads a file of a home, with the ``import`` statement that knows its neighbours."""
+
+    def __init__(self, home: _Home, name: str, path: str) -> None:
+        super().__init__(name, path)
+        self.home = home
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the module's code."""
+        vars(module)["__builtins__"] = {**vars(builtins), "__import__": self.home.imported}
+        super().exec_module(module)
 
 
 _made = cache(_Home)
@@ -239,14 +267,22 @@ def _modules_in(folder: str) -> set[str]:
 
 @contextmanager
 def _at_home(spec: str, file: Path | None) -> Iterator[None]:
-    """Let a file's code run where it lives, its name alone in ``sys.argv``."""
-    argv = sys.argv
+    """Put the file's root first on ``sys.path``, the other folders last, and its name alone into ``sys.argv``.
+
+    Afterwards they all stand last, for what its functions import and for worker processes.
+    """
+    home, argv = None if file is None else _home(file), sys.argv
     sys.argv = [str(file or spec.rpartition(":")[0])]
+    if home is not None:
+        sys.path.insert(0, home.root)
+        sys.path += [folder for folder in (*home.folders, os.getcwd()) if folder not in sys.path]
     try:
-        with nullcontext() if file is None else _home(file).entered():
-            yield
+        yield
     finally:
         sys.argv = argv
+        if home is not None and home.root in sys.path:
+            sys.path.remove(home.root)
+            sys.path += [] if home.root in sys.path else [home.root]
 
 
 @contextmanager
