@@ -134,7 +134,8 @@ def profile(folder: Path) -> dict[str, str]:
     startup.write_text(STARTUP, encoding="utf-8")
     own = startup.parents[1] / "ipython_kernel_config.py"
     own.write_text("get_config().InteractiveShellApp.exec_lines = ['MINE = 2', 'print(MINE)']", encoding="utf-8")
-    (folder / "matplotlibrc").write_text("font.size: 22\nbackend: svg\nfigure.figsize: 9, 2\naxes.facecolor: black\ntext.usetex: True\n", encoding="utf-8")
+    told = "font.size: 22\nbackend: svg\nfigure.figsize: 9, 2\naxes.facecolor: black\ntext.usetex: True\n"
+    (folder / "matplotlibrc").write_text(told, encoding="utf-8")
     kernel = folder / "jupyter" / "kernels" / "python3" / "kernel.json"
     kernel.parent.mkdir(parents=True)
     kernel.write_text('{"argv": ["false"], "display_name": "mine", "language": "python"}', encoding="utf-8")

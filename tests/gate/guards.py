@@ -27,7 +27,8 @@ _IMAGE = re.compile(r"!\[(?P<alt>[^\]]*)\]\(\s*(?:<(?P<angled>[^>]*)>|(?P<plain>
 _TAG = re.compile(r"<img\b[^>]*>", re.IGNORECASE)
 _LEAKS = {
     "an absolute path": re.compile(
-        r"(?<![\w.:/<])/(?:home|root|Users|tmp|usr|opt|var|etc|mnt|srv|work|private|content|kaggle)/[\w.-]+|\b[A-Za-z]:\\\w"),
+        r"(?<![\w.:/<])/(?:home|root|Users|tmp|usr|opt|var|etc|mnt|srv|work|private|content|kaggle)/[\w.-]+"
+        r"|\b[A-Za-z]:\\\w"),
     "a memory address": re.compile(r"\b0x[0-9a-fA-F]{6,}\b"),
     "a date": re.compile(r"\b(?:19|20)\d\d-[01]\d-[0-3]\d\b|\b[0-2]\d:[0-5]\d:[0-5]\d\b"),
     "a raw tensor": re.compile(r"\b(?:tensor|Parameter containing:\s*tensor)\("),
@@ -179,7 +180,8 @@ def short_functions(subject: Subject) -> Iterator[str]:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or node.lineno) - node.lineno + 1
                 if lines > LONGEST_FUNCTION:
-                    yield f"{where} defines {node.name} in {lines} lines: over {LONGEST_FUNCTION} go to notebooks/studies"
+                    yield (f"{where} defines {node.name} in {lines} lines: over {LONGEST_FUNCTION} go to "
+                           "notebooks/studies")
 
 
 def headings(subject: Subject) -> Iterator[str]:

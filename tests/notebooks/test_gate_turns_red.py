@@ -58,7 +58,7 @@ def green(tmp_path_factory):
 
 
 def check(root: Path, *what: str, **own: str) -> tuple[int, dict[str, str]]:
-    """Run the gate under the variables ``own``; return its exit status and, for each notebook, what its one failure says."""
+    """Run the gate under the variables ``own``; return its exit status and what each notebook's one failure says."""
     report = root / "report.xml"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SHARPNB", "PYTEST"))}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *what]

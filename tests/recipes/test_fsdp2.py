@@ -22,7 +22,8 @@ def recipe():
 
 def _worker(rank, folder, recipe):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2,
+                            timeout=timedelta(seconds=60))
     first = recipe.build("cpu")
     assert recipe.load(folder / "kept", *first) == 0
     recipe.train(*first, range(HALF), "cpu")

@@ -1,4 +1,4 @@
-"""The recipes for other people's training loops, held against a plain loop; ``make test-recipes`` installs what they need."""
+"""The recipes for other people's loops, held against a plain loop; ``make test-recipes`` installs what they need."""
 
 import importlib.util
 from pathlib import Path
@@ -14,7 +14,8 @@ STEPS = 6
 
 
 def _recipe(name):
-    pytest.importorskip({"lightning_sam": "lightning", "huggingface_sam": "transformers", "accelerate_sam": "accelerate"}[name])
+    pytest.importorskip({"lightning_sam": "lightning", "huggingface_sam": "transformers",
+                         "accelerate_sam": "accelerate"}[name])
     spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -39,7 +40,7 @@ def _data():
 
 
 def _by_hand(rho, accumulate=1, clip=None, model=None):
-    """Train with SGD on the mean of ``accumulate`` micro-batches' gradients, each at weights of its own; return all tensors."""
+    """Train with SGD on the mean of ``accumulate`` micro-batches' gradients, each at its own weights."""
     model, (xs, ys) = model or _model(), _data()
     params = list(model.parameters())
     sgd = torch.optim.SGD(params, lr=0.1, momentum=0.9)

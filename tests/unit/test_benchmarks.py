@@ -33,7 +33,8 @@ def test_losses_and_missed_goals_are_shown_and_the_floor_is_no_rival():
 
 
 @pytest.mark.parametrize(("old", "new", "words"), [
-    ("| median |", "| middle |", "without a column 'median'"), ("## Whole steps, MLP", "## Steps", "'Whole steps, MLP'"),
+    ("| median |", "| middle |", "without a column 'median'"),
+    ("## Whole steps, MLP", "## Steps", "'Whole steps, MLP'"),
 ])
 def test_a_page_that_lacks_something_is_named(old, new, words, tmp_path, monkeypatch):
     text = (BENCHMARKS / "RESULTS_optimizers.md").read_text(encoding="utf-8")
@@ -44,7 +45,8 @@ def test_a_page_that_lacks_something_is_named(old, new, words, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(("text", "numbers"), [
-    ("1.87 [1.51, 2.18]", (1.87, 1.51, 2.18)), ("6.01 (5.89 to 6.51)", (6.01, 5.89, 6.51)), ("1.168", (1.168, 1.168, 1.168)),
+    ("1.87 [1.51, 2.18]", (1.87, 1.51, 2.18)), ("6.01 (5.89 to 6.51)", (6.01, 5.89, 6.51)),
+    ("1.168", (1.168, 1.168, 1.168)),
 ])
 def test_numbers_of_a_cell(text, numbers):
     assert pages._numbers(text) == numbers

@@ -23,7 +23,8 @@ def headings(path: Path) -> list[str]:
     """Return the headings of a notebook or a Markdown page, without their numbers."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if path.suffix == ".ipynb" and text:
-        text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown")
+        text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"]
+                         if cell["cell_type"] == "markdown")
     return [re.sub(r"^\d+\s+", "", heading) for heading in re.findall(r"(?m)^#{1,4} +(.+?) *$", text)]
 
 

@@ -1,4 +1,4 @@
-"""The files that describe the environment agree with pyproject.toml, and the core imports with PyTorch and NumPy alone."""
+"""The files that describe the environment agree with pyproject.toml; the core imports with PyTorch and NumPy alone."""
 
 import ast
 import json
@@ -21,7 +21,9 @@ def _requirements(lines):
 
 def _wanted(*more):
     extras = PROJECT["optional-dependencies"]
-    return _requirements([*PROJECT["dependencies"], *(line for name in ("notebooks", "scale", "safetensors", "dev", *more) for line in extras[name])])
+    return _requirements([*PROJECT["dependencies"],
+                          *(line for name in ("notebooks", "scale", "safetensors", "dev", *more)
+                            for line in extras[name])])
 
 
 def test_environment_yml_names_what_pyproject_names():
@@ -46,20 +48,24 @@ DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "markdown_it": "mar
                  "curvlinops": "curvlinops-for-pytorch", "pyhessian": "pyhessian"}
 TOOLS = {"jupyterlab", "ipykernel", "dask", "pytest-xdist", "pytest-cov", "ruff", "pyright", "myst-nb",
          "sphinx-book-theme", "django-static-mathjax"}
-PARTS = {"sharpnb": ("safetensors",), "notebooks": (), "recipes": ("recipes",), "site": ("site",), "benchmarks": ("bench",), "tests": ("dev", "recipes", "safetensors")}
+PARTS = {"sharpnb": ("safetensors",), "notebooks": (), "recipes": ("recipes",), "site": ("site",),
+         "benchmarks": ("bench",), "tests": ("dev", "recipes", "safetensors")}
 
 
 def _code(file):
     if file.suffix == ".py":
         return [file.read_text()]
     cells = json.loads(file.read_text())["cells"]
-    return ["".join(line for line in cell["source"] if line[:1] not in "%!") for cell in cells if cell["cell_type"] == "code"]
+    return ["".join(line for line in cell["source"] if line[:1] not in "%!") for cell in cells
+            if cell["cell_type"] == "code"]
 
 
 def _imported(part):
     """Return the distributions that the files of a part import, besides Python's own modules and the project's."""
-    files = [file for file in (ROOT / part).rglob("*") if file.suffix in (".py", ".ipynb") and "_build" not in file.parts]
-    beside = {"sharpnb": ["site"], "notebooks": ["recipes"], "recipes": ["recipes"], "site": ["site"], "benchmarks": ["benchmarks"],
+    files = [file for file in (ROOT / part).rglob("*") if file.suffix in (".py", ".ipynb")
+             and "_build" not in file.parts]
+    beside = {"sharpnb": ["site"], "notebooks": ["recipes"], "recipes": ["recipes"], "site": ["site"],
+              "benchmarks": ["benchmarks"],
               "tests": ["tests", "benchmarks", "site", "recipes"]}[part]  # on their search path
     own = {"sharpnb", "gate", "studies", *(file.stem for folder in beside for file in (ROOT / folder).rglob("*.py"))}
     found = set()
@@ -79,7 +85,8 @@ def test_what_is_imported_is_declared(part):
 
 
 def test_what_is_declared_is_imported_or_a_tool():
-    declared = _requirements([*PROJECT["dependencies"], *(line for lines in PROJECT["optional-dependencies"].values() for line in lines)]).keys()
+    declared = _requirements([*PROJECT["dependencies"],
+                              *(line for lines in PROJECT["optional-dependencies"].values() for line in lines)]).keys()
     imported = set().union(*map(_imported, PARTS))
     assert declared - imported == TOOLS
     core = _imported("sharpnb") | _imported("notebooks") | _imported("site")  # which sharpnb report runs
@@ -93,10 +100,12 @@ def test_the_core_imports_with_torch_and_numpy_alone():
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"pandas", "matplotlib", "scipy", "sklearn", "torchvision", "tqdm", "papermill", "typer", "rich", "safetensors"}:
+        if name.split(".")[0] in {"pandas", "matplotlib", "scipy", "sklearn", "torchvision", "tqdm", "papermill", "typer",
+                                  "rich", "safetensors"}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Refuse())
-import sharpnb, sharpnb.rules, sharpnb.optim, sharpnb.curvature, sharpnb.checkpoints, sharpnb.spectrum, sharpnb.landscape, sharpnb.many.train
+import sharpnb, sharpnb.rules, sharpnb.optim, sharpnb.curvature, sharpnb.checkpoints, sharpnb.spectrum
+import sharpnb.landscape, sharpnb.many.train
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -116,14 +125,18 @@ def test_the_runner_plans_without_torch():
 def test_layers_import_only_what_stands_below_them():
     tools = {"near", "paths", "resume", "rules", "trees", "caches", "counts", "batches", "fallbacks", "progress"}
     below = {
-        **{file: set() for file in ("near.py", "paths.py", "rules.py", "trees.py", "caches.py", "devices.py", "progress.py")}, "usercode.py": {"near"},
+        **{file: set() for file in ("near.py", "paths.py", "rules.py", "trees.py", "caches.py", "devices.py",
+                                    "progress.py")}, "usercode.py": {"near"},
         "counts.py": {"trees"}, "batches.py": {"trees", "counts"}, "fallbacks.py": {"trees"},
-        "datafiles.py": {"paths"}, "sources.py": {"paths"}, "kept.py": {"paths", "sources"}, "resume.py": {"paths"}, "optim": tools, "curvature": tools, "averaging": tools | {"optim"},
+        "datafiles.py": {"paths"}, "sources.py": {"paths"}, "kept.py": {"paths", "sources"}, "resume.py": {"paths"},
+        "optim": tools, "curvature": tools, "averaging": tools | {"optim"},
         "checkpoints": set(),
         "landscape": tools | {"averaging", "many"},  # BatchNorm's statistics at a point are those of an average
         "many": tools - {"caches", "counts", "resume"} | {"optim", "devices"},
-        "lab": tools - {"resume"} | {"datafiles", "sources", "kept", "optim", "averaging", "curvature", "landscape", "checkpoints", "usercode", "many", "devices"},
-        "spectrum": {"near", "devices", "paths", "datafiles", "trees", "usercode", "checkpoints", "curvature", "lab"},  # lab: for data sets by name
+        "lab": tools - {"resume"} | {"datafiles", "sources", "kept", "optim", "averaging", "curvature", "landscape",
+                                     "checkpoints", "usercode", "many", "devices"},
+        "spectrum": {"near", "devices", "paths", "datafiles", "trees", "usercode", "checkpoints", "curvature", "lab"},
+        # lab: for data sets by name
         "runner": {"near", "paths", "datafiles", "sources", "kept", "lab"},
     }
     for part, allowed in below.items():

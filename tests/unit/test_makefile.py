@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def recipe(*variables: str) -> list[str]:
     """Return the command that ``make lab`` would start, in this environment."""
-    said = subprocess.run(["make", "--no-print-directory", "-n", "lab", *variables], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(["make", "--no-print-directory", "-n", "lab", *variables], cwd=ROOT, capture_output=True,
+                          text=True, check=True).stdout
     command = shlex.split(said.strip().splitlines()[-1])
     assert command[:3] == [".venv/bin/python", "-m", "jupyterlab"]
     return [sys.executable, *command[1:]]

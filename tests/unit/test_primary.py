@@ -55,7 +55,8 @@ def test_every_figure_and_table_is_re_made_a_stand_in_or_missing_and_has_a_contr
 
 
 def test_the_committed_claims_have_their_seeds_and_no_number_is_judged_twice():
-    judged = [(claim.id, claim) for own in board.measured().values() for claim in own if not claim.below and claim.estimated]
+    judged = [(claim.id, claim) for own in board.measured().values() for claim in own if not claim.below
+              and claim.estimated]
     assert len(judged) > 50
     for name, claim in judged:
         assert claim.samples or claim.effect

@@ -59,7 +59,7 @@ def published(tmp_path_factory):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy2(ROOT / name, folder / name)
     (folder / "made").mkdir()
-    code = "import sys; from setuptools import build_meta; print(build_meta.prepare_metadata_for_build_wheel(sys.argv[1]))"
+    code = "import sys; from setuptools import build_meta as b; print(b.prepare_metadata_for_build_wheel(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", code, str(folder / "made")], cwd=folder, check=True, capture_output=True)
     return email.message_from_string(next((folder / "made").glob("*.dist-info/METADATA")).read_text(encoding="utf-8"))
 
@@ -67,11 +67,14 @@ def published(tmp_path_factory):
 def test_the_links_of_the_published_page_lead_to_files_of_the_repository(published):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     home = project["urls"]["Repository"]
-    assert published["Description-Content-Type"] == "text/markdown" and len(published.get_all("Project-URL")) == len(project["urls"])
+    assert published["Description-Content-Type"] == "text/markdown"
+    assert len(published.get_all("Project-URL")) == len(project["urls"])
     page = MarkdownIt("commonmark", {"html": True}).enable("table").render(published.get_payload())
     targets = re.findall(r'(?:href|src)="([^"]+)"', page)
-    assert len(targets) > 30 and all(target.startswith("https://") for target in targets), "PyPI has no files beside the page"
-    bases = {f"{home}/blob/main/": ".md .ipynb .toml .py .cff", f"{home.replace('github.com', 'raw.githubusercontent.com')}/main/": ".png"}
+    assert len(targets) > 30
+    assert all(target.startswith("https://") for target in targets), "PyPI has no files beside the page"
+    bases = {f"{home}/blob/main/": ".md .ipynb .toml .py .cff",
+             f"{home.replace('github.com', 'raw.githubusercontent.com')}/main/": ".png"}
     for base, kinds in bases.items():
         own = [target.removeprefix(base).split("#")[0] for target in targets if target.startswith(base)]
         assert own and all((ROOT / path).is_file() and Path(path).suffix in kinds.split() for path in own)
@@ -79,9 +82,12 @@ def test_the_links_of_the_published_page_lead_to_files_of_the_repository(publish
 
 
 @pytest.mark.parametrize(("before", "after"), [
-    ("[a](b.md#c)", "[a](H/blob/main/b.md#c)"), ("![a](b.png)", "![a](H/main/b.png)"), ("[a](<b.md>)", "[a](H/blob/main/b.md)"),
-    ("[a](https://x.org) [b](#c) [d](mailto:e)", "[a](https://x.org) [b](#c) [d](mailto:e)"), ("[![a](b.png)](c.md)", "[![a](H/main/b.png)](H/blob/main/c.md)"),
-    ("```\n[a](b)\n```\n[a](b)", "```\n[a](b)\n```\n[a](H/blob/main/b)"), ("[a](<https://x.org>)", "[a](<https://x.org>)"),
+    ("[a](b.md#c)", "[a](H/blob/main/b.md#c)"), ("![a](b.png)", "![a](H/main/b.png)"),
+    ("[a](<b.md>)", "[a](H/blob/main/b.md)"),
+    ("[a](https://x.org) [b](#c) [d](mailto:e)", "[a](https://x.org) [b](#c) [d](mailto:e)"),
+    ("[![a](b.png)](c.md)", "[![a](H/main/b.png)](H/blob/main/c.md)"),
+    ("```\n[a](b)\n```\n[a](b)", "```\n[a](b)\n```\n[a](H/blob/main/b)"),
+    ("[a](<https://x.org>)", "[a](<https://x.org>)"),
 ])
 def test_how_a_link_becomes_absolute(before, after, monkeypatch):
     import setuptools

@@ -15,9 +15,12 @@ from studies import answers, scoreboard
 
 OWN = 'document.title="owned"'
 HOSTILE = [
-    f"<script>{OWN}</script>", f"</td></tr></table><script>{OWN}</script>", f"<img src=x onerror='{OWN}'>", f"<svg/onload='{OWN}'>",
-    f"[x](javascript:{OWN})", f"<javascript:{OWN}>", f"`</code><script>{OWN}</script>`", f"\\<script>{OWN}</script>", f"&lt;script&gt;{OWN}",
-    f'![x](x"onerror="{OWN})', f"<!-- --><script>{OWN}</script>", f"$\\href{{javascript:{OWN}}}{{x}}$", f"**<b onmouseover='{OWN}'>",
+    f"<script>{OWN}</script>", f"</td></tr></table><script>{OWN}</script>", f"<img src=x onerror='{OWN}'>",
+    f"<svg/onload='{OWN}'>",
+    f"[x](javascript:{OWN})", f"<javascript:{OWN}>", f"`</code><script>{OWN}</script>`", f"\\<script>{OWN}</script>",
+    f"&lt;script&gt;{OWN}",
+    f'![x](x"onerror="{OWN})', f"<!-- --><script>{OWN}</script>", f"$\\href{{javascript:{OWN}}}{{x}}$",
+    f"**<b onmouseover='{OWN}'>",
 ]
 NAME = "03_<img src=x onerror=document.title='owned'>"  # of a folder: any character but a slash
 
@@ -36,7 +39,8 @@ class Live(HTMLParser):
         self.inside = tag
         places = [value or "" for name, value in attributes if name in ("href", "src")]
         self.found += [f"{tag} {name}" for name, _ in attributes if name.startswith("on")]
-        self.found += [f"{tag} {value}" for value in places if value.strip().lower().startswith(("javascript:", "data:"))]
+        self.found += [f"{tag} {value}" for value in places
+                       if value.strip().lower().startswith(("javascript:", "data:"))]
         self.found += [tag] if tag in ("script", "iframe", "object", "embed", "svg", "form", "base") else []
 
     def handle_endtag(self, tag):
@@ -75,7 +79,8 @@ def root(tmp_path, monkeypatch):
         entries.append({"id": f"a{k}", "paper": text, "items": [f"Fig. 3 {text}"], "statement": text, "effect": text,
                         "unit": text, "side": 1, "delta": 0.1, "notebook": name, "profiles": ["quick"]})
         answers.append({"question": text, "claims": [f"a{k}"], **dict.fromkeys(("yes", "no", "mixed", "open"), text)})
-        items.append({"name": text, "items": [{"item": f"Fig. 3 {text}", "shows": text, "why": text, "figures": [f"x{k}"],
+        items.append({"name": text,
+                      "items": [{"item": f"Fig. 3 {text}", "shows": text, "why": text, "figures": [f"x{k}"],
                                                "notebook": name, "kind": "re-made"}]})
     toml("primary", primary=entries, check=[{"paper": text, "items": [text], "why": text} for text in HOSTILE])
     toml("answers", answer=answers)
@@ -108,7 +113,8 @@ def test_nor_where_a_page_of_the_site_is_made_of_it_with_tags_allowed():
     assert not any(text in markdown for text in HOSTILE), "no text stands in the Markdown as it is in the file"
 
 
-@pytest.mark.parametrize("text", ["a", "σ & τ", "a_b", "_a_", "x < y > z", "`a`", "$a$", "\\", "[a](b)", "*a* ~b~", *HOSTILE])
+@pytest.mark.parametrize("text",
+                         ["a", "σ & τ", "a_b", "_a_", "x < y > z", "`a`", "$a$", "\\", "[a](b)", "*a* ~b~", *HOSTILE])
 def test_what_is_shown_is_the_text_itself(text):
     rendered = MarkdownIt("commonmark", {"html": True}).renderInline(scoreboard.shown(text))
     assert Live(rendered).found == [] and Live(rendered).shown == text
@@ -119,8 +125,10 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 def _title(file) -> str:
     """Return the title of a page after a browser has run what there is to run."""
-    switches = ["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", f"--user-data-dir={file.parent / 'own'}"]
-    done = subprocess.run([BROWSER, *switches, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=120)
+    switches = ["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000",
+                f"--user-data-dir={file.parent / 'own'}"]
+    done = subprocess.run([BROWSER, *switches, "--dump-dom", file.as_uri()], capture_output=True, text=True,
+                          timeout=120)
     return done.stdout.split("<title>")[1].split("</title>")[0]
 
 

@@ -20,10 +20,11 @@ from sharpnb.many.engine import Nets
 from sharpnb.landscape import Plane, surface
 
 class Info(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
 
 def mapped():
-    '''Whether the C library still asks the system for a block of 24 MB, as it does by default; None if it cannot tell.'''
+    '''Whether the C library still asks the system for a block of 24 MB, as by default; None if it cannot tell.'''
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallinfo2"):
         return None
@@ -33,7 +34,8 @@ def mapped():
     return libc.mallinfo2().hblks > before
 
 def state():
-    return {"threads": torch.get_num_threads(), "frozen": gc.get_freeze_count(), "collects": [gc.isenabled(), *gc.get_threshold()],
+    return {"threads": torch.get_num_threads(), "frozen": gc.get_freeze_count(),
+            "collects": [gc.isenabled(), *gc.get_threshold()],
             "fork server": [*server._forkserver._preload_modules], "mapped": mapped()}
 
 def main(folder):
@@ -65,7 +67,8 @@ def states(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     (folder / "user.py").write_text(PROGRAM)
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
-    done = subprocess.run([sys.executable, str(folder / "user.py"), str(folder / "kept")], capture_output=True, text=True, env=clean)
+    done = subprocess.run([sys.executable, str(folder / "user.py"), str(folder / "kept")], capture_output=True,
+                          text=True, env=clean)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -38,7 +38,8 @@ def test_what_is_not_re_made_has_a_reason_and_pictures_of_notebooks_exist():
     for item in papers.items([]):
         assert item.notebook or item.why, f"{item.paper}, {item.item}"
         if (ROOT / "figures" / (item.notebook or "none")).is_dir():
-            missing = [name for name in item.figures if not (ROOT / "figures" / item.notebook / f"{name}.png").is_file()]
+            missing = [name for name in item.figures
+                       if not (ROOT / "figures" / item.notebook / f"{name}.png").is_file()]
             assert not missing, f"{item.paper}, {item.item}: {missing}"
 
 
@@ -71,7 +72,8 @@ def test_a_notebook_is_made_readable():
     made = build._readable({"cells": cells}, "03_a")["cells"]
     assert made[0]["source"] == "[a](01_sam.ipynb) b [c](https://example.org)"
     assert made[1]["outputs"][0]["data"].keys() == {"text/markdown"}
-    assert [cell.get("source") for cell in made[2:]] == ["(cell-03_a-c1)=", None], "the scoreboard leads to the very cell"
+    assert [cell.get("source") for cell in made[2:]] == ["(cell-03_a-c1)=",
+                                                         None], "the scoreboard leads to the very cell"
     folded = {"cell_type": "code", "id": "c2", "metadata": {"jupyter": {"source_hidden": True}, "tags": ["claims"]}}
     made = build._readable({"cells": [folded, {"cell_type": "code", "id": "c3", "metadata": {}}]}, "03_a")["cells"]
     assert [cell["metadata"].get("tags") for cell in made[1:]] == [["claims", "hide-input"], None]
@@ -79,7 +81,8 @@ def test_a_notebook_is_made_readable():
 
 def test_every_figure_is_in_the_gallery_with_its_text():
     build = load("build")
-    shown = "![two curves](<../figures/03_a/one.png>)\n\n**One.** Two. [vector](<../figures/03_a/one.svg>) · [numbers](x)"
+    shown = ("![two curves](<../figures/03_a/one.png>)\n\n"
+             "**One.** Two. [vector](<../figures/03_a/one.svg>) · [numbers](x)")
     cells = [{"cell_type": "markdown", "source": ["# T\n", "## 2 Fit (all)"]},
              {"cell_type": "code", "outputs": [{"data": {"text/markdown": shown}}]}]
     (picture,) = build._pictures("03_a", {"cells": cells})

@@ -138,7 +138,8 @@ def test_one_closure_over_micro_batches_is_the_big_batch() -> None:
         optimizer = WSAM(torch.optim.SGD(net.parameters(), lr=0.1), rho=0.2)
         for x, y in batches:
             def closure(net: nn.Module = net, x: Tensor = x, y: Tensor = y, parts: int = parts) -> Tensor:
-                return sum((_back(net, half, 1 / parts).detach() for half in zip(x.chunk(parts), y.chunk(parts), strict=True)),
+                return sum((_back(net, half, 1 / parts).detach()
+                            for half in zip(x.chunk(parts), y.chunk(parts), strict=True)),
                            torch.zeros(()))
 
             optimizer.step(closure)
@@ -149,7 +150,8 @@ def test_one_closure_over_micro_batches_is_the_big_batch() -> None:
 def test_recurrent_weights_stay_in_their_storage() -> None:
     torch.manual_seed(0)
     net, x = nn.LSTM(3, 4, num_layers=2, batch_first=True), torch.randn(2, 5, 3)
-    optimizer, places = WSAM(torch.optim.SGD(net.parameters(), lr=0.1), rho=0.1), [p.data_ptr() for p in net.parameters()]
+    optimizer = WSAM(torch.optim.SGD(net.parameters(), lr=0.1), rho=0.1)
+    places = [p.data_ptr() for p in net.parameters()]
 
     def closure() -> Tensor:
         loss = net(x)[0].square().mean()

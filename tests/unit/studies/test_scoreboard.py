@@ -188,9 +188,10 @@ def test_a_record_that_moves_moves_the_numbers_in_a_head_and_a_verdict_that_turn
     paths.write_whole(file, json.dumps({"cells": [{"cell_type": "markdown", "source": [said]}]}, ensure_ascii=False))
     assert "notebooks/03_b.ipynb" in report.write() and report.write() == []
     text = file.read_text(encoding="utf-8")
-    assert "A is above B by <!--a ✔-->1.48 [1.34, 1.61]<!--/-->, C below D by <!--b ✘-->1.48 [1.34, 1.61]<!--/-->" in text
+    assert "above B by <!--a ✔-->1.48 [1.34, 1.61]<!--/-->, C below D by <!--b ✘-->1.48 [1.34, 1.61]<!--/-->" in text
     commit("03_b", Claim("a", tuple(2 * x for x in UP)), Claim("b", UP))
     with pytest.raises(ValueError, match=r"03_b.ipynb: b: the sentence says ✘, the records ✔"):
         report.write()
     assert "<!--a ✔-->2.95 [2.67, 3.23]<!--/-->" in file.read_text(encoding="utf-8")
-    assert report.heads.filled("<!--none ✔-->1<!--/-->", board.rows()) == ("<!--none ✔-->1<!--/-->", ["none: nothing was measured"])
+    unknown = "<!--none ✔-->1<!--/-->"
+    assert report.heads.filled(unknown, board.rows()) == (unknown, ["none: nothing was measured"])
