@@ -100,8 +100,8 @@ def test_the_core_imports_with_torch_and_numpy_alone():
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"pandas", "matplotlib", "scipy", "sklearn", "torchvision", "tqdm", "papermill", "typer",
-                                  "rich", "safetensors"}:
+        if name.split(".")[0] in {"pandas", "matplotlib", "scipy", "sklearn", "torchvision", "tqdm", "papermill",
+                                  "typer", "rich", "safetensors"}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Refuse())
 import sharpnb, sharpnb.rules, sharpnb.optim, sharpnb.curvature, sharpnb.checkpoints, sharpnb.spectrum
