@@ -57,6 +57,11 @@ class Regression:
         """Yield the rows of the mini-batches that ``seed`` draws."""
         return batches(len(self.x), self.batch_size, torch.Generator().manual_seed(seed))
 
+    def root_mean_square_gradient(self, w: Tensor, seed: int = 0) -> Tensor:
+        r"""Root mean square of 50 mini-batch gradients at ``w``, weight by weight, (1, 640): Adam's :math:`\sqrt v`."""
+        order = self.order(seed)
+        return torch.stack([self.gradient(w, next(order)).square() for _ in range(50)]).mean(0).sqrt()
+
 
 def shrinkage_by_gradient(
     tasks: Mapping[int, Regression], plain: Rule, decayed: Mapping[str, Rule], *, steps: int, groups: int = 10
@@ -65,13 +70,12 @@ def shrinkage_by_gradient(
 
     Each is compared with the plain rule on the same batches: the shrinkage of a group of weights is
     :math:`1-\langle w,w_{plain}\rangle/\|w_{plain}\|^2` over the group, the groups being tenths of the weights by their
-    root mean square gradient at the start, Adam's :math:`\sqrt v`. Weights that never see a gradient (pixels always 0)
-    are left out. ``tasks`` are by seed.
+    root mean square gradient at the start. Weights that never see a gradient (pixels always 0) are left out.
+    ``tasks`` are by seed.
     """
     rows = []
     for seed, task in tasks.items():
-        start, order = task.start(seed), task.order(seed)
-        size = torch.stack([task.gradient(start, next(order)).square() for _ in range(50)]).mean(0).sqrt()[0]
+        size = task.root_mean_square_gradient(task.start(seed), seed)[0]
         ends = {name: task.path(rule, steps, seed)[-1] for name, rule in {"": plain, **decayed}.items()}
         parts = size.argsort()[int((size == 0).sum()) :].tensor_split(groups)
         for name, (group, part) in product(decayed, enumerate(parts)):
