@@ -25,6 +25,13 @@ def test_the_matrix_is_the_rule_and_its_limit_is_the_edge_of_stability(decouple)
     assert inside < 1 < outside
 
 
+def test_without_momentum_the_forms_have_one_matrix_and_one_limit():
+    both = [theory.heavy_ball(3.0, 2.0, rho=0.1, lr=0.1, momentum=0.0, decouple=d) for d in (True, False)]
+    assert theory.contraction(both[0]) == pytest.approx(theory.contraction(both[1]))
+    limits = [theory.largest_stable_weight(3.0, rho=0.1, lr=0.1, momentum=0.0, decouple=d) for d in (True, False)]
+    assert limits[0] == pytest.approx(limits[1])
+
+
 def test_adam_feels_the_scale_of_the_loss_only_when_decoupled():
     scales = torch.tensor([1.0, 100.0], dtype=torch.float64)
     apart = theory.adam_pull(scales, gamma=0.9, rho=0.05, decouple=True)
