@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDEST, LONGEST = 120, 400
-LINES = {"sharpnb": 17_043, "notebooks/studies": 6_581, "": 47_401}
+LINES = {"sharpnb": 17_043, "notebooks/studies": 6_585, "": 47_412}
 LONG: dict[str, int] = {}  # files over LONGEST that are still there
 
 
