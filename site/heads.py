@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
+from sharpnb.lab import board
 from sharpnb.lab.board import Row
 from sharpnb.lab.claims import Claim
 
@@ -42,12 +44,8 @@ def _number(row: Row, claim: Claim, said: str) -> str:
         value = claim.regime and (claim.regime.test_error if said == "test" else claim.regime.train_error)
         return f"{value:.1f} %" if value is not None else "–"
     assert claim.estimated
-    ends = (claim.estimated.estimate, *claim.estimated.interval)
-    unit = claim.unit or row.primary.unit
-    if unit.startswith("log10"):
-        mid, low, high = (f"{10.0**value:#.3g}" for value in ends)
-    else:
-        places = 1 if max(map(abs, ends)) >= 10 else 2
-        mid, *rest = (f"{-value if said in '✘−' else value:.{places}f}".replace("-", "−") for value in ends)
-        low, high = rest[::-1] if said in "✘−" else rest
-    return f"{mid} [{low}, {high}]" + " points" * unit.startswith("points")
+    entry, effect = replace(row.primary, unit=claim.unit or row.primary.unit), claim.estimated
+    if said in "✘−" and not entry.unit.startswith("log10"):
+        effect = replace(effect, estimate=-effect.estimate)
+    told = board.interval(entry, effect).replace("+", "").replace("×", "")
+    return told if told.endswith("points") else told.partition("]")[0] + "]"

@@ -13,7 +13,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 WIDEST, LONGEST = 120, 400
 LINES = {"sharpnb": 17_043, "notebooks/studies": 6_585, "": 47_412}
-LONG: dict[str, int] = {}  # files over LONGEST that are still there
 
 
 def sources(folder: Path) -> list[Path]:
@@ -37,10 +36,9 @@ def wide(file: Path) -> list[str]:
     return [f"{file}:{number}" for number, line in enumerate(lines(file), 1) if len(line) > WIDEST]
 
 
-def long(root: Path, known: dict[str, int]) -> list[str]:
-    """Return the files over ``LONGEST``, or over what is known of them, with their lengths."""
-    lengths = {file.relative_to(root).as_posix(): len(lines(file)) for file in sources(root)}
-    return [f"{name} has {length} lines" for name, length in lengths.items() if length > known.get(name, LONGEST)]
+def long(root: Path) -> list[str]:
+    """Return the files over ``LONGEST``."""
+    return [file.relative_to(root).as_posix() for file in sources(root) if len(lines(file)) > LONGEST]
 
 
 @pytest.mark.parametrize("part", LINES, ids=lambda part: part or "all")
@@ -48,9 +46,8 @@ def test_a_part_does_not_grow(part):
     assert sum(len(lines(file)) for file in sources(ROOT / part)) <= LINES[part]
 
 
-def test_no_file_is_long_but_those_that_were():
-    assert long(ROOT, LONG) == []
-    assert [name for name in LONG if len(lines(ROOT / name)) <= LONGEST] == [], "take them off the list"
+def test_no_file_is_long():
+    assert long(ROOT) == []
 
 
 def test_no_line_is_wide():
@@ -63,7 +60,7 @@ def test_negative_control_what_is_too_long_or_too_wide_is_seen(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert [file.name for file in sources(tmp_path)] == ["a.py", "b.py", "d.py", "e.py"]
-    assert long(tmp_path, {}) == ["a.py has 401 lines"] and long(tmp_path, {"a.py": 401}) == []
+    assert long(tmp_path) == ["a.py"]
     assert [place for file in sources(tmp_path) for place in wide(file)] == [f"{tmp_path / 'c' / 'd.py'}:1"]
     cells = {"cells": [{"cell_type": "code", "source": ["x\n", "y" * 121]},
                        {"cell_type": "markdown", "source": ["z" * 200]}]}

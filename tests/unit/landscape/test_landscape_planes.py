@@ -64,14 +64,16 @@ def test_directions_are_symmetric_gaussians_with_a_seed_of_their_own():
 def test_a_plane_through_three_points():
     w = torch.randn(3, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 100  # far from the origin
     plane = Plane.through(*w)
-    CLOSE(torch.stack([plane.u.norm(), plane.v.norm(), 1 + plane.u @ plane.v]), torch.ones(3, dtype=torch.float64))
+    CLOSE(torch.stack([plane.u.norm(), plane.v.norm(), 1 + plane.u @ plane.v]), torch.ones(3).double(), rtol=0,
+          atol=1e-14)
     for (x, y), point in zip(plane.points.values(), w, strict=True):
         CLOSE(plane.at(x, y), point, rtol=1e-14, atol=1e-12)
     (x1, y1), (x2, y2), (x3, y3) = plane.points.values()
     assert (x1, y1, y2) == (0, 0, 0) and x2 == pytest.approx((w[1] - w[0]).norm().item()) and y3 > 0
     assert plane.window[0] == pytest.approx(min(x1, x3) - 0.2 * (max(x2, x3) - min(x1, x3)))
     found = plane.project(w)
-    CLOSE(torch.stack(found[:2], 1), torch.tensor([*plane.points.values()]).double(), rtol=1e-6, atol=1e-6)
+    CLOSE(torch.stack(found[:2], 1), torch.tensor([*plane.points.values()], dtype=torch.float64), rtol=1e-12,
+          atol=1e-11)
     assert found.distance.max() < 1e-10
     models = Plane.through(net(0), net(1), net(2))
     CLOSE(models.at(*models.points["2"]), nn.utils.parameters_to_vector(net(1).parameters()).detach())

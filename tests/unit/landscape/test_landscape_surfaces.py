@@ -202,7 +202,7 @@ def test_batchnorm_is_recomputed_at_every_point(name):
     assert runs_together(model, (X, Y), bn) == (name in TOGETHER)
     truth = one_by_one(model, plane, found.x, found.y, bn)["loss"]
     np.testing.assert_allclose(found.values["train_loss"], truth, rtol=1e-11)
-    assert np.abs(surface(model, plane, (X, Y), size=(3, 2)).values["loss"] - truth).max() > 1e-3, "stale ones"
+    assert np.abs(surface(model, plane, (X, Y), size=(3, 2)).values["loss"] - truth).max() > 1e-2, "stale ones"
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
