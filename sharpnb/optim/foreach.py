@@ -188,7 +188,7 @@ def length(lists: Sequence[Tensors], ranks: Ranks | None = None) -> Tensor | flo
         return norm(lists, 2.0, ranks)
     parts = _parts(lists, 2.0)
     if len(parts) <= _FEW and on_host(parts[0]):  # where all of them are
-        return math.hypot(*map(float, parts))
+        return math.hypot(*[t.item() for t in parts])
     return torch.linalg.vector_norm(torch.stack(parts))
 
 
@@ -224,7 +224,7 @@ def nonfinite(tensors: Iterable[Tensor]) -> Tensor | float:
     is. Where it is not, it may be the sum alone that overflows.
     """
     found = [t if type(t) in _PLAIN else local(t, t) for t in tensors]
-    if all(map(on_host, found)):
+    if all([t.is_cpu for t in found]):
         total = sum([t.sum().item() for t in found])
         return 0.0 if total - total == 0 or all(_numbers(t).isfinite().all() for t in found) else 1.0
     kinds: dict[Any, list[Tensor]] = {}

@@ -393,7 +393,7 @@ class SharpnessAware(WrappingOptimizer):
             self._earlier.leave(self._params)
 
     def _all_finite(self) -> bool:
-        bad = foreach.nonfinite([*(g for p in self._params if (g := p.grad) is not None), *self._after.values()])
+        bad = foreach.nonfinite([*[g for p in self._params if (g := p.grad) is not None], *self._after.values()])
         for length in self._lengths:
             bad = bad + length * 0  # which is NaN where the length is not finite
         together = self._replicas or self._ranks  # none of whom may skip a step alone
