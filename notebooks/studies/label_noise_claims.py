@@ -50,6 +50,10 @@ def claims(
     if table is not None and "SGD 2E" in {*table[table["noise"] == 0]["method"]}:  # right labels, and SGD for 2E too
         leads = [_lead(table, "SAM", under, 0.0) for under in ("SGD", "SGD 2E")]
         claim(min(leads, key=np.mean), "sam-table-5", 0.0)
+    if (gain := _longer(table, 0.0)) is not None:
+        claim(gain, "sam-table-2", 0.0)
+    claim(_longer(table, MAIN), "sam-table2-noise-40", below="sam-table-2",
+          statement="40% wrong: SAM goes on improving with longer training where SGD does not")
     claim(_lead(table, "SAM", "SGD", MAIN, "best_epoch"), "sam-table4-sam-best-40", below="sam-table-4",
           statement="40% wrong: SAM at its end has a lower error than SGD at the best of its evaluations")
     for over, under in _PAIRS:
@@ -85,6 +89,12 @@ def _lead(
     if table is None or not {over, under} <= {"SGD", *table[table["noise"] == noise]["method"]}:
         return None
     return study.accuracy(table, over, noise) - study.accuracy(table, under, noise, column)
+
+
+def _longer(table: pd.DataFrame | None, noise: float) -> np.ndarray | None:
+    """Return, per seed, what SAM's error falls by from E to 4E minus what SGD's does."""
+    before, after = _lead(table, "SAM", "SGD", noise), _lead(table, "SAM 4E", "SGD 4E", noise)
+    return None if before is None or after is None else after - before
 
 
 def _smallest(table: pd.DataFrame | None, noise: float) -> np.ndarray | None:
