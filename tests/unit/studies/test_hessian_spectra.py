@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cells import executed
 from torch.nn.functional import cross_entropy
-from torch.nn.utils import parameters_to_vector
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from sharpnb import lab
 from sharpnb.lab import models
@@ -91,3 +92,22 @@ def test_the_effects_are_sgds_over_sams_at_the_end_in_decades():
         assert found[name, "quick"] == pytest.approx([value] * 2)
     assert found["sam-fig-3-left", "full"] == pytest.approx([-1, -1])
     assert found["sam-fig3-lambda-max-noisy", "full"] is None
+
+
+def test_the_mid_profile_tunes_the_radius_on_other_seeds_and_measures_where_a_loss_is_first_reached(project):
+    space, s = executed("03_hessian_spectra", "mid", profile="toy", device="cpu"), study.MIDS["toy"]
+    found, rows = space["at_mid"], pd.DataFrame(space["at_mid"]["rows"])
+    assert {*rows["seed"]} == {*s.judging} and found["tuned"] in dict(found["trials"]) and len(found["spectra"]) == 6
+    told = claims(study.TOY, None, None, pd.DataFrame(), {}, "full", found)
+    assert {"sam-fig-3-left", "sam-fig3-equal-loss"} <= {claim.id for claim in told if claim.samples}
+    first = rows[(rows["time"] == "equal loss") & (rows["rule"] == "sgd") & (rows["step"] > s.look)].iloc[0]
+    member = {"rho": 0.0, "seed": int(first["seed"]), "noise": 0.0}
+    x, y = study.label_noise.sets(s, [member])[0].train
+    before, there = space["trained"]("again", [member], looks=[int(first["step"]) - s.look, int(first["step"])])["w"][0]
+
+    def loss(w):
+        model = s.model(member["seed"])
+        vector_to_parameters(w, model.parameters())
+        return float(cross_entropy(model(x), y).detach())
+
+    assert loss(there) <= s.loss < loss(before)
