@@ -29,8 +29,6 @@ from studies.trials import SEEDS, Rows, best
 Cell = dict[str, Any]
 AXES = ("method", "width", "lr_factor", "batch_size", "weight_decay", "label_noise", "norm", "seed")
 
-# Learning rate, and SAM's radius at about its best, are those of a survey made before this notebook (300 digits, MLP);
-# the relatives' values lie inside the grids of notebook 09. Nothing was tuned for this one.
 _SGD, _ADAM, _RHO = {"lr": 0.1, "momentum": 0.9}, {"lr": 0.01}, {"rho": 0.2}
 _SWA = {"schedule": "constant", "swa_start": 0.5, "swa_every": 10}
 _LOOKAHEAD = {"lookahead_k": 5, "lookahead_alpha": 0.5}

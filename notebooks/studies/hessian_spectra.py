@@ -38,8 +38,6 @@ class Settings(Training):
     hessian_images: int = 10_000
 
 
-# Net, images and steps: those with which SGD fits its images (training error 0). Its rate and decay, and then SAM's
-# radius there, are tuned on seeds 100-105 by the error on held-out images, twelve trials each: tuned().
 QUICK = Settings(label="MLP, digits", data="digits", train_size=500, steps=600, rho=0.0, seeds=range(2000, 2020),
                  many=True, model=lambda seed: models.mlp((64, 24, 10), seed=seed), dtype=torch.float64)
 GRID = {"lr": (0.1, 0.3, 0.5, 1.0), "weight_decay": (0.0, 1e-3, 3e-3)}

@@ -13,6 +13,10 @@ MAIN = 0.4  # the noise rate of the primary claims
 # Which method is to be above which at MAIN, beside those of the primary claims.
 _PAIRS = (("Mixup", "SGD"), ("Bootstrap + SAM", "SAM"), ("Bootstrap + Mixup", "Mixup"), ("SAM", "SGD, decay tuned"),
           ("WSAM", "ESAM"), ("WSAM", "GSAM"), ("WSAM", "SGD"))
+# Primary claims on right labels: which method is to be above which.
+_RIGHT = {"wsam-table-2": ("WSAM", "SAM"), "wsam-table-7": ("WSAM on ASAM", "ASAM"),
+          "wsam-table-8": ("WSAM", "WSAM, coupled"), "gsam-main": ("GSAM", "SAM"), "asam-main": ("ASAM", "SAM"),
+          "fisher-main": ("Fisher SAM", "SAM"), "esam-accuracy": ("ESAM", "SAM")}
 
 
 def edge(value: float, grid: Sequence[float]) -> str:
@@ -50,6 +54,13 @@ def claims(
     if table is not None and "SGD 2E" in {*table[table["noise"] == 0]["method"]}:  # right labels, and SGD for 2E too
         leads = [_lead(table, "SAM", under, 0.0) for under in ("SGD", "SGD 2E")]
         claim(min(leads, key=np.mean), "sam-table-5", 0.0)
+    rights = {ident: _lead(table, over, under, 0.0) for ident, (over, under) in _RIGHT.items()}
+    rights |= {"sam-table-2": _longer(table, 0.0)}
+    for ident, lead in rights.items():
+        if lead is not None:
+            claim(lead + (0.5 if ident == "esam-accuracy" else 0.0), ident, 0.0)
+    claim(_longer(table, MAIN), "sam-table2-noise-40", below="sam-table-2",
+          statement="40% wrong: SAM goes on improving with longer training where SGD does not")
     claim(_lead(table, "SAM", "SGD", MAIN, "best_epoch"), "sam-table4-sam-best-40", below="sam-table-4",
           statement="40% wrong: SAM at its end has a lower error than SGD at the best of its evaluations")
     for over, under in _PAIRS:
@@ -85,6 +96,12 @@ def _lead(
     if table is None or not {over, under} <= {"SGD", *table[table["noise"] == noise]["method"]}:
         return None
     return study.accuracy(table, over, noise) - study.accuracy(table, under, noise, column)
+
+
+def _longer(table: pd.DataFrame | None, noise: float) -> np.ndarray | None:
+    """Return, per seed, what SAM's error falls by from E to 4E minus what SGD's does."""
+    before, after = _lead(table, "SAM", "SGD", noise), _lead(table, "SAM 4E", "SGD 4E", noise)
+    return None if before is None or after is None else after - before
 
 
 def _smallest(table: pd.DataFrame | None, noise: float) -> np.ndarray | None:

@@ -1,4 +1,7 @@
-"""Trials of hyperparameters: what is tried, on seeds of its own, and which trial is the best."""
+"""Trials of hyperparameters: what is tried, on seeds of its own, and which trial is the best.
+
+How net, data and steps of each study were chosen stands in ``data/chosen_by.toml``, and in its records.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import product

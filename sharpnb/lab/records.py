@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import time
+import tomllib
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -52,8 +53,9 @@ class Record:
         values: the result: nested dictionaries and lists of numbers, texts and None.
         rtol, atol: how far a number of a repeated run may be off: rtol·|committed| + atol. The default 1e-3 is for
             float64 trainings of some hundred steps on another processor; identities want less, chaotic runs more.
-        provenance: parameters, data sets and checksums, versions, device, commit, digest of the sources, start and
-            wall time; of the full profile also the settings, and for each piece its time, peak memory and device.
+        provenance: parameters, data sets and checksums, versions, device, commit, digest of the sources, how the
+            quick experiment was chosen, start and wall time; of the full profile also the settings, and for each piece
+            its time, peak memory and device.
     """
 
     notebook: str
@@ -168,9 +170,16 @@ def provenance(
         "parameters": kept.plain(parameters), "data": data, "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "matplotlib")},
         "device": device_name(device), "threads": torch.get_num_threads(),
+        "chosen_by": chosen_by(notebook) if parameters.get("profile") == "quick" else None,
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - started, 1),
     }
+
+
+def chosen_by(notebook: str) -> str | None:
+    """Return how a notebook's quick experiment was chosen: its text in ``data/chosen_by.toml``, None without one."""
+    file = paths.root() / "data" / "chosen_by.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8")).get(notebook) if file.is_file() else None
 
 
 def commit(notebook: str) -> str | None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sharpnb.lab import board
+from sharpnb import paths
+from sharpnb.lab import Record, board, records
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {"re-made", "stand-in", "missing"}
@@ -64,6 +65,16 @@ def test_the_committed_claims_have_their_seeds_and_no_number_is_judged_twice():
             assert claim.regime is not None, f"{name} ({claim.profile}) is judged without a regime"
     numbers = [claim.samples for _, claim in judged if claim.samples]
     assert len(numbers) == len(set(numbers))
+
+
+def test_each_quick_record_of_what_is_judged_says_how_its_experiment_was_chosen():
+    told = {name: records.chosen_by(name) for name in board.measured()}
+    judged = {name for name, own in board.measured().items()
+              if any(claim.regime and claim.profile == "quick" and not claim.below for claim in own)}
+    assert len(judged) > 10 and all(told[name] for name in judged)
+    files = [file for name in told if told[name] for file in paths.records(name, "quick").glob("*.json")]
+    assert [file for file in files
+            if Record.load(file).provenance.get("chosen_by") != told[file.parent.parent.name]] == []
 
 
 def test_a_live_claim_rests_on_twenty_seeds():

@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+from itertools import product
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from cells import executed, programs
 from sharpnb import lab, paths
 from sharpnb.lab import Record, pieces
 from studies import label_noise as study
+from studies.label_noise_claims import claims
 
 
 def test_validation_images_are_clean_and_apart_from_the_rest():
@@ -61,6 +63,7 @@ def test_the_images_of_the_mid_profile_are_drawn_by_the_seed_and_those_that_tune
 
 def test_the_mid_profile_tunes_and_judges_on_seeds_of_their_own_and_after_a_kill_goes_on_to_the_last_digit(toy):
     space, mid, keep = toy(), programs("05_label_noise")["mid"], pieces.Work._keep
+    space["product"] = lambda noises, groups: product(noises[:2], groups)
 
     def deadly(work, file, which, make):
         keep(work, file, which, lambda: (make(), len(work.log) == 9 and os.kill(os.getpid(), signal.SIGKILL))[0])
@@ -82,9 +85,12 @@ def test_the_mid_profile_tunes_and_judges_on_seeds_of_their_own_and_after_a_kill
     for file in records.glob("fashion*"):
         file.unlink()
     exec(mid, space)
-    assert json.dumps(space["at_noise"]) == after and len([*records.glob("fashion*")]) == 15
+    assert json.dumps(space["at_noise"]) == after and len([*records.glob("fashion*")]) == 14
     found = pd.DataFrame(space["at_noise"][0.4]["entries"])
     assert {*found["seed"]} == {10, 11, 12} and (found["best_epoch"] <= found["test_error"] + 1e-4).all()
-    assert [len(study.accuracy(found, method, 0.4)) for method in (*study.METHODS, *study.CONTROLS)] == [3] * 10
+    assert [len(study.accuracy(found, method, 0.4)) for method in {*study.METHODS, *study.CONTROLS, *found["method"]}] == [3] * 19
+    both = pd.concat([found, pd.DataFrame(space["at_noise"][0.0]["entries"])])
+    told = {claim.id for claim in claims(both, "", "toy") if claim.samples}
+    assert told >= {"sam-table-2", "sam-table2-noise-40", "sam-table-8", "wsam-table-2", "wsam-table-7", "fisher-main"}
     assert space["extended"]((1.0, 2.0), lambda v: abs(v - 15), 9)[0] == 16.0
     assert {*space["extended"]((1.0, 2.0), lambda v: v, 4)[1]} == {0.25, 0.5, 1.0, 2.0}
