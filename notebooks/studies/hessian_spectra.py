@@ -16,6 +16,7 @@ from sharpnb.lab.figures import COLOURS, MARKERS
 from sharpnb.lab.pieces import Work
 from sharpnb.lab.training import shift_and_flip
 from sharpnb.optim import SAM
+from studies import label_noise
 from studies.common import Training, spread
 from studies.trials import Rows, best, grid, trials
 
@@ -49,7 +50,34 @@ FULL = Settings(label="WRN-16-2, CIFAR-10, 10 epochs", data="cifar10", train_siz
 TOY = Settings(label="WRN-10-1, digits", data="digits", train_size=200, steps=12, lr=0.02, rho=0.05, seeds=2,
                model=lambda seed: models.wide_resnet(10, 1, channels=1, norm=False, seed=seed), weight_decay=5e-4,
                hessian_images=64)
-SETTINGS = {"quick": QUICK, "full": FULL, "toy": TOY}
+SETTINGS = {"quick": QUICK, "mid": QUICK, "full": FULL, "toy": TOY}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mid(label_noise.Mid):
+    """The mid profile: images and seeds of notebook 05's, nets without BatchNorm, SAM's radius tuned.
+
+    A net is also measured where its training loss is first seen at most ``loss``, of looks every ``look`` updates.
+    """
+
+    loss: float
+    look: int
+    hessian_images: int = 1000
+
+
+MID = Mid(**vars(label_noise.MID) | {
+    "label": "ResNet-8 of width 8 without BatchNorm, 1,000 images of Fashion-MNIST at 14x14, 1,280 steps",
+    "model": lambda seed: models.resnet(8, width=8, channels=1, norm=False, seed=seed), "steps": 1280, "lr": 0.05,
+    "weight_decay": 0.0, "noise": 0.0, "loss": 0.3, "look": 32, "chosen_by": {  # before SAM was run on it
+        "rule": "SGD alone: least held-out error where it fits (training error of at most 2 %), the best rate inside",
+        "seeds": [100, 101, 102, 103], "held-out images": 2000,
+        "held-out error in %, a row a rate (0.02, 0.05, 0.1), a column a decay (0, 0.0005, 0.001, 0.002)": [
+            [20.24, 20.46, 20.58, 20.71], [19.55, 19.73, 19.91, 19.91], [21.26, 20.69, 20.23, 20.76]],
+        "training error there": "0.0 to 0.4; rate 0.2 does not train (44)",
+        "640 steps": "fit at rate 0.1 with decay 0.0005 alone (training error 0.5, held-out error 20.8)"}})
+MIDS = {"mid": MID, "toy": Mid(**vars(label_noise.MIDS["toy"]) | {
+    "model": lambda seed: models.mlp((16, 8, 10), seed=seed), "noise": 0.0, "loss": 2.28, "look": 1,
+    "hessian_images": 96})}
 
 
 def times(s: Settings) -> dict[int, str]:
@@ -114,16 +142,44 @@ def _alone(s: Settings, data: Data, nb: Notebook, rule: str, seed: int) -> dict[
 
 
 def measured(
-    s: Settings, nb: Notebook, data: Data, rule: str, seed: int, weights: dict[int, Tensor], final: dict[str, float]
+    s: Any, nb: Notebook, data: Data, rule: str, seed: int, weights: dict[int, Tensor], final: dict[str, float],
+    more: dict[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Return ``rows`` of one net, eigenvalues and final losses at the three times; its ``weights`` there, (3, n)."""
+    """Return ``rows`` of one net, eigenvalues and final losses at the three times; its ``weights`` there, (3, n).
+
+    ``more`` are further steps by their names.
+    """
     model, rows = s.model(seed).to(nb.device, s.dtype), []
-    for step, name in times(s).items():
+    for name, step in ({name: step for step, name in times(s).items()} | (more or {})).items():
         values = top_eigenvalues(operator(model, data, s, weights[step]), TOP).values.tolist()
         rows.append({"rule": rule, "seed": seed, "time": name, "step": step, "ratio": values[0] / values[-1],
                      **{f"lambda_{i + 1}": value for i, value in enumerate(values)},
                      **{name: final[name] for name in ("train_loss", "train_error", "test_error")}})
     return {"rows": rows, "weights": torch.stack([weights[step] for step in times(s)])}
+
+
+def measured_at(s: Mid, nb: Notebook, rule: str, row: dict[str, Any], looks: list[int], w: Tensor) -> dict[str, Any]:
+    """Return :func:`measured` of one net with weights ``w`` at the looks, also at its first loss of at most ``s.loss``.
+
+    Of the first judging seed there are the three ``spectra`` too: a grid, the density of the bulk, locked outliers.
+    """
+    data, model, at = label_noise.sets(s, [row])[0], s.model(row["seed"]), dict(zip(looks, w, strict=True))
+    x, y = data.train
+    more: dict[str, int] = {}
+    for step, own in at.items():
+        nn.utils.vector_to_parameters(own, model.parameters())
+        with torch.no_grad():
+            if F.cross_entropy(model(x), y) <= s.loss:
+                more = {"equal loss": step}
+                break
+    found = measured(s, nb, data, rule, row["seed"], at, row, more)
+    spectra = []
+    for step, name in times(s).items() if row["seed"] == s.judging[0] else ():
+        density = spectral_density(operator(s.model(0), data, s, at[step]), steps=40, probes=4)
+        grid = density.grid(400)
+        spectra += [{"rule": rule, "time": name, "n": density.n, "grid": grid, "atoms": density.atoms,
+                     "density": density.density_band(grid, atoms=False).value}]
+    return {"rows": found["rows"], "spectra": spectra}
 
 
 def rows_of(

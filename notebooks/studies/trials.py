@@ -46,3 +46,18 @@ def edges(chosen: Mapping[str, Any], tried: Iterable[Mapping[str, Any]], fewest:
     values = {name: sorted({own[name] for own in tried}) for name in chosen}
     return [name for name, all_of in values.items()
             if len(all_of) >= fewest and chosen[name] in (all_of[0], all_of[-1])]
+
+
+def extended(values: Iterable[float], error: Callable[[float], float], most: int) -> tuple[float, dict[float, float]]:
+    """Return the value of least error, and each error; values go on beyond an end (a factor each) that is the best.
+
+    They end at ``most``, inside or not.
+    """
+    found = {value: error(value) for value in values}
+    while True:
+        order, least = sorted(found), min(found, key=lambda value: found[value])
+        beside = {order[0]: order[1], order[-1]: order[-2]}.get(least)
+        if beside is None or len(found) >= most:
+            return least, found
+        new = float(f"{least * least / beside:.4g}")
+        found[new] = error(new)
