@@ -88,7 +88,8 @@ def test_the_mid_profile_tunes_and_judges_on_seeds_of_their_own_and_after_a_kill
     assert json.dumps(space["at_noise"]) == after and len([*records.glob("fashion*")]) == 14
     found = pd.DataFrame(space["at_noise"][0.4]["entries"])
     assert {*found["seed"]} == {10, 11, 12} and (found["best_epoch"] <= found["test_error"] + 1e-4).all()
-    assert [len(study.accuracy(found, method, 0.4)) for method in {*study.METHODS, *study.CONTROLS, *found["method"]}] == [3] * 19
+    methods = {*study.METHODS, *study.CONTROLS, *found["method"]}
+    assert [len(study.accuracy(found, method, 0.4)) for method in methods] == [3] * 19
     both = pd.concat([found, pd.DataFrame(space["at_noise"][0.0]["entries"])])
     told = {claim.id for claim in claims(both, "", "toy") if claim.samples}
     assert told >= {"sam-table-2", "sam-table2-noise-40", "sam-table-8", "wsam-table-2", "wsam-table-7", "fisher-main"}
