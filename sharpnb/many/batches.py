@@ -67,7 +67,7 @@ class Batches:
     :func:`sharpnb.lab.train` draws them. There are a data set (from :func:`one_each`) and a seed for each member.
 
     Attributes:
-        parts: each distinct data set, moved, with the numbers of the members that it belongs to.
+        own: each member's data set, moved.
         size: images a batch; all of them where there are fewer.
     """
 
@@ -75,15 +75,12 @@ class Batches:
         self, sets: Sequence[DataSet], seeds: Sequence[int], batch_size: int, augment: Augment | None,
         device: str | torch.device, dtype: torch.dtype,
     ) -> None:
-        given = {id(one): one for one in sets}
-        images = {_memory(x): x.to(device, dtype) for one in given.values() for x, _ in (one.train, one.test)}
-        moved: dict[int, Tensors] = {}
-        for key, one in given.items():
-            train, test = ((images[_memory(x)], y.to(device)) for x, y in (one.train, one.test))
-            moved[key] = Tensors(train, test, one.classes)
-        own = [moved[id(one)] for one in sets]
-        self.parts = [(part, torch.tensor([k for k, one in enumerate(own) if one is part], device=device))
-                      for part in moved.values()]
+        given = {id(one): Tensors(one.train, one.test, one.classes) for one in sets}
+        images = {_memory(x): x.to(device, dtype) for one in given.values() for x, _ in one[:2]}
+        labels = {_memory(y): y.to(device) for one in given.values() for _, y in one[:2]}
+        moved = {key: Tensors(*((images[_memory(x)], labels[_memory(y)]) for x, y in one[:2]), one.classes)
+                 for key, one in given.items()}
+        self.own = own = [moved[id(one)] for one in sets]
         self.labels = torch.stack([one.train[1] for one in own])  # (K, N)
         self.augment, self.size = augment, min(batch_size, self.labels.shape[1])
 
@@ -97,6 +94,13 @@ class Batches:
         self.first = torch.tensor([[place] for place, _ in streams], device=device)  # (streams, 1)
         self.generators = [torch.Generator().manual_seed(seed) for _, seed in streams]
         self.order, self.seen = torch.empty(0), self.labels.shape[1]
+
+    def groups(self, *parts: str) -> list[tuple[Tensors, Tensor]]:
+        """Return each data set that differs in these ``parts``, with the numbers of the members that have them."""
+        found: dict[tuple[int, ...], list[int]] = {}
+        for k, one in enumerate(self.own):
+            found.setdefault(tuple(id(t) for part in parts for t in getattr(one, part)), []).append(k)
+        return [(self.own[own[0]], torch.tensor(own, device=self.labels.device)) for own in found.values()]
 
     def draw(self) -> Pair:
         """Return the next images (K, B, ...) and labels (K, B); an epoch's last incomplete batch is left out."""
