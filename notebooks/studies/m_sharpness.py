@@ -114,8 +114,8 @@ def at_loss(train: Callable[[list[int], int], dict[int, Tensor]], nets: Callable
         waiting = [k for k in waiting if k not in found]
         if not waiting:
             return torch.stack([found[k] for k in range(number)])
-    raise ValueError(f"{len(waiting)} of {number} nets do not come to a training loss of {stop} in {attempts[-1]} updates; "
-                     "give them more, or a higher loss.")
+    raise ValueError(f"{len(waiting)} of {number} nets do not come to a training loss of {stop} in {attempts[-1]} "
+                     "updates; give them more, or a higher loss.")
 
 
 def told(s: Settings) -> dict[str, Any]:

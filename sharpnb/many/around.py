@@ -24,26 +24,24 @@ def in_shards(rule: Callable[..., Any], shards: int) -> Callable[..., Any]:
     too, as in :mod:`sharpnb.optim`.
     """
 
+    def mean(t: Tensor) -> Tensor:
+        parts = t.unflatten(0, (-1, shards))
+        return parts[:, 0] + (parts - parts[:, :1]).mean(1)  # equal rows stay exactly what they are
+
+    def repeat(t: Tensor) -> Tensor:
+        return t.repeat_interleave(shards, 0)
+
     def sharded(w: Tensor, grad: Any, *, state: Any, base: rules.Base, **hyper: Any) -> tuple[Tensor, rules.State]:
-        repeated: dict[int, tuple[Tensor, Tensor]] = {}  # rows by their id: they, and the member's that they repeat
-
-        def repeat(t: Tensor) -> Tensor:
-            rows = t.repeat_interleave(shards, 0)
-            repeated[id(rows)] = rows, t
-            return rows
-
-        def mean(t: Tensor) -> Tensor:
-            if id(t) in repeated:
-                return repeated[id(t)][1]
-            parts = t.unflatten(0, (-1, shards))
-            return parts[:, 0] + (parts - parts[:, :1]).mean(1)  # equal rows stay exactly what they are
+        made: list[Any] = []  # what the base makes of each member, and its repetition
 
         def base_once(w: Tensor, u: Tensor, state: Any, **hyper: Any) -> tuple[Tensor, rules.State]:
             w, state, hyper = mapped(lambda t: t[::shards], (w, state, hyper))
-            return mapped(repeat, base(w, mean(u), state, **hyper))
+            made[:] = (own := base(w, mean(u), state, **hyper)), mapped(repeat, own)
+            return made[1]
 
         w, state = mapped(repeat, (w, state))
-        return mapped(mean, rule(w, grad, state=state, base=base_once, **hyper))
+        found = rule(w, grad, state=state, base=base_once, **hyper)
+        return made[0] if found is made[1] else mapped(mean, found)
 
     return sharded
 

@@ -33,11 +33,7 @@ class Tensors(NamedTuple):
 
 
 def one_each(data: Any, members: int) -> list[Any]:
-    """Return a data set for each member, of one data set or of a sequence of them.
-
-    Raises:
-        ValueError: if there is not one for all, or one of equal size for each.
-    """
+    """Return a data set for each member; ValueError where there is not one for all, or one of equal size for each."""
     sets = [data] * members if hasattr(data, "train") else list(data)
     if len(sets) != members or len({len(each.train[1]) for each in sets}) > 1:
         raise ValueError(f"{len(sets)} data sets for {members} nets: give one for all, or one each of one size.")
@@ -47,8 +43,7 @@ def one_each(data: Any, members: int) -> list[Any]:
 def wrong_labels(y: Tensor, rate: float, classes: int, seed: int) -> Tensor:
     """Return labels of which exactly ``round(rate * N)`` are moved to a *different* class, drawn uniformly.
 
-    Raises:
-        ValueError: if the rate is outside [0, 1].
+    A ValueError for a rate outside [0, 1].
     """
     if not 0 <= rate <= 1:
         raise ValueError(f"rate = {rate}: the share of wrong labels lies in [0, 1].")
@@ -96,7 +91,7 @@ class Batches:
         self.order, self.seen = torch.empty(0), self.labels.shape[1]
 
     def groups(self, *parts: str) -> list[tuple[Tensors, Tensor]]:
-        """Return each data set that differs in these ``parts``, with the numbers of the members that have them."""
+        """Return a data set for each that differs in these ``parts``, and the numbers of the members that have them."""
         found: dict[tuple[int, ...], list[int]] = {}
         for k, one in enumerate(self.own):
             found.setdefault(tuple(id(t) for part in parts for t in getattr(one, part)), []).append(k)

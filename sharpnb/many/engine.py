@@ -42,8 +42,7 @@ class Nets:
         draw, in_order: those of its :class:`~sharpnb.many.batches.Batches`: the next training batch of every net; all.
 
     Raises:
-        ValueError: if there is not one data set for all, or one of equal size for each; or for a model that cannot be
-            batched.
+        ValueError: if there is not one data set for all or one of equal size each, or the model cannot be batched.
     """
 
     def __init__(
