@@ -73,7 +73,7 @@ class Batches:
         given = {id(one): Tensors(one.train, one.test, one.classes) for one in sets}
         images = {_memory(x): x.to(device, dtype) for one in given.values() for x, _ in one[:2]}
         labels = {_memory(y): y.to(device) for one in given.values() for _, y in one[:2]}
-        moved = {key: Tensors(*((images[_memory(x)], labels[_memory(y)]) for x, y in one[:2]), one.classes)
+        moved = {key: Tensors._make([*((images[_memory(x)], labels[_memory(y)]) for x, y in one[:2]), one.classes])
                  for key, one in given.items()}
         self.own = own = [moved[id(one)] for one in sets]
         self.labels = torch.stack([one.train[1] for one in own])  # (K, N)
