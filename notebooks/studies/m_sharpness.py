@@ -52,12 +52,12 @@ class Settings(Training):
 class Tuned(Settings):
     """Settings whose rate and decay are :func:`tuned`, and whose family is measured at the loss of ``stop`` nats.
 
-    ``looks`` are updates between two looks at it, and at most.
+    ``looks`` are updates between two looks at it, and those of each attempt.
     """
 
     weight_decay: float = 0.0
     stop: float = 0.1
-    looks: tuple[int, int] = (10, 600)
+    looks: tuple[int, ...] = (10, 210, 600, 2400)
 
 
 # Of nets of 64 and 128 hidden units on 500 and 1,000 signals (SGD alone, seeds 100-105) the smallest that fits at its
@@ -95,15 +95,15 @@ def tuned(s: Tuned, nb: Notebook) -> tuple[Tuned, Rows]:
 
 
 def at_loss(train: Callable[[list[int], int], dict[int, Tensor]], nets: Callable[[list[int]], Nets], number: int,
-            stop: float, most: int) -> Tensor:
+            stop: float, attempts: Sequence[int]) -> Tensor:
     """Return the weights of each of so many nets when its training loss is first seen at most ``stop``, (number, n).
 
     ``train`` some of them for so many updates and return the weights at each look; ``nets`` are those, with all
-    training images in one batch. Who needs more than ``most`` updates is given four times as many, then refused by a
-    ValueError.
+    training images in one batch. Who needs more updates than one of the ``attempts`` has is in the next, and after the
+    last refused by a ValueError.
     """
     found, waiting = {}, list(range(number))
-    for updates in (most, 4 * most):
+    for updates in attempts:
         kept, own = train(waiting, updates), nets(waiting)
         x, y = next(own.in_order())
         with torch.no_grad():
@@ -114,8 +114,8 @@ def at_loss(train: Callable[[list[int], int], dict[int, Tensor]], nets: Callable
         waiting = [k for k in waiting if k not in found]
         if not waiting:
             return torch.stack([found[k] for k in range(number)])
-    raise ValueError(f"{len(waiting)} of {number} nets do not come to a training loss of {stop} in {4 * most} updates; "
-                     "give them more, or a higher loss.")
+    raise ValueError(f"{len(waiting)} of {number} nets do not come to a training loss of {stop} in {attempts[-1]} "
+                     "updates; give them more, or a higher loss.")
 
 
 def told(s: Settings) -> dict[str, Any]:
@@ -138,9 +138,9 @@ def m_sharpness(nets: Nets, w: Tensor, rho: float) -> Tensor:
     """
     rises = []
     for batch in nets.in_order():
-        eps = rules.sam_perturbation(nets.gradient(batch)(w), rho)
-        with torch.no_grad():
-            here, there = (losses(nets.forward(at, batch[0]), batch[1]) for at in (w, w + eps))
+        gradient = nets.gradient(batch)
+        eps = rules.sam_perturbation(gradient(w), rho)
+        here, there = (gradient.losses(at).mean(1) for at in (w, w + eps))
         rises.append(there - here)
     return torch.stack(rises).mean(0)
 

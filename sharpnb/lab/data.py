@@ -174,13 +174,16 @@ _TEST_SEED, _TEST_SIZE, _MOST = 2**31, 10_000, 50_000  # of mnist1d; a seed of t
 
 def _mnist1d(train_size: int, seed: int, dtype: torch.dtype) -> Data:
     _check_size("mnist1d", train_size, _MOST)
-    (train_x, train_y), (test_x, test_y) = _signals(train_size, seed % _TEST_SEED), _signals(_TEST_SIZE, _TEST_SEED)
-    return Data("mnist1d", train_x.to(dtype), train_y, test_x.to(dtype), test_y, classes=10)
+    train, test = _signals(train_size, seed % _TEST_SEED, dtype), _signals(_TEST_SIZE, _TEST_SEED, dtype)
+    return Data("mnist1d", *train, *test, classes=10)  # all seeds share the test set in memory: many nets in one pass
 
 
-@lru_cache(maxsize=64)
-def _signals(size: int, seed: int) -> tuple[Tensor, Tensor]:
+@lru_cache(maxsize=128)
+def _signals(size: int, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Make signals, (size, 1, 1, 40), and labels; the generators that the package seeds are as before afterwards."""
+    if dtype != torch.float64:
+        x, y = _signals(size, seed, torch.float64)
+        return x.to(dtype), y
     with _needing("mnist1d", "mnist1d"):
         from mnist1d.data import get_dataset_args, make_dataset
     arguments: Any = get_dataset_args()

@@ -32,12 +32,16 @@ def in_shards(rule: Callable[..., Any], shards: int) -> Callable[..., Any]:
         return t.repeat_interleave(shards, 0)
 
     def sharded(w: Tensor, grad: Any, *, state: Any, base: rules.Base, **hyper: Any) -> tuple[Tensor, rules.State]:
+        made: list[Any] = []  # what the base makes of each member, and its repetition
+
         def base_once(w: Tensor, u: Tensor, state: Any, **hyper: Any) -> tuple[Tensor, rules.State]:
             w, state, hyper = mapped(lambda t: t[::shards], (w, state, hyper))
-            return mapped(repeat, base(w, mean(u), state, **hyper))
+            made[:] = (own := base(w, mean(u), state, **hyper)), mapped(repeat, own)
+            return made[1]
 
         w, state = mapped(repeat, (w, state))
-        return mapped(mean, rule(w, grad, state=state, base=base_once, **hyper))
+        found = rule(w, grad, state=state, base=base_once, **hyper)
+        return made[0] if found is made[1] else mapped(mean, found)
 
     return sharded
 

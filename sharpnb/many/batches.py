@@ -33,11 +33,7 @@ class Tensors(NamedTuple):
 
 
 def one_each(data: Any, members: int) -> list[Any]:
-    """Return a data set for each member, of one data set or of a sequence of them.
-
-    Raises:
-        ValueError: if there is not one for all, or one of equal size for each.
-    """
+    """Return a data set for each member; ValueError where there is not one for all, or one of equal size for each."""
     sets = [data] * members if hasattr(data, "train") else list(data)
     if len(sets) != members or len({len(each.train[1]) for each in sets}) > 1:
         raise ValueError(f"{len(sets)} data sets for {members} nets: give one for all, or one each of one size.")
@@ -47,8 +43,7 @@ def one_each(data: Any, members: int) -> list[Any]:
 def wrong_labels(y: Tensor, rate: float, classes: int, seed: int) -> Tensor:
     """Return labels of which exactly ``round(rate * N)`` are moved to a *different* class, drawn uniformly.
 
-    Raises:
-        ValueError: if the rate is outside [0, 1].
+    A ValueError for a rate outside [0, 1].
     """
     if not 0 <= rate <= 1:
         raise ValueError(f"rate = {rate}: the share of wrong labels lies in [0, 1].")
@@ -67,7 +62,7 @@ class Batches:
     :func:`sharpnb.lab.train` draws them. There are a data set (from :func:`one_each`) and a seed for each member.
 
     Attributes:
-        parts: each distinct data set, moved, with the numbers of the members that it belongs to.
+        own: each member's data set, moved.
         size: images a batch; all of them where there are fewer.
     """
 
@@ -75,15 +70,12 @@ class Batches:
         self, sets: Sequence[DataSet], seeds: Sequence[int], batch_size: int, augment: Augment | None,
         device: str | torch.device, dtype: torch.dtype,
     ) -> None:
-        given = {id(one): one for one in sets}
-        images = {_memory(x): x.to(device, dtype) for one in given.values() for x, _ in (one.train, one.test)}
-        moved: dict[int, Tensors] = {}
-        for key, one in given.items():
-            train, test = ((images[_memory(x)], y.to(device)) for x, y in (one.train, one.test))
-            moved[key] = Tensors(train, test, one.classes)
-        own = [moved[id(one)] for one in sets]
-        self.parts = [(part, torch.tensor([k for k, one in enumerate(own) if one is part], device=device))
-                      for part in moved.values()]
+        given = {id(one): Tensors(one.train, one.test, one.classes) for one in sets}
+        images = {_memory(x): x.to(device, dtype) for one in given.values() for x, _ in one[:2]}
+        labels = {_memory(y): y.to(device) for one in given.values() for _, y in one[:2]}
+        moved = {key: Tensors._make([*((images[_memory(x)], labels[_memory(y)]) for x, y in one[:2]), one.classes])
+                 for key, one in given.items()}
+        self.own = own = [moved[id(one)] for one in sets]
         self.labels = torch.stack([one.train[1] for one in own])  # (K, N)
         self.augment, self.size = augment, min(batch_size, self.labels.shape[1])
 
@@ -97,6 +89,13 @@ class Batches:
         self.first = torch.tensor([[place] for place, _ in streams], device=device)  # (streams, 1)
         self.generators = [torch.Generator().manual_seed(seed) for _, seed in streams]
         self.order, self.seen = torch.empty(0), self.labels.shape[1]
+
+    def groups(self, *parts: str) -> list[tuple[Tensors, Tensor]]:
+        """Return a data set for each that differs in these ``parts``, and the numbers of the members that have them."""
+        found: dict[tuple[int, ...], list[int]] = {}
+        for k, one in enumerate(self.own):
+            found.setdefault(tuple(id(t) for part in parts for t in getattr(one, part)), []).append(k)
+        return [(self.own[own[0]], torch.tensor(own, device=self.labels.device)) for own in found.values()]
 
     def draw(self) -> Pair:
         """Return the next images (K, B, ...) and labels (K, B); an epoch's last incomplete batch is left out."""

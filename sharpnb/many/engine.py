@@ -42,8 +42,7 @@ class Nets:
         draw, in_order: those of its :class:`~sharpnb.many.batches.Batches`: the next training batch of every net; all.
 
     Raises:
-        ValueError: if there is not one data set for all, or one of equal size for each; or for a model that cannot be
-            batched.
+        ValueError: if there is not one data set for all or one of equal size each, or the model cannot be batched.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class Nets:
 
         The part is ``"train"`` or ``"test"``; ``chunk`` images of each net go in one pass.
         """
-        for data, members in self.batches.parts:
+        for data, members in self.batches.groups("train", "test"):
             x, y = getattr(data, part)
             statistics = self._statistics(w[members], data.train[0], chunk)
             outputs = [self.forward(w[members], piece.expand(len(members), *piece.shape), statistics)
@@ -92,13 +91,15 @@ class Nets:
     @torch.no_grad()
     def evaluate(self, w: Tensor) -> dict[str, list[float]]:
         """Return ``train_loss``, ``train_error``, ``test_loss``, ``test_error`` of every net (nats, percent)."""
-        found = {f"{part}_{what}": [0.0] * len(w) for part in ("train", "test") for what in ("loss", "error")}
-        for data, members in self.batches.parts:
-            statistics = self._statistics(w[members], data.train[0], 250)
-            for part in ("train", "test"):
-                columns = evaluate_many(self.forward, w[members], getattr(data, part), statistics)
-                for k, loss, error in zip(members.tolist(), *columns, strict=True):
-                    found[f"{part}_loss"][k], found[f"{part}_error"][k] = loss, error
+        both = ("train", "test")
+        found = {f"{part}_{what}": [0.0] * len(w) for part in both for what in ("loss", "error")}
+        for parts in [both] if self.forward.normalises else [both[:1], both[1:]]:  # one test set is of many seeds
+            for data, members in self.batches.groups(*parts):
+                statistics = self._statistics(w[members], data.train[0], 250)
+                for part in parts:
+                    columns = evaluate_many(self.forward, w[members], getattr(data, part), statistics)
+                    for k, loss, error in zip(members.tolist(), *columns, strict=True):
+                        found[f"{part}_loss"][k], found[f"{part}_error"][k] = loss, error
         return found
 
     def _statistics(self, w: Tensor, x: Tensor, chunk: int) -> Any:

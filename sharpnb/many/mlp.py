@@ -81,10 +81,11 @@ class MLP:
         """
         logits, kept = self._pass(w, x)
         delta, found = _by_logits(logits, y), []
+        outer = torch.mul if x.shape[1] == 1 else torch.matmul  # of one image (m-sharpness) in half the time
         for layer in reversed(self.layers):
             if type(layer) is nn.Linear:
                 h, weight = kept.pop()
-                found += [delta.sum(1), (delta.mT @ h).flatten(1)]
+                found += [delta.sum(1), outer(delta.mT, h).flatten(1)]
                 delta = delta @ weight if kept else delta
             elif type(layer) is nn.BatchNorm1d:
                 normal, scale = kept.pop()

@@ -22,11 +22,7 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 def schedule_of(schedule: str | Schedule) -> Schedule:
-    """Return the schedule of this name, or the function itself.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
+    """Return the schedule of this name, or the function itself; ValueError for an unknown name."""
     if callable(schedule):
         return schedule
     if schedule not in SCHEDULES:

@@ -51,8 +51,7 @@ _SHARES = ("label_noise", "lookahead_alpha", "swa_start")
 def validated(config: Mapping[str, Any], k: int) -> Setting:
     """Return a setting with its seed; ``k`` is its place, for messages.
 
-    Raises:
-        ValueError: for an unknown rule, base or hyperparameter, a missing one, or a value out of range.
+    A ValueError for an unknown rule, base or hyperparameter, a missing one, or a value out of range.
     """
     where, rule = f"setting {k}", config.get("rule")
     base, perturbation = config.get("base", "sgd"), config.get("perturbation", "sam")

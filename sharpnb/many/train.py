@@ -187,10 +187,7 @@ class MembersRule:
     """The rule of members that share it and its options, each with its own numbers, as :meth:`Nets.fit` takes it.
 
     It counts its own steps, for averages and for ESAM's masks. The settings are complete: ``validated``. For
-    m-sharpness each member is as many rows as there are shards in a batch.
-
-    Raises:
-        ValueError: if ``m`` does not divide the batch.
+    m-sharpness each member is as many rows as there are shards in a batch; a ValueError if ``m`` does not divide it.
     """
 
     def __init__(self, configs: Sequence[settings.Setting], nets: Nets, steps: int) -> None:

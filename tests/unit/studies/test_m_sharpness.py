@@ -75,11 +75,11 @@ def test_a_net_is_taken_where_it_first_comes_to_the_loss():
 
     first = [next(row["step"] for row in many.rows if row["member"] == k and row["train_loss"] <= 0.5)
              for k in range(2)]
-    found = study.at_loss(train, nets, 2, 0.5, first[1])
+    found = study.at_loss(train, nets, 2, 0.5, (first[1], 4 * first[1]))
     assert asked == [([0, 1], first[1]), ([0], 4 * first[1])], "only who has not come there goes on"
     assert all(torch.equal(found[k], many.kept[first[k]][k]) for k in range(2))
     with pytest.raises(ValueError, match="2 of 2 nets do not come to a training loss of 1e-09 in 80 updates"):
-        study.at_loss(train, nets, 2, 1e-9, 20)
+        study.at_loss(train, nets, 2, 1e-9, (20, 80))
 
 
 def test_the_claims_are_large_m_minus_small_m_and_carry_the_regime():
