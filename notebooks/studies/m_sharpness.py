@@ -60,9 +60,6 @@ class Tuned(Settings):
     looks: tuple[int, ...] = (10, 210, 600, 2400)
 
 
-# Of nets of 64 and 128 hidden units on 500 and 1,000 signals (SGD alone, seeds 100-105) the smallest that fits at its
-# best rate and decay: training error 0.0, test error 60.5 % there; m = 1 costs most. Each m has nine radii up to its
-# collapse, as many as SGD has trials; both are on seeds 100-105. Each net of the family comes to its loss there.
 QUICK = Tuned(label="MLP, MNIST-1D", data="mnist1d", train_size=500, width=64, steps=400, noises=(0.0,),
               model=lambda width, seed: models.mlp((40, width, 10), seed=seed), measured=(1, 4, 16, 64, 250),
               seeds=range(2000, 2020), rhos=dict.fromkeys(

@@ -62,10 +62,6 @@ class LongAdam:
     seeds: int | range
 
 
-# Nets, data and steps were chosen on the baselines alone, seeds 100 to 102. SGD without decay fits the 1,000 signals in
-# 1,500 updates (no error; 52 % on held-out signals), AdamW without decay the 500 signals in 300 (0.5 %; 64.5 %). T_0 is
-# the paper's number. The grids were moved on tuning seeds until each best lay inside. SuppFig. 3 has the rate at which
-# AdamW without decay fits.
 _SIGNALS = World("MLP 40-64-10, 1,000 signals of MNIST-1D", "mnist1d", 1000,
                  lambda seed: models.mlp((40, 64, 10), seed=seed), batch_size=50, dtype=torch.float64)
 _FEW = replace(_SIGNALS, label="MLP 40-64-10, 500 signals of MNIST-1D", train_size=500, batch_size=25)
