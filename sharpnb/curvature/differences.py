@@ -10,6 +10,7 @@ the product is left). Networks with code of their own type only are stepped in t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -248,7 +249,7 @@ def compare(
         for a, b in combinations((parts[i] for parts in seen), 2):
             apart, off, size = _off(a, b), _off(exact[i], a), float(a.norm())
             if apart <= SURE * size and off > 3 * max(apart, right * size):
-                return i, off / size
+                return i, off / size if size else math.inf
     return None
 
 
