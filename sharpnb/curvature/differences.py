@@ -21,7 +21,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sharpnb.batches import forward
 from sharpnb.counts import Batch
 from sharpnb.curvature._state import measuring, replaced, widened
 from sharpnb.fallbacks import eager
@@ -63,7 +62,7 @@ class Differences:
         return near.to(op.dtype)
 
     def gradient(self) -> Tensor:
-        """Return the gradient ``(n,)`` over this process's data, of networks that refuse ``torch.autograd.grad``."""
+        """Return the gradient ``(n,)`` over this process's data."""
         return self._gradients(self._weighted())[0].to(self.op.dtype)
 
     def gradient_at(self, parts: Any, v: Tensor) -> Tensor:
@@ -163,32 +162,6 @@ class Differences:
         found = compare(product.split(op._sizes), differ, self._steps(), self._right)
         return "" if found is None else (f"the product by autograd is {found[1]:.2g} of it away from a difference of "
                                          f"gradients, in {op.names[found[0]]}")
-
-    def off_outputs(self, batch: Batch, v: Tensor, exact: Tensor) -> float | None:
-        """Compare autograd's derivative of outputs along v with a difference of outputs; return how far it is off."""
-        self._try_float64(batch)
-
-        def differ(h: float) -> Sequence[Tensor]:
-            plus, minus = self._outputs(batch, v, [h, -h])
-            return [((plus - minus) / (2 * h)).double()]
-
-        found = compare([exact.double()], differ, self._steps(), self._right)
-        if found is None:
-            return None
-        # On a kink (a ReLU at exactly 0, equal entries of a pool) autograd takes one side, a central difference both.
-        h = self._steps()[0]
-        plus, here, minus = self._outputs(batch, v, [h, 0.0, -h])
-        kink = 2 * float((plus - 2 * here + minus).norm() / (plus - minus).norm())
-        return None if kink >= found[1] else found[1]
-
-    def _outputs(self, batch: Batch, v: Tensor, steps: Sequence[float]) -> list[Tensor]:
-        op, found = self.op, []
-        inputs = (_widened(batch) if self._wide else batch).inputs
-        with self._copies(bool(self._wide)) as (_, move):
-            for h in steps:
-                move(v, h)
-                found.append(op._quiet(lambda: forward(op.model, inputs)))
-        return found
 
     def direction(self) -> Tensor:
         """Return the Gaussian vector ``(n,)`` that checks look along."""

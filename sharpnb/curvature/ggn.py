@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sharpnb.batches import forward
 from sharpnb.counts import Batch
 from sharpnb.curvature._state import differentiable
-from sharpnb.curvature.differences import Differences, refuse_cut_graphs
+from sharpnb.curvature.differences import RIGHT, SURE, Differences, refuse_cut_graphs
 from sharpnb.curvature.hessian import HessianOperator
 from sharpnb.curvature.operators import ModelOperator
 
@@ -91,26 +91,32 @@ class GGNOperator(ModelOperator):
         return super()._rows(rows)
 
     def _examine(self) -> None:
-        """Compare the parts of one product of a few samples with differences.
+        r"""Compare :math:`u\cdot J_pJ_p^\top u` with :math:`|J_p^\top u|^2` of each parameter p, on a few samples.
 
         Raises:
-            NotImplementedError: if it is the network whose part is wrong.
+            NotImplementedError: if they differ, so that it is the network whose part is wrong.
         """
-        differences = Differences(self)
-        batch, v = differences.few(), differences.direction()
+        batch = Differences(self).few()
         with self._building():
             graph = GGNOperator._build(self, batch)
         if graph is None:
             return
-        refuse_cut_graphs([g for _, g in graph[2]])
-        jv = self._pushed(graph, self._pieces(v)) if graph[2] else torch.zeros_like(graph[0])
-        off = differences.off_outputs(batch, v, jv)
-        if off is not None:
-            raise NotImplementedError(
-                f"The derivative of the outputs by autograd is {off:.2g} of it away from a difference of outputs: a "
-                f"function in the network cannot be differentiated twice. {type(self).__name__} cannot do without; "
-                "HessianOperator(..., method='finite_difference') can.")
-        self._examine_loss(batch, graph[0])
+        output, dummy, linear, _ = graph
+        refuse_cut_graphs([g for _, g in linear])
+        u = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+        back = torch.autograd.grad(output, self.params, u, retain_graph=True, allow_unused=True)
+        squares, forth = [0.0 if b is None else float(b.double().square().sum()) for b in back], dict(linear)
+        for i, (b, square) in enumerate(zip(back, squares, strict=True)):
+            there = None
+            if i in forth:
+                there = torch.autograd.grad(forth[i], dummy, b, retain_graph=True, allow_unused=True)[0]
+            off = abs((0.0 if there is None else float((u.double() * there.double()).sum())) - square)
+            if off > SURE * square + RIGHT * sum(squares):
+                raise NotImplementedError(
+                    f"The derivative of the outputs in {self.names[i]} by autograd is {off / square:.2g} of it away "
+                    "from its transpose: a function in the network cannot be differentiated twice. "
+                    f"{type(self).__name__} cannot do without; HessianOperator(..., method='finite_difference') can.")
+        self._examine_loss(batch, output)
 
     def _examine_loss(self, batch: Batch, output: Tensor) -> None:
         try:
