@@ -12,15 +12,9 @@ from typing import Any
 
 from torch import nn
 
-from sharpnb.curvature import (
-    FisherOperator,
-    GGNOperator,
-    HessianOperator,
-    ModelOperator,
-    memory_plan,
-    spectral_density,
-    top_eigenvalues,
-)
+from sharpnb.curvature import FisherOperator, GGNOperator, HessianOperator, ModelOperator
+from sharpnb.curvature.density import memory_plan, spectral_density
+from sharpnb.curvature.eigenvalues import top_eigenvalues
 from sharpnb.curvature.lanczos import Ending
 from sharpnb.spectrum.cost import stated
 from sharpnb.spectrum.preflight import examine, is_constant, refuse_products

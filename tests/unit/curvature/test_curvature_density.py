@@ -15,9 +15,7 @@ from sharpnb.curvature import (
     Ending,
     HessianOperator,
     SpectralDensity,
-    basis_bytes,
     lanczos,
-    memory_plan,
     spectral_density,
 )
 from sharpnb.curvature.spectrum import wasserstein
@@ -159,14 +157,6 @@ def test_a_bad_product_leaves_a_partial_result(networklike, error, ending, at):
         assert np.trapezoid(result.density(result.grid()), result.grid()) == pytest.approx(1, abs=1e-2)
 
 
-def test_memory_is_bounded_on_request_and_changes_nothing_but_rounding(networklike):
-    op, _ = networklike
-    one = 30 * 400 * 8
-    a, b = (spectral_density(op, steps=30, probes=4, memory=m) for m in (one, 10 * one))
-    assert a.bytes == one and b.bytes == 4 * one
-    np.testing.assert_allclose(a.trace, b.trace, rtol=1e-9)
-
-
 def test_wrong_arguments_say_what_to_do():
     op = torch.eye(5)
     for options, words in [({"steps": 0}, "steps = 0"), ({"probes": 0}, "probes = 0"), ({"deflate": 6}, "deflate = 6"),
@@ -256,17 +246,3 @@ def test_the_peak_is_what_was_stated_and_some_vectors():
     group, stated, used = map(float, done.stdout.split())
     assert group == 1 and stated == 40
     assert 0.8 * stated < used < stated + 20, "five locked vectors and some to work with on top"
-
-
-def test_the_memory_of_a_wide_resnet_is_stated(caplog):
-    """WideResNet-40-10: 56 million parameters, on a GPU of 80 GB; the test above holds the formula to what is used."""
-    op = Wide(5)
-    op.shape = (56_000_000, 56_000_000)
-    plan = memory_plan(op)
-    assert plan.group == 1 and plan.probing == 60 * 56_000_000 * 4 == basis_bytes(op, 60)
-    assert plan.locking == 61 * 56_000_000 * 4 and "13.7 GB" in str(plan) and "13.4 GB" in str(plan)
-    bounded = memory_plan(op, steps=20, memory=5e9)
-    assert max(bounded.probing, bounded.locking) <= 5e9
-    with caplog.at_level("INFO", "sharpnb.curvature"):
-        small = spectral_density(Wide(2000), steps=10, probes=3)
-    assert str(memory_plan(Wide(2000), 10, 3)) in caplog.text and small.bytes == memory_plan(Wide(2000), 10, 3).probing

@@ -121,26 +121,6 @@ def test_gauss_newton_refuses_a_network_without_second_derivative():
     assert float((found - truth).norm() / truth.norm()) < 1e-5
 
 
-def on_black(*activation):
-    """Two convolutions of images with a black margin, where a bias of 0 puts the first one's outputs on kinks."""
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), *activation, nn.Conv2d(4, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    nn.init.zeros_(net[0].bias)
-    return net, F.pad(torch.randn(20, 1, 4, 4, generator=torch.Generator().manual_seed(0)), (3,) * 4)
-
-
-@pytest.mark.parametrize("activation", [[nn.LeakyReLU(0.3)], [nn.ReLU(), nn.MaxPool2d(2)]])
-@pytest.mark.parametrize("operator", [GGNOperator, FisherOperator])
-def test_a_kink_is_no_wrong_kernel(operator, activation):
-    net, x = on_black(*activation)
-    found = operator(net, ENTROPY, (x, Y)).to_dense()
-    torch.testing.assert_close(found, operator(net, ENTROPY, (x, Y), check=False).to_dense())
-    wrong, x = on_black(*activation, type("Kept", (nn.Module,), {"forward": lambda _, x: NO_GRAPH(x)})())
-    with pytest.raises(NotImplementedError, match="cannot be differentiated twice"):
-        operator(wrong, ENTROPY, (x, Y)).to_dense()
-
-
 # ---- checkpoints ----------------------------------------------------------------------------------------------------
 
 

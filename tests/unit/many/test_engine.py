@@ -53,14 +53,6 @@ def test_gradient_is_that_of_each_net_alone(build, data):
         assert torch.allclose(found[k], torch.cat([p.grad.flatten() for p in net.parameters()]), atol=1e-14)
 
 
-def test_each_row_has_its_own_data():
-    other = load_data("digits", train_size=48, seed=1, dtype=torch.float64)
-    rows = Nets([0, 0], [DATA, other], small, batch_size=16)
-    (x, _), alone = rows.draw(), Nets([0], other, small, batch_size=16).draw()[0]
-    assert torch.equal(x[1], alone[0]) and not torch.equal(x[0], x[1])
-    assert rows.errors(rows.w, "test")[0] == Nets([0], DATA, small).errors(rows.w[:1], "test")[0]
-
-
 def test_soft_labels_give_the_mixture_of_the_losses():
     logits, y = torch.randn(2, 5, 10, dtype=torch.float64), torch.randint(0, 10, (2, 5))
     hot = nn.functional.one_hot(y, 10).double()
@@ -77,12 +69,6 @@ def test_batchnorm_is_evaluated_with_the_statistics_of_the_training_images(size)
     torch.optim.swa_utils.update_bn([data.train_x], net)
     wrong = (net.eval()(data.test_x).argmax(1) != data.test_y).double().mean()
     assert rows.errors(rows.w, "test").item() == pytest.approx(100 * wrong.item())
-
-
-def test_a_model_that_is_handed_over_is_not_changed():
-    own = small(0)
-    nets = Nets([0], DATA, lambda _: own, batch_size=16)
-    assert nets.w.dtype is torch.float64 and all(p.dtype is torch.float32 for p in own.parameters())
 
 
 # -- the losses that ESAM ranks images by -----------------------------------------------------------------------------
