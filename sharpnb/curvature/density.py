@@ -84,8 +84,8 @@ def spectral_density(  # noqa: D417  some in one line
     key = "spectral_density", n, steps, probes, deflate, seed, need.group
     saved = Checkpoint(checkpoint, key, checkpoint_every, Band, Krylov, LanczosResult, Ending)
     job = _Job(op, steps, probes, deflate, need, seed, saved)
-    ending, runs = job.run(progress), tuple(job.runs)
-    return SpectralDensity(n, job.atoms, job.residuals, runs, steps, seed, job.products, ending, need.probing)
+    ending = job.run(progress)
+    return SpectralDensity(n, job.atoms, job.residuals, (*job.runs,), steps, seed, job.products, ending, need.probing)
 
 
 class MemoryPlan(NamedTuple):
@@ -127,8 +127,7 @@ class _Job:
         self, op: Any, steps: int, probes: int, deflate: int | str, need: MemoryPlan, seed: int, saved: Checkpoint,
     ) -> None:
         self.op, self.steps, self.probes, self.deflate = op, steps, probes, deflate
-        self.group, self.rows, self.seed, self.saved = need.group, need.rows, seed, saved
-        self.n = op.shape[0]
+        self.group, self.rows, self.seed, self.saved, self.n = need.group, need.rows, seed, saved, op.shape[0]
         self.locked = torch.empty(0, self.n, dtype=work_dtype(op), device=op.device)
         self.atoms, self.residuals = np.zeros(0), np.zeros(0)
         self.least, self.most = _products_to_lock(deflate)
@@ -197,12 +196,11 @@ class _Job:
         self.atoms, self.residuals = values[good], residuals[good]
         self.locked = band.vectors(s[:, good])
 
-    def _begun(self, count: int) -> list[Krylov]:
-        steps, first = min(self.steps, self.n - len(self.locked)), len(self.runs) + 1
-        return [Krylov(gaussian_row(self.op, self.seed, first + i), steps, self.locked) for i in range(count)]
-
     def _next_group(self, bar: Any) -> Ending | None:
-        self.chains = self.chains or self._begun(min(self.group, self.probes - len(self.runs)))
+        if not self.chains:
+            steps, first = min(self.steps, self.n - len(self.locked)), len(self.runs) + 1
+            rows = (gaussian_row(self.op, self.seed, i) for i in range(first, min(first + self.group, self.probes + 1)))
+            self.chains = [Krylov(row, steps, self.locked) for row in rows]
         stopped = advance(self.chains, self.op, bar, lambda: self.saved.save(self._state))
         runs = [replace(chain.result(stopped), basis=None) for chain in self.chains if chain.j]
         self.runs, self.chains = self.runs + runs, []

@@ -121,7 +121,7 @@ class Differences:
 
     @torch.enable_grad()
     def _gradient(self, batch: Batch, leaves: Sequence[Tensor], backward: bool) -> tuple[Tensor, Any]:
-        """Return a batch's loss and gradients in copies of the parameters; ``backward`` is for reentrant checkpoints."""
+        """Return a batch's loss and gradients in copies of the parameters; ``backward`` is through checkpoints."""
         value = self.op._loss_value(batch).sum()
         if not value.requires_grad:
             return value, [None] * len(leaves)
@@ -179,10 +179,9 @@ class Differences:
     def few(self) -> Batch:
         """Return the first batch, cut to a few samples where their axis is known and the network takes them."""
         batch = next(iter(self.op._batches))
-        tree = batch.inputs, batch.target
-        if batch.size <= FEW or {*lengths(tree)} != {batch.size}:
+        if batch.size <= FEW or {*lengths((batch.inputs, batch.target))} != {batch.size}:
             return batch
-        inputs, target = part(tree, 0, FEW, batch.size)
+        inputs, target = part((batch.inputs, batch.target), 0, FEW, batch.size)
         few = batch._replace(inputs=inputs, target=target, size=FEW)
         try:
             with measuring(self.op.model, self.op.mode):

@@ -8,10 +8,9 @@ Moments and Quadrature, chapter 6: the eigenvalues of :math:`T_m` are the nodes,
 eigenvectors the weights of the Gauss rule of the measure :math:`\sum_i (q_1^\top u_i)^2\,\delta_{\lambda_i}`, exact for
 polynomials up to degree 2m - 1.
 
-Shapes: the basis is ``(m, n)``, one vector a contiguous row, so that orthogonalising against it is two matrix-vector
-products at the speed of memory (a ``(n, m)`` basis is slower than a Python loop). Coefficients are float64.
-
-An operator is anything with ``shape``, ``dtype``, ``device`` and ``@``: ours, a tensor ``(n, n)``, a class of yours.
+The basis is ``(m, n)``, one vector a contiguous row, so that orthogonalising against it is two matrix-vector products
+at the speed of memory. Coefficients are float64. An operator is anything with ``shape``, ``dtype``, ``device`` and
+``@``: ours, a tensor ``(n, n)``, a class of yours.
 """
 
 from __future__ import annotations

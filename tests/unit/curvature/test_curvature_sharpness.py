@@ -121,6 +121,20 @@ def test_ascent_finds_at_least_the_first_order_rise(mlp_case):
     assert ascent.value > 1.01 * first.value and ascent.passes == 21
 
 
+def test_rescaling_relu_layers_changes_sharpness_but_not_the_adaptive_one():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 3, bias=False)).double()
+    data = torch.randn(30, 6).double(), torch.randint(0, 3, (30,))
+    plain, adaptive = (sharpness(model, F.cross_entropy, data, 0.1, adaptive=a).value for a in (False, True))
+    average = average_sharpness(model, F.cross_entropy, data, 0.1, adaptive=True).value
+    with torch.no_grad():
+        model[0].weight.mul_(5)
+        model[2].weight.div_(5)
+    assert sharpness(model, F.cross_entropy, data, 0.1, adaptive=True).value == pytest.approx(adaptive, rel=1e-9)
+    assert average_sharpness(model, F.cross_entropy, data, 0.1, adaptive=True).value == pytest.approx(average, rel=1e-9)
+    assert abs(sharpness(model, F.cross_entropy, data, 0.1).value / plain - 1) > 0.1
+
+
 @pytest.mark.parametrize("mode", ["eval", "batch_stats"])
 def test_the_model_is_left_as_it_was_found(mode):
     torch.manual_seed(0)
