@@ -42,8 +42,11 @@ class Checkpoint:
         if key.decode() != self._key:
             raise ValueError(f"{self._path} is the checkpoint of another run: {key.decode()}, and this one is "
                              f"{self._key}. Delete the file to start anew, or give this run a file of its own.")
-        with safe_globals([*_ARRAYS, *self._kinds]):
-            return torch.load(io.BytesIO(state), map_location=device, weights_only=True)
+        try:
+            with safe_globals([*_ARRAYS, *self._kinds]):
+                return torch.load(io.BytesIO(state), map_location=device, weights_only=True)
+        except Exception as error:  # an archive's, or of a class that is none of these
+            raise ValueError(f"{self._path} holds what no run saves ({error}). Delete it to start anew.") from error
 
     def save(self, state: Callable[[], Any], force: bool = False) -> None:
         """Save ``state()`` if it is time."""

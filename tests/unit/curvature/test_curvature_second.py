@@ -111,6 +111,14 @@ def test_gauss_newton_takes_differences_of_a_fused_loss(name):
         FisherOperator(net, loss, (X, Y)) @ torch.ones(75)
 
 
+@pytest.mark.parametrize("loss", [F.multi_margin_loss, lambda o, t: F.multi_margin_loss(o, t) + ENTROPY(o, t)])
+def test_gauss_newton_takes_losses_that_pytorch_differentiates_once(loss):
+    with pytest.warns(UserWarning, match="No second derivative of the loss here"):
+        found = GGNOperator(Activated(TANH), loss, (X, Y)).to_dense()
+    truth = GGNOperator(Activated(TANH), ENTROPY, (X, Y)).to_dense() * (loss is not F.multi_margin_loss)
+    assert float((found - truth).norm()) < 1e-5 * max(1.0, float(truth.norm()))
+
+
 def test_gauss_newton_refuses_a_network_without_second_derivative():
     net = Activated(NO_GRAPH)
     for operator in (GGNOperator, FisherOperator):
