@@ -2,49 +2,58 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.serialization import safe_globals
 
 from sharpnb.paths import write_whole
 
+_ARRAYS = [bytes, np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in (bool, int, float)),
+           *(made.__reduce__()[0] for made in (np.zeros(1), np.float64(0)))]
+
 
 class Checkpoint:
-    """A file of arrays, replaced as a whole, ``every`` so many seconds; without a path every method does nothing.
+    """A file replaced as a whole, ``every`` so many seconds; without a path every method does nothing.
 
+    It holds numbers, texts, arrays, tensors, and objects of the classes in ``kinds``; reading it runs no other code.
     The key is what the state belongs to; another key in the file is an error, not a wrong continuation.
     """
 
-    def __init__(self, path: str | Path | None, key: tuple[Any, ...], every: float = 60.0) -> None:
+    def __init__(self, path: str | Path | None, key: tuple[Any, ...], every: float = 60.0, *kinds: type) -> None:
         self._path = None if path is None else Path(path)
-        self._key, self._every, self._last = repr(key), every, time.monotonic()
+        self._key, self._every, self._last, self._kinds = repr(key), every, time.monotonic(), kinds
 
-    def load(self) -> dict[str, np.ndarray] | None:
-        """Return the saved arrays, None if there are none; ValueError for a damaged file or another run's."""
+    def load(self, device: Any = "cpu") -> Any:
+        """Return the saved state, None if there is none; ValueError for a damaged file or another run's."""
         if self._path is None or not self._path.exists():
             return None
-        with self._path.open("rb") as file:
-            try:
-                arrays = np.load(file, allow_pickle=False)
-                state = {name: arrays[name] for name in arrays.files}
-                found = str(state.pop("key"))
-            except Exception as error:  # an archive's, an array's, a missing key: of whatever the damage has hit
-                raise ValueError(f"{self._path} is damaged ({type(error).__name__}: {error}). Delete it to start "
-                                 "anew.") from error
-        if found != self._key:
-            raise ValueError(f"{self._path} is the checkpoint of another run: {found}, and this one is {self._key}. "
-                             "Delete the file to start anew, or give this run a file of its own.")
-        return state
+        content = self._path.read_bytes()
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            raise ValueError(f"{self._path} is damaged: its content is not that of its digest. Delete it to start "
+                             "anew.")
+        key, _, state = content[32:].partition(b"\n")
+        if key.decode() != self._key:
+            raise ValueError(f"{self._path} is the checkpoint of another run: {key.decode()}, and this one is "
+                             f"{self._key}. Delete the file to start anew, or give this run a file of its own.")
+        try:
+            with safe_globals([*_ARRAYS, *self._kinds]):
+                return torch.load(io.BytesIO(state), map_location=device, weights_only=True)
+        except Exception as error:  # an archive's, or of a class that is none of these
+            raise ValueError(f"{self._path} holds what no run saves ({error}). Delete it to start anew.") from error
 
-    def save(self, state: Callable[[], Mapping[str, np.ndarray]], force: bool = False) -> None:
+    def save(self, state: Callable[[], Any], force: bool = False) -> None:
         """Save ``state()`` if it is time."""
         if self._path is None or not (force or time.monotonic() - self._last >= self._every):
             return
-        buffer, arrays = io.BytesIO(), dict[str, Any](state())
-        np.savez(buffer, key=np.array(self._key), **arrays)
-        write_whole(self._path, buffer.getvalue())
+        buffer = io.BytesIO()
+        torch.save(state(), buffer)
+        content = self._key.encode() + b"\n" + buffer.getvalue()
+        write_whole(self._path, hashlib.sha256(content).digest() + content)
         self._last = time.monotonic()

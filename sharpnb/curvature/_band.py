@@ -163,21 +163,3 @@ class Band:
 
     def _rows(self) -> list[Tensor]:
         return [chunk[: self.count - i * CHUNK] for i, chunk in enumerate(self._chunks) if i * CHUNK < self.count]
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Return what :meth:`restore` needs, as arrays."""
-        rows = torch.cat([*self._rows(), *(v[None] for v in self._aside)])
-        return {"rows": rows.cpu().numpy(), "matrix": self.matrix, "forgotten": self.forgotten,
-                "numbers": np.array([self.waiting, self.products, self._first, self._asymmetry, self._pairs], float)}
-
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Continue from :meth:`state`, bit for bit."""
-        rows = torch.from_numpy(state["rows"]).to(self._like)
-        self.matrix, self.forgotten = state["matrix"], state["forgotten"]
-        self.count = len(rows) - len(self.forgotten)
-        self._chunks = [self._like.new_empty(min(CHUNK, self.n - i), self.n) for i in range(0, self.count, CHUNK)]
-        for index, row in enumerate(rows[: self.count]):
-            self._row(index).copy_(row)
-        self._aside = list(rows[self.count :].clone())
-        waiting, made, first, self._asymmetry, pairs = state["numbers"].tolist()
-        self.waiting, self.products, self._first, self._pairs = bool(waiting), int(made), int(first), int(pairs)

@@ -52,7 +52,7 @@ class Network:
         self.op, self.model, self.count = op, op.model, count
         self.w = torch.cat([p.detach().reshape(-1) for p in op.params])
         self._holder = _Holder(op.model)
-        self._by_vmap, self._leaves = True, False
+        self._by_vmap = True
 
     def over_groups(
         self, m: int | None, measure: Callable[[Group], np.ndarray]
@@ -128,14 +128,6 @@ class Network:
     def _loss(self, w: Tensor, inputs: Any, target: Any) -> Tensor:
         return self._at(w, lambda: self.op.loss(forward(self.model, inputs), target))
 
-    def _loss_and_gradient(self, w: Tensor, inputs: Any, target: Any) -> tuple[Tensor, Tensor]:
-        def both() -> tuple[Tensor, Tensor]:  # for a checkpoint computes again, with the weights that are there then
-            loss = self.op.loss(forward(self.model, inputs), target)
-            return loss.detach(), torch.autograd.grad(loss, w)[0]
-
-        with torch.enable_grad():
-            return self._at(w, both)
-
     def value(self, w: Tensor) -> float:
         """Return the loss over all of the data."""
         return sum(float(self.op._quiet(lambda b=b: self._loss(w, b.inputs, b.target))) * self.op._batches.weight(b)
@@ -146,23 +138,8 @@ class Network:
         if len(rows) > 1:
             gradients, values = vmap(grad_and_value(self._loss))(rows, *group.parts[0][:2])
             return values.detach().double(), gradients.detach()
-        if not self._leaves and not self.op._differences.reentrant:
-            try:
-                return self._by_grad(group, rows)
-            except RuntimeError as error:
-                if "sparse" not in str(error):
-                    raise
-                self._leaves = True  # sparse gradients exist in whole parameters, not in pieces of one vector
-        return self.losses(group, rows), self.op._differences.gradient_at(group.parts, rows[0] - self.w)[None]
-
-    def _by_grad(self, group: Group, rows: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = torch.zeros(1, dtype=torch.float64, device=rows.device), torch.zeros_like(rows)
-        w = rows[0].detach().requires_grad_()
-        for inputs, target, share in group.parts:  # autograd itself: two thirds of the function transform's time
-            loss, own = self._loss_and_gradient(w, inputs, target)
-            value += loss.double() * share
-            gradient[0].add_(own, alpha=share)
-        return value, gradient
+        loss, gradient = self.op._differences.at(group.parts, rows[0])
+        return loss[None], gradient[None]
 
     def losses(self, group: Group, rows: Tensor) -> Tensor:
         """Return the losses ``(k,)`` alone, float64."""

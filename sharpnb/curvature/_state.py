@@ -18,10 +18,7 @@ Mode = Literal["eval", "batch_stats", "as_is"]
 
 
 def unwrapped(model: Any) -> nn.Module:
-    """Return the module inside ``DistributedDataParallel``, ``DataParallel`` or ``torch.compile``.
-
-    Their wrappers see only ``backward()``, or have no second derivative.
-    """
+    """Return the module inside wrappers that see only ``backward()``, or have no second derivative."""
     while (compiled := hasattr(model, "_orig_mod")) or isinstance(
             model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model._orig_mod if compiled else model.module
@@ -37,9 +34,7 @@ def differentiable(params: Iterable[Tensor]) -> Any:
 def measuring(model: nn.Module, mode: Mode, params: Iterable[Tensor] = ()) -> Iterator[None]:
     """Put the model into ``mode`` and put everything back: flags, buffers, attributes, ``requires_grad``, random state.
 
-    Modes: ``"eval"`` is ``model.eval()``. ``"batch_stats"`` is the same with BatchNorm normalising by the statistics of
-    each batch, its running averages untouched. ``"as_is"`` leaves every layer in the mode it is in. Frozen ``params``
-    are differentiable inside.
+    ``"batch_stats"`` leaves BatchNorm's running averages untouched. Frozen ``params`` are differentiable inside.
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode = {mode!r}: choose one of {', '.join(map(repr, get_args(Mode)))}.")
@@ -80,9 +75,7 @@ def widened(t: Tensor) -> Tensor:
 
 @contextmanager
 def replaced(model: nn.Module, params: Sequence[Tensor], wide: bool) -> Iterator[list[Tensor]]:
-    """Put copies in the place of all parameters and buffers; yield those of ``params``, which require a gradient.
-
-    If ``wide``, everything is float64, with what the network makes itself.
+    """Put copies (if ``wide``, in float64) in the place of all parameters and buffers; yield those of ``params``.
 
     Unlike ``torch.func.functional_call`` it lasts for the backward pass too, as checkpointed networks need it; unlike
     writing into the parameters it is seen by no hook of theirs and by no graph that was built before.

@@ -81,10 +81,11 @@ def spectral_density(  # noqa: D417  some in one line
                          f"steps={int(memory // basis_bytes(op, 1))}.")
     need = memory_plan(op, steps, probes, deflate, memory)
     log.info("spectral_density: n = %d, %d probes of %d steps; %s", n, probes, steps, need)
-    saved = Checkpoint(checkpoint, ("spectral_density", n, steps, probes, deflate, seed, need.group), checkpoint_every)
+    key = "spectral_density", n, steps, probes, deflate, seed, need.group
+    saved = Checkpoint(checkpoint, key, checkpoint_every, Band, Krylov, LanczosResult, Ending)
     job = _Job(op, steps, probes, deflate, need, seed, saved)
-    ending, runs = job.run(progress), tuple(job.runs)
-    return SpectralDensity(n, job.atoms, job.residuals, runs, steps, seed, job.products, ending, need.probing)
+    ending = job.run(progress)
+    return SpectralDensity(n, job.atoms, job.residuals, (*job.runs,), steps, seed, job.products, ending, need.probing)
 
 
 class MemoryPlan(NamedTuple):
@@ -126,8 +127,7 @@ class _Job:
         self, op: Any, steps: int, probes: int, deflate: int | str, need: MemoryPlan, seed: int, saved: Checkpoint,
     ) -> None:
         self.op, self.steps, self.probes, self.deflate = op, steps, probes, deflate
-        self.group, self.rows, self.seed, self.saved = need.group, need.rows, seed, saved
-        self.n = op.shape[0]
+        self.group, self.rows, self.seed, self.saved, self.n = need.group, need.rows, seed, saved, op.shape[0]
         self.locked = torch.empty(0, self.n, dtype=work_dtype(op), device=op.device)
         self.atoms, self.residuals = np.zeros(0), np.zeros(0)
         self.least, self.most = _products_to_lock(deflate)
@@ -142,8 +142,7 @@ class _Job:
         return self.spent + sum(run.products for run in self.runs)
 
     def run(self, progress: bool) -> Ending:
-        if state := self.saved.load():
-            self._restore(state)
+        vars(self).update(self.saved.load(self.op.device) or {})
         made = self.products + sum(chain.j for chain in self.chains) + (self.band.products if self.band else 0)
         ending: Ending | None = None
         with progress_bar(progress, self.most + self.probes * self.steps, "spectral density", "product", made) as bar:
@@ -197,12 +196,11 @@ class _Job:
         self.atoms, self.residuals = values[good], residuals[good]
         self.locked = band.vectors(s[:, good])
 
-    def _begun(self, count: int) -> list[Krylov]:
-        steps, first = min(self.steps, self.n - len(self.locked)), len(self.runs) + 1
-        return [Krylov(gaussian_row(self.op, self.seed, first + i), steps, self.locked) for i in range(count)]
-
     def _next_group(self, bar: Any) -> Ending | None:
-        self.chains = self.chains or self._begun(min(self.group, self.probes - len(self.runs)))
+        if not self.chains:
+            steps, first = min(self.steps, self.n - len(self.locked)), len(self.runs) + 1
+            rows = (gaussian_row(self.op, self.seed, i) for i in range(first, min(first + self.group, self.probes + 1)))
+            self.chains = [Krylov(row, steps, self.locked) for row in rows]
         stopped = advance(self.chains, self.op, bar, lambda: self.saved.save(self._state))
         runs = [replace(chain.result(stopped), basis=None) for chain in self.chains if chain.j]
         self.runs, self.chains = self.runs + runs, []
@@ -221,42 +219,8 @@ class _Job:
         width = WIDTH * (values.max() - values.min())
         return Ending.CONVERGED if max(_halving(run) for run in self.runs) <= width else Ending.MAX_STEPS
 
-    def _state(self) -> dict[str, np.ndarray]:
-        if self.band is not None:
-            return _named("band", self.band.state())
-        state = {"locked": self.locked.cpu().numpy(), "atoms": self.atoms, "residuals": self.residuals,
-                 "spent": np.array(self.spent), "runs": np.array(len(self.runs)), "chains": np.array(len(self.chains))}
-        for i, run in enumerate(self.runs):
-            state |= _named(f"run{i}", {"alpha": run.alpha, "beta": run.beta, "rounding": np.array(run.rounding),
-                                        "ending": np.array(run.ending.name)})
-        for i, chain in enumerate(self.chains):
-            state |= _named(f"chain{i}", chain.state())
-        return state
-
-    def _restore(self, state: dict[str, np.ndarray]) -> None:
-        if "band_rows" in state:
-            self.band = Band(self.n, self.locked.dtype, self.op.device, self.rows)
-            self.band.restore(_of("band", state))
-            return
-        self.locked = torch.from_numpy(state["locked"]).to(self.locked)
-        self.atoms, self.residuals, self.spent = state["atoms"], state["residuals"], int(state["spent"])
-        self.deflated = True
-        for i in range(int(state["runs"])):
-            run = _of(f"run{i}", state)
-            self.runs.append(LanczosResult(run["alpha"], run["beta"], None, self.n, Ending[str(run["ending"])],
-                                           len(run["alpha"]), float(run["rounding"])))
-        self.chains = self._begun(int(state["chains"]))
-        for i, chain in enumerate(self.chains):
-            chain.restore(_of(f"chain{i}", state))
-
-
-def _named(prefix: str, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {f"{prefix}_{name}": value for name, value in state.items()}
-
-
-def _of(prefix: str, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    start = f"{prefix}_"
-    return {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+    def _state(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("op", "saved")}
 
 
 def _products_to_lock(deflate: int | str) -> tuple[int, int]:

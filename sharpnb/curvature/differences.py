@@ -10,6 +10,7 @@ the product is left). Networks with code of their own type only are stepped in t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -20,7 +21,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sharpnb.batches import forward
 from sharpnb.counts import Batch
 from sharpnb.curvature._state import measuring, replaced, widened
 from sharpnb.fallbacks import eager
@@ -62,13 +62,14 @@ class Differences:
         return near.to(op.dtype)
 
     def gradient(self) -> Tensor:
-        """Return the gradient ``(n,)`` over this process's data, of networks that refuse ``torch.autograd.grad``."""
-        return self._gradients(self._weighted())[0].to(self.op.dtype)
+        """Return the gradient ``(n,)`` over this process's data."""
+        return self._gradients(self._weighted())[0][0].to(self.op.dtype)
 
-    def gradient_at(self, parts: Any, v: Tensor) -> Tensor:
-        """Return the gradient ``(n,)`` at w + v of parts of the data: inputs, target and share of the loss."""
+    def at(self, parts: Any, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Return loss ``()``, float64, and gradient ``(n,)`` at w of parts of the data: inputs, target, share."""
         batches = ((Batch(0, inputs, target, 0, share), share) for inputs, target, share in parts)
-        return self._gradients(batches, v)[0].to(self.op.dtype)
+        (gradient,), (loss,) = self._gradients(batches, w, (None,))
+        return loss, gradient.to(self.op.dtype)
 
     def _weighted(self) -> Iterator[tuple[Batch, float]]:
         return ((batch, self.op._batches.weight(batch)) for batch in self.op._batches)
@@ -80,53 +81,56 @@ class Differences:
         return out
 
     def _difference(self, batches: Any, v: Tensor, h: float) -> Tensor:
-        plus, minus = self._gradients(batches, v, (h, -h), bool(self._wide))
+        (plus, minus), _ = self._gradients(batches, v, (h, -h), bool(self._wide))
         return (plus - minus) / (2 * h)
 
     def _gradients(
-        self, batches: Any, v: Tensor | None = None, steps: Sequence[float] = (1.0,), wide: bool = False
-    ) -> list[Tensor]:
-        """Return the gradients ``(n,)`` at w + h v for each h, summed over weighted batches; float64 if ``wide``."""
+        self, batches: Any, v: Tensor | None = None, steps: Sequence[float | None] = (None,), wide: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return gradients ``(k, n)`` and losses ``(k,)`` over weighted batches, at w + h v or (None) at v."""
         op, reentrant = self.op, self.reentrant
         out = torch.zeros(len(steps), op.n, dtype=torch.float64 if wide else op.dtype, device=op.device)
+        losses = torch.zeros(len(steps), dtype=torch.float64, device=op.device)
         with self._copies(wide) as (leaves, move):
             for batch, weight in batches:
                 if wide:
                     batch = _widened(batch)
-                for row, h in zip(out, steps, strict=True):
+                for i, (row, h) in enumerate(zip(out, steps, strict=True)):
                     if v is not None:
                         move(v, h)
+                    value, slopes = self._gradient(batch, leaves, reentrant)
+                    losses[i] += value.detach().double() * weight
                     found = [torch.zeros_like(leaf) if g is None else g.to_dense()
-                             for leaf, g in zip(leaves, self._gradient(batch, leaves, reentrant), strict=True)]
+                             for leaf, g in zip(leaves, slopes, strict=True)]
                     row.add_(torch.cat([g.reshape(-1).to(row) for g in found]), alpha=weight)
-        return list(out)
+        return out, losses
 
     @contextmanager
-    def _copies(self, wide: bool) -> Iterator[tuple[list[Tensor], Callable[[Tensor, float], None]]]:
-        """Yield copies of the parameters, in their place, and what moves them to w + h v."""
+    def _copies(self, wide: bool) -> Iterator[tuple[list[Tensor], Callable[[Tensor, float | None], None]]]:
+        """Yield copies of the parameters, in their place, and what moves them to w + h v, to v for None."""
         op = self.op
         with measuring(op.model, op.mode), eager(), replaced(op.model, op.params, wide) as leaves:
             start = [leaf.detach().clone() for leaf in leaves]
 
             @torch.no_grad()
-            def move(v: Tensor, h: float) -> None:
+            def move(v: Tensor, h: float | None) -> None:
                 for leaf, w, d in zip(leaves, start, op._pieces(v), strict=True):
-                    leaf.copy_(w).add_(d.to(leaf), alpha=h)
+                    leaf.copy_(d) if h is None else leaf.copy_(w).add_(d.to(leaf), alpha=h)
 
             yield leaves, move
 
     @torch.enable_grad()
-    def _gradient(self, batch: Batch, leaves: Sequence[Tensor], backward: bool) -> Sequence[Tensor | None]:
-        """Return a batch's gradients in copies of the parameters; by ``backward()`` through reentrant checkpoints."""
+    def _gradient(self, batch: Batch, leaves: Sequence[Tensor], backward: bool) -> tuple[Tensor, Any]:
+        """Return a batch's loss and gradients in copies of the parameters; ``backward`` is through checkpoints."""
         value = self.op._loss_value(batch).sum()
         if not value.requires_grad:
-            return [None] * len(leaves)
+            return value, [None] * len(leaves)
         if not backward:
-            return torch.autograd.grad(value, leaves, allow_unused=True)
+            return value, torch.autograd.grad(value, leaves, allow_unused=True)
         for leaf in leaves:
             leaf.grad = None
         value.backward()
-        return [leaf.grad for leaf in leaves]
+        return value, [leaf.grad for leaf in leaves]
 
     @cached_property
     def reentrant(self) -> bool:
@@ -145,7 +149,7 @@ class Differences:
                 return True
             if all(g is not None for g in found):
                 return False
-            there = self._gradient(batch, leaves, backward=True)
+            _, there = self._gradient(batch, leaves, backward=True)
         return any(a is None and b is not None and bool(b.any()) for a, b in zip(found, there, strict=True))
 
     def disagreement(self, exact: Callable[[Batch, Tensor], Tensor]) -> str:
@@ -163,32 +167,6 @@ class Differences:
         return "" if found is None else (f"the product by autograd is {found[1]:.2g} of it away from a difference of "
                                          f"gradients, in {op.names[found[0]]}")
 
-    def off_outputs(self, batch: Batch, v: Tensor, exact: Tensor) -> float | None:
-        """Compare autograd's derivative of outputs along v with a difference of outputs; return how far it is off."""
-        self._try_float64(batch)
-
-        def differ(h: float) -> Sequence[Tensor]:
-            plus, minus = self._outputs(batch, v, [h, -h])
-            return [((plus - minus) / (2 * h)).double()]
-
-        found = compare([exact.double()], differ, self._steps(), self._right)
-        if found is None:
-            return None
-        # On a kink (a ReLU at exactly 0, equal entries of a pool) autograd takes one side, a central difference both.
-        h = self._steps()[0]
-        plus, here, minus = self._outputs(batch, v, [h, 0.0, -h])
-        kink = 2 * float((plus - 2 * here + minus).norm() / (plus - minus).norm())
-        return None if kink >= found[1] else found[1]
-
-    def _outputs(self, batch: Batch, v: Tensor, steps: Sequence[float]) -> list[Tensor]:
-        op, found = self.op, []
-        inputs = (_widened(batch) if self._wide else batch).inputs
-        with self._copies(bool(self._wide)) as (_, move):
-            for h in steps:
-                move(v, h)
-                found.append(op._quiet(lambda: forward(op.model, inputs)))
-        return found
-
     def direction(self) -> Tensor:
         """Return the Gaussian vector ``(n,)`` that checks look along."""
         return torch.randn(self.op.n, generator=torch.Generator().manual_seed(0)).to(self.op.device, self.op.dtype)
@@ -201,10 +179,9 @@ class Differences:
     def few(self) -> Batch:
         """Return the first batch, cut to a few samples where their axis is known and the network takes them."""
         batch = next(iter(self.op._batches))
-        tree = batch.inputs, batch.target
-        if batch.size <= FEW or {*lengths(tree)} != {batch.size}:
+        if batch.size <= FEW or {*lengths((batch.inputs, batch.target))} != {batch.size}:
             return batch
-        inputs, target = part(tree, 0, FEW, batch.size)
+        inputs, target = part((batch.inputs, batch.target), 0, FEW, batch.size)
         few = batch._replace(inputs=inputs, target=target, size=FEW)
         try:
             with measuring(self.op.model, self.op.mode):
@@ -215,9 +192,9 @@ class Differences:
 
     def _try_float64(self, batch: Batch) -> None:
         """See whether the network runs in float64 and its gradient is the same there; set what counts as right."""
-        plain = self._gradients([(batch, 1.0)])[0].double()
+        plain = self._gradients([(batch, 1.0)])[0][0].double()
         try:
-            wide = self._gradients([(batch, 1.0)], wide=True)[0]
+            wide = self._gradients([(batch, 1.0)], wide=True)[0][0]
         except Exception:  # whatever a network says to another type
             self._wide, self._right = False, SURE
             return
@@ -248,7 +225,7 @@ def compare(
         for a, b in combinations((parts[i] for parts in seen), 2):
             apart, off, size = _off(a, b), _off(exact[i], a), float(a.norm())
             if apart <= SURE * size and off > 3 * max(apart, right * size):
-                return i, off / size
+                return i, off / size if size else math.inf
     return None
 
 

@@ -106,20 +106,19 @@ def top_eigenvalues(  # noqa: D417  some in one line
                          "the default), and at least one product is needed.")
     limit = _row_limit(op, k, max_products, memory)
     log.info("top_eigenvalues: n = %d, basis of at most %d vectors, %.1f MB", n, limit, basis_bytes(op, limit) / 1e6)
-    band = Band(n, work_dtype(op), op.device, limit)
-    search = _Search(band, k, which, tol, op, seed, verify)
     key = ("top_eigenvalues", n, k, which, tol, seed, verify, limit, start is None)
-    saved = Checkpoint(checkpoint, key, checkpoint_every)
-    if state := saved.load():
-        search.restore(state)
-    else:
+    saved = Checkpoint(checkpoint, key, checkpoint_every, _Search, Band)
+    search = saved.load(op.device)
+    if search is None:
+        band = Band(n, work_dtype(op), op.device, limit)
         band.start(gaussian_row(op, seed) if start is None else start.detach().to(op.device, work_dtype(op)))
-    ending = None
+        search = _Search(band, k, which, tol, seed, verify)
+    band, ending = search.band, None
     try:
         with progress_bar(progress, max_products, f"{k} eigenvalues {which}", "product", band.products) as bar:
-            while band.products < max_products and not (ending := search.advance()):
+            while band.products < max_products and not (ending := search.advance(op)):
                 bar.update(1)
-                saved.save(search.state)
+                saved.save(lambda: search)
     except KeyboardInterrupt:
         ending = Ending.INTERRUPTED
     if ending is None and band.done:
@@ -165,29 +164,29 @@ def could_enter(values: np.ndarray, residuals: np.ndarray, wanted: np.ndarray, w
 class _Search:
     """The loop of :func:`top_eigenvalues`: expand, test, look for missed copies."""
 
-    def __init__(self, band: Band, k: int, which: Which, tol: float, op: Any, seed: int, verify: bool) -> None:
-        self.band, self.k, self.tol, self.op, self.seed = band, k, tol, op, seed
+    def __init__(self, band: Band, k: int, which: Which, tol: float, seed: int, verify: bool) -> None:
+        self.band, self.k, self.tol, self.seed = band, k, tol, seed
         self.which: Which = which
         self.verify, self.verified = verify, False
         self.probing, self.chains = 0, 1
         self.before: np.ndarray = np.zeros(0)
 
-    def advance(self) -> Ending | None:
+    def advance(self, op: Any) -> Ending | None:
         """Make one product; return how it ended, if it did."""
         band = self.band
         if not band.waiting:
-            self._inject()
+            self._inject(op)
         if band.full:
             values, _, _ = band.ritz()
             band.restart(choose(values, self.which, max(self.k, (band.limit - 2) // 2)))
-        if not band.step(self.op):
+        if not band.step(op):
             return Ending.NON_FINITE
         self.probing += self.probing > 0
         if band.done > 60 and band.products % 5 and not self.probing and band.done < band.n:
             return None  # a dense eigenproblem a product would begin to count
-        return self._test()
+        return self._test(op)
 
-    def _test(self) -> Ending | None:
+    def _test(self, op: Any) -> Ending | None:
         values, residuals, s = self.band.ritz()
         wanted = choose(values, self.which, self.k)
         asked = self.tol * np.abs(values).max()
@@ -209,7 +208,7 @@ class _Search:
                 return self.reached(residuals[wanted], asked, Ending.CONVERGED)
         if not same:  # converged for the first time, or the new chain found something and has converged on it
             self.before, self.probing = values[wanted], 1
-            self._inject()
+            self._inject(op)
         return None
 
     def reached(self, residuals: np.ndarray, asked: float, ending: Ending) -> Ending:
@@ -219,11 +218,11 @@ class _Search:
             return Ending.ASYMMETRIC
         return Ending.ROUNDING if (residuals > asked).any() else ending
 
-    def _inject(self) -> None:
+    def _inject(self, op: Any) -> None:
         """Start another random chain (again if the draw lies in the space, which only rounding can bring about)."""
         while self.band.done < self.band.n:
             self.chains += 1
-            if self.band.start(gaussian_row(self.op, self.seed, self.chains)):
+            if self.band.start(gaussian_row(op, self.seed, self.chains)):
                 return
 
     def result(self, ending: Ending, vectors: bool) -> Eigenvalues:
@@ -232,14 +231,6 @@ class _Search:
         columns = _signed(self.band.vectors(s[:, wanted])).T if vectors else None
         return Eigenvalues(values[wanted], residuals[wanted], columns, self.band.n, self.which, self.band.products,
                            ending, self.verified)
-
-    def state(self) -> dict[str, np.ndarray]:
-        return {**self.band.state(), "before": self.before, "counters": np.array([self.probing, self.chains])}
-
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        self.band.restore(state)
-        self.before = state["before"]
-        self.probing, self.chains = (int(c) for c in state["counters"])
 
 
 def _signed(rows: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ class FisherOperator(GGNOperator):
         terms = score[..., 0].numel() if valid is None else int(valid.sum())
         return float(terms) if self._batches.reduction == "mean" else 1.0
 
-    def _examine_loss(self, batch: Batch, made: Any, jv: Tensor) -> None:
+    def _examine_loss(self, batch: Batch, output: Tensor) -> None:
         """The loss is differentiated once here: nothing can be missing."""
 
     def _drawn(self, output: Tensor, batch: Batch, draw: Any) -> list[Any]:

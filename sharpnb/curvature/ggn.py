@@ -16,14 +16,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sharpnb.batches import forward
 from sharpnb.counts import Batch
-from sharpnb.curvature._state import differentiable, widened
-from sharpnb.curvature.differences import RIGHT, Differences, compare, refuse_cut_graphs
-from sharpnb.curvature.operators import Loss, ModelOperator
-from sharpnb.trees import mapped
+from sharpnb.curvature._state import differentiable
+from sharpnb.curvature.differences import RIGHT, SURE, Differences, refuse_cut_graphs
+from sharpnb.curvature.hessian import HessianOperator
+from sharpnb.curvature.operators import ModelOperator
 
 
 class GGNOperator(ModelOperator):
@@ -55,16 +55,15 @@ class GGNOperator(ModelOperator):
     def _output_curvature(self, output: Tensor, batch: Batch) -> Any:
         """Return what :meth:`_apply_output_curvature` needs: here the gradient in the output, with its graph."""
         if self._loss_differences:
-            return output, batch
+            return self._loss_operator(output, batch, "finite_difference")
         z = output.requires_grad_()
         value = self.loss(z, batch.target)
         return z, torch.autograd.grad(value, z, create_graph=True)[0]
 
     def _apply_output_curvature(self, made: Any, jv: Tensor, batched: bool) -> Tensor:
+        if isinstance(made, HessianOperator):
+            return (made @ jv.reshape(-1, made.n).T).T.view_as(jv)
         z, gradient = made
-        if self._loss_differences:
-            found = [self._by_differences(z, gradient.target, row) for row in (jv if batched else jv[None])]
-            return torch.stack(found) if batched else found[0]
         if not gradient.requires_grad:
             return torch.zeros_like(jv)
         return torch.autograd.grad(gradient, z, jv, retain_graph=True, is_grads_batched=batched)[0]
@@ -92,52 +91,53 @@ class GGNOperator(ModelOperator):
         return super()._rows(rows)
 
     def _examine(self) -> None:
-        """Compare the parts of one product of a few samples with differences.
+        r"""Compare :math:`u\cdot J_pJ_p^\top u` with :math:`|J_p^\top u|^2` of each parameter p, on a few samples.
 
         Raises:
-            NotImplementedError: if it is the network whose part is wrong.
+            NotImplementedError: if they differ, so that it is the network whose part is wrong.
         """
-        differences = Differences(self)
-        batch, v = differences.few(), differences.direction()
+        batch = Differences(self).few()
         with self._building():
             graph = GGNOperator._build(self, batch)
         if graph is None:
             return
-        refuse_cut_graphs([g for _, g in graph[2]])
-        jv = self._pushed(graph, self._pieces(v)) if graph[2] else torch.zeros_like(graph[0])
-        off = differences.off_outputs(batch, v, jv)
-        if off is not None:
-            raise NotImplementedError(
-                f"The derivative of the outputs by autograd is {off:.2g} of it away from a difference of outputs: a "
-                f"function in the network cannot be differentiated twice. {type(self).__name__} cannot do without; "
-                "HessianOperator(..., method='finite_difference') can.")
-        self._examine_loss(batch, graph[3], jv)
+        output, dummy, linear, _ = graph
+        refuse_cut_graphs([g for _, g in linear])
+        u = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+        back = torch.autograd.grad(output, self.params, u, retain_graph=True, allow_unused=True)
+        squares, forth = [0.0 if b is None else float(b.double().square().sum()) for b in back], dict(linear)
+        for i, (b, square) in enumerate(zip(back, squares, strict=True)):
+            there = None
+            if i in forth:
+                there = torch.autograd.grad(forth[i], dummy, b, retain_graph=True, allow_unused=True)[0]
+            off = abs((0.0 if there is None else float((u.double() * there.double()).sum())) - square)
+            if off > SURE * square + RIGHT * sum(squares):
+                raise NotImplementedError(
+                    f"The derivative of the outputs in {self.names[i]} by autograd is {off / square:.2g} of it away "
+                    "from its transpose: a function in the network cannot be differentiated twice. "
+                    f"{type(self).__name__} cannot do without; HessianOperator(..., method='finite_difference') can.")
+        self._examine_loss(batch, output)
 
-    def _examine_loss(self, batch: Batch, made: Any, jv: Tensor) -> None:
-        exact, z = self._apply_output_curvature(made, jv, False), made[0].detach()
-        found = compare([exact], lambda h: [self._by_differences(z, batch.target, jv, h)], (1.0, 3.0, 0.3),
-                        RIGHT if z.dtype in (torch.float32, torch.float64) else 0.1)
-        if found is not None:
-            self._loss_differences = True
-            warnings.warn(f"No second derivative of the loss here (by autograd it is {found[1]:.2g} of it away from a "
-                          "difference of first ones): central differences of its gradient stand for it.", stacklevel=5)
-
-    def _by_differences(self, z: Tensor, target: Any, u: Tensor, factor: float = 1.0) -> Tensor:
-        """Return the product of the loss's Hessian in the outputs with u by differences; in float64 if it can."""
+    def _examine_loss(self, batch: Batch, output: Tensor) -> None:
         try:
-            return _central(self.loss, widened(z), mapped(widened, target), widened(u), factor).to(u.dtype)
-        except Exception:  # whatever a loss says to another type
-            return _central(self.loss, z, target, u, factor)
+            self._loss_operator(output, batch, "autograd")._examine()
+        except RuntimeError as error:
+            self._loss_differences = True
+            warnings.warn(f"No second derivative of the loss here ({error}): central differences of its gradient "
+                          "stand for it.", stacklevel=5)
+
+    def _loss_operator(self, output: Tensor, batch: Batch, method: Any) -> HessianOperator:
+        """Return the Hessian of the loss in the outputs."""
+        net, data = _Free(output), (output.new_zeros(0), batch.target)
+        return HessianOperator(net, self.loss, data, method=method, check=False, group=False)
 
 
-def _central(loss: Loss, z: Tensor, target: Any, u: Tensor, factor: float) -> Tensor:
-    size = float(u.norm())
-    if not size:
-        return torch.zeros_like(u)
-    h = factor * torch.finfo(z.dtype).eps ** (1 / 3) * (1 + float(z.norm())) / size
-    slopes = []
-    for s in (h, -h):
-        with torch.enable_grad():
-            at = (z + s * u).detach().requires_grad_()
-            slopes.append(torch.autograd.grad(loss(at, target).sum(), at)[0])
-    return (slopes[0] - slopes[1]) / (2 * h)
+class _Free(nn.Module):
+    """A network whose outputs are its parameters."""
+
+    def __init__(self, outputs: Tensor) -> None:
+        super().__init__()
+        self.outputs = nn.Parameter(outputs.detach().clone())
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.outputs

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sharpnb.counts import Batch, Count, Reduction
-from sharpnb.curvature._state import Mode, differentiable, measuring
+from sharpnb.curvature._state import Mode, differentiable
 from sharpnb.curvature.differences import Differences, no_second_derivative, refuse_cut_graphs
 from sharpnb.curvature.operators import Loss, ModelOperator
 
@@ -85,20 +85,17 @@ class HessianOperator(ModelOperator):
                          check=check, group=group)
 
     def _build(self, batch: Batch) -> Any:
-        graph = self._gradient(batch, create_graph=True)
-        if not self._seen_through:
-            refuse_cut_graphs([g for _, g in graph])
-            self._seen_through = True
-        return graph
-
-    def _gradient(self, batch: Batch, create_graph: bool = False) -> list[tuple[int, Tensor]]:
-        """Return the gradients that exist, with their positions; with a graph, those that depend on the parameters."""
+        """Return the gradients that depend on the parameters, with their positions."""
         with torch.enable_grad():
             value = self._loss_value(batch)
             if not value.requires_grad:
                 return []
-            grads = torch.autograd.grad(value.sum(), self.params, create_graph=create_graph, allow_unused=True)
-        return [(i, g) for i, g in enumerate(grads) if g is not None and (g.requires_grad or not create_graph)]
+            grads = torch.autograd.grad(value.sum(), self.params, create_graph=True, allow_unused=True)
+        graph = [(i, g) for i, g in enumerate(grads) if g is not None and g.requires_grad]
+        if not self._seen_through:
+            refuse_cut_graphs([g for _, g in graph])
+            self._seen_through = True
+        return graph
 
     def _product(self, graph: Any, pieces: list[Tensor], batched: bool) -> Sequence[Tensor | None] | None:
         outputs, directions = [g for _, g in graph], [pieces[i] for i, _ in graph]
@@ -156,14 +153,7 @@ class HessianOperator(ModelOperator):
 
     def gradient(self) -> Tensor:
         """Return the gradient ``(n,)`` of the loss over the whole data."""
-        out = torch.zeros(self.n, dtype=self.dtype, device=self.device)
-        if self._differences.reentrant:
-            out = self._differences.gradient()
-        else:
-            for batch in self._batches:
-                with measuring(self.model, self.mode, self.params):
-                    found = {i: g.to_dense() for i, g in self._gradient(batch)}
-                self._accumulate(out, [found.get(i) for i in range(len(self.params))], self._batches.weight(batch))
+        out = self._differences.gradient()
         if self._group is not None:
             dist.all_reduce(out, group=self._group)
         return out

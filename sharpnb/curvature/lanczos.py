@@ -8,10 +8,9 @@ Moments and Quadrature, chapter 6: the eigenvalues of :math:`T_m` are the nodes,
 eigenvectors the weights of the Gauss rule of the measure :math:`\sum_i (q_1^\top u_i)^2\,\delta_{\lambda_i}`, exact for
 polynomials up to degree 2m - 1.
 
-Shapes: the basis is ``(m, n)``, one vector a contiguous row, so that orthogonalising against it is two matrix-vector
-products at the speed of memory (a ``(n, m)`` basis is slower than a Python loop). Coefficients are float64.
-
-An operator is anything with ``shape``, ``dtype``, ``device`` and ``@``: ours, a tensor ``(n, n)``, a class of yours.
+The basis is ``(m, n)``, one vector a contiguous row, so that orthogonalising against it is two matrix-vector products
+at the speed of memory. Coefficients are float64. An operator is anything with ``shape``, ``dtype``, ``device`` and
+``@``: ours, a tensor ``(n, n)``, a class of yours.
 """
 
 from __future__ import annotations
@@ -158,11 +157,11 @@ def lanczos(
     if row.shape != (op.shape[0],):
         raise ValueError(f"start has shape {tuple(row.shape)}, the operator needs ({op.shape[0]},).")
     krylov = Krylov(row, min(steps, op.shape[0]))
-    saved = Checkpoint(checkpoint, ("lanczos", op.shape[0], steps, seed, start is None), checkpoint_every)
-    if state := saved.load():
-        krylov.restore(state)
+    key = "lanczos", op.shape[0], steps, seed, start is None
+    saved = Checkpoint(checkpoint, key, checkpoint_every, Krylov, Ending)
+    krylov = saved.load(op.device) or krylov
     with progress_bar(progress, krylov.steps, "Lanczos", "product", krylov.j) as bar:
-        ending = advance([krylov], op, bar, lambda: saved.save(krylov.state))
+        ending = advance([krylov], op, bar, lambda: saved.save(lambda: krylov))
     result = krylov.result(ending)
     size = float(np.abs(result.values).max(initial=0.0))
     named = result.complete and is_asymmetric(result.rounding, size)
@@ -214,20 +213,6 @@ class Krylov:
         """Return what there is; ``ending`` is for a chain that was stopped from outside."""
         return LanczosResult(self.alpha[: self.j].copy(), self.beta[: self.j].copy(), self.basis[: self.j],
                              self.basis.shape[1], self.ending or ending or Ending.MAX_STEPS, self.j, self.noise)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Return what :meth:`restore` needs, as arrays."""
-        return {"alpha": self.alpha[: self.j], "beta": self.beta[: self.j],
-                "basis": self.basis[: min(self.j + 1, self.steps)].cpu().numpy(),
-                "ending": np.array(self.ending.name if self.ending else ""), "noise": np.array(self.noise)}
-
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Continue from :meth:`state`, bit for bit."""
-        self.j = len(state["alpha"])
-        self.alpha[: self.j], self.beta[: self.j] = state["alpha"], state["beta"]
-        self.noise = float(state["noise"])
-        self.basis[: len(state["basis"])] = torch.from_numpy(state["basis"]).to(self.basis)
-        self.ending = Ending[str(state["ending"])] if str(state["ending"]) else None
 
 
 def advance(chains: Sequence[Krylov], op: Any, progress: Any, save: Callable[[], None]) -> Ending | None:

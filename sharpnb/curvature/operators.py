@@ -87,10 +87,7 @@ class ModelOperator(ABC):
 
     @abstractmethod
     def _product(self, graph: Any, pieces: list[Tensor], batched: bool) -> Sequence[Tensor | None] | None:
-        """Return the product with one batch's graph, piece by parameter; ``None`` is zero.
-
-        If ``batched``, the pieces have a leading dimension K, and so has the result.
-        """
+        """Return the product by parameter, ``None`` for zero; ``batched``, of K vectors, K being the first axis."""
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """Return the product with a vector ``(n,)`` or a block of vectors ``(n, K)``, in the same shape and dtype.
@@ -144,13 +141,8 @@ class ModelOperator(ABC):
             out.add_(torch.cat(flat, dim=-1), alpha=weight)
 
     def _graphs_of_batches(self) -> Iterator[tuple[Batch, Any]]:
-        """Yield each batch with its graph: from the cache where memory allows, else built now and dropped after use.
-
-        A changed parameter or buffer (an optimizer step between two cells of a notebook) empties the cache. An edit
-        through ``.data`` leaves no trace that PyTorch or we could see: call :meth:`refresh` after one.
-        """
-        tensors_now = (*self.params, *self.model.buffers())
-        versions = tuple((t.data_ptr(), t._version) for t in tensors_now)
+        """Yield each batch with its graph, kept where memory allows and nothing has changed, else built now."""
+        versions = tuple((t.data_ptr(), t._version) for t in (*self.params, *self.model.buffers()))
         if versions != self._graphs_of:
             self._graphs, self._graphs_of = {}, versions
         room = None  # how many batches may keep their graph: all if there is one, else what ``memory`` bytes hold
@@ -193,7 +185,7 @@ class ModelOperator(ABC):
             yield
 
     def refresh(self) -> None:
-        """Forget the cached graphs, so that the next product sees the parameters as they are then."""
+        """Forget the cached graphs: after an edit through ``.data``, which leaves no trace that could be seen."""
         self._graphs, self._graphs_of = {}, ()
 
     def check_deterministic(self) -> None:

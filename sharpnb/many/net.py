@@ -3,12 +3,11 @@
 Row k is the flat weights in the order of ``model.parameters()``, as ``torch.nn.utils.parameters_to_vector`` lays
 them out.
 
-Each linear, convolutional and norm layer is replaced by its K-fold twin, and everything between them is left as it is:
-the forward pass that runs is the model's own. Features travel as (K, B, features), images as (B, K * channels, height,
-width), so that activations, pooling and skips need no twin, linear layers are batched matrix products, convolutions
-grouped ones, and a norm layer over K * channels is K norm layers. A model that this does not fit (other layers with
-weights, a forward pass that looks at the shapes) runs through ``torch.func.vmap``; which of the two it is, is settled
-by comparing with the model itself.
+Each linear, convolutional and norm layer is replaced by its K-fold twin; all between them is the model's own. Features
+travel as (K, B, features), images as (B, K * channels, height, width), so that activations, pooling and skips need no
+twin, linear layers are batched matrix products, convolutions grouped ones, and a norm layer over K * channels is K norm
+layers. A model that this does not fit (other layers with weights, a forward pass that looks at the shapes) runs through
+``torch.func.vmap``; which of the two it is, is settled by comparing with the model itself.
 """
 
 from __future__ import annotations
@@ -232,11 +231,7 @@ class _Twin(nn.Module):
 
 
 class _Affine(torch.autograd.Function):
-    """``x @ w.mT + b``, (K, B, in), (K, out, in), (K, out) -> (K, B, out).
-
-    PyTorch's own backward pass makes the transpose of the weights' gradient (float64 on an AVX2 processor: twice as
-    slow) and then copies it.
-    """
+    """``x @ w.mT + b``, without the transpose of the weights' gradient that PyTorch makes and copies."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
@@ -299,11 +294,7 @@ class _Mean(_Twin):
 
 
 def _with_gradient_like_images(x: Tensor) -> Tensor:
-    """Return images whose gradient is channels-last too.
-
-    The gradient of a mean or of flattened images comes in the usual layout, and every layer before it would then walk
-    through two layouts at once (measured a tenth of the whole step). The numbers are the same.
-    """
+    """Return images whose gradient is channels-last too: two layouts at once cost a sixth of a CNN's whole step."""
     if x.requires_grad:
         x.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
     return x

@@ -29,9 +29,8 @@ class Cost(NamedTuple):
 def stated(op: ModelOperator, settings: Any, group: int) -> Cost:
     """Return what measuring with ``settings``, ``group`` probes at a time, will take; some products are made and timed.
 
-    The largest k eigenvalues of networks, verified, took between 13 and 22 products for k = 1, 21 and 34 for k = 5, 24
-    and 53 for k = 10, and locking outliers some 25 (perceptrons, CNNs and ResNet-8, untrained and trained). The probes'
-    number is known.
+    The largest k eigenvalues of networks, verified, took 13 to 22 products for k = 1, 21 to 34 for k = 5, 24 to 53 for
+    k = 10, and locking outliers some 25 (perceptrons, CNNs and ResNet-8, untrained and trained).
     """
 
     def seconds(work: Callable[[Any], Any], v: Any) -> float:

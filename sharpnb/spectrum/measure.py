@@ -12,15 +12,9 @@ from typing import Any
 
 from torch import nn
 
-from sharpnb.curvature import (
-    FisherOperator,
-    GGNOperator,
-    HessianOperator,
-    ModelOperator,
-    memory_plan,
-    spectral_density,
-    top_eigenvalues,
-)
+from sharpnb.curvature import FisherOperator, GGNOperator, HessianOperator, ModelOperator
+from sharpnb.curvature.density import memory_plan, spectral_density
+from sharpnb.curvature.eigenvalues import top_eigenvalues
 from sharpnb.curvature.lanczos import Ending
 from sharpnb.spectrum.cost import stated
 from sharpnb.spectrum.preflight import examine, is_constant, refuse_products
@@ -95,8 +89,8 @@ def measure_spectrum(  # noqa: D417  some in one line
     result.memory = f"{plan}; a batch's gradient graph takes {op.graph_bytes() / 1e9:.3g} GB"
     named = _mark(origin, settings, op.names, op.dtype)
     result.mark = _mark(named, marks, *([] if count is None else [[batch.count for batch in op._batches]]))
-    result.states = [folder / f"state-{named}-{result.mark}-{part}.npz" for part in ("largest", "density")]
-    if others := sorted(file.name for file in folder.glob(f"state-{named}-*.npz") if file not in result.states):
+    result.states = [folder / f"state-{named}-{result.mark}-{part}.state" for part in ("largest", "density")]
+    if others := sorted(file.name for file in folder.glob(f"state-{named}-*.state") if file not in result.states):
         notes.append(f"{folder} has a state of the same command with other weights or other data ({', '.join(others)})."
                      " This run cannot resume it and begins anew. Do the functions of model or data draw at random "
                      "without a fixed seed? Delete the file if it is not needed.")

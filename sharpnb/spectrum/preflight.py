@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sharpnb.curvature._state import Mode, measuring, unwrapped
+from sharpnb.curvature.differences import Differences
 from sharpnb.curvature.operators import ModelOperator, forward, select_parameters
 from sharpnb.near import told
 from sharpnb.trees import moved, tensors
@@ -74,14 +75,8 @@ def refuse_products(op: ModelOperator) -> NoReturn:
 
 
 def is_constant(op: ModelOperator) -> bool:
-    """Whether the loss does not depend on the parameters to second order: gradient and a product are exactly zero."""
-    with measuring(op.model, op.mode, op.params), torch.enable_grad():
-        for batch in op._batches:
-            value = op.loss(forward(op.model, batch.inputs), batch.target)
-            grads = torch.autograd.grad(value.sum(), op.params, allow_unused=True) if value.requires_grad else ()
-            if any(g is not None and bool(_values(g).any()) for g in grads):
-                return False
-    return True
+    """Whether the loss does not depend on the parameters to second order: its gradient is exactly zero, too."""
+    return not bool(Differences(op).gradient().any())
 
 
 def _loss(where: str, model: nn.Module, loss: Loss, inputs: Any, target: Any) -> Tensor:

@@ -15,12 +15,9 @@ from sharpnb.curvature import (
     Ending,
     HessianOperator,
     SpectralDensity,
-    basis_bytes,
     lanczos,
-    memory_plan,
     spectral_density,
 )
-from sharpnb.curvature.spectrum import wasserstein
 
 OUTLIERS = np.array([12.0, 8.0, 5.0, 3.0, 2.0])
 
@@ -32,12 +29,6 @@ def networklike():
     bulk = np.sort(0.6 * rng.random(395) ** 6 - 0.02 * rng.random(395) ** 2)
     values = np.sort(np.r_[bulk, OUTLIERS])
     return with_spectrum(values), values
-
-
-def error(result, values):
-    nodes = np.r_[result.atoms, result.nodes]
-    weights = np.r_[np.full(len(result.atoms), 1 / result.n), result.weights]
-    return wasserstein(nodes, weights, values, np.full(len(values), 1 / len(values)))
 
 
 def test_first_ten_moments_are_the_dense_ones_within_their_errors(case):
@@ -83,14 +74,6 @@ def test_outliers_are_counted_exactly_on_every_seed(networklike):
     assert np.std(counts) > 0.5, "plain quadrature does not know the number: this is what deflation repairs"
     with pytest.raises(ValueError, match=r"ratio\(1, 5\) needs the 5 largest.*deflate=10"):
         plain[0].ratio(1, 5)
-
-
-def test_deflation_beats_plain_quadrature_at_equal_products(networklike):
-    op, values = networklike
-    deflated = [spectral_density(op, steps=60, probes=2, seed=s) for s in range(4)]
-    plain = [spectral_density(op, steps=60, probes=3, deflate=0, seed=s) for s in range(4)]
-    assert max(d.products for d in deflated) <= min(p.products for p in plain) == 180
-    assert np.mean([error(d, values) for d in deflated]) < 0.5 * np.mean([error(p, values) for p in plain])
 
 
 @pytest.mark.parametrize("deflate", [0, "auto"])
@@ -159,14 +142,6 @@ def test_a_bad_product_leaves_a_partial_result(networklike, error, ending, at):
         assert np.trapezoid(result.density(result.grid()), result.grid()) == pytest.approx(1, abs=1e-2)
 
 
-def test_memory_is_bounded_on_request_and_changes_nothing_but_rounding(networklike):
-    op, _ = networklike
-    one = 30 * 400 * 8
-    a, b = (spectral_density(op, steps=30, probes=4, memory=m) for m in (one, 10 * one))
-    assert a.bytes == one and b.bytes == 4 * one
-    np.testing.assert_allclose(a.trace, b.trace, rtol=1e-9)
-
-
 def test_wrong_arguments_say_what_to_do():
     op = torch.eye(5)
     for options, words in [({"steps": 0}, "steps = 0"), ({"probes": 0}, "probes = 0"), ({"deflate": 6}, "deflate = 6"),
@@ -194,16 +169,15 @@ def checkpointed(path, op):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize(("at", "phase"), [(9, "band_rows"), (60, "runs")], ids=["locking", "probing"])
-def test_a_killed_run_continues_bit_for_bit(tmp_path, at, phase):
+@pytest.mark.parametrize(("at", "locking"), [(9, True), (60, False)], ids=["locking", "probing"])
+def test_a_killed_run_continues_bit_for_bit(tmp_path, at, locking):
     path, op = tmp_path / "state.npz", Dying(0)
     child = multiprocessing.get_context("fork").Process(target=checkpointed, args=(path, Dying(at)))
     child.start()
     child.join(60)
     assert child.exitcode == -signal.SIGKILL
-    with np.load(path) as state:
-        assert phase in state.files, "it was killed in the phase that this test is about"
     whole, resumed = checkpointed(None, Dying(0)), checkpointed(path, op)
+    assert (at <= whole.products - 4 * 12) is locking, "it was killed in the phase that this test is about"
     np.testing.assert_array_equal(resumed.nodes, whole.nodes)
     np.testing.assert_array_equal(resumed.atoms, whole.atoms)
     assert resumed.products == whole.products and resumed.ending is whole.ending
@@ -229,7 +203,8 @@ import sys
 import numpy as np
 import torch
 sys.path.insert(0, {here!r})
-from test_curvature_density import Wide, memory_plan, spectral_density
+from sharpnb.curvature import memory_plan, spectral_density
+from test_curvature_density import Wide
 
 def peak():  # of this process alone: getrusage's ru_maxrss begins with what the parent held when it forked
     return 1024 * next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
@@ -257,17 +232,3 @@ def test_the_peak_is_what_was_stated_and_some_vectors():
     group, stated, used = map(float, done.stdout.split())
     assert group == 1 and stated == 40
     assert 0.8 * stated < used < stated + 20, "five locked vectors and some to work with on top"
-
-
-def test_the_memory_of_a_wide_resnet_is_stated(caplog):
-    """WideResNet-40-10: 56 million parameters, on a GPU of 80 GB; the test above holds the formula to what is used."""
-    op = Wide(5)
-    op.shape = (56_000_000, 56_000_000)
-    plan = memory_plan(op)
-    assert plan.group == 1 and plan.probing == 60 * 56_000_000 * 4 == basis_bytes(op, 60)
-    assert plan.locking == 61 * 56_000_000 * 4 and "13.7 GB" in str(plan) and "13.4 GB" in str(plan)
-    bounded = memory_plan(op, steps=20, memory=5e9)
-    assert max(bounded.probing, bounded.locking) <= 5e9
-    with caplog.at_level("INFO", "sharpnb.curvature"):
-        small = spectral_density(Wide(2000), steps=10, probes=3)
-    assert str(memory_plan(Wide(2000), 10, 3)) in caplog.text and small.bytes == memory_plan(Wide(2000), 10, 3).probing

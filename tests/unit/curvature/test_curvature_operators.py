@@ -208,30 +208,6 @@ def test_a_changed_network_empties_the_cache(mlp_case):
     assert_close(op @ v, old)
 
 
-def test_graphs_are_shared_and_kept_within_memory(mlp_case):
-    built = []
-
-    class Counting(HessianOperator):
-        def _build(self, batch):
-            built.append(batch.index)
-            return super()._build(batch)
-
-    batches = list(zip(mlp_case.x.split(20), mlp_case.y.split(20), strict=True))
-    block = torch.randn(mlp_case.dense.shape[0], 5, dtype=torch.float64)
-
-    def builds(memory):
-        op = Counting(mlp_case.model, mlp_case.loss, batches, memory=memory, check=False)
-        built.clear()
-        op @ block, op @ block
-        return sorted(built), op.graph_bytes()
-
-    everything, one_graph = builds(1e9)
-    assert everything == [0, 0, 1, 2], "one for the measurement of a graph, then one a batch"
-    assert 1000 < one_graph < 1e7
-    assert builds(0)[0] == [0, 0, 0, 0, 1, 1, 2, 2], "one a batch and block, none kept"
-    assert builds(1.5 * one_graph)[0] == [0, 0, 0, 1, 1, 2, 2], "the first is kept"
-
-
 # ---- Gauss-Newton and Fisher ----------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ sys.meta_path.insert(0, Refuse())
 import torch
 from sharpnb.many.batches import Tensors
 from sharpnb.many.train import train_many
+torch.manual_seed(0)
 x, y = torch.randn(60, 40), torch.randint(3, (60,))
 data = Tensors((x[:40], y[:40]), (x[40:], y[40:]), 3)
 def net(seed):

@@ -6,7 +6,6 @@ from torch import nn
 
 from sharpnb import rules
 from sharpnb.lab import load_data, models, train_many
-from sharpnb.many.batches import Tensors
 from sharpnb.many.engine import Nets, losses
 
 DATA = load_data("digits", train_size=48, dtype=torch.float64)
@@ -14,20 +13,6 @@ DATA = load_data("digits", train_size=48, dtype=torch.float64)
 
 def small(seed: int) -> nn.Module:
     return models.mlp((64, 6, 10), seed=seed)
-
-
-def normed(seed: int) -> nn.Module:
-    return models.mlp((64, 6, 10), norm=True, seed=seed)
-
-
-def tied_to_its_image_size(side):
-    def net(seed):
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(),
-                             nn.Linear(3 * (side - 2) ** 2, 4))
-
-    x, y = torch.randn(30, 2, side, side, dtype=torch.float64), torch.arange(30) % 4
-    return net, Tensors((x, y), (x, y), 4)
 
 
 def test_rows_train_as_train_many_does():
@@ -41,26 +26,6 @@ def test_rows_train_as_train_many_does():
     assert rows.errors(rows.w, "test").tolist() == pytest.approx(errors)
 
 
-@pytest.mark.parametrize(("build", "data"), [
-    (small, DATA), tied_to_its_image_size(6), tied_to_its_image_size(11)], ids=["MLP", "6x6", "11x11"])
-def test_gradient_is_that_of_each_net_alone(build, data):
-    rows = Nets([0, 1], data, build, batch_size=16)
-    x, y = rows.draw()
-    found = rows.gradient((x, y))(rows.w)
-    for k, seed in enumerate((0, 1)):
-        net = build(seed).double()
-        nn.functional.cross_entropy(net(x[k]), y[k]).backward()
-        assert torch.allclose(found[k], torch.cat([p.grad.flatten() for p in net.parameters()]), atol=1e-14)
-
-
-def test_each_row_has_its_own_data():
-    other = load_data("digits", train_size=48, seed=1, dtype=torch.float64)
-    rows = Nets([0, 0], [DATA, other], small, batch_size=16)
-    (x, _), alone = rows.draw(), Nets([0], other, small, batch_size=16).draw()[0]
-    assert torch.equal(x[1], alone[0]) and not torch.equal(x[0], x[1])
-    assert rows.errors(rows.w, "test")[0] == Nets([0], DATA, small).errors(rows.w[:1], "test")[0]
-
-
 def test_soft_labels_give_the_mixture_of_the_losses():
     logits, y = torch.randn(2, 5, 10, dtype=torch.float64), torch.randint(0, 10, (2, 5))
     hot = nn.functional.one_hot(y, 10).double()
@@ -68,21 +33,6 @@ def test_soft_labels_give_the_mixture_of_the_losses():
     other = torch.roll(hot, 1, dims=1)
     mixed = 0.3 * losses(logits, hot) + 0.7 * losses(logits, other)
     assert torch.allclose(losses(logits, 0.3 * hot + 0.7 * other), mixed, atol=1e-14)
-
-
-@pytest.mark.parametrize("size", [48, 1001], ids=["one pass", "a single image left over"])
-def test_batchnorm_is_evaluated_with_the_statistics_of_the_training_images(size):
-    data = load_data("digits", train_size=size, dtype=torch.float64)
-    rows, net = Nets([0], data, normed, batch_size=16), normed(0).double()
-    torch.optim.swa_utils.update_bn([data.train_x], net)
-    wrong = (net.eval()(data.test_x).argmax(1) != data.test_y).double().mean()
-    assert rows.errors(rows.w, "test").item() == pytest.approx(100 * wrong.item())
-
-
-def test_a_model_that_is_handed_over_is_not_changed():
-    own = small(0)
-    nets = Nets([0], DATA, lambda _: own, batch_size=16)
-    assert nets.w.dtype is torch.float64 and all(p.dtype is torch.float32 for p in own.parameters())
 
 
 # -- the losses that ESAM ranks images by -----------------------------------------------------------------------------

@@ -48,14 +48,6 @@ def test_its_gradient_and_logits_are_the_models_own(name, probabilities):
     assert (mlp.gradient_and_logits(1.01 * w, x, y)[0] - exact).abs().max() > 1e-5  # the comparison can fail
 
 
-def test_a_row_that_has_left_the_finite_numbers_stays_alone():
-    w, x, y = _draw(NETS["relu"], False)
-    exact = MLP.of(NETS["relu"]).gradient_and_logits(w, x, y)[0]
-    w[1] = float("nan")
-    found = MLP.of(NETS["relu"]).gradient_and_logits(w, x, y)[0]
-    assert found[1].isnan().any() and torch.equal(found[[0, 2]], exact[[0, 2]])
-
-
 def _hooked():
     model = models.mlp((9, 8, 4))
     model[1].register_forward_hook(lambda *_: None)

@@ -5,7 +5,7 @@ from torch import nn
 from sharpnb.averaging import update_bn
 from sharpnb.lab import load_data, models
 from sharpnb.lab.training import evaluate
-from sharpnb.many.net import BatchedNet, blocks, evaluate_many
+from sharpnb.many.net import BatchedNet, evaluate_many
 
 DATA = load_data("digits", train_size=200, dtype=torch.float64)
 X, SHAPE = DATA.train_x, (1, 8, 8)
@@ -93,21 +93,3 @@ def test_statistics_are_update_bns_and_fixed_ones_are_kept_and_used(which):
             assert torch.allclose(variance.view(2, -1)[k], norm.running_var, atol=1e-12)
     free = net.statistics(rows, [x[None] for x in chunks])
     assert torch.allclose(found[1][0], free[1][0], atol=1e-3) is (which is None)
-
-
-@pytest.mark.parametrize("head", [nn.AdaptiveAvgPool2d(1), nn.Identity()])
-def test_gradients_of_images_lie_in_memory_as_the_images_do(head):
-    seen, features = [], 3 if isinstance(head, nn.AdaptiveAvgPool2d) else 108
-    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), head, nn.Flatten(), nn.Linear(features, 10)).double()
-    net = BatchedNet(model, SHAPE)
-    net._model[0][1].register_full_backward_hook(lambda _, grad_in, grad_out: seen.append(grad_out[0]))
-    net(rows_of(model).requires_grad_(), X[:10].view(2, 5, *SHAPE)).sum().backward()
-    assert seen[0].is_contiguous(memory_format=torch.channels_last) and not seen[0].is_contiguous()
-
-
-@pytest.mark.parametrize(("images", "size", "cut"), [
-    (4, 2, [2, 2]), (5, 2, [2, 3]), (3, 2, [3]), (2, 2, [2]), (1, 2, [1]), (6, 4, [4, 2]), (9, 4, [4, 5])])
-def test_blocks_hold_all_images_in_order_and_none_alone(images, size, cut):
-    x = torch.arange(images)
-    found = blocks(x, size)
-    assert [len(block) for block in found] == cut and torch.equal(torch.cat(found), x)
