@@ -8,6 +8,9 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -127,16 +130,12 @@ def replicate(
     jobs: Annotated[int, Option(min=1, help="Notebooks at once.")] = 2,
 ) -> None:
     """Run notebooks' judged settings on fresh seeds: old and new effect side by side, in data/replications."""
-    from sharpnb.runner import replicate as replication
-
-    try:
+    replication = _of_site("replicate")
+    with _refusing():
         file, told = replication.replicate(names, seeds, jobs)
-    except ValueError as error:
-        raise RunnerError(str(error)) from None
-    table = Table("claim", "committed", "fresh")
     for row in told["rows"]:
-        table.add_row(Text(row["claim"]), *(Text(f"{row[k]['verdict']} {row[k]['text']}") for k in ("old", "fresh")))
-    _console.print(table)
+        sides = (f"{row[k]['verdict']} {row[k]['text']}" for k in ("old", "fresh"))
+        _console.say(f"{row['claim']}: {', fresh: '.join(sides)}")
     _console.say(f"{replication.summary(told['rows'])} {file}")
     if failed := {name: run["failed"] for name, run in told["notebooks"].items() if "failed" in run}:
         _stop("\n".join(f"{name} failed on these seeds: {reason}" for name, reason in failed.items()), status=1)
@@ -145,34 +144,28 @@ def replicate(
 @app.command()
 def report() -> None:
     """Write REPORT.md and REPORT.html: every figure, table and claim of the papers, what was measured, the verdict."""
-    from sharpnb.lab import board
+    pages = _of_site("report")
+    with _refusing():
+        changed = pages.write()
+    _console.say(f"{paths.root() / 'REPORT.md'}, REPORT.html; new are {', '.join(changed) or 'none'}.")
 
-    pages = _pages()
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn a ValueError, whose message is for the user, into the end of the command."""
     try:
-        rows = board.rows()
-        if not board.measured():
-            raise RunnerError("There are no claims in data/records yet. Make them: sharpnb run")
-        pages.write()
+        yield
     except ValueError as error:
         raise RunnerError(str(error)) from None
-    verdicts = [verdict for verdict, number in board.counts(rows).items() if number]
-    table = Table("paper", *verdicts)
-    for paper in dict.fromkeys(row.primary.paper for row in rows):
-        counted = board.counts([row for row in rows if row.primary.paper == paper])
-        table.add_row(Text(paper), *(str(counted[verdict] or "") for verdict in verdicts))
-    _console.print(table)
-    _console.say(f"All {len(rows)} rows with their numbers: {paths.root() / 'REPORT.md'}, REPORT.html")
 
 
-def _pages() -> Any:
-    """Import ``site/report.py``, which makes the pages and is in no wheel."""
+def _of_site(name: str) -> Any:
+    """Import a module of the checkout's ``site/``, which is in no wheel."""
     for here in (paths.root(), Path(__file__).resolve().parents[1]):
-        if (here / "site" / "report.py").is_file():
+        if (here / "site" / f"{name}.py").is_file():
             sys.path[:0] = [str(here / "site"), str(here / "notebooks")]
-            import report as pages
-
-            return pages
-    raise RunnerError("`sharpnb report` is made by site/report.py of the project, which an installed package does not "
+            return import_module(name)
+    raise RunnerError(f"`sharpnb {name}` is made by site/{name}.py of the project, which an installed package does not "
                       "hold. Call it in a checkout, or set SHARPNB_ROOT to one.")
 
 
@@ -202,12 +195,11 @@ def doctor_command() -> None:
     """Say what this machine has and lacks for the notebooks, and what to do about it."""
     from sharpnb import doctor
 
-    colours = {"ok": "green", "note": "yellow", "problem": "bold red"}
     problems = 0
-    for what, state, text in doctor.examine():
-        problems += state == "problem"
-        _console.print(Text(f"{state:8}", colours[state]), Text(f"{what}: {text}"), soft_wrap=True)
-    _console.print("Everything that the quick profile needs is here." if not problems else f"Problems: {problems}.")
+    for what, found, remedy in doctor.examine():
+        problems += bool(remedy)
+        _console.print(Text(f"{what}: {found}" + (f": {remedy}" if remedy else ""), "red" if remedy else ""))
+    _console.say(f"Problems: {problems}.")
     raise typer.Exit(int(problems > 0))
 
 
@@ -239,11 +231,9 @@ def sweep_command(
     if file is None:
         raise RunnerError("Which file? sharpnb sweep FILE.toml; `sharpnb sweep --example` prints one to begin with.")
     try:
-        with warnings.catch_warnings():
+        with _refusing(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "A shard failed twice")  # told below
             table = sweepfile.sweep_file(file, scheduler, jobs, out=out, say=_console.say)
-    except ValueError as error:
-        raise RunnerError(str(error)) from None
     except KeyboardInterrupt:
         _stop("Interrupted. Finished shards are kept; the same command goes on from there.", 130)
     failed = table[table["reason"].str.startswith("failed")]

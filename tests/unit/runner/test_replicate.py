@@ -5,10 +5,10 @@ import json
 import pytest
 import toy
 
+from replicate import replicate, summary
 from sharpnb import paths
 from sharpnb.lab import Claim, board
 from sharpnb.runner import RunnerError
-from sharpnb.runner.replicate import replicate, summary
 
 BODY = """
 from sharpnb import lab
