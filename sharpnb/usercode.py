@@ -89,7 +89,7 @@ def importing() -> str | None:
 def absolute(spec: str, folder: Path | None = None) -> str:
     """Return ``spec`` as another process finds it: a file of ``folder`` or of the working folder by its whole path."""
     place, _, attribute = spec.rpartition(":")
-    file = (folder and _file(place, folder)) or _file(place)
+    file = ((folder and _file(place, folder)) or _file(place)) if place else None
     return spec if file is None else f"{file}:{attribute}"
 
 
@@ -118,17 +118,21 @@ def starting_workers() -> Iterator[None]:
 
 @cache
 def digest(spec: str) -> str:
-    """Return a mark of the user's files that ``spec`` has imported, which changes with them; empty for others'."""
-    found = find(spec, "name")
+    """Return a mark of the files that ``spec`` has imported, which changes with them.
+
+    They are the user's, of what is installed those of the package itself.
+    """
+    found, top, ours = find(spec, "name"), spec.partition(":")[0].partition(".")[0], os.path.dirname(__file__)
+    loaded = {str(getattr(module, "__file__", None)): name.partition(".")[0] for name, module in sys.modules.items()}
     if found.file is None:
-        return ""
-    home, ours, mark = _home(found.file), os.path.dirname(__file__), hashlib.sha256()
-    main = getattr(sys.modules["__main__"], "__file__", None)
-    files = {file for file in (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-             if file and home.holds(file)}
-    for file in sorted(files - {str(main)} | {str(found.file)}):
-        if os.path.isfile(file) and "-packages" not in file and not file.startswith(ours):
-            mark.update(Path(file).read_bytes())
+        files = {file for file in loaded if loaded[file] == top}
+    else:
+        home, main = _home(found.file), getattr(sys.modules["__main__"], "__file__", None)
+        own = {file for file in loaded if home.holds(file) and "-packages" not in file and not file.startswith(ours)}
+        files = own - {str(main)} | {str(found.file)}
+    mark = hashlib.sha256()
+    for file in sorted(filter(os.path.isfile, files)):
+        mark.update(Path(file).read_bytes())
     return mark.hexdigest()[:32]
 
 

@@ -32,8 +32,7 @@ class Shard:
     @property
     def made_with(self) -> dict[str, Any]:
         """All that the result depends on: settings, sources (also functions of one's own), data files, PyTorch."""
-        named = [name for name in (self.data["name"], self.model["name"]) if ":" in name]
-        own = [usercode.digest(name) or sources.around(name.partition(":")[0]) for name in named]
+        own = [usercode.digest(name) for name in (self.data["name"], self.model["name"]) if ":" in name]
         files = datafiles.fingerprint(self.data["name"]) if self.data["name"] in datafiles.NAMES else ""
         return {"shard": asdict(self), "code": sources.mark(["import sharpnb.lab.shard"]), "own": own, "files": files,
                 "torch": torch.__version__}

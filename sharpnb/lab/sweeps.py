@@ -94,8 +94,7 @@ def sweep(
 
 def portable(told: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
     """Name a function of one's own by its file, in a folder or the working one, so that another process finds it."""
-    name = str(told.get("name"))
-    return {**told, "name": usercode.absolute(name, folder)} if ":" in name else told
+    return {**told, "name": usercode.absolute(str(told.get("name")), folder)}
 
 
 def _shards(
