@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -87,8 +88,6 @@ def run(
         help="A parameter in the place of the notebook's default, as in -p seed 3. Several times as needed.")] = None,
     force: Annotated[bool, Option("--force", help="Make again what is up to date, and finished records.")] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would be executed and why, and stop.")] = False,
-    timeout: Annotated[float | None, Option(
-        min=0, help="Seconds for one notebook, 0 for no limit. Default: 600 if quick, else none.")] = None,
     update: Annotated[bool, Option("--update", help="For maintainers: store outputs in notebooks/.")] = False,
 ) -> None:
     """Execute notebooks whose code, parameters, package sources, data or versions changed since their last run.
@@ -110,15 +109,15 @@ def run(
     for name in ("papermill", "ipykernel"):  # here, for the processes that need them have no one to tell
         if not find_spec(name):
             raise ModuleNotFoundError(name=name)
-    from sharpnb.runner.progress import Progressing, summary
+    from sharpnb.runner.progress import Progressing
 
     try:
         with Progressing(_console) as watcher:
-            results = runner.run(
-                names, profile, jobs, given, force=force, update=update, timeout=timeout, watcher=watcher)
+            results = runner.run(names, profile, jobs, given, force=force, update=update, watcher=watcher)
     except KeyboardInterrupt:
         _stop("Interrupted. What has finished is kept; the same command goes on from there.", status=130)
-    _console.print(summary(results))
+    ends = Counter(result.outcome for result in results)
+    _console.say(", ".join(f"{number} {outcome}" for outcome, number in ends.items()) + ".")
     if not all(result.ok for result in results):
         raise typer.Exit(1)
 

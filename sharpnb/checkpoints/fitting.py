@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -216,13 +217,9 @@ def _option(option: str, names: list[str]) -> str:
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name.partition(".")[0].partition("_")[0], []).append(name)
-    patterns = [group[0] if len(group) == 1 else f"{_beginning(group)}*" for group in groups.values()]
+    patterns = [group[0] if len(group) == 1 else f"{commonprefix(group)}*"  # noqa: RUF071 (these are no paths)
+                for group in groups.values()]
     return " ".join(f"{option} {pattern!r}" for pattern in (patterns if len(patterns) <= 4 else ["*"]))
-
-
-def _beginning(names: list[str]) -> str:
-    first, last = min(names), max(names)  # what these two share, all share
-    return first[:next((k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
 
 
 def _some(names: list[str], what: str) -> str:
