@@ -46,21 +46,13 @@ class Found:
     file: Path | None
 
     def __call__(self, *given: Any, **named: Any) -> Any:
-        """Call it.
-
-        Raises:
-            ValueError: if it raises; the message says where.
-        """
+        """Call it; a ValueError says where it raises."""
         with _at_home(self.spec, self.file), _told(self.spec, self.what, self.file):
             return self.value(*given, **named)
 
 
 def find(spec: str, what: str) -> Found:
-    """Return what ``module:attribute`` or ``file.py:attribute`` names.
-
-    Raises:
-        ValueError: if there is no such module, file or attribute, or if it cannot be imported; the message says where.
-    """
+    """Return what ``module:attribute`` or ``file.py:attribute`` names; a ValueError says where that fails."""
     place, _, attribute = spec.rpartition(":")
     if not place or not attribute:
         raise ValueError(f"{what} {spec!r}: write module:function or file.py:function.")
@@ -180,7 +172,7 @@ class _Home:
 
     def holds(self, file: str | None) -> bool:
         """Whether a file is one of its modules."""
-        return file is not None and any(file.startswith(os.path.join(folder, "")) for folder in self.folders)
+        return file is not None and file.startswith(tuple(os.path.join(folder, "") for folder in self.folders))
 
     def elsewhere(self) -> list[str]:
         """Return ``sys.path`` without its folders."""

@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,10 +39,9 @@ def sweep(
     The grid is cut into shards of cells that form one batched program. A finished shard is kept in ``folder`` under a
     name made of everything it depends on (settings, sources, also of functions of one's own, data files, PyTorch), so
     the same call after a kill trains only what is missing, and another call never finds it. Shards do not depend on who
-    runs them: any number of processes or machines of one kind gives the same table to the last bit.
-
-    A shard that fails (an error, a worker's death) is tried once more by itself. If it fails again its cells are rows
-    with the ``reason`` and no numbers, a warning names their settings, and the next call tries them anew.
+    runs them: any number of processes or machines of one kind gives the same table to the last bit. One that fails (an
+    error, a worker's death) is tried once more by itself. If it fails again its cells are rows with the ``reason`` and
+    no numbers, a warning names their settings, and the next call tries them anew.
 
     Example::
 
@@ -61,8 +60,7 @@ def sweep(
         schedule: by its name, unless it is an axis of the grid.
         evaluate_every: evaluate each so many steps (0: at the end alone).
         dtype: by its name, ``"float32"`` or ``"float64"``.
-        bf16: as in :func:`sharpnb.lab.train_many`.
-        device: likewise.
+        bf16, device: as in :func:`sharpnb.lab.train_many`.
         client: a ``distributed.Client`` or the address of a Dask scheduler; None runs here.
         jobs: processes here, one thread each; 1 is this process.
         shard_size: cells in a shard at most (default 32: one chunk of ``train_many``).
@@ -178,20 +176,15 @@ def _attempt(
                         waiting.popleft()
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         key = running.pop(future)
-                        if error := _error(future):
+                        try:
+                            rows = future.result()
+                        except Exception as error:  # the shard's, or that its worker is gone
                             failed[key] = error
                         else:
-                            finished(key, future.result())
+                            finished(key, rows)
             except BrokenExecutor as error:  # at the next shard
                 failed |= dict.fromkeys(running.values(), error)
     return failed
-
-
-def _error(future: Future[Any]) -> BaseException | None:
-    try:
-        return future.exception()
-    except CancelledError as error:  # of a Dask worker that is gone
-        return error
 
 
 @contextmanager
