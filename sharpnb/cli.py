@@ -174,10 +174,7 @@ def data_sets() -> None:
     from sharpnb.lab import data
 
     table = Table("data set", "state")
-    try:
-        states = {name: data.status(name) for name in data.NAMES}
-    except data.DataError as error:  # torchvision, whose lists of files it reads, is missing
-        raise RunnerError(str(error)) from None
+    states = {name: data.status(name) for name in data.NAMES}
     for name, state in states.items():
         table.add_row(name, Text(state, "green" if state == "ready" else "red" if "damaged" in state else ""))
     _console.print(table)

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from glob import glob
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -157,7 +158,9 @@ class _Home:
     def __init__(self, folder: str, root: str) -> None:
         self.root, self.folders = root, list(dict.fromkeys((root, folder)))
         self.alias = "_user_" + hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
-        self.shadowed = {name for name in _modules_in(root) if self._is_elsewhere(name)}
+        there = {file.removesuffix("/__init__.py").removesuffix(".py")
+                 for pattern in ("*.py", "*/__init__.py") for file in glob(pattern, root_dir=root)}
+        self.shadowed = {name for name in there if name.isidentifier() and self._is_elsewhere(name)}
         if self.shadowed and self.alias not in sys.modules:
             package = ModuleType(self.alias)
             package.__path__ = [root]
@@ -249,16 +252,6 @@ def _relative(file: Path) -> int:
     except (SyntaxError, ValueError):
         return 0  # told when it is imported
     return max((node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)), default=0)
-
-
-def _modules_in(folder: str) -> set[str]:
-    try:
-        entries = list(os.scandir(folder))
-    except OSError:
-        return set()
-    names = {entry.name.removesuffix(".py") for entry in entries
-             if entry.name.endswith(".py") or os.path.isfile(os.path.join(entry.path, "__init__.py"))}
-    return {name for name in names if name.isidentifier()}
 
 
 @contextmanager

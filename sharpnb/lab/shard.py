@@ -16,7 +16,6 @@ from sharpnb.lab.data import Data, load_data
 from sharpnb.many.train import train_many
 from sharpnb.near import near
 
-METRICS = ("train_loss", "train_error", "test_loss", "test_error")
 MODELS = ("mlp", "cnn", "resnet", "resnet18", "wide_resnet")
 
 
@@ -39,14 +38,13 @@ class Shard:
 
     def net(self, seed: int) -> nn.Module:
         """Build the net of a seed."""
-        options = {name: value for name, value in self.model.items() if name != "name"}
-        return builder(self.model["name"])(**options, seed=seed)
+        options = {**self.model}
+        return builder(options.pop("name"))(**options, seed=seed)
 
     def data_of(self, seed: int) -> Data:
         """Load the data of a cell with this seed."""
-        options = {name: value for name, value in self.data.items() if name != "name"}
-        options |= {"seed": seed} if options.get("seed") == "cell" else {}
-        return loader(self.data["name"])(**options)
+        options = self.data | ({"seed": seed} if self.data.get("seed") == "cell" else {})
+        return loader(options.pop("name"))(**options)
 
     def run(self) -> list[dict[str, Any]]:
         """Train the cells on one thread; return each one's metrics, ``reason`` (empty if it went well) and curve."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from sharpnb import paths
 from sharpnb.lab import grid
-from sharpnb.lab.shard import METRICS, builder, loader
+from sharpnb.lab.shard import builder, loader
 from sharpnb.lab.sweeps import portable, sweep
+from sharpnb.lab.training import METRICS
 from sharpnb.many.schedules import SCHEDULES
 from sharpnb.near import near
 

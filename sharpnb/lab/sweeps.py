@@ -18,7 +18,8 @@ from sharpnb import kept, paths, usercode
 from sharpnb.devices import pick_device
 from sharpnb.kept import plain
 from sharpnb.lab.grid import PER_CALL, Grid, cells_of
-from sharpnb.lab.shard import METRICS, Shard, run
+from sharpnb.lab.shard import Shard, run
+from sharpnb.lab.training import METRICS
 from sharpnb.many import settings
 from sharpnb.progress import bar
 
@@ -60,7 +61,8 @@ def sweep(
         schedule: by its name, unless it is an axis of the grid.
         evaluate_every: evaluate each so many steps (0: at the end alone).
         dtype: by its name, ``"float32"`` or ``"float64"``.
-        bf16, device: as in :func:`sharpnb.lab.train_many`.
+        bf16: as in :func:`sharpnb.lab.train_many`.
+        device: likewise.
         client: a ``distributed.Client`` or the address of a Dask scheduler; None runs here.
         jobs: processes here, one thread each; 1 is this process.
         shard_size: cells in a shard at most (default 32: one chunk of ``train_many``).
