@@ -158,7 +158,7 @@ class _Home:
     def __init__(self, folder: str, root: str) -> None:
         self.root, self.folders = root, list(dict.fromkeys((root, folder)))
         self.alias = "_user_" + hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
-        there = {file.removesuffix("/__init__.py").removesuffix(".py")
+        there = {os.path.dirname(file) or file.removesuffix(".py")
                  for pattern in ("*.py", "*/__init__.py") for file in glob(pattern, root_dir=root)}
         self.shadowed = {name for name in there if name.isidentifier() and self._is_elsewhere(name)}
         if self.shadowed and self.alias not in sys.modules:

@@ -43,7 +43,8 @@ class Shard:
 
     def data_of(self, seed: int) -> Data:
         """Load the data of a cell with this seed."""
-        options = self.data | ({"seed": seed} if self.data.get("seed") == "cell" else {})
+        options = {**self.data}
+        options |= {"seed": seed} if options.get("seed") == "cell" else {}
         return loader(options.pop("name"))(**options)
 
     def run(self) -> list[dict[str, Any]]:

@@ -22,7 +22,6 @@ from sharpnb.many.schedules import SCHEDULES as SCHEDULES
 from sharpnb.many.schedules import Schedule, schedule_of
 from sharpnb.progress import training_bar
 
-
 METRICS = ("train_loss", "train_error", "test_loss", "test_error")
 
 

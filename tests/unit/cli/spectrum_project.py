@@ -8,8 +8,6 @@ import sys
 
 import pytest
 
-from sharpnb import cli
-
 MODULE = """
 import torch
 from torch import nn
@@ -132,15 +130,13 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(monkeypatch, sharpnb):
     """Return a function of ``sharpnb spectrum``'s arguments: status, output, error."""
+    monkeypatch.setenv("COLUMNS", "200")
+
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sharpnb", "spectrum", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return end.value.code or 0, said.out, " ".join(said.err.split())
+        status, out, err = sharpnb("spectrum", *arguments)
+        return status, out, " ".join(err.split())
 
     return run
 

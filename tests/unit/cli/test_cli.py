@@ -21,20 +21,6 @@ def root(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def sharpnb(monkeypatch, capsys):
-    """Call the command; return its exit status, what it said, and what it said to standard error."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sharpnb", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return end.value.code or 0, said.out, said.err
-
-    return call
-
-
-@pytest.fixture
 def called(monkeypatch):
     """Stand in for the runner; return what it is called with."""
     seen = {}

@@ -44,17 +44,14 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def call(folder, monkeypatch, capsys):
+def call(folder, sharpnb):
     """Run ``sharpnb sweep`` on a file with this text; return the status and what was said."""
 
-    def called(text: str, *arguments: str, name: str = "s.toml", jobs: int = 1) -> tuple[int, str]:
+    def called(text: str, *arguments: str, name: str = "s.toml") -> tuple[int, str]:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
-        monkeypatch.setattr(sys, "argv", ["sharpnb", "sweep", name, "--jobs", str(jobs), *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return int(end.value.code or 0), " ".join((said.out + said.err).split())
+        status, out, err = sharpnb("sweep", name, "--jobs", 1, *arguments)
+        return status, " ".join((out + err).split())
 
     return called
 
@@ -161,12 +158,9 @@ def test_functions_are_found_beside_the_file_then_in_the_working_folder(model, w
     assert {about["data"]["name"] for about in kept} == {f"{beside if where == 'there' else folder / 'mine.py'}:data"}
 
 
-def test_the_example_is_valid_and_says_that_it_names_code(call, folder, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["sharpnb", "sweep", "--example"])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    example = capsys.readouterr().out
-    assert not end.value.code and "names code that is run" in example
+def test_the_example_is_valid_and_says_that_it_names_code(call, sharpnb, monkeypatch):
+    status, example, _ = sharpnb("sweep", "--example")
+    assert not status and "names code that is run" in example
     assert len(grid.cells_of(tomllib.loads(example)["grid"])) == 24
     monkeypatch.setattr(sweeps, "_results", lambda shards, *_: {
         k: {"reason": ""} for places, _ in shards.values() for k in places})
