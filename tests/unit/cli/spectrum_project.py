@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from sharpnb.curvature import HessianOperator
+
 MODULE = """
 import torch
 from torch import nn
@@ -117,6 +119,17 @@ def crashes(out, y): raise TypeError("no")
 class Flat(Detaches):
     def forward(self, x): return self.layer(x)
 """
+
+
+class Stopped(HessianOperator):
+    """Stops at one product, in the way asked for."""
+
+    at, how = 12, KeyboardInterrupt
+
+    def __matmul__(self, v):
+        if self.products >= type(self).at:
+            raise type(self).how("killed")
+        return super().__matmul__(v)
 
 
 @pytest.fixture
