@@ -79,8 +79,7 @@ def run(
     Args:
         names: numbers, names or paths of notebooks; all without.
         profile: ``quick``, ``mid`` or ``full``.
-        jobs: notebooks at once. Default: two (one on one core) in the quick profile, else one, which has the GPU to
-            itself.
+        jobs: notebooks at once. Default: two (one on one core) in the quick profile, else one.
         parameters: in the place of the notebooks' defaults.
         force: execute also what is up to date.
         update: for maintainers: the kernel works in ``notebooks/``, and the outputs are stored in the committed file.
@@ -132,7 +131,7 @@ class _Crew:
         try:
             _prepare(item)
             outcome, detail = self._attempt(item)
-            kept = _settle(item, outcome, time.monotonic() - begun)
+            kept = _settle(item, outcome)
         except (OSError, ValueError, catalogue.RunnerError) as error:
             notes = getattr(error, "__notes__", [])
             outcome, detail = "failed", "\n".join([f"{type(error).__name__}: {error}", *notes])
@@ -226,7 +225,7 @@ def _prepare(item: Step) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _settle(item: Step, outcome: str, seconds: float) -> Path | None:
+def _settle(item: Step, outcome: str) -> Path | None:
     """Keep what a notebook has left; return the copy that was kept."""
     with contextlib.suppress(OSError, ValueError):  # papermill was cut short while it wrote
         json.loads(item.copy("partial").read_text(encoding="utf-8"))
@@ -235,8 +234,8 @@ def _settle(item: Step, outcome: str, seconds: float) -> Path | None:
     if outcome != "done":
         return item.copy("failed") if item.copy("failed").exists() else None
     item.copy("failed").unlink(missing_ok=True)
-    done: dict[str, Any] = {"key": item.key, "copy": sources.digest(item.copy()), "seconds": round(seconds, 1),
-                            "wrote": written(item.name, item.profile), "finished": _now()}
+    done: dict[str, Any] = {"key": item.key, "copy": sources.digest(item.copy()), "finished": _now(),
+                            "wrote": written(item.name, item.profile)}
     if item.update:
         executed = json.loads(item.copy().read_text(encoding="utf-8"))
         now = catalogue.load(item.notebook.path).content  # as somebody may have edited it while it ran
