@@ -14,10 +14,9 @@ from sharpnb.runner import Result
 
 
 @pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+def root(project, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
-    return toy.checkout(tmp_path, {"01_toy": toy.guarded(), "02_more": toy.plain("02", "pass")})
+    return toy.checkout(project, {"01_toy": toy.guarded(), "02_more": toy.plain("02", "pass")})
 
 
 @pytest.fixture

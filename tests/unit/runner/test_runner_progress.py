@@ -1,19 +1,12 @@
 import io
 from types import SimpleNamespace
 
-import pytest
 from rich.console import Console
 
 from sharpnb.runner import Result
 from sharpnb.runner.progress import Progressing
 
 STEP = SimpleNamespace(name="01_a", reason="sharpnb/rules.py changed")
-
-
-@pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    return tmp_path
 
 
 def told(terminal: bool, *results: Result) -> str:
@@ -43,10 +36,10 @@ def test_a_terminal_gets_a_bar():
     assert "01_a: done in 12 s, new: a.png, b.png, c.png, d.png, e.png, f.png" in said
 
 
-def test_a_failure_shows_the_traceback_in_full_and_where_the_notebook_is(root):
+def test_a_failure_shows_the_traceback_in_full_and_where_the_notebook_is(project):
     lines = [f"line {number} " + "x" * 200 for number in range(60)]
     trace = "\n".join([*lines, "\x1b[31mValueError\x1b[0m: [no] markup"])
-    kept = root / "data" / "runs" / "quick" / "01_a.failed.ipynb"
+    kept = project / "data" / "runs" / "quick" / "01_a.failed.ipynb"
     said = told(False, Result("01_a", "", "failed", 1.0, trace, kept)).splitlines()
     assert said[-2:] == ["ValueError: [no] markup",
                          "01_a: as far as it came: data/runs/quick/01_a.failed.ipynb"]
