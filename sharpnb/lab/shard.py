@@ -16,7 +16,11 @@ from sharpnb.lab.data import Data, load_data
 from sharpnb.many.train import train_many
 from sharpnb.near import near
 
-MODELS = ("mlp", "cnn", "resnet", "resnet18", "wide_resnet")
+OURS: dict[str, dict[str, Callable[..., Any]]] = {
+    "model": {build.__name__: build for build in (
+        models.mlp, models.cnn, models.resnet, models.resnet18, models.wide_resnet)},
+    "data": {name: functools.partial(load_data, name) for name in datafiles.NAMES},
+}
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,13 @@ class Shard:
     def net(self, seed: int) -> nn.Module:
         """Build the net of a seed."""
         options = {**self.model}
-        return builder(options.pop("name"))(**options, seed=seed)
+        return named(options.pop("name"), "model")(**options, seed=seed)
 
     def data_of(self, seed: int) -> Data:
         """Load the data of a cell with this seed."""
         options = {**self.data}
         options |= {"seed": seed} if options.get("seed") == "cell" else {}
-        return loader(options.pop("name"))(**options)
+        return named(options.pop("name"), "data")(**options)
 
     def run(self) -> list[dict[str, Any]]:
         """Train the cells on one thread; return each one's metrics, ``reason`` (empty if it went well) and curve."""
@@ -71,20 +75,12 @@ def run(shard: Shard) -> list[dict[str, Any]]:
     return shard.run()
 
 
-def builder(name: str) -> Callable[..., Any]:
-    """Return the function that builds a net, of :mod:`sharpnb.lab.models` or of one's own; ValueError if none does."""
-    return _named(name, "model", {own: getattr(models, own) for own in MODELS})
-
-
-def loader(name: str) -> Callable[..., Any]:
-    """Return the function that loads a data set, ours or one of one's own; ValueError if there is none."""
-    return _named(name, "data", {own: functools.partial(load_data, own) for own in datafiles.NAMES})
-
-
-def _named(name: str, what: str, ours: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
+def named(name: str, what: str) -> Callable[..., Any]:
+    """Return what builds a ``"model"`` or loads ``"data"``, ours or one of one's own; ValueError if nothing does."""
     if ":" in name:
         return usercode.find(name, what)
-    if name not in ours:
-        raise ValueError(f"name = {name!r}: there is no such {what}.{near(name, ours)} Choose one of "
-                         f"{', '.join(ours)}, or name one of your own as 'module:function' or 'file.py:function'.")
-    return ours[name]
+    if name not in OURS[what]:
+        raise ValueError(f"name = {name!r}: there is no such {what}.{near(name, OURS[what])} Choose one of "
+                         f"{', '.join(OURS[what])}, or name one of your own as 'module:function' or "
+                         "'file.py:function'.")
+    return OURS[what][name]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sharpnb import paths
 from sharpnb.lab import grid
-from sharpnb.lab.shard import builder, loader
+from sharpnb.lab.shard import named
 from sharpnb.lab.sweeps import portable, sweep
 from sharpnb.lab.training import METRICS
 from sharpnb.many.schedules import SCHEDULES
@@ -100,7 +100,7 @@ def _options(part: str, given: Any, folder: Path) -> dict[str, Any]:
     """Return what may be given for a data set or a model, each of any type."""
     if not isinstance(given, dict) or not isinstance(given.get("name"), str):
         raise ValueError("it needs name = \"…\", a text.")
-    function = (builder if part == "model" else loader)(portable(given, folder)["name"])
+    function = named(portable(given, folder)["name"], part)
     takes = inspect.signature(getattr(function, "value", function)).parameters
     names = {name for name, taken in takes.items() if taken.kind is not taken.VAR_KEYWORD}
     more = given.keys() if len(names) < len(takes) else {"name"}
