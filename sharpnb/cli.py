@@ -180,10 +180,9 @@ def data_sets() -> None:
     _console.print(table)
     if any(state != "ready" for state in states.values()):
         _console.say(
-            f"A missing data set is downloaded when a notebook first uses it and a network is there. Without one, copy "
-            f"its files from a machine where this page calls them ready under {paths.datasets()}, or set SHARPNB_DATA "
-            f"to the folder that has them: `sharpnb data` compares every file with the MD5 that torchvision publishes. "
-            f"Delete a damaged file: it is then fetched like a missing one. The quick profile needs digits only.")
+            f"A missing data set is downloaded when it is first used and a network is there. Without one, copy its "
+            f"files under {paths.datasets()}, or set SHARPNB_DATA to the folder that has them: every file is compared "
+            f"with the MD5 that torchvision publishes. Delete a damaged one: it is then fetched like a missing one.")
 
 
 @app.command("doctor")

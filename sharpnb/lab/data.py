@@ -157,11 +157,11 @@ def _digits(train_size: int, seed: int, dtype: torch.dtype) -> Data:
     return Data("digits", x[train], y[train], x[test], y[test], classes=10)
 
 
-_TEST_SEED, _TEST_SIZE, _MOST = 2**31, 10_000, 50_000  # of mnist1d; a seed of the training set is below 2**31
+_TEST_SEED, _TEST_SIZE = 2**31, 10_000  # of mnist1d; a seed of the training set is below 2**31
 
 
 def _mnist1d(train_size: int, seed: int, dtype: torch.dtype) -> Data:
-    _check_size("mnist1d", train_size, _MOST)
+    _check_size("mnist1d", train_size, 50_000)
     (train_x, train_y), (test_x, test_y) = _signals(train_size, seed % _TEST_SEED), _signals(_TEST_SIZE, _TEST_SEED)
     return Data("mnist1d", train_x.to(dtype), train_y, test_x.to(dtype), test_y, classes=10)
 
