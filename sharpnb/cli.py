@@ -8,6 +8,10 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -84,8 +88,6 @@ def run(
         help="A parameter in the place of the notebook's default, as in -p seed 3. Several times as needed.")] = None,
     force: Annotated[bool, Option("--force", help="Make again what is up to date, and finished records.")] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would be executed and why, and stop.")] = False,
-    timeout: Annotated[float | None, Option(
-        min=0, help="Seconds for one notebook, 0 for no limit. Default: 600 if quick, else none.")] = None,
     update: Annotated[bool, Option("--update", help="For maintainers: store outputs in notebooks/.")] = False,
 ) -> None:
     """Execute notebooks whose code, parameters, package sources, data or versions changed since their last run.
@@ -107,15 +109,15 @@ def run(
     for name in ("papermill", "ipykernel"):  # here, for the processes that need them have no one to tell
         if not find_spec(name):
             raise ModuleNotFoundError(name=name)
-    from sharpnb.runner.progress import Progressing, summary
+    from sharpnb.runner.progress import Progressing
 
     try:
         with Progressing(_console) as watcher:
-            results = runner.run(
-                names, profile, jobs, given, force=force, update=update, timeout=timeout, watcher=watcher)
+            results = runner.run(names, profile, jobs, given, force=force, update=update, watcher=watcher)
     except KeyboardInterrupt:
         _stop("Interrupted. What has finished is kept; the same command goes on from there.", status=130)
-    _console.print(summary(results))
+    ends = Counter(result.outcome for result in results)
+    _console.say(", ".join(f"{number} {outcome}" for outcome, number in ends.items()) + ".")
     if not all(result.ok for result in results):
         raise typer.Exit(1)
 
@@ -127,16 +129,12 @@ def replicate(
     jobs: Annotated[int, Option(min=1, help="Notebooks at once.")] = 2,
 ) -> None:
     """Run notebooks' judged settings on fresh seeds: old and new effect side by side, in data/replications."""
-    from sharpnb.runner import replicate as replication
-
-    try:
+    replication = _of_site("replicate")
+    with _refusing():
         file, told = replication.replicate(names, seeds, jobs)
-    except ValueError as error:
-        raise RunnerError(str(error)) from None
-    table = Table("claim", "committed", "fresh")
     for row in told["rows"]:
-        table.add_row(Text(row["claim"]), *(Text(f"{row[k]['verdict']} {row[k]['text']}") for k in ("old", "fresh")))
-    _console.print(table)
+        sides = (f"{row[k]['verdict']} {row[k]['text']}" for k in ("old", "fresh"))
+        _console.say(f"{row['claim']}: {', fresh: '.join(sides)}")
     _console.say(f"{replication.summary(told['rows'])} {file}")
     if failed := {name: run["failed"] for name, run in told["notebooks"].items() if "failed" in run}:
         _stop("\n".join(f"{name} failed on these seeds: {reason}" for name, reason in failed.items()), status=1)
@@ -145,34 +143,28 @@ def replicate(
 @app.command()
 def report() -> None:
     """Write REPORT.md and REPORT.html: every figure, table and claim of the papers, what was measured, the verdict."""
-    from sharpnb.lab import board
+    pages = _of_site("report")
+    with _refusing():
+        changed = pages.write()
+    _console.say(f"{paths.root() / 'REPORT.md'}, REPORT.html; new are {', '.join(changed) or 'none'}.")
 
-    pages = _pages()
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn a ValueError, whose message is for the user, into the end of the command."""
     try:
-        rows = board.rows()
-        if not board.measured():
-            raise RunnerError("There are no claims in data/records yet. Make them: sharpnb run")
-        pages.write()
+        yield
     except ValueError as error:
         raise RunnerError(str(error)) from None
-    verdicts = [verdict for verdict, number in board.counts(rows).items() if number]
-    table = Table("paper", *verdicts)
-    for paper in dict.fromkeys(row.primary.paper for row in rows):
-        counted = board.counts([row for row in rows if row.primary.paper == paper])
-        table.add_row(Text(paper), *(str(counted[verdict] or "") for verdict in verdicts))
-    _console.print(table)
-    _console.say(f"All {len(rows)} rows with their numbers: {paths.root() / 'REPORT.md'}, REPORT.html")
 
 
-def _pages() -> Any:
-    """Import ``site/report.py``, which makes the pages and is in no wheel."""
+def _of_site(name: str) -> Any:
+    """Import a module of the checkout's ``site/``, which is in no wheel."""
     for here in (paths.root(), Path(__file__).resolve().parents[1]):
-        if (here / "site" / "report.py").is_file():
+        if (here / "site" / f"{name}.py").is_file():
             sys.path[:0] = [str(here / "site"), str(here / "notebooks")]
-            import report as pages
-
-            return pages
-    raise RunnerError("`sharpnb report` is made by site/report.py of the project, which an installed package does not "
+            return import_module(name)
+    raise RunnerError(f"`sharpnb {name}` is made by site/{name}.py of the project, which an installed package does not "
                       "hold. Call it in a checkout, or set SHARPNB_ROOT to one.")
 
 
@@ -182,19 +174,15 @@ def data_sets() -> None:
     from sharpnb.lab import data
 
     table = Table("data set", "state")
-    try:
-        states = {name: data.status(name) for name in data.NAMES}
-    except data.DataError as error:  # torchvision, whose lists of files it reads, is missing
-        raise RunnerError(str(error)) from None
+    states = {name: data.status(name) for name in data.NAMES}
     for name, state in states.items():
         table.add_row(name, Text(state, "green" if state == "ready" else "red" if "damaged" in state else ""))
     _console.print(table)
     if any(state != "ready" for state in states.values()):
         _console.say(
-            f"A missing data set is downloaded when a notebook first uses it and a network is there. Without one, copy "
-            f"its files from a machine where this page calls them ready under {paths.datasets()}, or set SHARPNB_DATA "
-            f"to the folder that has them: `sharpnb data` compares every file with the MD5 that torchvision publishes. "
-            f"Delete a damaged file: it is then fetched like a missing one. The quick profile needs digits only.")
+            f"A missing data set is downloaded when it is first used and a network is there. Without one, copy its "
+            f"files under {paths.datasets()}, or set SHARPNB_DATA to the folder that has them: every file is compared "
+            f"with the MD5 that torchvision publishes. Delete a damaged one: it is then fetched like a missing one.")
 
 
 @app.command("doctor")
@@ -202,12 +190,11 @@ def doctor_command() -> None:
     """Say what this machine has and lacks for the notebooks, and what to do about it."""
     from sharpnb import doctor
 
-    colours = {"ok": "green", "note": "yellow", "problem": "bold red"}
     problems = 0
-    for what, state, text in doctor.examine():
-        problems += state == "problem"
-        _console.print(Text(f"{state:8}", colours[state]), Text(f"{what}: {text}"), soft_wrap=True)
-    _console.print("Everything that the quick profile needs is here." if not problems else f"Problems: {problems}.")
+    for what, found, remedy in doctor.examine():
+        problems += bool(remedy)
+        _console.print(Text(f"{what}: {found}" + (f": {remedy}" if remedy else ""), "red" if remedy else ""))
+    _console.say(f"Problems: {problems}.")
     raise typer.Exit(int(problems > 0))
 
 
@@ -239,11 +226,9 @@ def sweep_command(
     if file is None:
         raise RunnerError("Which file? sharpnb sweep FILE.toml; `sharpnb sweep --example` prints one to begin with.")
     try:
-        with warnings.catch_warnings():
+        with _refusing(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "A shard failed twice")  # told below
             table = sweepfile.sweep_file(file, scheduler, jobs, out=out, say=_console.say)
-    except ValueError as error:
-        raise RunnerError(str(error)) from None
     except KeyboardInterrupt:
         _stop("Interrupted. Finished shards are kept; the same command goes on from there.", 130)
     failed = table[table["reason"].str.startswith("failed")]

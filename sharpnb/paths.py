@@ -18,8 +18,7 @@ def root() -> Path:
 
     A checkout holds both ``notebooks/`` and ``sharpnb/``. Without one it is the working directory.
     """
-    chosen = os.environ.get("SHARPNB_ROOT")
-    if chosen:
+    if chosen := os.environ.get("SHARPNB_ROOT"):
         return Path(chosen).resolve()
     here = Path.cwd().resolve()
     for folder in (here, *here.parents, Path(__file__).resolve().parents[1]):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -71,23 +70,6 @@ def code_in(text: str) -> list[str]:
         return []
 
 
-def around(module: str) -> dict[str, str]:
-    """Return the digests of a module of one's own and of the files beside it that it imports, also through one another.
-
-    An installed package is followed within itself. A module that is no file gives nothing.
-    """
-    try:
-        spec = importlib.util.find_spec(module)
-    except ImportError:  # its package is not there: whoever imports it will say so
-        return {}
-    if spec is None or not spec.origin or not Path(spec.origin).is_file():
-        return {}
-    first = Path(spec.origin)
-    root = first.parents[module.count(".") + (first.name == "__init__.py")]
-    seen = _reached(_above(module), [root], module.split(".")[0] if "site-packages" in root.parts else "")
-    return {file.relative_to(root).as_posix(): digest(file) for file in sorted(seen)}
-
-
 def digest(file: Path) -> str:
     """Return the sha256 of a file's content, first 16 hexadecimal digits."""
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
@@ -103,14 +85,12 @@ def _tree(code: str) -> ast.Module:
     return ast.Module(body=[], type_ignores=[])  # it will fail when it runs, and say so better there
 
 
-def _reached(names: Iterable[str], roots: Sequence[Path], top: str = "") -> set[Path]:
-    """Return the files below ``roots`` that stand behind modules' full names (of ``top``), and all they import."""
+def _reached(names: Iterable[str], roots: Sequence[Path]) -> set[Path]:
+    """Return the files below ``roots`` that stand behind modules' full names, and all that they import."""
     waiting, looked, seen = {*names}, set[str](), set[Path]()
     while waiting:
         name = waiting.pop()
         looked.add(name)
-        if top and name.split(".")[0] != top:
-            continue
         for stem in (root.joinpath(*name.split(".")) for root in roots):
             for file in (stem / "__init__.py", stem.with_name(f"{stem.name}.py")):
                 if file.is_file():

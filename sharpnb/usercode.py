@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from glob import glob
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -46,21 +47,13 @@ class Found:
     file: Path | None
 
     def __call__(self, *given: Any, **named: Any) -> Any:
-        """Call it.
-
-        Raises:
-            ValueError: if it raises; the message says where.
-        """
+        """Call it; a ValueError says where it raises."""
         with _at_home(self.spec, self.file), _told(self.spec, self.what, self.file):
             return self.value(*given, **named)
 
 
 def find(spec: str, what: str) -> Found:
-    """Return what ``module:attribute`` or ``file.py:attribute`` names.
-
-    Raises:
-        ValueError: if there is no such module, file or attribute, or if it cannot be imported; the message says where.
-    """
+    """Return what ``module:attribute`` or ``file.py:attribute`` names; a ValueError says where that fails."""
     place, _, attribute = spec.rpartition(":")
     if not place or not attribute:
         raise ValueError(f"{what} {spec!r}: write module:function or file.py:function.")
@@ -89,7 +82,7 @@ def importing() -> str | None:
 def absolute(spec: str, folder: Path | None = None) -> str:
     """Return ``spec`` as another process finds it: a file of ``folder`` or of the working folder by its whole path."""
     place, _, attribute = spec.rpartition(":")
-    file = (folder and _file(place, folder)) or _file(place)
+    file = ((folder and _file(place, folder)) or _file(place)) if place else None
     return spec if file is None else f"{file}:{attribute}"
 
 
@@ -118,17 +111,21 @@ def starting_workers() -> Iterator[None]:
 
 @cache
 def digest(spec: str) -> str:
-    """Return a mark of the user's files that ``spec`` has imported, which changes with them; empty for others'."""
-    found = find(spec, "name")
+    """Return a mark of the files that ``spec`` has imported, which changes with them.
+
+    They are the user's, of what is installed those of the package itself.
+    """
+    found, top, ours = find(spec, "name"), spec.partition(":")[0].partition(".")[0], os.path.dirname(__file__)
+    loaded = {str(getattr(module, "__file__", None)): name.partition(".")[0] for name, module in sys.modules.items()}
     if found.file is None:
-        return ""
-    home, ours, mark = _home(found.file), os.path.dirname(__file__), hashlib.sha256()
-    main = getattr(sys.modules["__main__"], "__file__", None)
-    files = {file for file in (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-             if file and home.holds(file)}
-    for file in sorted(files - {str(main)} | {str(found.file)}):
-        if os.path.isfile(file) and "-packages" not in file and not file.startswith(ours):
-            mark.update(Path(file).read_bytes())
+        files = {file for file in loaded if loaded[file] == top}
+    else:
+        home, main = _home(found.file), getattr(sys.modules["__main__"], "__file__", None)
+        own = {file for file in loaded if home.holds(file) and "-packages" not in file and not file.startswith(ours)}
+        files = own - {str(main)} | {str(found.file)}
+    mark = hashlib.sha256()
+    for file in sorted(filter(os.path.isfile, files)):
+        mark.update(Path(file).read_bytes())
     return mark.hexdigest()[:32]
 
 
@@ -161,7 +158,9 @@ class _Home:
     def __init__(self, folder: str, root: str) -> None:
         self.root, self.folders = root, list(dict.fromkeys((root, folder)))
         self.alias = "_user_" + hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
-        self.shadowed = {name for name in _modules_in(root) if self._is_elsewhere(name)}
+        there = {os.path.dirname(file) or file.removesuffix(".py")
+                 for pattern in ("*.py", "*/__init__.py") for file in glob(pattern, root_dir=root)}
+        self.shadowed = {name for name in there if name.isidentifier() and self._is_elsewhere(name)}
         if self.shadowed and self.alias not in sys.modules:
             package = ModuleType(self.alias)
             package.__path__ = [root]
@@ -176,7 +175,7 @@ class _Home:
 
     def holds(self, file: str | None) -> bool:
         """Whether a file is one of its modules."""
-        return file is not None and any(file.startswith(os.path.join(folder, "")) for folder in self.folders)
+        return file is not None and file.startswith(tuple(os.path.join(folder, "") for folder in self.folders))
 
     def elsewhere(self) -> list[str]:
         """Return ``sys.path`` without its folders."""
@@ -253,16 +252,6 @@ def _relative(file: Path) -> int:
     except (SyntaxError, ValueError):
         return 0  # told when it is imported
     return max((node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)), default=0)
-
-
-def _modules_in(folder: str) -> set[str]:
-    try:
-        entries = list(os.scandir(folder))
-    except OSError:
-        return set()
-    names = {entry.name.removesuffix(".py") for entry in entries
-             if entry.name.endswith(".py") or os.path.isfile(os.path.join(entry.path, "__init__.py"))}
-    return {name for name in names if name.isidentifier()}
 
 
 @contextmanager

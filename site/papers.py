@@ -6,13 +6,13 @@ measured comes from the records.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import quote
 
 from sharpnb import paths
 from sharpnb.lab.board import Row
+from sharpnb.lab.withdrawn import listed
 from studies import scoreboard
 from studies.scoreboard import shown
 
@@ -59,17 +59,9 @@ def items(board: Sequence[Row]) -> list[Item]:
     Raises:
         ValueError: if ``site/papers.toml`` cannot be read; the message says where.
     """
-    file = paths.root() / "site" / "papers.toml"
-    if not file.is_file():
-        return []
-    try:
-        papers = tomllib.loads(file.read_text(encoding="utf-8"))["paper"]
-        known = [Item(paper["name"], **{**item, "figures": tuple(item.get("figures", ()))})
-                 for paper in papers for item in paper["items"]]
-    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"site/papers.toml cannot be read ({type(error).__name__}: {error}); its head says what an "
-                         "item may hold.") from None
-    return [_with_claims(item, board) for item in known]
+    papers = listed("site/papers.toml", "paper", lambda paper: [
+        Item(paper["name"], **{**item, "figures": tuple(item.get("figures", ()))}) for item in paper["items"]])
+    return [_with_claims(item, board) for known in papers for item in known]
 
 
 def as_markdown(known: Sequence[Item]) -> str:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from html import escape
+from typing import Any
 from urllib.parse import quote
 
 import heads
 import papers
+from replicate import DECIDED, summary
 from sharpnb import kept, paths
 from sharpnb.lab import board, withdrawn
 from sharpnb.lab.board import Row
-from sharpnb.runner.replicate import DECIDED, summary
+from sharpnb.lab.claims import Claim
 from studies import answers, scoreboard
 from studies.scoreboard import shown
 
@@ -68,7 +70,7 @@ def page() -> str:
             message names it and says what to do.
     """
     rows = board.rows()
-    withdrawn.check(board.measured())
+    check_withdrawn(board.measured())
     known = papers.items(rows)
     parts = [
         "# Scoreboard", "",
@@ -84,7 +86,10 @@ def page() -> str:
                   "another data set, task or quantity, or a part. *Missing*: neither, with the reason. *Not run*: the "
                   "code is in the notebook and waits for a machine, or what it gave was withdrawn. *Not yet*: its "
                   "notebook, or what that should hold, is missing.", "", papers.as_markdown(known), ""]
-    if checks := board.checks():
+    def check(entry: dict[str, Any]) -> tuple[str, str, str]:
+        return entry["paper"], ", ".join(entry["items"]), entry["why"]
+
+    if checks := withdrawn.listed("site/primary.toml", "check", check):
         parts += ["## Checks", "", "Identities, counts and constructions: they are tested in the notebooks and count "
                   "as no evidence.", "", scoreboard.line("paper", "where", "why it is no claim"), "|:--|:--|:--|",
                   *(scoreboard.line(*map(shown, check)) for check in checks), ""]
@@ -158,9 +163,11 @@ def write() -> list[str]:
     """Write REPORT.md, REPORT.html, the README's head and the notebooks' where they changed; return what changed.
 
     Raises:
-        ValueError: as :func:`page`; or if a sentence in a notebook's head says what the records no longer say. All is
-            written, and the message names the sentences.
+        ValueError: as :func:`page`; if there are no claims; or if a sentence in a notebook's head says what the
+            records no longer say. All is written, and the message names the sentences.
     """
+    if not board.measured():
+        raise ValueError("There are no claims in data/records yet. Make them: sharpnb run")
     markdown, readme = page(), paths.root() / "README.md"
     wanted = {"REPORT.md": markdown, "REPORT.html": html(markdown)}
     if readme.is_file():
@@ -180,6 +187,28 @@ def write() -> list[str]:
         raise ValueError("Sentences in the heads of notebooks are no longer true. Write them again, with the mark that "
                          "site/heads.py explains:\n" + "\n".join(wrong))
     return changed
+
+
+def check_withdrawn(measured: Mapping[str, Sequence[Claim]]) -> None:
+    """Raise a ValueError unless each entry holds for a record, and each claim that rests on it stands as withdrawn.
+
+    ``measured`` are the claims of the records by their notebooks.
+    """
+    for entry in withdrawn.entries():
+        notebook, profile, _ = entry.record.split("/")
+        named = [claim for claim in measured.get(notebook, []) if entry.names(notebook, claim.profile, claim.id)]
+        place = "data/withdrawn.toml"
+        if not entry.holds:
+            found = f"the one there is of {', '.join(sorted(entry.commits))}" if entry.commits else "there is none"
+            raise ValueError(f"{place} withdraws {entry.record} of commit {entry.commit}, and {found}. If it has been "
+                             "made again, delete the entry; else mend what the entry names.")
+        if not named:
+            raise ValueError(f"{place}: no claim that rests on {entry.record} is named {' or '.join(entry.claims)}. "
+                             "Mend the names, or delete the entry.")
+        why = withdrawn.why
+        if told := [claim.id for claim in named if claim.withdrawn != why(notebook, profile, claim.id)]:
+            raise ValueError(f"{notebook}: claim {told[0]} rests on {entry.record}, which is withdrawn, and its table "
+                             f"does not say so. Run it again: sharpnb run {notebook} --force --update")
 
 
 def _withdrawn(gone: list[withdrawn.Withdrawal]) -> str:

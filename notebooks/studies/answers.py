@@ -3,17 +3,16 @@
 Questions and advice stand in ``site/answers.toml``; which advice is shown follows from the verdicts.
 """
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from sharpnb import paths
 from sharpnb.lab import board
 from sharpnb.lab.board import Row
 from sharpnb.lab.verdicts import SYMBOLS
+from sharpnb.lab.withdrawn import listed
 from studies.scoreboard import line, shown
 
 COLOURS = dict(zip(SYMBOLS, ("#029e73", "#d55e00", "#0173b2", "#949494", "#cccccc", "#cccccc", "#eeeeee"), strict=True))
@@ -62,21 +61,15 @@ def answers(rows: Sequence[Row]) -> list[Answer]:
     Raises:
         ValueError: if ``site/answers.toml`` cannot be read or names a claim that is not in the list.
     """
-    file = paths.root() / "site" / "answers.toml"
-    if not file.is_file():
-        return []
     known = board.primaries()
-    try:
-        listed: list[dict[str, Any]] = tomllib.loads(file.read_text(encoding="utf-8"))["answer"]
-        found = [Answer(entry["question"], tuple(row for row in rows if row.primary.id in entry["claims"]),
-                        {kind: entry[kind] for kind in ("yes", "no", "mixed", "open")}) for entry in listed]
-        unknown = [name for entry in listed for name in entry["claims"] if name not in known]
-    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"site/answers.toml cannot be read ({type(error).__name__}: {error}); its head says what an "
-                         "entry holds.") from None
-    if unknown:
-        raise ValueError(f"site/answers.toml: {unknown} are no primary claims of site/primary.toml.")
-    return found
+
+    def made(entry: dict[str, Any]) -> Answer:
+        if unknown := [name for name in entry["claims"] if name not in known]:
+            raise ValueError(f"{unknown} are no primary claims of site/primary.toml")
+        return Answer(entry["question"], tuple(row for row in rows if row.primary.id in entry["claims"]),
+                      {kind: entry[kind] for kind in ("yes", "no", "mixed", "open")})
+
+    return listed("site/answers.toml", "answer", made)
 
 
 def as_markdown(found: Sequence[Answer], numbers: int = 100) -> str:

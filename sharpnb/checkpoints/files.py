@@ -32,12 +32,12 @@ def read(path: str | Path, allow: Sequence[str] = ()) -> Any:
     path = Path(path)
     if path.is_dir():
         path = _of_folder(path)
-    if not path.is_file():
-        raise ValueError(f"checkpoint {path}: there is no such file.")
     try:
         if path.suffix == ".safetensors":
             return _safetensors(path)
         return _shards(path, allow) if path.suffix == ".json" else torchfile.read(path, allow)
+    except FileNotFoundError as error:
+        raise ValueError(f"checkpoint {path}: there is no such file.") from error
     except OSError as error:
         raise ValueError(f"checkpoint {path} cannot be read: {error.strerror or error}.") from error
 
@@ -77,13 +77,10 @@ def _shards(index: Path, allow: Sequence[str]) -> dict[str, Tensor]:
     for file in dict.fromkeys(names.values()):
         if Path(file).name != file:
             raise ValueError(f"{index} names {file!r}: the files of a checkpoint lie beside its index.")
-        if not (index.parent / file).is_file():
-            raise ValueError(f"checkpoint {index}: its file {file} is not there. All of {len(set(names.values()))} are "
-                             "needed.")
         held = read(index.parent / file, allow)
-        absent = [name for name, place in names.items() if place == file and name not in held]
-        if absent:
-            raise ValueError(f"checkpoint {index} says that {absent[0]} is in {file}, and it is not. Index and files "
-                             "are of different checkpoints, or one is damaged.")
-        state |= {name: held[name] for name, place in names.items() if place == file}
+        for name in (name for name, place in names.items() if place == file):
+            if name not in held:
+                raise ValueError(f"checkpoint {index} says that {name} is in {file}, and it is not. Index and files "
+                                 "are of different checkpoints, or one is damaged.")
+            state[name] = held[name]
     return state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +95,10 @@ def fit(
     unexpected = [name for name in foreign if not _is_passed_over(name, given)]
     if missing or unexpected:
         raise ValueError(_unfit(path, missing, unexpected, others))
-    passed = [*outside, *foreign, *allowed]
     return [*([] if prefix in USUAL else [f"The weights are those below {prefix.rstrip('.')!r}."]),
-            *([f"{_some(kept, 'stay as the model was built')}."] if kept else []),
-            *([f"{_some(passed, 'in the file are passed over')}."] if passed else [])]
+            *(f"{_some(names, what)}." for names, what in (
+                (kept, "stay as the model was built"), ([*outside, *foreign, *allowed], "in the file are passed over"))
+              if names)]
 
 
 def _suits(model: nn.Module, state: Mapping[str, Any]) -> bool:
@@ -112,12 +113,10 @@ def _suits(model: nn.Module, state: Mapping[str, Any]) -> bool:
 def _matched(
     model: nn.Module, state: Mapping[str, Any], path: str
 ) -> tuple[OrderedDict[str, Any], str, list[str], list[str]]:
-    """Bring the names of a file into the form of the model's.
+    """Return the state under the model's names, with its modules' versions, by which PyTorch converts it.
 
-    Returns:
-        The state under the model's names, with its modules' versions, by which PyTorch converts it; what the file has
-        before the plain names and the model has not; the file's names that do not begin with it; other beginnings below
-        which the file has the network too.
+    With it what stands before the names in the file and not in the model, the file's names that do not begin so, and
+    other beginnings below which the file has the network too.
     """
     own, held = plainly(model.state_dict()), plainly(state)
     lead, best, most = prefixes(own, held)
@@ -155,9 +154,8 @@ def _only(
 
 
 def _fits(mine: Any, theirs: Any) -> bool:
-    if not (isinstance(mine, Tensor) and isinstance(theirs, Tensor)) or is_lazy(mine):
-        return True
-    return mine.shape == theirs.shape
+    both = isinstance(mine, Tensor) and isinstance(theirs, Tensor) and not is_lazy(mine)
+    return not both or mine.shape == theirs.shape
 
 
 def _share_tied(model: nn.Module, given: dict[str, Any], path: str) -> None:
@@ -199,16 +197,12 @@ def _shapes(model: nn.Module, given: Mapping[str, Any]) -> str:
 
 
 def _unfit(path: str, missing: list[str], unexpected: list[str], others: list[str]) -> str:
-    told, options = [], []
-    if missing:
-        told.append(_some(missing, "are missing in the file"))
-        options.append(f"{_option('--allow-missing', missing)} leaves them as the model was built.")
-    if unexpected:
-        told.append(_some(unexpected, "are not in the model"))
-        options.append(f"{_option('--allow-unexpected', unexpected)} passes over them.")
-    if others:
-        options.append(f"The file has the network below {', '.join(map(repr, others))} too: see --key.")
-    return f"{path} does not fit the model: {'; '.join(told)}. {' '.join(options)}"
+    wrong = [(names, fault, f"{_option(option, names)} {effect}.") for names, fault, option, effect in (
+        (missing, "are missing in the file", "--allow-missing", "leaves them as the model was built"),
+        (unexpected, "are not in the model", "--allow-unexpected", "passes over them")) if names]
+    too = [f"The file has the network below {', '.join(map(repr, others))} too: see --key."] if others else []
+    told = "; ".join(_some(names, fault) for names, fault, _ in wrong)
+    return f"{path} does not fit the model: {told}. {' '.join([*(remedy for _, _, remedy in wrong), *too])}"
 
 
 def _option(option: str, names: list[str]) -> str:
@@ -216,13 +210,9 @@ def _option(option: str, names: list[str]) -> str:
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name.partition(".")[0].partition("_")[0], []).append(name)
-    patterns = [group[0] if len(group) == 1 else f"{_beginning(group)}*" for group in groups.values()]
+    patterns = [group[0] if len(group) == 1 else f"{commonprefix(group)}*"  # noqa: RUF071 (these are no paths)
+                for group in groups.values()]
     return " ".join(f"{option} {pattern!r}" for pattern in (patterns if len(patterns) <= 4 else ["*"]))
-
-
-def _beginning(names: list[str]) -> str:
-    first, last = min(names), max(names)  # what these two share, all share
-    return first[:next((k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
 
 
 def _some(names: list[str], what: str) -> str:

@@ -84,36 +84,35 @@ def equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
         torch.equal(value, tensors[1][name]) for name, value in tensors[0].items())
 
 
+def _numbered(held: Any) -> Any:
+    """Return a list as the mapping from its places, everything else as it is."""
+    several = isinstance(held, list | tuple) and not isinstance(held, Inert)
+    return {str(k): value for k, value in enumerate(held)} if several else held
+
+
 def _descend(held: Any, key: str) -> Any:
-    if isinstance(held, list | tuple):
-        held = {str(k): value for k, value in enumerate(held)}
+    held = _numbered(held)
     if not isinstance(held, Mapping):
         return None
     if key in held:
         return held[key]
     parts = key.split(".")
     for k in range(len(parts) - 1, 0, -1):
-        if (head := ".".join(parts[:k])) in held:
-            found = _descend(held[head], ".".join(parts[k:]))
-            if found is not None:
-                return found
+        found = _descend(held.get(".".join(parts[:k])), ".".join(parts[k:]))
+        if found is not None:
+            return found
     return below(held, key) or None
 
 
 def _states(held: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each state dict in a tree with its place, the innermost where one stands among the entries of another."""
-    state = _as_state(held)
-    if isinstance(held, list | tuple) and not isinstance(held, Inert):
-        held = {str(k): value for k, value in enumerate(held)}
-    inner = False
-    if isinstance(held, Mapping) and not is_average(held):
-        for name, value in held.items():
+    state, tree = _as_state(held), _numbered(held)
+    inner: list[tuple[str, dict[str, Any]]] = []
+    if isinstance(tree, Mapping) and not is_average(tree):
+        for name, value in tree.items():
             if isinstance(name, str) and not (name.lower() in BESIDE or name.lower().startswith(BESIDE_TOO)):
-                for found in _states(value, f"{place}.{name}".lstrip(".")):
-                    inner = True
-                    yield found
-    if state is not None and not inner:
-        yield place, state
+                inner += _states(value, f"{place}.{name}".lstrip("."))
+    yield from inner or ([(place, state)] if state is not None else [])
 
 
 def is_average(held: Any) -> bool:

@@ -101,11 +101,6 @@ def primaries() -> dict[str, Primary]:
     return {entry.id: entry for entry in listed(_FILE, "primary", made)}
 
 
-def checks() -> list[tuple[str, str, str]]:
-    """Return paper, figure or table, and reason of what is no claim: identities, counts, constructions."""
-    return listed(_FILE, "check", lambda entry: (entry["paper"], ", ".join(entry["items"]), entry["why"]))
-
-
 def measured() -> dict[str, list[Claim]]:
     """Return the claims of the committed records by their notebooks; a ValueError names a damaged record."""
     found = {}

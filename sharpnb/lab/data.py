@@ -8,9 +8,6 @@ layout, under ``$SHARPNB_DATA`` or ``data/datasets``; they are downloaded when a
 from __future__ import annotations
 
 import hashlib
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -21,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sharpnb import datafiles, paths
+from sharpnb.batches import kept_random_state
 from sharpnb.many.batches import wrong_labels
 
 # name -> (torchvision class, channel mean, channel std). The statistics are those of the training sets:
@@ -142,21 +140,11 @@ def _check_size(name: str, size: int, available: int) -> None:
         raise ValueError(f"train_size = {size}: {name} has {available} images to train on; choose 1 to {available}.")
 
 
-@contextmanager
-def _needing(package: str, name: str) -> Iterator[None]:
-    """Say of which data set it is the package that cannot be imported."""
-    try:
-        yield
-    except ImportError as error:
-        raise DataError(f"{name} needs {package}, which is missing: pip install 'sharpnb[notebooks]'.") from error
-
-
 @cache
 def _all_digits() -> Any:
-    """Return images (1797, 64) and labels, read once in a process."""
-    with _needing("scikit-learn", "digits"):
-        from sklearn.datasets import load_digits
-    return load_digits(return_X_y=True)
+    from sklearn.datasets import load_digits
+
+    return load_digits(return_X_y=True)  # (1797, 64) and labels
 
 
 def _digits(train_size: int, seed: int, dtype: torch.dtype) -> Data:
@@ -169,37 +157,33 @@ def _digits(train_size: int, seed: int, dtype: torch.dtype) -> Data:
     return Data("digits", x[train], y[train], x[test], y[test], classes=10)
 
 
-_TEST_SEED, _TEST_SIZE, _MOST = 2**31, 10_000, 50_000  # of mnist1d; a seed of the training set is below 2**31
+_TEST_SEED, _TEST_SIZE = 2**31, 10_000  # of mnist1d; a seed of the training set is below 2**31
 
 
 def _mnist1d(train_size: int, seed: int, dtype: torch.dtype) -> Data:
-    _check_size("mnist1d", train_size, _MOST)
+    _check_size("mnist1d", train_size, 50_000)
     train, test = _signals(train_size, seed % _TEST_SEED, dtype), _signals(_TEST_SIZE, _TEST_SEED, dtype)
     return Data("mnist1d", *train, *test, classes=10)  # all seeds share the test set in memory: many nets in one pass
 
 
 @lru_cache(maxsize=128)
 def _signals(size: int, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Make signals, (size, 1, 1, 40), and labels; the generators that the package seeds are as before afterwards."""
+    """Make signals, (size, 1, 1, 40), and labels, by the package's own generators, which it seeds."""
     if dtype != torch.float64:
         x, y = _signals(size, seed, torch.float64)
         return x.to(dtype), y
-    with _needing("mnist1d", "mnist1d"):
-        from mnist1d.data import get_dataset_args, make_dataset
+    from mnist1d.data import get_dataset_args, make_dataset
+
     arguments: Any = get_dataset_args()
     vars(arguments).update(num_samples=10 * -(-size // 10), train_split=1.0, seed=seed)
-    before = random.getstate(), np.random.get_state()
-    try:
+    with kept_random_state():
         made = make_dataset(arguments)
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
     return torch.from_numpy(made["x"][:size]).view(-1, 1, 1, 40), torch.from_numpy(made["y"][:size]).long()
 
 
 def _torchvision_class(name: str) -> Any:
-    with _needing("torchvision", name):
-        from torchvision import datasets
+    from torchvision import datasets
+
     return getattr(datasets, _TORCHVISION[name][0])
 
 

@@ -153,10 +153,11 @@ def _compare(path: Path, csv: str, png: bytes, rtol: float, atol: float) -> floa
     import pandas as pd
 
     def committed(file: Path, read: Any) -> Any:
-        if not file.exists():
-            raise RecordMismatch(f"{file.name}: no committed figure to compare with; run the notebook and commit it.")
         try:
             return read(file)
+        except FileNotFoundError:
+            raise RecordMismatch(f"{file.name}: no committed figure to compare with; run the notebook and commit "
+                                 "it.") from None
         except (OSError, SyntaxError, ValueError) as error:  # what pandas and the reader of PNG files raise
             raise RecordMismatch(f"{file.name} is damaged ({error}). Delete it and run its notebook again: `sharpnb "
                                  f"run {file.parent.name} --force`.") from error

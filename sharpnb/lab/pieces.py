@@ -1,8 +1,8 @@
 """A long study in pieces: each is kept when it is finished, and read back after a kill.
 
-A piece is a training, a chunk of members, a seed: minutes of work whose result is numbers, texts and a few tensors. It
-is kept under ``data/runs/<profile>/pieces`` by :mod:`sharpnb.kept`: other settings and other sources never find it.
-Nor is a piece found whose commit made a withdrawn record (``lab/withdrawn.py``).
+A piece is some minutes of work whose result is numbers, texts and a few tensors. It is kept under
+``data/runs/<profile>/pieces`` by :mod:`sharpnb.kept`: other settings and other sources never find it. Nor is a piece
+found whose commit made a withdrawn record (``lab/withdrawn.py``).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,10 +129,9 @@ def described(settings: Any) -> Any:
 
 
 def _function(function: Callable[..., Any]) -> str:
-    try:
+    net = None
+    with suppress(TypeError):
         net = function(0)
-    except TypeError:
-        net = None
     if not isinstance(net, nn.Module):
         return getattr(function, "__qualname__", type(function).__name__)
     parts = [type(layer).__name__ for layer in net.modules()] + [str(tuple(p.shape)) for p in net.parameters()]

@@ -16,8 +16,11 @@ from sharpnb.lab.data import Data, load_data
 from sharpnb.many.train import train_many
 from sharpnb.near import near
 
-METRICS = ("train_loss", "train_error", "test_loss", "test_error")
-MODELS = ("mlp", "cnn", "resnet", "resnet18", "wide_resnet")
+OURS: dict[str, dict[str, Callable[..., Any]]] = {
+    "model": {build.__name__: build for build in (
+        models.mlp, models.cnn, models.resnet, models.resnet18, models.wide_resnet)},
+    "data": {name: functools.partial(load_data, name) for name in datafiles.NAMES},
+}
 
 
 @dataclass(frozen=True)
@@ -32,22 +35,21 @@ class Shard:
     @property
     def made_with(self) -> dict[str, Any]:
         """All that the result depends on: settings, sources (also functions of one's own), data files, PyTorch."""
-        named = [name for name in (self.data["name"], self.model["name"]) if ":" in name]
-        own = [usercode.digest(name) or sources.around(name.partition(":")[0]) for name in named]
+        own = [usercode.digest(name) for name in (self.data["name"], self.model["name"]) if ":" in name]
         files = datafiles.fingerprint(self.data["name"]) if self.data["name"] in datafiles.NAMES else ""
         return {"shard": asdict(self), "code": sources.mark(["import sharpnb.lab.shard"]), "own": own, "files": files,
                 "torch": torch.__version__}
 
     def net(self, seed: int) -> nn.Module:
         """Build the net of a seed."""
-        options = {name: value for name, value in self.model.items() if name != "name"}
-        return builder(self.model["name"])(**options, seed=seed)
+        options = {**self.model}
+        return named(options.pop("name"), "model")(**options, seed=seed)
 
     def data_of(self, seed: int) -> Data:
         """Load the data of a cell with this seed."""
-        options = {name: value for name, value in self.data.items() if name != "name"}
+        options = {**self.data}
         options |= {"seed": seed} if options.get("seed") == "cell" else {}
-        return loader(self.data["name"])(**options)
+        return named(options.pop("name"), "data")(**options)
 
     def run(self) -> list[dict[str, Any]]:
         """Train the cells on one thread; return each one's metrics, ``reason`` (empty if it went well) and curve."""
@@ -73,20 +75,12 @@ def run(shard: Shard) -> list[dict[str, Any]]:
     return shard.run()
 
 
-def builder(name: str) -> Callable[..., Any]:
-    """Return the function that builds a net, of :mod:`sharpnb.lab.models` or of one's own; ValueError if none does."""
-    return _named(name, "model", {own: getattr(models, own) for own in MODELS})
-
-
-def loader(name: str) -> Callable[..., Any]:
-    """Return the function that loads a data set, ours or one of one's own; ValueError if there is none."""
-    return _named(name, "data", {own: functools.partial(load_data, own) for own in datafiles.NAMES})
-
-
-def _named(name: str, what: str, ours: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
+def named(name: str, what: str) -> Callable[..., Any]:
+    """Return what builds a ``"model"`` or loads ``"data"``, ours or one of one's own; ValueError if nothing does."""
     if ":" in name:
         return usercode.find(name, what)
-    if name not in ours:
-        raise ValueError(f"name = {name!r}: there is no such {what}.{near(name, ours)} Choose one of "
-                         f"{', '.join(ours)}, or name one of your own as 'module:function' or 'file.py:function'.")
-    return ours[name]
+    if name not in OURS[what]:
+        raise ValueError(f"name = {name!r}: there is no such {what}.{near(name, OURS[what])} Choose one of "
+                         f"{', '.join(OURS[what])}, or name one of your own as 'module:function' or "
+                         "'file.py:function'.")
+    return OURS[what][name]

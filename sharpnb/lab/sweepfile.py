@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from sharpnb import paths
 from sharpnb.lab import grid
-from sharpnb.lab.shard import METRICS, builder, loader
+from sharpnb.lab.shard import named
 from sharpnb.lab.sweeps import portable, sweep
+from sharpnb.lab.training import METRICS
 from sharpnb.many.schedules import SCHEDULES
 from sharpnb.near import near
 
@@ -56,7 +57,8 @@ def sweep_file(
     except (OSError, ValueError) as error:  # of the disk; no UTF-8, no TOML
         raise ValueError(f"{path}: {error}. Give a TOML file with [data], [model], [train] and [[grid]]; "
                          "`sharpnb sweep --example` prints one.") from error
-    _check_place(path, out)
+    if out.is_dir() or (out.exists() and (out.samefile(path) or not _is_table(out))):
+        raise ValueError(f"{out} is there, and is no table of a sweep. Name another file with --out.")
     if faults := list(_faults(told, path.parent)):
         raise ValueError("\n".join(f"{path}: {fault}" for fault in faults))
     steps, cells = told["train"].get("steps"), grid.axes_of(told["grid"])
@@ -67,71 +69,50 @@ def sweep_file(
     return table
 
 
-def _check_place(path: Path, out: Path) -> None:
-    """Refuse to write over the file itself, or over anything that is no table of a sweep."""
-    fault = ""
-    if out.is_dir():
-        fault = f"{out} is a folder"
-    elif out.exists() and out.samefile(path):
-        fault = f"The table would replace {path} itself"
-    elif out.exists():
-        with out.open(encoding="utf-8", errors="replace") as file:
-            if not {*METRICS, "reason"} <= {*file.readline().strip().split(",")}:
-                fault = f"{out} is there, and is no table of a sweep"
-    if fault:
-        raise ValueError(f"{fault}. Name another file with --out.")
-
-
-# ---- What is wrong with a file --------------------------------------------------------------------------------------
+def _is_table(file: Path) -> bool:
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        return {*METRICS, "reason"} <= {*lines.readline().strip().split(",")}
 
 
 def _faults(told: dict[str, Any], folder: Path) -> Iterator[str]:
-    """Yield one sentence for each fault."""
-    for name in set(told) - set(PARTS):
+    """Yield one sentence for each fault of a file."""
+    for name in told.keys() - {*PARTS}:
         yield f"[{name}] is no part of a sweep.{near(name, PARTS)} It has [data], [model], [train] and [[grid]]."
     for name in [name for name in PARTS if name not in told]:
         yield f"[{name}] is missing; `sharpnb sweep --example` prints a whole file."
-    for part, named in (("data", loader), ("model", builder)):
-        if part in told:
-            yield from (f"[{part}]{fault}" for fault in _of_a_function(part, told[part], named, folder))
-    training = told.get("train", {"steps": 1})
-    if not isinstance(training, dict):
-        yield f"[train] = {training!r}: it is a table of names and values."
-        return
-    yield from (f"[train]: {fault}" for name, value in training.items() if (fault := _of_training(name, value)))
-    if "grid" in told:
+    for part in [part for part in PARTS[:3] if part in told]:
         try:
-            cells = grid.cells_of(told["grid"])
-            if "steps" not in training and not all("steps" in cell for cell in cells):
-                yield "steps is missing: give it under [train], or as an axis of every [[grid]]."
-        except ValueError as error:
-            yield f"[[grid]]: {error}"
-
-
-def _of_a_function(part: str, given: Any, named: Callable[[str], Any], folder: Path) -> Iterator[str]:
-    if not isinstance(given, dict) or not isinstance(given.get("name"), str):
-        yield " needs name = \"…\", a text."
-        return
+            takes = TRAIN if part == "train" else _options(part, told[part], folder)
+            faults = [_fault(name, value, takes) for name, value in told[part].items()]
+            yield from (f"[{part}]: {fault}" for fault in faults if fault)
+        except (ValueError, TypeError, AttributeError) as error:  # no such function; one without a signature; no table
+            yield f"[{part}]: {error}"
     try:
-        function = named(portable(given, folder)["name"])
-        takes = inspect.signature(getattr(function, "value", function)).parameters
-    except (ValueError, TypeError) as error:  # no such name; something without a signature
-        yield f": {error}"
-        return
-    own = {"seed"} if part == "model" else set()  # given by the sweep
-    options = [name for name, taken in takes.items() if taken.kind is not taken.VAR_KEYWORD and name not in own]
-    open_ended = any(taken.kind is taken.VAR_KEYWORD for taken in takes.values())
-    for name in set(given) - {"name"} - set(options):
-        if name in own or not open_ended:
-            yield (f": {given['name']} takes no {name!r} from the file.{near(name, options)} It takes "
-                   f"{', '.join(options) or 'nothing'}.")
+        everywhere = all("steps" in cell for cell in grid.cells_of(told["grid"])) if "grid" in told else True
+    except ValueError as error:
+        yield f"[[grid]]: {error}"
+    else:
+        if not everywhere and "steps" not in told.get("train", {"steps": 1}):
+            yield "steps is missing: give it under [train], or as an axis of every [[grid]]."
 
 
-def _of_training(name: str, value: Any) -> str:
-    """Return what is wrong with a value of ``[train]``, or nothing."""
-    allowed = TRAIN.get(name)
+def _options(part: str, given: Any, folder: Path) -> dict[str, Any]:
+    """Return what may be given for a data set or a model, each of any type."""
+    if not isinstance(given, dict) or not isinstance(given.get("name"), str):
+        raise ValueError("it needs name = \"…\", a text.")
+    function = named(portable(given, folder)["name"], part)
+    takes = inspect.signature(getattr(function, "value", function)).parameters
+    names = {name for name, taken in takes.items() if taken.kind is not taken.VAR_KEYWORD}
+    more = given.keys() if len(names) < len(takes) else {"name"}
+    return dict.fromkeys([*names, *more], object) | ({"seed": None} if part == "model" else {})  # the sweep gives it
+
+
+def _fault(name: str, value: Any, takes: dict[str, Any]) -> str:
+    """Return what is wrong with a setting, or nothing."""
+    allowed = takes.get(name)
     if allowed is None:
-        return f"there is no {name!r}.{near(name, TRAIN)} It takes {', '.join(TRAIN)}."
+        names = [known for known in takes if takes[known] is not None and known != "name"]
+        return f"there is no {name!r} to set.{near(name, names)} It takes {', '.join(names) or 'nothing'}."
     if isinstance(allowed, tuple):
         fault = "" if value in allowed else f"choose one of {', '.join(allowed)}.{near(value, allowed)}"
     elif isinstance(allowed, int):

@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,8 @@ from sharpnb import kept, paths, usercode
 from sharpnb.devices import pick_device
 from sharpnb.kept import plain
 from sharpnb.lab.grid import PER_CALL, Grid, cells_of
-from sharpnb.lab.shard import METRICS, Shard, run
+from sharpnb.lab.shard import Shard, run
+from sharpnb.lab.training import METRICS
 from sharpnb.many import settings
 from sharpnb.progress import bar
 
@@ -39,10 +40,9 @@ def sweep(
     The grid is cut into shards of cells that form one batched program. A finished shard is kept in ``folder`` under a
     name made of everything it depends on (settings, sources, also of functions of one's own, data files, PyTorch), so
     the same call after a kill trains only what is missing, and another call never finds it. Shards do not depend on who
-    runs them: any number of processes or machines of one kind gives the same table to the last bit.
-
-    A shard that fails (an error, a worker's death) is tried once more by itself. If it fails again its cells are rows
-    with the ``reason`` and no numbers, a warning names their settings, and the next call tries them anew.
+    runs them: any number of processes or machines of one kind gives the same table to the last bit. One that fails (an
+    error, a worker's death) is tried once more by itself. If it fails again its cells are rows with the ``reason`` and
+    no numbers, a warning names their settings, and the next call tries them anew.
 
     Example::
 
@@ -94,8 +94,7 @@ def sweep(
 
 def portable(told: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
     """Name a function of one's own by its file, in a folder or the working one, so that another process finds it."""
-    name = str(told.get("name"))
-    return {**told, "name": usercode.absolute(name, folder)} if ":" in name else told
+    return {**told, "name": usercode.absolute(str(told.get("name")), folder)}
 
 
 def _shards(
@@ -179,20 +178,15 @@ def _attempt(
                         waiting.popleft()
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         key = running.pop(future)
-                        if error := _error(future):
+                        try:
+                            rows = future.result()
+                        except Exception as error:  # the shard's, or that its worker is gone
                             failed[key] = error
                         else:
-                            finished(key, future.result())
+                            finished(key, rows)
             except BrokenExecutor as error:  # at the next shard
                 failed |= dict.fromkeys(running.values(), error)
     return failed
-
-
-def _error(future: Future[Any]) -> BaseException | None:
-    try:
-        return future.exception()
-    except CancelledError as error:  # of a Dask worker that is gone
-        return error
 
 
 @contextmanager

@@ -22,6 +22,8 @@ from sharpnb.many.schedules import SCHEDULES as SCHEDULES
 from sharpnb.many.schedules import Schedule, schedule_of
 from sharpnb.progress import training_bar
 
+METRICS = ("train_loss", "train_error", "test_loss", "test_error")
+
 
 @dataclass
 class History:
@@ -75,8 +77,7 @@ def train(
 ) -> History:
     """Train ``model`` in place with ``optimizer.step(closure)``.
 
-    The closure clears the gradients, computes the loss of one batch, back-propagates and returns it, so that any
-    ``torch.optim`` optimizer and any wrapper of :mod:`sharpnb.optim` does here what it does elsewhere.
+    Any ``torch.optim`` optimizer and any wrapper of :mod:`sharpnb.optim` does here what it does elsewhere.
 
     Args:
         model: moved to ``device``.
@@ -149,8 +150,9 @@ def train(
             x = x.contiguous(memory_format=layout) if layout and x.ndim == 4 else x
             losses.append(optimizer.step(partial(passes, x, y)))
             if len(losses) == look_every or step + 1 == steps:  # a host read; it also keeps the bar honest
-                if (bad := _first_not_finite(losses)) is not None:
-                    history.diverged = step + 1 - len(losses) + bad
+                read = torch.stack(losses).tolist() if isinstance(losses[0], Tensor) else losses
+                if bad := [k for k, loss in enumerate(read) if not math.isfinite(loss)]:
+                    history.diverged = step + 1 - len(losses) + bad[0]
                     break
                 losses.clear()
             if evaluate_every and (step + 1) % evaluate_every == 0 and step + 1 < steps:
@@ -164,15 +166,8 @@ def train(
     return history
 
 
-def _first_not_finite(losses: list[Any]) -> int | None:
-    """Return the place of the first loss that is not a finite number, at the price of one host read for all."""
-    if isinstance(losses[0], Tensor):
-        losses = torch.stack(losses).tolist()
-    return next((k for k, loss in enumerate(losses) if not math.isfinite(loss)), None)
-
-
 def _captured(model: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return a function that leaves the gradients in ``.grad`` and returns the loss, on a GPU as one CUDA graph."""
+    """Return what leaves the gradients in ``.grad`` and returns the loss, on a GPU as one CUDA graph."""
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def gradient(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,7 +190,5 @@ def _flat(model: nn.Module) -> Tensor:
 
 
 def _row(model: nn.Module, data: Data, step: int, per_epoch: int) -> dict[str, float]:
-    train_loss, train_error = evaluate(model, data.train)
-    test_loss, test_error = evaluate(model, data.test)
-    return {"step": step, "epoch": step / per_epoch, "train_loss": train_loss, "train_error": train_error,
-            "test_loss": test_loss, "test_error": test_error}
+    values = (*evaluate(model, data.train), *evaluate(model, data.test))
+    return {"step": step, "epoch": step / per_epoch, **dict(zip(METRICS, values, strict=True))}

@@ -66,7 +66,7 @@ class Effect:
         mean, stderr = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(n)
         if stderr <= 1e-12 * abs(mean):
             return cls(mean, 0.0, n - 1, 2.0 ** (1 - n) if mean else 1.0)
-        p = _student(mean, stderr, n - 1)
+        p = 2 * float(stdtr(n - 1, -abs(mean) / stderr))
         return cls(mean, stderr, n - 1, max(p, _flips(d)) if p <= ALPHA else p)
 
     @property
@@ -123,10 +123,6 @@ def _judged(claim: Hypothesis, decided: bool, m: int) -> Judged:
     if decided:
         return Judged("supported" if effect.estimate * claim.side > 0 else "refuted", smaller, visible)
     return Judged("no effect larger than δ" if smaller else "undecided", visible=visible)
-
-
-def _student(mean: float, stderr: float, df: float) -> float:
-    return 2 * float(stdtr(df, -abs(mean) / stderr))
 
 
 def _flips(d: np.ndarray) -> float:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from sharpnb import paths
-from sharpnb.lab.claims import Claim
 
 _FILE = "data/withdrawn.toml"
 
@@ -103,23 +102,3 @@ def of(notebook: str, profile: str, name: str) -> list[Withdrawal]:
 def why(notebook: str, profile: str, claim: str) -> str:
     """Return why a claim, by its id, is withdrawn; nothing where it is not."""
     return next((entry.why for entry in entries() if entry.names(notebook, profile, claim) and entry.holds), "")
-
-
-def check(measured: Mapping[str, Sequence[Claim]]) -> None:
-    """Raise a ValueError unless each entry holds for a record, and each claim that rests on it stands as withdrawn.
-
-    ``measured`` are the claims of the records by their notebooks.
-    """
-    for entry in entries():
-        notebook, profile, _ = entry.record.split("/")
-        named = [claim for claim in measured.get(notebook, []) if entry.names(notebook, claim.profile, claim.id)]
-        if not entry.holds:
-            found = f"the one there is of {', '.join(sorted(entry.commits))}" if entry.commits else "there is none"
-            raise ValueError(f"{_FILE} withdraws {entry.record} of commit {entry.commit}, and {found}. If it has been "
-                             "made again, delete the entry; else mend what the entry names.")
-        if not named:
-            raise ValueError(f"{_FILE}: no claim that rests on {entry.record} is named {' or '.join(entry.claims)}. "
-                             "Mend the names, or delete the entry.")
-        if told := [claim.id for claim in named if claim.withdrawn != why(notebook, profile, claim.id)]:
-            raise ValueError(f"{notebook}: claim {told[0]} rests on {entry.record}, which is withdrawn, and its table "
-                             f"does not say so. Run it again: sharpnb run {notebook} --force --update")

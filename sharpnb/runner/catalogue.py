@@ -183,21 +183,19 @@ def select(names: list[str] | None) -> list[Notebook]:
     if not names:
         return find_all()
     known, others = _found()
-    chosen = {_match(name, [notebook.name for notebook in known], others) for name in names}
+    there = [*(notebook.name for notebook in known), *others]
+    chosen = set()
+    for name in names:
+        stem = Path(name).name.removesuffix(".ipynb")
+        number = f"{stem.zfill(2)}_" if stem.isdigit() else "\0"
+        meant = [stem] if stem in there else [each for each in there if each.startswith(number)]
+        if len(meant) > 1:
+            raise RunnerError(f"{name!r} means more than one notebook: {', '.join(meant)}. Give the whole name.")
+        if not meant or meant[0] in others:
+            raise RunnerError(others[meant[0]] if meant else f"There is no notebook {name!r}.{near(stem, there)} "
+                              f"These are there: {', '.join(there)}.")
+        chosen.update(meant)
     return [notebook for notebook in known if notebook.name in chosen]
-
-
-def _match(name: str, stems: list[str], others: dict[str, str]) -> str:
-    stem = Path(name).name.removesuffix(".ipynb")
-    number = f"{stem.zfill(2)}_" if stem.isdigit() else "\0"
-    found = [stem] if stem in stems else [each for each in stems if each.startswith(number)]
-    if len(found) == 1 and stem not in others:
-        return found[0]
-    if len(found) > 1:
-        raise RunnerError(f"{name!r} means more than one notebook: {', '.join(found)}. Give the whole name.")
-    meant = [reason for other, reason in others.items() if other == stem or other.startswith(number)]
-    raise RunnerError("\n".join(meant) or f"There is no notebook {name!r}.{near(stem, stems)} These are there: "
-                      f"{', '.join(stems)}.")
 
 
 def _text(cell: dict[str, Any]) -> str:

@@ -23,12 +23,9 @@ from sharpnb import paths, sources
 from sharpnb.runner import catalogue, lock, stored, surroundings
 from sharpnb.runner.plan import FORCE, Step, plan, step, written
 
-QUICK_TIMEOUT = 600.0  # ten times the longest that a quick notebook may take, for slow machines
 _REMEDIES = {
     "kernel died": "The kernel died without a word in {place}. Most often the system ended it for want of memory: "
     "close other programs, run with --jobs 1, or ask for less (see the parameters). `sharpnb doctor` says what is free",
-    "timed out": "After {timeout:.0f} s it was still at work, in {place}. Give more time with --timeout SECONDS (0: no "
-    "limit).",
     "worker died": "The process that ran the kernel ended unexpectedly (exit status {status}), in {place}; -9 is most "
     "often the system, for want of memory. Its last words:\n{words}",
 }
@@ -39,7 +36,7 @@ class Result:
     """How one notebook ended, and why it was executed or not.
 
     Attributes:
-        outcome: ``done``, ``up to date``, ``failed``, ``kernel died``, ``worker died``, ``timed out``, ``not run``.
+        outcome: ``done``, ``up to date``, ``failed``, ``kernel died``, ``worker died``, ``not run``.
         detail: the failing cell's traceback, or what went wrong and what to do.
         kept: the executed copy, up to the failure if there was one.
         renewed: the records and figures that were not there, or not the same within their tolerance.
@@ -75,19 +72,17 @@ class Watcher:
 def run(
     names: list[str] | None = None, profile: str = "quick", jobs: int | None = None,
     parameters: Mapping[str, Any] | None = None, *, force: bool = False, update: bool = False,
-    timeout: float | None = None, watcher: Watcher | None = None,
+    watcher: Watcher | None = None,
 ) -> list[Result]:
     """Execute the notebooks that need it and return how each ended.
 
     Args:
         names: numbers, names or paths of notebooks; all without.
         profile: ``quick``, ``mid`` or ``full``.
-        jobs: notebooks at once. Default: two (one on one core) in the quick profile, else one, which has the GPU to
-            itself.
+        jobs: notebooks at once. Default: two (one on one core) in the quick profile, else one.
         parameters: in the place of the notebooks' defaults.
         force: execute also what is up to date.
         update: for maintainers: the kernel works in ``notebooks/``, and the outputs are stored in the committed file.
-        timeout: seconds for a notebook, 0 for none. Default: 600 in the quick profile, else none.
         watcher: is told of every start, cell and end.
 
     Raises:
@@ -96,11 +91,9 @@ def run(
     """
     asked: dict[str, Any] = {"profile": profile, "force": force, "update": update, "given": parameters or {}}
     plan(names, **asked)  # refuse before waiting for the lock
-    quick = profile == "quick"
-    jobs = jobs or (min(2, os.cpu_count() or 1) if quick else 1)
-    timeout = (QUICK_TIMEOUT if quick else 0.0) if timeout is None else timeout
+    jobs = jobs or (min(2, os.cpu_count() or 1) if profile == "quick" else 1)
     with lock.only_one(paths.root() / "data" / "runs" / ".lock") as descriptor:
-        steps, crew = plan(names, **asked), _Crew(descriptor, timeout, watcher or Watcher())
+        steps, crew = plan(names, **asked), _Crew(descriptor, watcher or Watcher())
         results = crew.work([item for item in steps if not item.notebook.after_all], jobs)
         for item in (item for item in steps if item.notebook.after_all):
             results += crew.work([step(item.notebook, **asked)], 1)
@@ -110,8 +103,8 @@ def run(
 class _Crew:
     """The worker processes of one run."""
 
-    def __init__(self, descriptor: int, timeout: float, watcher: Watcher) -> None:
-        self.descriptor, self.timeout, self.watcher = descriptor, timeout, watcher
+    def __init__(self, descriptor: int, watcher: Watcher) -> None:
+        self.descriptor, self.watcher = descriptor, watcher
         self.busy: set[subprocess.Popen[str]] = set()
         self.stopped, self.door = False, threading.Lock()  # through which each process starts, and none once stopped
 
@@ -138,7 +131,7 @@ class _Crew:
         try:
             _prepare(item)
             outcome, detail = self._attempt(item)
-            kept = _settle(item, outcome, time.monotonic() - begun)
+            kept = _settle(item, outcome)
         except (OSError, ValueError, catalogue.RunnerError) as error:
             notes = getattr(error, "__notes__", [])
             outcome, detail = "failed", "\n".join([f"{type(error).__name__}: {error}", *notes])
@@ -147,15 +140,12 @@ class _Crew:
 
     def _attempt(self, item: Step) -> tuple[str, str]:
         """Execute one notebook in a process of its own; return how it ended and the detail."""
-        place, ended, late = "the start of the kernel", {}, threading.Event()
+        place, ended = "the start of the kernel", {}
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
             process = self._start(item, errors)
             if process is None:
                 return "not run", ""
-            timer = threading.Timer(self.timeout, lambda: (late.set(), _end(process)))
             try:
-                if self.timeout:
-                    timer.start()
                 for line in process.stdout or ():
                     with contextlib.suppress(ValueError, TypeError):  # a line of another hand
                         ended = dict(json.loads(line))
@@ -164,14 +154,12 @@ class _Crew:
                             self.watcher.cell(item.name, ended["cell"], ended["of"])
                 process.wait()
             finally:
-                timer.cancel()
                 _end(process)
                 self.busy.discard(process)
             errors.seek(0)
             words = errors.read()[-2000:].strip() or "(none)"
-        outcome = "timed out" if late.is_set() else ended.get("end", "worker died")
-        remedy = _REMEDIES.get(outcome, "").format(
-            place=place, timeout=self.timeout, words=words, status=process.returncode)
+        outcome = ended.get("end", "worker died")
+        remedy = _REMEDIES.get(outcome, "").format(place=place, words=words, status=process.returncode)
         return outcome, remedy or ended.get("detail", "")
 
     def _start(self, item: Step, errors: IO[str]) -> subprocess.Popen[str] | None:
@@ -237,7 +225,7 @@ def _prepare(item: Step) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _settle(item: Step, outcome: str, seconds: float) -> Path | None:
+def _settle(item: Step, outcome: str) -> Path | None:
     """Keep what a notebook has left; return the copy that was kept."""
     with contextlib.suppress(OSError, ValueError):  # papermill was cut short while it wrote
         json.loads(item.copy("partial").read_text(encoding="utf-8"))
@@ -246,8 +234,8 @@ def _settle(item: Step, outcome: str, seconds: float) -> Path | None:
     if outcome != "done":
         return item.copy("failed") if item.copy("failed").exists() else None
     item.copy("failed").unlink(missing_ok=True)
-    done: dict[str, Any] = {"key": item.key, "copy": sources.digest(item.copy()), "seconds": round(seconds, 1),
-                            "wrote": written(item.name, item.profile), "finished": _now()}
+    done: dict[str, Any] = {"key": item.key, "copy": sources.digest(item.copy()), "finished": _now(),
+                            "wrote": written(item.name, item.profile)}
     if item.update:
         executed = json.loads(item.copy().read_text(encoding="utf-8"))
         now = catalogue.load(item.notebook.path).content  # as somebody may have edited it while it ran

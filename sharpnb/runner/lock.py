@@ -26,15 +26,14 @@ def only_one(file: Path, patience: float = 5.0) -> Iterator[int]:
     try:
         import fcntl
     except ModuleNotFoundError:
-        raise RunnerError("`sharpnb run` needs Linux or macOS: it holds the checkout by a lock that Windows does not "
-                          "have. Use WSL there, or papermill on single notebooks.") from None
+        raise RunnerError("`sharpnb run` needs Linux or macOS, or WSL on Windows; papermill on single notebooks does "
+                          "not.") from None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = open(file, "a+", encoding="utf-8")  # noqa: SIM115, closed below
     except OSError as error:
         raise RunnerError(f"Nothing can be written in {file.parent} ({error.strerror}), where a run keeps its copies. "
-                          "Make it writable, or work in a copy of the checkout; `sharpnb list` and `sharpnb run "
-                          "--dry-run` only read.") from error
+                          "Make it writable, or work in a copy of the checkout.") from error
     with lock:
         deadline = time.monotonic() + patience
         while True:

@@ -14,6 +14,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
@@ -34,7 +35,6 @@ class Step:
     """One notebook of a run.
 
     Attributes:
-        notebook, profile: what would be executed.
         injected: the parameters that differ from the notebook's own defaults, which papermill is given.
         device: what the parameter of this name comes to: the CPU for ``auto`` but in the full profile.
         update: whether the outputs go back into the committed notebook.
@@ -78,8 +78,7 @@ class Step:
         """Why it runs, or why it does not, on one line."""
         if self.why:
             return ", ".join(self.why[:4]) + (f" and {len(self.why) - 4} more" if len(self.why) > 4 else "")
-        return ("up to date: code, parameters, sources, data and versions are those of the last run "
-                f"({self.last['finished']}, {self.last['seconds']:.0f} s)")
+        return f"up to date: nothing has changed since the last run ({self.last['finished']})"
 
 
 def plan(
@@ -110,7 +109,7 @@ def step(notebook: Notebook, given: Mapping[str, Any], profile: str, force: bool
     device = "cpu" if device == "auto" and profile != "full" else device
     item = Step(notebook, profile, injected, device, update, stamp(notebook, values, device), {})
     left = _read(item.sidecar)
-    if {"key", "wrote", "finished", "seconds"} <= left.keys():
+    if {"key", "wrote", "finished"} <= left.keys():
         item = replace(item, last=left)
         why = _changes(item)
     else:
@@ -176,12 +175,10 @@ def _versions(root: Path) -> Mapping[str, str]:
     file = root / "pyproject.toml"
     project = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {}) if file.exists() else {}
     asked = [*project.get("dependencies", []), *project.get("optional-dependencies", {}).get("notebooks", [])]
-    found = {}
-    for name in (re.split(r"[^\w.-]", requirement.strip(), maxsplit=1)[0] for requirement in asked):
-        try:
+    found = dict.fromkeys((re.split(r"[^\w.-]", line.strip(), maxsplit=1)[0] for line in asked), "not installed")
+    for name in found:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
     return found
 
 
@@ -203,9 +200,6 @@ def _name(file: Path) -> str:
 
 def _read(file: Path) -> dict[str, Any]:
     """Return what a sidecar holds: of a damaged one that there was one, of none nothing."""
-    try:
+    with suppress(OSError, ValueError, TypeError):
         return dict(json.loads(file.read_text(encoding="utf-8"))) or {"damaged": True}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError):
-        return {"damaged": True}
+    return {"damaged": True} if file.exists() else {}

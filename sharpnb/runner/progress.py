@@ -1,4 +1,4 @@
-"""What the terminal shows while notebooks run, and at the end."""
+"""What the terminal shows while notebooks run."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
 from sharpnb import paths
 from sharpnb.runner.execute import Result, Watcher
 from sharpnb.runner.plan import Step
 
-_COLOURS = {"done": "green", "up to date": "dim", "not run": "dim"}
 _QUIET = 10.0  # seconds between two plain lines of one notebook
 
 
@@ -56,33 +54,16 @@ class Progressing(Watcher):
         if result.name in self.tasks:
             self.bars.remove_task(self.tasks.pop(result.name))
         if result.outcome == "up to date":
-            self._line(f"{result.name}: {result.why}")
+            self._line(f"{result.name}: {result.why}", "dim")
             return
-        new = [name.rsplit("/", 1)[1] for name in result.renewed]
-        made = (", new: " + ", ".join(new[:4]) + (f" and {len(new) - 4} more" if len(new) > 4 else "") if new else
-                ", results as they were, within their tolerances")
+        new = ", ".join(name.rsplit("/", 1)[1] for name in result.renewed)
+        made = f", new: {new}" if new else ", results as they were, within their tolerances"
         self._line(f"{result.name}: {result.outcome} in {result.seconds:.0f} s{made if result.ok else ''}",
-                   _colour(result))
+                   "green" if result.ok else "bold red")
         if not result.ok:
             self.console.print(Text.from_ansi(result.detail), soft_wrap=True)
         if not result.ok and result.kept:
-            kept = result.kept.relative_to(paths.root()).as_posix()
-            self._line(f"{result.name}: the notebook as far as it came: {kept}")
+            self._line(f"{result.name}: as far as it came: {result.kept.relative_to(paths.root()).as_posix()}")
 
     def _line(self, text: str, style: str = "") -> None:
         self.console.print(Text(text, style), soft_wrap=True)
-
-
-def summary(results: list[Result]) -> Table:
-    """Return the closing table: notebook, why it ran, seconds, result."""
-    table = Table("notebook", "why", "seconds", "result", title_justify="left")
-    table.columns[2].justify = "right"
-    for result in results:
-        why = "" if result.outcome == "up to date" else result.why
-        seconds = f"{result.seconds:.1f}" if result.seconds else ""
-        table.add_row(Text(result.name), Text(why), seconds, Text(result.outcome, _colour(result)))
-    return table
-
-
-def _colour(result: Result) -> str:
-    return _COLOURS.get(result.outcome, "bold red")

@@ -35,18 +35,14 @@ def main() -> None:
 
 
 def _execute(folder: Path, job: dict[str, Any], tell: Callable[..., None]) -> dict[str, str]:
-    """Execute ``job["source"]`` and return how it ended; what a failure leaves stays in the partial file.
-
-    Paths are relative to ``folder``: papermill formats them as templates, so a brace in the checkout's own path would
-    be taken for a parameter.
-    """
+    """Execute ``job["source"]`` and return how it ended; what a failure leaves stays in the partial file."""
     # A grammar of addresses that jsonschema compiles for 1.6 s when it is imported; no notebook's schema asks for it.
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import nbformat
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    os.chdir(folder)
+    os.chdir(folder)  # papermill formats paths as templates, and the checkout's own may hold a brace
     partial, source = folder / f"{job['name']}.partial.ipynb", os.path.relpath(job["source"])
     cells = sum(cell.cell_type == "code" for cell in nbformat.read(source, 4).cells) + bool(job["parameters"])
     started = itertools.count(1)

@@ -37,27 +37,20 @@ def wait_for(condition, seconds=60.0):
     return value
 
 
-def end_in_the_waiting_cell(how: signal.Signals) -> tuple[int, str]:
-    """Start a run, end the driver by a signal while a kernel works, and see worker and kernel go too."""
+def test_an_interrupted_run_takes_its_kernels_along_and_the_next_one_finishes(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+    checkout(tmp_path, {"01_done": plain("01", "print('first')"), "02_waits": plain("02", WAITS)})
     process = paths.runs("quick") / "process"
-    process.unlink(missing_ok=True)
     # In a shell's background job SIGINT is ignored, and the driver would inherit that.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     driver = subprocess.Popen(RUN, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     kernel = int(wait_for(lambda: process.exists() and process.read_text()))
     family = psutil.Process(driver.pid).children(recursive=True)
     assert kernel in {member.pid for member in family} and len(family) >= 2  # the worker and the kernel
-    driver.send_signal(how)
+    driver.send_signal(signal.SIGINT)
     _, said = driver.communicate(timeout=60)
     wait_for(lambda: not any(_runs(member.pid) for member in family))
-    return driver.returncode, said
-
-
-def test_an_interrupted_run_takes_its_kernels_along_and_the_next_one_finishes(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    checkout(tmp_path, {"01_done": plain("01", "print('first')"), "02_waits": plain("02", WAITS)})
-    status, said = end_in_the_waiting_cell(signal.SIGINT)
-    assert status == 130 and "the same command goes on from there" in said
+    assert driver.returncode == 130 and "the same command goes on from there" in said
 
     assert json.loads((paths.runs("quick") / "01_done.json").read_text())["key"]
     assert not (paths.runs("quick") / "02_waits.ipynb").exists()

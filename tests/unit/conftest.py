@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from sharpnb import cli
+
 torch.set_num_threads(1)  # as everywhere here, also without make: two threads beside other work were nine times slower
 mpl.rcdefaults()  # whatever a matplotlibrc in the working folder says
 
@@ -23,6 +25,19 @@ def _same_numbers_every_time():
     # Where one test compiled something, the first step of every optimizer after it would look for hidden layers.
     if compiled := sys.modules.get("torch._dynamo.utils"):
         compiled.counters.clear()
+
+
+@pytest.fixture
+def sharpnb(monkeypatch, capsys):
+    """Call the command in this process: return its exit status, what it said, and what to standard error."""
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sharpnb", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return end.value.code or 0, said.out, said.err
+
+    return call
 
 
 @pytest.fixture

@@ -41,27 +41,6 @@ def test_the_mark_of_a_notebook_follows_what_it_reaches_and_what_it_defines(root
     assert (sources.of_notebook("n") != before) == differs
 
 
-OWN = {"own.py": "import beside\nfrom pack.inner import f\nimport json, torch\n", "beside.py": "import own\n",
-       "pack/__init__.py": "", "pack/inner.py": "from . import more\nfrom ..beside import x\n",
-       "pack/more.py": "from .deep.end import y\n", "pack/deep/__init__.py": "", "pack/deep/end.py": "y = 1\n",
-       "alone.py": ""}
-
-
-@pytest.mark.parametrize(("module", "expected"), [
-    ("own", OWN.keys() - {"alone.py"}), ("beside", OWN.keys() - {"alone.py"}), ("alone", {"alone.py"}),
-    ("pack.deep.end", {"pack/__init__.py", "pack/deep/__init__.py", "pack/deep/end.py"}),
-    ("not.there", set()), ("sys", set())])
-def test_around_a_module_of_ones_own_are_the_files_that_it_imports(tmp_path, monkeypatch, module, expected):
-    for name, text in OWN.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
-        (tmp_path / name).write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in [name for name in sys.modules if name.split(".")[0] in ("own", "beside", "pack", "alone")]:
-        monkeypatch.delitem(sys.modules, name)
-    assert sources.around(module).keys() == expected
-    assert {name.split("/")[0] for name in sources.around("numpy.lib")} == {"numpy"}, "an installed package by itself"
-
-
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))

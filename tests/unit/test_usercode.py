@@ -165,7 +165,9 @@ def test_a_name_that_is_none(project):
 
 def test_installed_modules_are_installed_ones(project):
     found = usercode.find("torch.nn:Linear", "model")
-    assert found.file is None and found(3, 2).out_features == 2 and usercode.digest("torch.nn:Linear") == ""
+    assert found.file is None and found(3, 2).out_features == 2
+    marks = [usercode.digest(spec) for spec in ("rich.text:Text", "json:loads", "json:dumps")]
+    assert marks[0] != marks[1] == marks[2] and usercode.absolute("digits") == "digits"
     assert usercode.absolute("torch.nn:Linear") == "torch.nn:Linear"
 
 

@@ -77,15 +77,6 @@ def test_a_network_whose_own_parts_have_such_names():
     assert fit(mine, nn.DataParallel(own()).state_dict()) == []
 
 
-def test_both_wrapped_and_unwrapped_in_one_file():
-    one, two, mine = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(4, 3)
-    state = {**one.state_dict(), **{f"module.{name}": t for name, t in two.state_dict().items()}}
-    words = r"2 entries are not in the model: module.weight, module.bias.*unexpected 'module\.\*'.*'module.' too"
-    with pytest.raises(ValueError, match=words):
-        fit(mine, state)
-    assert fit(mine, state, allow_unexpected=["module.*"]) and torch.equal(mine.weight, one.weight)
-
-
 # ---- Which network --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("one", "two"), [("student.", "teacher."), ("module.encoder_q.", "module.encoder_k.")])
@@ -129,14 +120,15 @@ def test_towers_that_are_the_same_or_of_another_shape_leave_no_choice():
     assert same(mine, theirs)
 
 
-def test_a_tower_without_a_prefix_is_not_chosen_in_silence_either(tmp_path):
+@pytest.mark.parametrize("who", ["ema", "module"])
+def test_a_tower_without_a_prefix_is_not_chosen_in_silence_either(tmp_path, who):
     theirs, mine = net(1), net(2)
-    state = {**theirs.state_dict(), **{f"ema.{name}": t + 1 for name, t in theirs.state_dict().items()}}
-    with pytest.raises(ValueError, match=r"9 entries are not in the model: ema\.feat.*'ema\.\*'.*below 'ema\.' too"):
+    state = {**theirs.state_dict(), **{f"{who}.{name}": t + 1 for name, t in theirs.state_dict().items()}}
+    with pytest.raises(ValueError, match=rf"9 entries are not in the model: {who}\.feat.*'{who}\.\*'.*'{who}\.' too"):
         fit(mine, state)
-    assert fit(mine, state, allow_unexpected=["ema.*"]) and same(mine, theirs)
+    assert fit(mine, state, allow_unexpected=[f"{who}.*"]) and same(mine, theirs)
     torch.save(state, tmp_path / "run.pt")
-    checkpoints.load(mine, tmp_path / "run.pt", "ema")
+    checkpoints.load(mine, tmp_path / "run.pt", who)
     assert torch.equal(mine["head"].weight, theirs["head"].weight + 1)
 
 
@@ -171,12 +163,8 @@ def test_missing_and_unexpected_say_what_the_options_would_do():
         "2 entries in the file are passed over: aux.weight, aux.bias."]
     assert torch.equal(mine["head"].weight, theirs["head"].weight) and torch.equal(mine["head"].bias, bias)
     state.update({name: torch.ones(1) for name in ("similarity_weight", "similarity_bias", "pooler.dense.weight")})
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=r"--allow-unexpected 'similarity_\*' --allow-unexpected 'pooler\.dense\.w"):
         fit(mine, state, "run.pt", allow_missing=["head.bias"])
-    assert str(error.value).endswith("--allow-unexpected 'aux.*' --allow-unexpected 'similarity_*' --allow-unexpected "
-                                     "'pooler.dense.weight' passes over them.")
-    with pytest.raises(ValueError, match=r"head\.bias"):
-        fit(mine, state, allow_unexpected=["aux.*", "sim*", "pooler*"])
 
 
 def test_another_shape_is_named_and_can_be_left_out():
@@ -247,26 +235,23 @@ def test_a_tied_head_needs_one_of_its_two_entries():
         fit(bare, untied)
 
 
-def test_weights_on_the_meta_device_are_replaced_and_stay_tied():
+def test_weights_without_values_or_shapes_are_replaced_and_stay_tied():
     theirs = Tied(1)
     with torch.device("meta"):
         mine = Tied()
     fit(mine, theirs.state_dict())
     assert torch.equal(mine.embed.weight, theirs.embed.weight) and mine.head.weight is mine.embed.weight
     assert len(list(mine.parameters())) == 1 and mine.embed.weight.requires_grad
-
-
-def test_a_lazy_layer_takes_the_files_shape():
-    theirs = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
-    mine = nn.Sequential(nn.LazyLinear(3), nn.LazyLinear(2))
+    theirs, mine = nn.Sequential(nn.Linear(4, 3)), nn.Sequential(nn.LazyLinear(3))
     fit(mine, nn.DataParallel(theirs).state_dict())
-    assert torch.equal(mine[0].weight, theirs[0].weight) and torch.equal(mine[1].bias, theirs[1].bias)
+    assert torch.equal(mine[0].weight, theirs[0].weight)
 
 
 def test_older_files_are_converted_by_the_models_own_hooks():
-    """Weight normalisation changed its names, and BatchNorm got a counter: PyTorch knows, by hooks and versions."""
+    """Weight normalisation changed its names, and BatchNorm got a counter: PyTorch knows, by hooks."""
     old = nn.utils.weight_norm(nn.Linear(4, 3))
-    for state in (old.state_dict(), {f"net.{name}": t for name, t in old.state_dict().items()}):
+    for state in (old.state_dict(), nn.DataParallel(old).state_dict(),
+                  {f"net.{name}": t for name, t in old.state_dict().items()}):
         mine = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
         fit(mine, state)
         assert torch.allclose(mine.weight, old.weight) and torch.equal(mine.bias, old.bias)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from sharpnb import cli
+from sharpnb.curvature import HessianOperator
 
 MODULE = """
 import torch
@@ -121,6 +121,17 @@ class Flat(Detaches):
 """
 
 
+class Stopped(HessianOperator):
+    """Stops at one product, in the way asked for."""
+
+    at, how = 12, KeyboardInterrupt
+
+    def __matmul__(self, v):
+        if self.products >= type(self).at:
+            raise type(self).how("killed")
+        return super().__matmul__(v)
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Return a folder with the user's ``theirs.py``, in which one is."""
@@ -132,15 +143,13 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(monkeypatch, sharpnb):
     """Return a function of ``sharpnb spectrum``'s arguments: status, output, error."""
+    monkeypatch.setenv("COLUMNS", "200")
+
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sharpnb", "spectrum", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return end.value.code or 0, said.out, " ".join(said.err.split())
+        status, out, err = sharpnb("spectrum", *arguments)
+        return status, out, " ".join(err.split())
 
     return run
 

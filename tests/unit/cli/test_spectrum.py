@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from spectrum_project import result
+from spectrum_project import Stopped, result
 from torch.nn.functional import cross_entropy
 
 from sharpnb import spectrum, usercode
@@ -128,17 +128,6 @@ def test_what_is_wrong_is_said_with_what_to_do(trained, folder, command):
     assert not (folder / "ran-code").exists() and not (folder / "spectrum").exists()
 
 
-class Stopping(HessianOperator):
-    """Stops at one product, in the way asked for."""
-
-    at, how = 0, RuntimeError
-
-    def __matmul__(self, v):
-        if self.products >= type(self).at:
-            raise type(self).how("killed")
-        return super().__matmul__(v)
-
-
 @pytest.mark.parametrize("at", [3, 30, 90], ids=["largest", "locking", "probes"])
 def test_a_killed_run_goes_on_and_another_network_never_continues_it(trained, folder, monkeypatch, at):
     batches = spectrum.load_batches("theirs:data", dtype=torch.float64)
@@ -150,9 +139,10 @@ def test_a_killed_run_goes_on_and_another_network_never_continues_it(trained, fo
 
     whole = run(trained, HessianOperator)
     whole.forget_state()
-    Stopping.at = at
+    monkeypatch.setattr(Stopped, "at", at)
+    monkeypatch.setattr(Stopped, "how", RuntimeError)
     with pytest.raises(RuntimeError, match="killed"):
-        run(trained, Stopping, checkpoint_every=0)
+        run(trained, Stopped, checkpoint_every=0)
     states = set(folder.glob("state-*"))
     assert states
     other = run(spectrum.load_model("theirs:net"), HessianOperator)
@@ -166,16 +156,6 @@ def test_a_killed_run_goes_on_and_another_network_never_continues_it(trained, fo
     np.testing.assert_array_equal(resumed.eigenvalues.values, whole.eigenvalues.values)
     assert other.eigenvalues.values[0] != whole.eigenvalues.values[0]
     assert resumed.op.products < whole.op.products, "what was done is not done again"
-
-
-def test_an_interrupt_leaves_a_partial_result(folder, call, monkeypatch):
-    monkeypatch.setitem(measure.OPERATORS, "hessian", Stopping)
-    monkeypatch.setattr(Stopping, "at", 60)
-    monkeypatch.setattr(Stopping, "how", KeyboardInterrupt)
-    status, out, err = call(steps=60, probes=8)
-    assert status == 130 and "interrupted" in out and "same command goes on" in err
-    found = result(folder)
-    assert not found["complete"] and found["largest"]["verified"] and found["density"]["ending"] == "interrupted"
 
 
 PROJECT = {

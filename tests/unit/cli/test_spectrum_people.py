@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from spectrum_project import MODULE, arguments, result
+from spectrum_project import MODULE, Stopped, arguments, result
 from toy import ASCII
 
 from sharpnb import paths, usercode
@@ -156,15 +156,6 @@ def test_a_folder_that_cannot_be_written_to_is_named_at_once(call, folder, monke
     assert status == 2 and "cannot be written to by you" in err and not (folder / "new").exists()
 
 
-class Stopped(HessianOperator):
-    at = 12
-
-    def __matmul__(self, v):
-        if self.products >= self.at:
-            raise KeyboardInterrupt
-        return super().__matmul__(v)
-
-
 def test_a_complete_result_is_never_replaced_by_an_interrupted_or_another_one(call, folder, monkeypatch):
     assert call("net")[0] == 0
     good = {file.name: file.read_bytes() for file in (folder / "o").iterdir()}
@@ -194,7 +185,9 @@ def test_an_interrupted_result_is_replaced_with_all_its_files(call, folder, monk
         m.setitem(measure.OPERATORS, "hessian", Stopped)
         m.setattr(Stopped, "at", 60)
         assert call(steps=10, probes=6, memory=7e-6)[0] == 130  # one probe after the other
-    assert (folder / "o/density.csv").exists() and not result(folder)["complete"]
+    found = result(folder)
+    assert (folder / "o/density.csv").exists() and not found["complete"] and found["largest"]["verified"]
+    assert found["density"]["ending"] == "interrupted"
     assert call(probes=0)[0] == 0 and result(folder)["complete"]
     assert not (folder / "o/density.csv").exists(), "a density of another measurement beside it would mislead"
     (folder / "o/spectrum.json").write_text('{"half')

@@ -1,7 +1,7 @@
 """Pieces of a long study: kept, shown, resumed after a kill."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,7 +10,6 @@ from toy import checkout, code, notebook
 from sharpnb import lab, paths, sources
 from sharpnb.lab import Record, models
 from sharpnb.lab.pieces import Work, described
-from studies import hessian_spectra as study
 
 
 @pytest.fixture
@@ -42,13 +41,6 @@ def test_other_settings_find_no_piece(nb, other):
     assert (count(), count(), count(**other)) == (1, 0, 1)
 
 
-def test_a_piece_in_which_one_digit_was_changed_is_made_again(nb):
-    Work(nb, "r", 0).do("a", lambda: {"x": 1.25})
-    (file,) = paths.runs("toy").rglob("*.json")
-    file.write_text(file.read_text().replace("1.25", "1.75"))
-    assert Work(nb, "r", 0).do("a", lambda: {"x": 2.5}) == {"x": 2.5}
-
-
 def test_other_sources_find_no_piece(nb, tmp_path):
     checkout(tmp_path, {nb.name: notebook(code("from sharpnb import rules", "a"))}, {"__init__.py": ""})
     made = []
@@ -66,9 +58,9 @@ def test_other_sources_find_no_piece(nb, tmp_path):
 def test_force_makes_a_finished_record_again_and_replaces_its_provenance(nb, tmp_path, monkeypatch):
     made = []
 
-    def record():
+    def record(settings=1):
         again = lab.start(nb.name, profile="toy", device="cpu")
-        return again.recorded("r", lambda work: {"x": made.append(1) or 1.0}, of={"s": 1})
+        return again.recorded("r", lambda work: {"x": made.append(1) or 1.0}, of={"s": settings})
 
     assert record() == record() == {"x": 1.0} and made == [1]
     checkout(tmp_path, {}, {"__init__.py": "# changed"})
@@ -77,6 +69,9 @@ def test_force_makes_a_finished_record_again_and_replaces_its_provenance(nb, tmp
     monkeypatch.setenv("SHARPNB_FORCE", "1")
     assert record() == {"x": 1.0} and made == [1, 1]
     assert Record.find(nb.name, "r", "toy").provenance["sources"] == sources.of_notebook(nb.name) != before
+    monkeypatch.delenv("SHARPNB_FORCE")
+    assert (record(2), record(2)) == ({"x": 1.0},) * 2 and made == [1, 1, 1], "that of other settings is not read"
+    assert Record.find(nb.name, "r", "toy").provenance["settings"] == {"s": 2}
 
 
 def test_a_gpu_that_is_gone_leaves_what_is_finished_and_says_what_to_do(nb):
@@ -123,18 +118,3 @@ def test_settings_are_told_by_what_they_build_and_not_by_where_they_lie_in_memor
     assert some(4) == some(4) != some(5)
     assert some(4)["dtype"] == "torch.float32" and "net of 310 weights" in some(4)["net"]
     assert json.loads(json.dumps(some(4))) == some(4)
-
-
-TINY = replace(study.TOY, train_size=40, batch_size=20, hessian_images=40,
-               model=lambda seed: models.mlp((64, 4, 10), seed=seed))
-
-
-def test_a_record_of_other_settings_is_not_read(nb, monkeypatch):
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-    study.rows_of(TINY, nb, "clean")
-    other = replace(TINY, steps=6, seeds=1)
-    assert len(study.rows_of(other, nb, "clean")[0]) == 6
-    found = Record.find(nb.name, "clean", "toy")
-    assert found is not None and found.provenance["settings"]["steps"] == 6
-    monkeypatch.setattr(study, "train", None)
-    assert len(study.rows_of(other, nb, "clean")[0]) == 6  # of these it is

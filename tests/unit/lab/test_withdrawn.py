@@ -16,13 +16,10 @@ PART = {**WHOLE, "claims": ["noise-esam-*"]}
 
 
 @pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
+def root(project, monkeypatch):
     monkeypatch.setenv("SHARPNB_COMMIT", "0123abc")
-    toy.listed(tmp_path, "a", unit="cosine", notebook="08_x")
-    for name in ("SHARPNB_CHECK", "SHARPNB_KEEP"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
+    toy.listed(project, "a", unit="cosine", notebook="08_x")
+    return project
 
 
 def table(*entries):

@@ -5,10 +5,10 @@ import json
 import pytest
 import toy
 
+from replicate import replicate, summary
 from sharpnb import paths
 from sharpnb.lab import Claim, board
 from sharpnb.runner import RunnerError
-from sharpnb.runner.replicate import replicate, summary
 
 BODY = """
 from sharpnb import lab
@@ -19,22 +19,19 @@ nb.claims([lab.Claim("up", tuple(1 + s % 7 / 10 for s in nb.seeds(20))),
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
-    for name in ("SHARPNB_KEEP", "SHARPNB_CHECK"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+def root(project, monkeypatch):
+    monkeypatch.setenv("IPYTHONDIR", str(project / "ipython"))
     with_seeds = toy.notebook(
         toy.markdown("# 01 · A toy", "head"),
         toy.code(f'{toy.PARAMETERS}\nseeds: str = ""', "params", ("parameters",)), toy.code(BODY, "body"))
     fails = toy.notebook(toy.markdown("# 03 · A toy", "head"), toy.code('seeds: str = ""', "params", ("parameters",)),
                          toy.code("raise KeyError(seeds)", "body"))
-    toy.checkout(tmp_path, {"01_a": with_seeds, "02_b": toy.plain("02", "1"), "03_c": fails})
-    toy.listed(tmp_path, "up", "turns", unit="cosine", profiles=["quick"])
+    toy.checkout(project, {"01_a": with_seeds, "02_b": toy.plain("02", "1"), "03_c": fails})
+    toy.listed(project, "up", "turns", unit="cosine", profiles=["quick"])
     claims = [Claim(name, tuple(1 + s % number / 10 for s in range(20))) for name, number in (("up", 7), ("turns", 6))]
     made = {"values": {"claims": [claim.as_dict() for claim in claims]}, "provenance": {}}
     paths.write_whole(paths.records("01_a", "quick") / "claims.json", json.dumps(made))
-    return tmp_path
+    return project
 
 
 def test_fresh_seeds_give_their_effects_beside_the_committed_ones(root):

@@ -159,7 +159,7 @@ def test_what_a_maintainer_writes_while_a_notebook_runs_is_kept(root, cell, text
 
 
 def test_no_worker_starts_once_the_run_is_stopped(root, monkeypatch):
-    crew = execute._Crew(0, 60.0, execute.Watcher())
+    crew = execute._Crew(0, execute.Watcher())
 
     def interrupted(*of):
         crew.stopped = True  # as Ctrl-C does in another thread
@@ -169,13 +169,6 @@ def test_no_worker_starts_once_the_run_is_stopped(root, monkeypatch):
     monkeypatch.setattr(execute.subprocess, "Popen", lambda *of, **more: pytest.fail("a worker was started"))
     (result,) = crew.work(plan(["1"]), 1)
     assert result.outcome == "not run"
-
-
-def test_a_notebook_that_takes_too_long_is_ended_and_kept(root):
-    (root / "notebooks" / "04_slow.ipynb").write_text(json.dumps(plain("04", "import time\ntime.sleep(600)")))
-    (result,) = run(["4"], timeout=20)
-    assert result.outcome == "timed out" and "in cell 2 of 2. Give more time with --timeout" in result.detail
-    assert result.kept == paths.runs("quick") / "04_slow.failed.ipynb"
 
 
 def test_a_second_run_is_refused_and_names_the_first(root):

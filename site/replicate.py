@@ -1,4 +1,4 @@
-"""A notebook's judged settings on fresh seeds, beside the committed effects.
+"""What ``sharpnb replicate`` does: a notebook's judged settings on fresh seeds, beside the committed effects.
 
 The notebook runs as it is, with its parameter ``seeds`` set; what it writes goes to ``data/runs``, so that nothing
 committed changes but the table of the replication.
