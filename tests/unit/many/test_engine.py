@@ -55,10 +55,14 @@ def test_gradient_is_that_of_each_net_alone(build, data):
 
 def test_each_row_has_its_own_data():
     other = load_data("digits", train_size=48, seed=1, dtype=torch.float64)
-    rows = Nets([0, 0], [DATA, other], small, batch_size=16)
+    sets = [DATA, other, Tensors(other.train, DATA.test, 10)]  # the first and the last share their test set
+    rows = Nets([0, 0, 1], sets, small, batch_size=16)
     (x, _), alone = rows.draw(), Nets([0], other, small, batch_size=16).draw()[0]
     assert torch.equal(x[1], alone[0]) and not torch.equal(x[0], x[1])
     assert rows.errors(rows.w, "test")[0] == Nets([0], DATA, small).errors(rows.w[:1], "test")[0]
+    for k, data in enumerate(sets):
+        for name, column in Nets([0], data, small).evaluate(rows.w[k : k + 1]).items():
+            assert rows.evaluate(rows.w)[name][k] == pytest.approx(column[0], rel=1e-12)
 
 
 def test_soft_labels_give_the_mixture_of_the_losses():
