@@ -14,6 +14,7 @@ from sharpnb.curvature import HessianOperator, SpectralDensity, spectral_density
 from sharpnb.lab import Data, Notebook, models, train, train_many
 from sharpnb.lab.figures import COLOURS, MARKERS
 from sharpnb.lab.pieces import Work
+from sharpnb.lab.records import chosen_by
 from sharpnb.lab.training import shift_and_flip
 from sharpnb.optim import SAM
 from studies import label_noise
@@ -68,13 +69,7 @@ class Mid(label_noise.Mid):
 MID = Mid(**vars(label_noise.MID) | {
     "label": "ResNet-8 of width 8 without BatchNorm, 1,000 images of Fashion-MNIST at 14x14, 1,280 steps",
     "model": lambda seed: models.resnet(8, width=8, channels=1, norm=False, seed=seed), "steps": 1280, "lr": 0.05,
-    "weight_decay": 0.0, "noise": 0.0, "loss": 0.3, "look": 32, "chosen_by": {  # before SAM was run on it
-        "rule": "SGD alone: least held-out error where it fits (training error of at most 2 %), the best rate inside",
-        "seeds": [100, 101, 102, 103], "held-out images": 2000,
-        "held-out error in %, a row a rate (0.02, 0.05, 0.1), a column a decay (0, 0.0005, 0.001, 0.002)": [
-            [20.24, 20.46, 20.58, 20.71], [19.55, 19.73, 19.91, 19.91], [21.26, 20.69, 20.23, 20.76]],
-        "training error there": "0.0 to 0.4; rate 0.2 does not train (44)",
-        "640 steps": "fit at rate 0.1 with decay 0.0005 alone (training error 0.5, held-out error 20.8)"}})
+    "weight_decay": 0.0, "noise": 0.0, "loss": 0.3, "look": 32, "chosen_by": chosen_by("03_hessian_spectra/mid")})
 MIDS = {"mid": MID, "toy": Mid(**vars(label_noise.MIDS["toy"]) | {
     "model": lambda seed: models.mlp((16, 8, 10), seed=seed), "noise": 0.0, "steps": 40, "loss": 2.2, "look": 4,
     "hessian_images": 96})}

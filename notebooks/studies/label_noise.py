@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sharpnb.lab import Data, Notebook, load_data, models, with_label_noise
 from sharpnb.lab.augment import Augment, shift_and_flip
+from sharpnb.lab.records import chosen_by
 from sharpnb.many.engine import Nets
 from studies.common import Training
 from studies.trials import SEEDS, best
@@ -84,25 +85,11 @@ class Mid(Settings):
     trials: int = 8
 
 
-# Chosen on SGD alone, before any other method was run on these settings (seeds 0 to 3 had seen SAM in a review).
-_CHOSEN = {
-    "rule": "least held-out error on right labels of a grid of rates and decays with the best inside, if there SGD's "
-            "training error is at most 2 % at every noise; of width 8 or 16 and 40 or more epochs the cheapest",
-    "seeds": [100, 101, 102, 103], "held-out images": 2000,
-    "held-out error on right labels in %, a row a rate (0.05, 0.1, 0.2, 0.4), a column a decay "
-    "(0, 0.0005, 0.002, 0.008)": [[21.03, 20.62, 20.39, 19.14], [19.69, 19.83, 19.10, 17.81],
-                                  [20.09, 19.66, 19.17, 18.84], [19.46, 19.25, 18.66, 20.05]],
-    "likewise (0.025, 0.05, 0.1; 0.016, 0.032)": [[19.69, 19.74], [18.61, 18.29], [18.51, 18.42]],
-    "training error at rate 0.1, decay 0.008 in %, noise 0, 0.2, 0.4, 0.6, 0.8": [0.0, 0.3, 0.55, 0.65, 0.55],
-    "held-out error there, seeds 100, 101, noise 0.2 to 0.8": [29.58, 48.50, 69.38, 84.03],
-    "the same at decay 0.002": [32.33, 46.78, 66.72, 83.77], "and at 0.016, not memorised": [28.0, 40.62, 58.43, 79.02],
-    "width 16": "memorises likewise, at twice the cost",
-}
 MID = Mid(label="ResNet-8 of width 8, 1,000 images of Fashion-MNIST at 14x14, 640 steps", data="fashion_mnist",
           model=lambda seed: models.resnet(8, width=8, channels=1, seed=seed), train_size=1000, validation=2000,
           tests=5000, steps=640, seeds=10, tuning=(100, 101, 102, 103), judging=tuple(range(10, 20)), noise=0.4,
           weight_decay=8e-3, rhos=(0.05, 0.1, 0.2, 0.4), decays=(0.008, 0.016, 0.032, 0.064),
-          gammas=(0.5, 0.8, 0.9, 0.95), alphas=(0.03, 0.1, 0.3, 1.0), chunk=5, chosen_by=_CHOSEN)
+          gammas=(0.5, 0.8, 0.9, 0.95), alphas=(0.03, 0.1, 0.3, 1.0), chunk=5, chosen_by=chosen_by("05_label_noise/mid"))
 MIDS = {"mid": MID, "toy": replace(
     MID, data="digits", train_size=96, validation=32, tests=64, steps=4, seeds=3, tuning=(100,), judging=(10, 11, 12),
     model=lambda seed: models.mlp((16, 8, 10), norm=True, seed=seed), rhos=(0.05, 0.1), mixes=(1.0, 8.0),

@@ -95,9 +95,8 @@ def at_loss(train: Callable[[list[int], int], dict[int, Tensor]], nets: Callable
             stop: float, attempts: Sequence[int]) -> Tensor:
     """Return the weights of each of so many nets when its training loss is first seen at most ``stop``, (number, n).
 
-    ``train`` some of them for so many updates and return the weights at each look; ``nets`` are those, with all
-    training images in one batch. Who needs more updates than one of the ``attempts`` has is in the next, and after the
-    last refused by a ValueError.
+    ``train`` some of them for so many updates and return the weights at each look; ``nets`` are those, with all images
+    in one batch. Who needs more updates than one of the ``attempts`` has is in the next; a ValueError after the last.
     """
     found, waiting = {}, list(range(number))
     for updates in attempts:
@@ -137,8 +136,7 @@ def m_sharpness(nets: Nets, w: Tensor, rho: float) -> Tensor:
     for batch in nets.in_order():
         gradient = nets.gradient(batch)
         eps = rules.sam_perturbation(gradient(w), rho)
-        here, there = (gradient.losses(at).mean(1) for at in (w, w + eps))
-        rises.append(there - here)
+        rises.append(gradient.losses(w + eps).mean(1) - gradient.losses(w).mean(1))
     return torch.stack(rises).mean(0)
 
 

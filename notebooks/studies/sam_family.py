@@ -74,7 +74,6 @@ class Study:
     weight_decay: float
     sgd: tuple[Config, ...] = METHODS["SGD"].grid
     trials: int = 12
-    chosen_by: str = ""
 
     def methods(self, of: Mapping[str, Method] = METHODS) -> dict[str, Method]:
         """Return the methods with the first trials of each grid, SGD's being the study's own."""
@@ -100,11 +99,6 @@ QUICK = Study(
     vit=Setting("tiny ViT, 300 digits", "digits", 300, 400, lambda seed: tiny_vit(patch=4, seed=seed), steps=40,
                 batch_size=32),
     pretraining=240, lr=1e-2, weight_decay=0.05,
-    chosen_by="SGD alone, seeds 100 to 104: at its best rate and decay (0.6, 5e-4 to 1e-3) it has a training error "
-    "of 0.1 to 0.2 %, a test error of 41 %, and a training is cheap. Nets of 64 to 100 hidden units, one "
-    "or two layers, 1,000 to 2,000 signals, were slower, or at their best decay had a training error of 1 "
-    "to 15 %. On 100 digits all methods were tuned, and nothing was judged: SAM gained nothing there at "
-    "any radius",
 )
 _EPOCH = 78  # updates of 10,000 images in batches of 128
 # Cut to the budget. Before: ResNet-20, 45,000 images, 200 epochs, 5 seeds; a ViT of 6 blocks of width 96.

@@ -41,8 +41,7 @@ class Nets:
         sets: the data sets as they were given, one for each net.
         draw, in_order: those of its :class:`~sharpnb.many.batches.Batches`: the next training batch of every net; all.
 
-    Raises:
-        ValueError: if there is not one data set for all or one of equal size each, or the model cannot be batched.
+    A ValueError if there is not one data set for all or one of equal size each, or if the model cannot be batched.
     """
 
     def __init__(

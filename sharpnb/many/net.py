@@ -41,9 +41,8 @@ class BatchedNet:
         norms: the model's norm layers, in the order of :meth:`statistics`.
         by_twins: whether it runs by twins, else through ``vmap``.
 
-    Raises:
-        ValueError: if the model has dropout, whose randomness a row does not carry, and is not in evaluation mode,
-            where dropout rests; or if it has norm layers in a forward pass that only ``vmap`` can run.
+    A ValueError if the model has dropout, whose randomness a row does not carry, and is not in evaluation mode, where
+    dropout rests; or if it has norm layers in a forward pass that only ``vmap`` can run.
     """
 
     def __init__(self, model: nn.Module, shape: Sequence[int]) -> None:

@@ -6,6 +6,7 @@ from torch import nn
 
 from sharpnb import rules
 from sharpnb.lab import load_data, models, train_many
+from sharpnb.many.batches import Tensors
 from sharpnb.many.engine import Nets, losses
 
 DATA = load_data("digits", train_size=48, dtype=torch.float64)
@@ -24,6 +25,28 @@ def test_rows_train_as_train_many_does():
     assert torch.allclose(rows.w, many.weights, atol=1e-12) and seen == [0, 3, 6, 7]
     errors = [row["test_error"] for row in many.final()]
     assert rows.errors(rows.w, "test").tolist() == pytest.approx(errors)
+
+
+def test_gradient_is_that_of_each_net_alone():
+    rows = Nets([0, 1], DATA, small, batch_size=16)
+    x, y = rows.draw()
+    found = rows.gradient((x, y))(rows.w)
+    for k, seed in enumerate((0, 1)):
+        net = small(seed).double()
+        nn.functional.cross_entropy(net(x[k]), y[k]).backward()
+        assert torch.allclose(found[k], torch.cat([p.grad.flatten() for p in net.parameters()]), atol=1e-14)
+
+
+def test_each_row_has_its_own_data():
+    other = load_data("digits", train_size=48, seed=1, dtype=torch.float64)
+    sets = [DATA, other, Tensors(other.train, DATA.test, 10)]  # the first and the last share their test set
+    rows = Nets([0, 0, 1], sets, small, batch_size=16)
+    (x, _), alone = rows.draw(), Nets([0], other, small, batch_size=16).draw()[0]
+    assert torch.equal(x[1], alone[0]) and not torch.equal(x[0], x[1])
+    assert rows.errors(rows.w, "test")[0] == Nets([0], DATA, small).errors(rows.w[:1], "test")[0]
+    for k, data in enumerate(sets):
+        for name, column in Nets([0], data, small).evaluate(rows.w[k : k + 1]).items():
+            assert rows.evaluate(rows.w)[name][k] == pytest.approx(column[0], rel=1e-12)
 
 
 def test_soft_labels_give_the_mixture_of_the_losses():
