@@ -16,6 +16,7 @@ import imagefolder
 import imagenet
 from sharpnb.lab import Data, Notebook, load_data, models, train_many
 from sharpnb.lab.pieces import Work
+from sharpnb.lab.records import chosen_by
 from sharpnb.many.engine import Nets
 from studies.trials import best, grid
 
@@ -55,9 +56,7 @@ QUICK = Settings(
     source=7, labels=(4, 16, 64), signals=3000, validation=100, model=_mlp, pretrain_steps=1000, steps=300,
     lrs=(0.01, 0.03, 0.1), decays=(0.0, 1e-3, 1e-2, 3e-2), tuning=range(100, 106), seeds=range(2000, 2020),
     rhos=(0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0),
-    chosen_by="SGD alone on seeds 100-103: with 5 and with 7 source classes a pretrained net beat one from scratch by "
-    "5 to 14 points and fitted 4, 16 and 64 labels per class; 7 were taken. Digits, used before, left 100 updates for "
-    "192 images, which did not fit them, and test sets of 270.")
+    chosen_by=chosen_by("06_finetuning"))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Notebook 03: Hessian spectra along training, of SGD and of SAM, and of nets with and without BatchNorm."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -138,43 +140,19 @@ def _alone(s: Settings, data: Data, nb: Notebook, rule: str, seed: int) -> dict[
 
 def measured(
     s: Any, nb: Notebook, data: Data, rule: str, seed: int, weights: dict[int, Tensor], final: dict[str, float],
-    more: dict[str, int] | None = None,
+    more: Mapping[int, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return ``rows`` of one net, eigenvalues and final losses at the three times; its ``weights`` there, (3, n).
 
-    ``more`` are further steps by their names.
+    ``more`` are names of further steps.
     """
     model, rows = s.model(seed).to(nb.device, s.dtype), []
-    for name, step in ({name: step for step, name in times(s).items()} | (more or {})).items():
+    for step, name in (*times(s).items(), *more.items()):
         values = top_eigenvalues(operator(model, data, s, weights[step]), TOP).values.tolist()
         rows.append({"rule": rule, "seed": seed, "time": name, "step": step, "ratio": values[0] / values[-1],
                      **{f"lambda_{i + 1}": value for i, value in enumerate(values)},
                      **{name: final[name] for name in ("train_loss", "train_error", "test_error")}})
     return {"rows": rows, "weights": torch.stack([weights[step] for step in times(s)])}
-
-
-def measured_at(s: Mid, nb: Notebook, rule: str, row: dict[str, Any], looks: list[int], w: Tensor) -> dict[str, Any]:
-    """Return :func:`measured` of one net with weights ``w`` at the looks, also at its first loss of at most ``s.loss``.
-
-    Of the first judging seed there are the three ``spectra`` too: a grid, the density of the bulk, locked outliers.
-    """
-    data, model, at = label_noise.sets(s, [row])[0], s.model(row["seed"]), dict(zip(looks, w, strict=True))
-    x, y = data.train
-    more: dict[str, int] = {}
-    for step, own in at.items():
-        nn.utils.vector_to_parameters(own, model.parameters())
-        with torch.no_grad():
-            if F.cross_entropy(model(x), y) <= s.loss:
-                more = {"equal loss": step}
-                break
-    found = measured(s, nb, data, rule, row["seed"], at, row, more)
-    spectra = []
-    for step, name in times(s).items() if row["seed"] == s.judging[0] else ():
-        density = spectral_density(operator(s.model(0), data, s, at[step]), steps=40, probes=4)
-        grid = density.grid(400)
-        spectra += [{"rule": rule, "time": name, "n": density.n, "grid": grid, "atoms": density.atoms,
-                     "density": density.density_band(grid, atoms=False).value}]
-    return {"rows": found["rows"], "spectra": spectra}
 
 
 def rows_of(

@@ -89,7 +89,8 @@ MID = Mid(label="ResNet-8 of width 8, 1,000 images of Fashion-MNIST at 14x14, 64
           model=lambda seed: models.resnet(8, width=8, channels=1, seed=seed), train_size=1000, validation=2000,
           tests=5000, steps=640, seeds=10, tuning=(100, 101, 102, 103), judging=tuple(range(10, 20)), noise=0.4,
           weight_decay=8e-3, rhos=(0.05, 0.1, 0.2, 0.4), decays=(0.008, 0.016, 0.032, 0.064),
-          gammas=(0.5, 0.8, 0.9, 0.95), alphas=(0.03, 0.1, 0.3, 1.0), chunk=5, chosen_by=chosen_by("05_label_noise/mid"))
+          gammas=(0.5, 0.8, 0.9, 0.95), alphas=(0.03, 0.1, 0.3, 1.0), chunk=5,
+          chosen_by=chosen_by("05_label_noise/mid"))
 MIDS = {"mid": MID, "toy": replace(
     MID, data="digits", train_size=96, validation=32, tests=64, steps=4, seeds=3, tuning=(100,), judging=(10, 11, 12),
     model=lambda seed: models.mlp((16, 8, 10), norm=True, seed=seed), rhos=(0.05, 0.1), mixes=(1.0, 8.0),

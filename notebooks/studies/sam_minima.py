@@ -16,6 +16,7 @@ from sharpnb.lab.augment import Augment, AutoAugment, Cutout, composed, shift_an
 from sharpnb.lab.data import _TORCHVISION
 from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.pieces import Work
+from sharpnb.lab.records import chosen_by
 from sharpnb.landscape import Plane, surface
 from studies.common import half_width
 from studies.trials import edges, grid
@@ -86,10 +87,7 @@ class Live:
 MLP = "MLP 64-64-10"
 LIVE = {MLP: Live(
     "digits", (64, 64, 10), 300, 50, 600, lrs=(0.05, 0.1, 0.2, 0.4, 0.8), decays=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
-    radii=(0.05, 0.1, 0.2, 0.4, 0.8), chosen_by="net, images and steps of a survey in which SAM had been seen to help "
-    "(seeds 0 to 5); kept because on seeds 100 to 105 SGD alone, at lr 0.3 and decay 0.002, has training error 0 and "
-    "test error 5.1; MNIST-1D with 1,000 signals was looked at too: at its best decay, 0.01, SGD leaves 8 to 18 % of "
-    "the training set wrong")}
+    radii=(0.05, 0.1, 0.2, 0.4, 0.8), chosen_by=chosen_by("02_sam_minima"))}
 
 
 def tuned(nb: Notebook, live: Live, trained: Callable[..., Many]) -> pd.DataFrame:

@@ -1,7 +1,4 @@
-"""Trials of hyperparameters: what is tried, on seeds of its own, and which trial is the best.
-
-How net, data and steps of each study were chosen stands in ``data/chosen_by.toml``, and in its records.
-"""
+"""Trials of hyperparameters, on seeds of their own (how nets and data were chosen: ``data/chosen_by.toml``)."""
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import product
@@ -49,10 +46,7 @@ def edges(chosen: Mapping[str, Any], tried: Iterable[Mapping[str, Any]], fewest:
 
 
 def extended(values: Iterable[float], error: Callable[[float], float], most: int) -> tuple[float, dict[float, float]]:
-    """Return the value of least error, and each error; values go on beyond an end (a factor each) that is the best.
-
-    They end at ``most``, inside or not.
-    """
+    """Return the value of least error, and each error; values go on past an end that is the best, ``most`` of them."""
     found = {value: error(value) for value in values}
     while True:
         order, least = sorted(found), min(found, key=lambda value: found[value])
