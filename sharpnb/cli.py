@@ -116,8 +116,7 @@ def run(
             results = runner.run(names, profile, jobs, given, force=force, update=update, watcher=watcher)
     except KeyboardInterrupt:
         _stop("Interrupted. What has finished is kept; the same command goes on from there.", status=130)
-    ends = Counter(result.outcome for result in results)
-    _console.say(", ".join(f"{number} {outcome}" for outcome, number in ends.items()) + ".")
+    _console.say(", ".join(f"{n} {end}" for end, n in Counter(result.outcome for result in results).items()) + ".")
     if not all(result.ok for result in results):
         raise typer.Exit(1)
 

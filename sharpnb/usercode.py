@@ -111,10 +111,7 @@ def starting_workers() -> Iterator[None]:
 
 @cache
 def digest(spec: str) -> str:
-    """Return a mark of the files that ``spec`` has imported, which changes with them.
-
-    They are the user's, of what is installed those of the package itself.
-    """
+    """Return a mark of the files that ``spec`` has imported: the user's, of what is installed the package's own."""
     found, top, ours = find(spec, "name"), spec.partition(":")[0].partition(".")[0], os.path.dirname(__file__)
     loaded = {str(getattr(module, "__file__", None)): name.partition(".")[0] for name, module in sys.modules.items()}
     if found.file is None:

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from html import escape
-from typing import Any
 from urllib.parse import quote
 
 import heads
@@ -86,10 +85,8 @@ def page() -> str:
                   "another data set, task or quantity, or a part. *Missing*: neither, with the reason. *Not run*: the "
                   "code is in the notebook and waits for a machine, or what it gave was withdrawn. *Not yet*: its "
                   "notebook, or what that should hold, is missing.", "", papers.as_markdown(known), ""]
-    def check(entry: dict[str, Any]) -> tuple[str, str, str]:
-        return entry["paper"], ", ".join(entry["items"]), entry["why"]
-
-    if checks := withdrawn.listed("site/primary.toml", "check", check):
+    if checks := withdrawn.listed("site/primary.toml", "check", lambda entry: (
+            entry["paper"], ", ".join(entry["items"]), entry["why"])):
         parts += ["## Checks", "", "Identities, counts and constructions: they are tested in the notebooks and count "
                   "as no evidence.", "", scoreboard.line("paper", "where", "why it is no claim"), "|:--|:--|:--|",
                   *(scoreboard.line(*map(shown, check)) for check in checks), ""]
@@ -190,23 +187,19 @@ def write() -> list[str]:
 
 
 def check_withdrawn(measured: Mapping[str, Sequence[Claim]]) -> None:
-    """Raise a ValueError unless each entry holds for a record, and each claim that rests on it stands as withdrawn.
-
-    ``measured`` are the claims of the records by their notebooks.
-    """
+    """Raise a ValueError unless each entry holds for a record, and what it says of ``measured`` claims stands there."""
     for entry in withdrawn.entries():
         notebook, profile, _ = entry.record.split("/")
         named = [claim for claim in measured.get(notebook, []) if entry.names(notebook, claim.profile, claim.id)]
-        place = "data/withdrawn.toml"
         if not entry.holds:
             found = f"the one there is of {', '.join(sorted(entry.commits))}" if entry.commits else "there is none"
-            raise ValueError(f"{place} withdraws {entry.record} of commit {entry.commit}, and {found}. If it has been "
-                             "made again, delete the entry; else mend what the entry names.")
+            raise ValueError(f"data/withdrawn.toml withdraws {entry.record} of commit {entry.commit}, and {found}. If "
+                             "it has been made again, delete the entry; else mend what the entry names.")
         if not named:
-            raise ValueError(f"{place}: no claim that rests on {entry.record} is named {' or '.join(entry.claims)}. "
-                             "Mend the names, or delete the entry.")
-        why = withdrawn.why
-        if told := [claim.id for claim in named if claim.withdrawn != why(notebook, profile, claim.id)]:
+            raise ValueError(f"data/withdrawn.toml: no claim that rests on {entry.record} is named "
+                             f"{' or '.join(entry.claims)}. Mend the names, or delete the entry.")
+        if told := [claim.id for claim in named
+                    if claim.withdrawn != withdrawn.why(notebook, profile, claim.id)]:
             raise ValueError(f"{notebook}: claim {told[0]} rests on {entry.record}, which is withdrawn, and its table "
                              f"does not say so. Run it again: sharpnb run {notebook} --force --update")
 

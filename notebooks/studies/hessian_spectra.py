@@ -1,9 +1,8 @@
 """Notebook 03: Hessian spectra along training, of SGD and of SAM, and of nets with and without BatchNorm."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,7 +76,7 @@ MIDS = {"mid": MID, "toy": Mid(**vars(label_noise.MIDS["toy"]) | {
     "hessian_images": 96})}
 
 
-def times(s: Settings) -> dict[int, str]:
+def times(s: Settings | Mid) -> dict[int, str]:
     """Map the steps at which the Hessian is measured to their names; epoch 50 of 300 is a sixth."""
     images = s.train_size or 50_000
     return {max(1, images // s.batch_size): TIMES[0], s.steps // 6: TIMES[1], s.steps: TIMES[2]}
@@ -98,7 +97,7 @@ def tuned(s: Settings, nb: Notebook) -> tuple[Settings, Rows]:
 
 
 def operator(
-    model: nn.Module, data: Data, s: Settings, weights: Tensor | None = None, mode: Any = "eval"
+    model: nn.Module, data: Data, s: Settings | Mid, weights: Tensor | None = None, mode: Any = "eval"
 ) -> HessianOperator:
     """Return the Hessian of the mean cross-entropy over the training images, at ``weights`` (flat) if given."""
     if weights is not None:
@@ -139,15 +138,15 @@ def _alone(s: Settings, data: Data, nb: Notebook, rule: str, seed: int) -> dict[
 
 
 def measured(
-    s: Any, nb: Notebook, data: Data, rule: str, seed: int, weights: dict[int, Tensor], final: dict[str, float],
-    more: Mapping[int, str] = MappingProxyType({}),
+    s: Settings | Mid, nb: Notebook, data: Data, rule: str, seed: int, weights: dict[int, Tensor],
+    final: dict[str, float], more: Sequence[tuple[int, str]] = (),
 ) -> dict[str, Any]:
     """Return ``rows`` of one net, eigenvalues and final losses at the three times; its ``weights`` there, (3, n).
 
-    ``more`` are names of further steps.
+    ``more`` are further steps with their names.
     """
     model, rows = s.model(seed).to(nb.device, s.dtype), []
-    for step, name in (*times(s).items(), *more.items()):
+    for step, name in (*times(s).items(), *more):
         values = top_eigenvalues(operator(model, data, s, weights[step]), TOP).values.tolist()
         rows.append({"rule": rule, "seed": seed, "time": name, "step": step, "ratio": values[0] / values[-1],
                      **{f"lambda_{i + 1}": value for i, value in enumerate(values)},

@@ -41,7 +41,7 @@ def _of_spectra(rows: Rows | None, noisy: Rows | None, **note: Any) -> list[Clai
         if rows is None:
             return None
         at = pd.DataFrame(rows).pivot(index="seed", columns=["rule", "time"], values=column)
-        return np.log10(at[above] / at[below]).dropna()
+        return np.log10(at[above] / at[below])
 
     def against(rows: Rows | None, column: str) -> Any:
         return decades(rows, column, ("sgd", "end"), ("sam", "end"))
@@ -58,6 +58,6 @@ def _of_spectra(rows: Rows | None, noisy: Rows | None, **note: Any) -> list[Clai
                "SGD's λmax rises from the middle to the end", "12.5 → 24.2"),
     ]
     if rows and "equal loss" in {row["time"] for row in rows}:
-        equal = decades(rows, "lambda_1", ("sgd", "equal loss"), ("sam", "equal loss"))
+        equal = decades(rows, "lambda_1", ("sgd", "equal loss"), ("sam", "equal loss")).dropna()  # who came there
         made += [detail("equal-loss", equal, "SGD's λmax is larger than SAM's at the same training loss")]
     return made

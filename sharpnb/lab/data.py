@@ -21,8 +21,7 @@ from sharpnb import datafiles, paths
 from sharpnb.batches import kept_random_state
 from sharpnb.many.batches import wrong_labels
 
-# name -> (torchvision class, channel mean, channel std). The statistics are those of the training sets:
-# CIFAR and SVHN as in the code of the SAM paper; Fashion-MNIST measured on the training images.
+# torchvision's class, channel means and deviations in training: CIFAR, SVHN as in SAM's code, Fashion-MNIST measured.
 _TORCHVISION: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
     "fashion_mnist": ("FashionMNIST", (0.2860,), (0.3530,)),
     "cifar10": ("CIFAR10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -98,15 +97,18 @@ def load_data(
 
     Raises:
         ValueError: for an unknown name or a size that the set does not have.
-        DataError: if files are missing and cannot be had, or are damaged.
+        DataError: if files, or a package, are missing and cannot be had, or are damaged.
     """
     if name not in NAMES:
         raise ValueError(f"There is no data set {name!r}. Choose one of {', '.join(NAMES)}.")
-    if name == "digits":
-        return _digits(1000 if train_size is None else train_size, seed, dtype)
-    if name == "mnist1d":
-        return _mnist1d(4000 if train_size is None else train_size, seed, dtype)
-    data = _from_torchvision(name, Path(root) if root is not None else paths.datasets(), download, dtype)
+    try:
+        if name == "digits":
+            return _digits(1000 if train_size is None else train_size, seed, dtype)
+        if name == "mnist1d":
+            return _mnist1d(4000 if train_size is None else train_size, seed, dtype)
+        data = _from_torchvision(name, Path(root) if root is not None else paths.datasets(), download, dtype)
+    except ModuleNotFoundError as error:
+        raise DataError(f"{name} needs {error.name}, which is missing: pip install 'sharpnb[notebooks]'.") from error
     if train_size is None:
         return data
     _check_size(name, train_size, len(data.train_y))

@@ -53,9 +53,8 @@ class Record:
         values: the result: nested dictionaries and lists of numbers, texts and None.
         rtol, atol: how far a number of a repeated run may be off: rtol·|committed| + atol. The default 1e-3 is for
             float64 trainings of some hundred steps on another processor; identities want less, chaotic runs more.
-        provenance: parameters, data sets and checksums, versions, device, commit, digest of the sources, how the
-            quick experiment was chosen, start and wall time; of the full profile also the settings, and for each piece
-            its time, peak memory and device.
+        provenance: parameters, data sets and checksums, versions, device, commit, digest of the sources, times, how
+            it was chosen (quick); of the long profiles the settings, and of each piece time, peak memory and device.
     """
 
     notebook: str

@@ -224,7 +224,7 @@ def nonfinite(tensors: Iterable[Tensor]) -> Tensor | float:
     is. Where it is not, it may be the sum alone that overflows.
     """
     found = [t if type(t) in _PLAIN else local(t, t) for t in tensors]
-    if all(t.is_cpu for t in found):
+    if all(map(on_host, found)):
         total = sum([t.sum().item() for t in found])
         return 0.0 if total - total == 0 or all(_numbers(t).isfinite().all() for t in found) else 1.0
     kinds: dict[Any, list[Tensor]] = {}

@@ -23,6 +23,7 @@ from sharpnb import paths, sources
 from sharpnb.runner import catalogue, lock, stored, surroundings
 from sharpnb.runner.plan import FORCE, Step, plan, step, written
 
+CELL_LIMIT = 3600  # seconds for a cell of the quick profile, whose longest, a tuning made anew, takes a quarter of that
 _REMEDIES = {
     "kernel died": "The kernel died without a word in {place}. Most often the system ended it for want of memory: "
     "close other programs, run with --jobs 1, or ask for less (see the parameters). `sharpnb doctor` says what is free",
@@ -86,8 +87,7 @@ def run(
         watcher: is told of every start, cell and end.
 
     Raises:
-        RunnerError: before anything is executed, for what :func:`sharpnb.runner.plan` refuses, or while another run
-            holds the checkout.
+        RunnerError: before anything is executed: what ``plan`` refuses, or another run that holds the checkout.
     """
     asked: dict[str, Any] = {"profile": profile, "force": force, "update": update, "given": parameters or {}}
     plan(names, **asked)  # refuse before waiting for the lock
@@ -166,7 +166,8 @@ class _Crew:
         """Start the worker of one notebook; None where the run has been stopped."""
         job = {"name": item.name, "source": str(item.notebook.path), "folder": str(item.folder),
                "working_folder": str(paths.notebooks() if item.update else item.folder),
-               "parameters": dict(item.injected), "environment": _environment(item)}
+               "parameters": dict(item.injected), "environment": _environment(item),
+               "cell_limit": CELL_LIMIT if item.profile == "quick" else None}
         around = surroundings.without_profile(os.environ, paths.root())
         with self.door:
             if self.stopped:

@@ -50,7 +50,7 @@ def _execute(folder: Path, job: dict[str, Any], tell: Callable[..., None]) -> di
         notebook = papermill.execute_notebook(
             source, partial.name, job["parameters"], progress_bar=False, cwd=job["working_folder"],
             on_cell_start=lambda cell, cell_index: cell.cell_type == "code" and tell(cell=next(started), of=cells),
-            autosave_cell_every=0)
+            autosave_cell_every=0, execution_timeout=job["cell_limit"])
         write_whole(folder / f"{job['name']}.ipynb", nbformat.writes(notebook))
         partial.unlink()
         return {"end": "done"}

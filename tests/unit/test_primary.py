@@ -72,9 +72,8 @@ def test_each_quick_record_of_what_is_judged_says_how_its_experiment_was_chosen(
     judged = {name for name, own in board.measured().items()
               if any(claim.regime and claim.profile == "quick" and not claim.below for claim in own)}
     assert len(judged) > 10 and all(told[name] for name in judged)
-    files = [file for name in told if told[name] for file in paths.records(name, "quick").glob("*.json")]
-    assert [file for file in files
-            if Record.load(file).provenance.get("chosen_by") != told[file.parent.parent.name]] == []
+    assert [file for name in told if told[name] for file in paths.records(name, "quick").glob("*.json")
+            if Record.load(file).provenance.get("chosen_by") != told[name]] == []
 
 
 def test_a_live_claim_rests_on_twenty_seeds():

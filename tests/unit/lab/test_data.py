@@ -1,4 +1,5 @@
 import shutil
+import sys
 
 import pytest
 import torch
@@ -129,3 +130,9 @@ def test_images_in_every_layout_of_torchvision_become_channels_first():
     x, _ = module._as_tensors(Part(colour.numpy()), (0.5,) * 3, (1.0,) * 3, torch.float32)
     assert x.shape == (2, 3, 5, 6) and torch.allclose(x[1, 2], colour[1, :, :, 2] / 255 - 0.5)
     assert y.tolist() == [1, 2]
+
+
+def test_a_package_that_is_missing_is_named_with_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(DataError, match=r"cifar10 needs torchvision, .* pip install 'sharpnb\[notebooks\]'"):
+        load_data("cifar10", download=False)

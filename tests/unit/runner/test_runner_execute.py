@@ -171,6 +171,14 @@ def test_no_worker_starts_once_the_run_is_stopped(root, monkeypatch):
     assert result.outcome == "not run"
 
 
+def test_a_cell_that_hangs_is_ended_and_kept(root, monkeypatch):
+    monkeypatch.setattr(execute, "CELL_LIMIT", 3)
+    (root / "notebooks" / "04_slow.ipynb").write_text(json.dumps(plain("04", "import time\ntime.sleep(600)")))
+    (result,) = run(["4"])
+    assert result.outcome == "failed" and "timed out" in result.detail and "time.sleep(600)" in result.detail
+    assert result.kept == paths.runs("quick") / "04_slow.failed.ipynb"
+
+
 def test_a_second_run_is_refused_and_names_the_first(root):
     file = root / "data" / "runs" / ".lock"
     with lock.only_one(file), pytest.raises(RunnerError, match=f"process {os.getpid()}, started"):
