@@ -14,13 +14,14 @@ from torch import Tensor
 
 from sharpnb import rules
 from sharpnb.curvature import kendall_tau
-from sharpnb.lab import Notebook, models
+from sharpnb.lab import Data, Notebook, models
 from sharpnb.lab.augment import Augment, shift_and_flip
 from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.pieces import Work
 from sharpnb.many.engine import Nets, losses
+from studies import hessian_spectra, label_noise
 from studies.common import Training, spread
-from studies.trials import Rows, grid, trials
+from studies.trials import Rows, grid, powers, trials
 from studies.trials import best as best_of
 
 
@@ -76,7 +77,37 @@ TOY = Settings(label="CNN, digits", data="digits", train_size=64, width=4, steps
                model=lambda width, seed: models.cnn(width, seed=seed), rhos={4: (0.05,), 16: (0.05,)}, seeds=2,
                family={"width": (2, 4), "batch_size": (16,), "lr": (0.02, 0.05), "weight_decay": (0.0, 1e-3)},
                measured=(4, 16))
-SETTINGS = {"quick": QUICK, "full": FULL, "toy": TOY}
+SETTINGS = {"quick": QUICK, "mid": QUICK, "full": FULL, "toy": TOY}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mid(Tuned):
+    """The mid profile: images, seeds, net and SGD of notebook 03's, each m's radius tuned; see :data:`MID`."""
+
+    validation: int
+    tests: int
+    tuning: tuple[int, ...]
+    chosen_by: dict[str, Any]
+
+    def images(self, seed: int, noise: float = 0.0) -> Data:
+        """Draw a seed's images as notebook 05 does; where it tunes, the test images are the held-out ones."""
+        assert self.train_size is not None
+        return label_noise.parts(self.data, self.train_size, self.validation, seed, self.dtype, noise,
+                                 self.tests)[seed in self.tuning]
+
+
+def _mid(of: hessian_spectra.Mid, **own: Any) -> Mid:
+    return Mid(**{name: value for name, value in vars(of).items() if name in Mid.__dataclass_fields__} | own)
+
+
+MID = _mid(hessian_spectra.MID, seeds=range(10, 20), width=8, noises=(0.0,), chunk=32, looks=(32, 640, 1280, 5120),
+           model=lambda width, seed: models.resnet(8, width=width, channels=1, norm=False, seed=seed),
+           rhos=dict.fromkeys((1, 4, 16, 64), powers(-8, -1, 2.0)), measured=(1, 4, 16, 64, 250),
+           family={"width": (4, 8), "batch_size": (32, 128), "lr": (0.01, 0.03), "weight_decay": (0.0, 2e-3)})
+MIDS = {"mid": MID, "toy": _mid(
+    hessian_spectra.MIDS["toy"], seeds=range(10, 12), width=4, noises=(0.0,), steps=4, looks=(2, 4), stop=9.0,
+    model=lambda width, seed: models.mlp((16, width, 10), seed=seed), rhos={8: (0.05, 0.1), 32: (0.05, 0.1)},
+    measured=(8, 32), family=TOY.family)}
 
 
 def tuned(s: Tuned, nb: Notebook) -> tuple[Tuned, Rows]:

@@ -1,4 +1,4 @@
-"""The claims of notebook 04, from its tables: the same for the quick and the full profile."""
+"""The claims of notebook 04, from its tables: the same for every profile."""
 
 import math
 from typing import Any
@@ -10,6 +10,9 @@ from sharpnb.lab.claims import Regime
 from sharpnb.lab.verdicts import paired
 from studies import m_sharpness as study
 from studies.m_sharpness import Settings
+
+_RECORDS = {("full", "trained"): "full/trained", ("full", "family"): "full/family",
+            ("mid", "trained"): "mid/fashion", ("mid", "family"): "mid/fashion-family"}
 
 
 def claims(trained: pd.DataFrame | None, family: pd.DataFrame | None, s: Settings, profile: str,
@@ -28,7 +31,7 @@ def claims(trained: pd.DataFrame | None, family: pd.DataFrame | None, s: Setting
         small, regime = found["tau"][first], _regime(family) if "test_error" in family else made[0].regime
     size = math.prod(len(axis) for axis in s.family.values())
     note: dict[str, Any] = {"profile": profile, "protocol": f"family of {size} nets, {s.label}",
-                            "record": "full/family" * (profile == "full")}
+                            "record": _RECORDS.get((profile, "family"), "")}
     below = {"below": "sam-fig-3-right", **note}
     return [
         *made,
@@ -45,7 +48,7 @@ def claims(trained: pd.DataFrame | None, family: pd.DataFrame | None, s: Setting
 def _of_training(trained: pd.DataFrame | None, s: Settings, profile: str, twice: float | None) -> Claim:
     small, *_, batch = s.rhos
     note: dict[str, Any] = {"id": "sam-fig-3-middle", "protocol": f"{s.label}, m = {small} against {batch}",
-                            "profile": profile, "record": "full/trained" * (profile == "full")}
+                            "profile": profile, "record": _RECORDS.get((profile, "trained"), "")}
     if trained is None:
         return Claim(**note)
     errors = (study.best(trained, m, 0.0, s.rhos[m])[1] for m in (small, batch))
