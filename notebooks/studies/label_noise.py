@@ -91,10 +91,24 @@ MID = Mid(label="ResNet-8 of width 8, 1,000 images of Fashion-MNIST at 14x14, 64
           weight_decay=8e-3, rhos=(0.05, 0.1, 0.2, 0.4), decays=(0.008, 0.016, 0.032, 0.064),
           gammas=(0.5, 0.8, 0.9, 0.95), alphas=(0.03, 0.1, 0.3, 1.0), chunk=5,
           chosen_by=chosen_by("05_label_noise/mid"))
-MIDS = {"mid": MID, "toy": replace(
+_TOY = replace(
     MID, data="digits", train_size=96, validation=32, tests=64, steps=4, seeds=3, tuning=(100,), judging=(10, 11, 12),
     model=lambda seed: models.mlp((16, 8, 10), norm=True, seed=seed), rhos=(0.05, 0.1), mixes=(1.0, 8.0),
-    decays=(0.01, 0.1), trials=3, chunk=2, batch_size=32)}
+    decays=(0.01, 0.1), trials=3, chunk=2, batch_size=32)
+MIDS = {"mid": MID, "toy": _TOY}
+_CIFAR = replace(MID, label="ResNet-8 of width 8, 2,000 images of CIFAR-10 at 16x16, 1,280 steps", data="cifar10",
+                 model=lambda seed: models.resnet(8, width=8, seed=seed), train_size=2000, steps=1280,
+                 chosen_by=chosen_by("05_label_noise/cifar"))
+OF_CIFAR = {0.0: {"lr": 0.1, "weight_decay": 8e-3}, 0.4: {"lr": 0.4, "weight_decay": 5e-4}}  # see chosen_by
+
+
+def cells(profile: str) -> dict[str, dict[float, Mid]]:
+    """Return the settings of the mid profile by the stem of their records' names and by the share of wrong labels."""
+    fashion, cifar = (_TOY, _TOY) if profile == "toy" else (MID, _CIFAR)
+    return {"fashion": {noise: replace(fashion, noise=noise) for noise in (0.4, 0.0, 0.2, 0.6, 0.8)},
+            "cifar": {noise: replace(cifar, noise=noise, **own) for noise, own in OF_CIFAR.items()}}
+
+
 TOY = Settings(label="MLP with BatchNorm, digits", data="digits", train_size=96, validation=32, steps=4, seeds=2,
                model=lambda seed: models.mlp((64, 8, 10), norm=True, seed=seed), rhos=(0.0, 0.05), gammas=(0.8,),
                alphas=(0.1,), batch_size=32, lr=0.02, augment=shift_and_flip(1, flip=False), chunk=8)

@@ -75,6 +75,23 @@ def claims(
     return made
 
 
+def on_cifar(table: pd.DataFrame, label: str) -> list[Claim]:
+    """Return the claims of the mid profile on a table of CIFAR-10: SAM's Tables 1 and 9, and a detail of Table 4."""
+    regime = {noise: _regime(table[table["noise"] == noise], noise) for noise in {*table["noise"]}}
+
+    def gain(method: str) -> np.ndarray:  # over SGD for E or 2E, whichever is better
+        return min((study.accuracy(table, method, 0.0) - study.accuracy(table, sgd, 0.0) for sgd in ("SGD", "SGD 2E")),
+                   key=np.mean)
+
+    found = {"sam-table-1": (0.0, lambda: gain("SAM")), "sam-table-9": (0.0, lambda: gain("SAM, untuned")),
+             "sam-doubling": (0.0, lambda: 0.5 - _lead(table, "SGD 2E", "SGD", 0.0)),
+             "sam-table4-cifar-40": (MAIN, lambda: _lead(table, "SAM", "SGD", MAIN))}
+    below = {"sam-table4-cifar-40": {"below": "sam-table-4", "statement": "The same on CIFAR-10"}}
+    return [Claim.from_samples(samples(), id=ident, profile="mid", protocol=f"{label}; tuned on other seeds",
+                               regime=regime[noise], **below.get(ident, {}))
+            for ident, (noise, samples) in found.items() if noise in regime]
+
+
 def _paper(over: str, under: str, noise: float = MAIN) -> str | None:
     at = study.NOISES.index(noise)
     both = [f"{100 - study.PAPER[method][at]:.1f}" for method in (under, over) if method in study.PAPER]

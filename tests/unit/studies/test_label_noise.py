@@ -3,7 +3,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-from itertools import product
 
 import pandas as pd
 import pytest
@@ -13,6 +12,7 @@ from cells import executed, programs
 from sharpnb import lab, paths
 from sharpnb.lab import Record, pieces
 from studies import label_noise as study
+from studies import label_noise_claims as statements
 from studies.label_noise_claims import claims
 
 
@@ -61,9 +61,12 @@ def test_the_images_of_the_mid_profile_are_drawn_by_the_seed_and_those_that_tune
     assert torch.equal(tuned.test_y, held) and tuned.test_x.shape == (32, 1, 4, 4)
 
 
-def test_the_mid_profile_tunes_and_judges_on_seeds_of_their_own_and_after_a_kill_goes_on_to_the_last_digit(toy):
+def test_the_mid_profile_tunes_and_judges_on_seeds_of_their_own_and_after_a_kill_goes_on_to_the_last_digit(
+        toy, monkeypatch):
     space, mid, keep = toy(), programs("05_label_noise")["mid"], pieces.Work._keep
-    space["product"] = lambda noises, groups: product(noises[:2], groups)
+    all_of = study.cells("toy")
+    monkeypatch.setattr(study, "cells", lambda _: {"fashion": {noise: all_of["fashion"][noise] for noise in (0.4, 0.0)},
+                                                   "cifar": {0.0: all_of["cifar"][0.0]}})
 
     def deadly(work, file, which, make):
         keep(work, file, which, lambda: (make(), len(work.log) == 9 and os.kill(os.getpid(), signal.SIGKILL))[0])
@@ -85,13 +88,16 @@ def test_the_mid_profile_tunes_and_judges_on_seeds_of_their_own_and_after_a_kill
     for file in records.glob("fashion*"):
         file.unlink()
     exec(mid, space)
-    assert json.dumps(space["at_noise"]) == after and len([*records.glob("fashion*")]) == 14
+    assert json.dumps(space["at_noise"]) == after and len([*records.glob("fashion*")]) == 16
     found = pd.DataFrame(space["at_noise"][0.4]["entries"])
     assert {*found["seed"]} == {10, 11, 12} and (found["best_epoch"] <= found["test_error"] + 1e-4).all()
     methods = {*study.METHODS, *study.CONTROLS, *found["method"]}
-    assert [len(study.accuracy(found, method, 0.4)) for method in methods] == [3] * 19
+    assert [len(study.accuracy(found, method, 0.4)) for method in methods] == [3] * 20
     both = pd.concat([found, pd.DataFrame(space["at_noise"][0.0]["entries"])])
     told = {claim.id for claim in claims(both, "", "toy") if claim.samples}
     assert told >= {"sam-table-2", "sam-table2-noise-40", "sam-table-8", "wsam-table-2", "wsam-table-7", "fisher-main"}
+    on_cifar = pd.DataFrame(space["at_cifar"][0.0]["entries"])
+    told = {claim.id for claim in statements.on_cifar(on_cifar, "") if len(claim.samples) == 3}
+    assert told == {"sam-table-1", "sam-table-9", "sam-doubling"}
     assert space["extended"]((1.0, 2.0), lambda v: abs(v - 15), 9)[0] == 16.0
     assert {*space["extended"]((1.0, 2.0), lambda v: v, 4)[1]} == {0.25, 0.5, 1.0, 2.0}

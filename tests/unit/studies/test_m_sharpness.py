@@ -37,7 +37,7 @@ def test_batched_measure_is_that_of_each_net(m):
 
 
 def test_the_experiments_run_at_the_size_of_a_test_and_rank_what_they_should(project):
-    space = executed("04_m_sharpness", "settings", "train", "family", profile="toy", device="cpu")
+    space = executed("04_m_sharpness", "settings", "train", "family", "mid", profile="toy", device="cpu")
     s = study.TOY
     trained, family = space["trained"], space["family"]
     assert len(trained) == s.seeds * (1 + len(s.rhos)) and len(family) == s.seeds * 8
@@ -46,6 +46,13 @@ def test_the_experiments_run_at_the_size_of_a_test_and_rank_what_they_should(pro
     planted = family.assign(sharpness_4=family["gap"], sharpness_16=-family["gap"])
     for row in study.predictive(s, planted).itertuples():
         assert row.tau == pytest.approx(1.0 if row.m == 4 else -1.0)
+    mid, found = study.MIDS["toy"], space["at_mid"]  # radii are tried on other seeds; each m is judged at its best
+    tried, judged = (pd.DataFrame(found["fashion"][name]) for name in ("trained", "judged"))
+    assert {*tried["seed"]} == {*mid.tuning} and {*judged["seed"]} == {*mid.seeds}
+    assert {(m, study.best(tried, m, 0.0, radii)[0]) for m, radii in mid.rhos.items()} | {(mid.batch_size, 0.0)} == {
+        *judged[["m", "rho"]].itertuples(index=False, name=None)}
+    told = claims(judged, pd.DataFrame(found["fashion-family"]["rows"]), mid, "mid", 90.0)
+    assert [claim.record for claim in told] == ["mid/fashion"] + 3 * ["mid/fashion-family"]
 
 
 def test_the_change_against_sgd_is_paired_by_seed():
