@@ -56,6 +56,9 @@ def claims(
         claim(min(leads, key=np.mean), "sam-table-5", 0.0)
     rights = {ident: _lead(table, over, under, 0.0) for ident, (over, under) in _RIGHT.items()}
     rights |= {"sam-table-2": _longer(table, 0.0)}
+    inside = _lead(table, "WSAM, γ inside", "WSAM, γ outside", 0.2)
+    if inside is not None:
+        claim(inside, "wsam-fig-3", 0.2)
     for ident, lead in rights.items():
         if lead is not None:
             claim(lead + (0.5 if ident == "esam-accuracy" else 0.0), ident, 0.0)
@@ -90,6 +93,17 @@ def on_cifar(table: pd.DataFrame, label: str) -> list[Claim]:
     return [Claim.from_samples(samples(), id=ident, profile="mid", protocol=f"{label}; tuned on other seeds",
                                regime=regime[noise], **below.get(ident, {}))
             for ident, (noise, samples) in found.items() if noise in regime]
+
+
+def of_minima(ends: pd.DataFrame, label: str) -> list[Claim]:
+    """Return the claims of the mid profile on the minima of SGD, SAM and WSAM with right labels, a row a net."""
+    wide = ends.pivot(index="seed", columns="method", values=["rise", "lambda_max"])
+    return [Claim.from_samples(np.log10(wide[column, "SGD"] / wide[column, method]), id=ident, profile="mid",
+                               protocol=f"{label}; tuned on other seeds", record="mid/fashion-0-minima", **about)
+            for ident, column, method, about in (
+                ("sam-fig-1-surface", "rise", "SAM", {}), ("wsam-minima", "lambda_max", "WSAM", {}),
+                ("sam-fig-1-lambda", "lambda_max", "SAM", {
+                    "below": "sam-fig-1-surface", "statement": "the same of λmax of the Hessian"}))]
 
 
 def _paper(over: str, under: str, noise: float = MAIN) -> str | None:

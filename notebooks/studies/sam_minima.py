@@ -203,17 +203,22 @@ def shown(rows: pd.DataFrame, *about: str) -> pd.DataFrame:
     return rows[list(about)].assign(**columns)
 
 
-def draw_minima(figure: Any, minima: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Draw Fig. 1, middle and right, from each method's entries with surfaces, and each seed's rise; return numbers."""
+def draw_minima(figure: Any, minima: dict[str, pd.DataFrame], logarithmic: bool = False) -> pd.DataFrame:
+    """Draw Fig. 1, middle and right, from each method's entries with surfaces, and each seed's rise; return numbers.
+
+    ``logarithmic``: the height is log10 of the loss, as in the paper.
+    """
     grid = figure.add_gridspec(1, 3, width_ratios=(1, 1, 0.75))
     first = {method: found.iloc[0] for method, found in minima.items()}
-    cap = max(float(np.max(entry["values"])) for entry in first.values())
+    seen = [np.log10(entry["values"]) if logarithmic else entry["values"] for entry in first.values()]
+    low, cap, named = np.min(seen) if logarithmic else 0, np.max(seen), "log10 of the " * logarithmic + "training loss"
     drawn: list[tuple[Any, ...]] = []
     for k, (method, entry) in enumerate(first.items()):
         ax = figure.add_subplot(grid[k], projection="3d")
-        x, values = np.asarray(entry["x"]), np.asarray(entry["values"])
-        ax.plot_surface(*np.meshgrid(x, x), values, cmap="viridis", vmin=0, vmax=cap, linewidth=0, rcount=60, ccount=60)
-        ax.set(title=f"{method}: training loss (nats)\nrise {entry['rise']:.2f}", zlim=(0, cap),
+        x, values = np.asarray(entry["x"]), np.asarray(seen[k])
+        ax.plot_surface(*np.meshgrid(x, x), values, cmap="viridis", vmin=low, vmax=cap, linewidth=0, rcount=60,
+                        ccount=60)
+        ax.set(title=f"{method}: {named} (nats)\nrise {entry['rise']:.2f}", zlim=(low, cap),
                xlabel="x (filter norms)", ylabel="y (filter norms)")
         ax.view_init(28, -60)
         drawn += [(method, 0, a, b, values[j, i]) for j, b in enumerate(x) for i, a in enumerate(x)]

@@ -88,16 +88,19 @@ def test_the_mid_profile_tunes_and_judges_on_seeds_of_their_own_and_after_a_kill
     for file in records.glob("fashion*"):
         file.unlink()
     exec(mid, space)
-    assert json.dumps(space["at_noise"]) == after and len([*records.glob("fashion*")]) == 16
+    assert json.dumps(space["at_noise"]) == after and len([*records.glob("fashion*")]) == 20
     found = pd.DataFrame(space["at_noise"][0.4]["entries"])
     assert {*found["seed"]} == {10, 11, 12} and (found["best_epoch"] <= found["test_error"] + 1e-4).all()
     methods = {*study.METHODS, *study.CONTROLS, *found["method"]}
-    assert [len(study.accuracy(found, method, 0.4)) for method in methods] == [3] * 20
+    assert [len(study.accuracy(found, method, 0.4)) for method in methods] == [3] * 22
     both = pd.concat([found, pd.DataFrame(space["at_noise"][0.0]["entries"])])
     told = {claim.id for claim in claims(both, "", "toy") if claim.samples}
     assert told >= {"sam-table-2", "sam-table2-noise-40", "sam-table-8", "wsam-table-2", "wsam-table-7", "fisher-main"}
     on_cifar = pd.DataFrame(space["at_cifar"][0.0]["entries"])
     told = {claim.id for claim in statements.on_cifar(on_cifar, "") if len(claim.samples) == 3}
     assert told == {"sam-table-1", "sam-table-9", "sam-doubling"}
+    ends = pd.DataFrame(space["at_noise"][0.0]["minima"])
+    assert {*ends["seed"]} == {10, 11, 12} and len(ends) == 9 and len(ends["values"].dropna().iloc[0]) == 21
+    assert {c.id for c in statements.of_minima(ends, "")} == {"sam-fig-1-surface", "sam-fig-1-lambda", "wsam-minima"}
     assert space["extended"]((1.0, 2.0), lambda v: abs(v - 15), 9)[0] == 16.0
     assert {*space["extended"]((1.0, 2.0), lambda v: v, 4)[1]} == {0.25, 0.5, 1.0, 2.0}
