@@ -33,13 +33,13 @@ def notebooks() -> Path:
 
 
 def let_studies_be_imported() -> None:
-    """Put the checkout's ``notebooks/`` on ``sys.path``, for ``from studies import …``, and ``recipes/`` behind it.
+    """Put the checkout's ``notebooks/`` on ``sys.path``, for ``from studies import …``, ``recipes/``, ``site/`` behind.
 
     A kernel that was started in ``notebooks/`` finds them anyway; one that papermill has started elsewhere does not.
     Worker processes are given the same ``sys.path``. Without a checkout nothing is changed.
     """
     if (notebooks() / "studies").is_dir():
-        for folder in (root() / "recipes", notebooks()):
+        for folder in (root() / "site", root() / "recipes", notebooks()):
             if str(folder) not in sys.path:
                 sys.path.insert(0, str(folder))
 

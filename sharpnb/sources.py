@@ -1,7 +1,7 @@
 """Which sources a notebook runs: the files that its code imports, directly or through one another.
 
-These are files of the package, of ``notebooks/studies`` and of ``recipes``. They are found from the syntax trees,
-without importing anything. Imports inside functions count, and those for type checkers, behind which
+These are files of the package, of ``notebooks/studies``, ``recipes`` and ``site``. Syntax trees tell them, and nothing
+is imported. Imports inside functions count, and those for type checkers, behind which
 ``sharpnb/lab/__init__.py`` has what it imports when it is first asked for; a name put together at run time does not.
 """
 
@@ -30,7 +30,7 @@ def digests(code: list[str]) -> dict[str, str]:
 
     Files of other kinds in the package count when anything of it is reached; those beside the studies likewise.
     """
-    roots = package_folder().parent, paths.notebooks(), paths.root() / "recipes"
+    roots = package_folder().parent, paths.notebooks(), paths.root() / "recipes", paths.root() / "site"
     seen = _reached((name for cell in code for name in _imported(_tree(cell), "")), roots)
     for folder in (package_folder(), paths.notebooks() / "studies"):
         if any(file.is_relative_to(folder) for file in seen):

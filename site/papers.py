@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import quote
 
+import scoreboard
+from scoreboard import shown
 from sharpnb import paths
 from sharpnb.lab.board import Row
 from sharpnb.lab.withdrawn import listed
-from studies import scoreboard
-from studies.scoreboard import shown
 
 # Re-made and measured; its code is there and waits for a machine; its notebook, or what that should hold, is missing;
 # not re-made, with a reason.

@@ -12,15 +12,16 @@ from functools import cache
 from html import escape
 from urllib.parse import quote
 
+import answers
 import heads
 import papers
+import scoreboard
 from replicate import DECIDED, summary
+from scoreboard import shown
 from sharpnb import kept, paths
 from sharpnb.lab import board, withdrawn
 from sharpnb.lab.board import Row
 from sharpnb.lab.claims import Claim
-from studies import answers, scoreboard
-from studies.scoreboard import shown
 
 _MARKS = ("<!-- scoreboard: sharpnb report -->", "<!-- end of scoreboard -->")
 

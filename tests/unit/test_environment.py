@@ -64,7 +64,7 @@ def _imported(part):
     """Return the distributions that the files of a part import, besides Python's own modules and the project's."""
     files = [file for file in (ROOT / part).rglob("*") if file.suffix in (".py", ".ipynb")
              and "_build" not in file.parts]
-    beside = {"sharpnb": ["site"], "notebooks": ["recipes"], "recipes": ["recipes"], "site": ["site"],
+    beside = {"sharpnb": ["site"], "notebooks": ["recipes", "site"], "recipes": ["recipes"], "site": ["site"],
               "benchmarks": ["benchmarks"],
               "tests": ["tests", "benchmarks", "site", "recipes"]}[part]  # on their search path
     own = {"sharpnb", "gate", "studies", *(file.stem for folder in beside for file in (ROOT / folder).rglob("*.py"))}

@@ -8,10 +8,11 @@ from html.parser import HTMLParser
 import pytest
 from markdown_it import MarkdownIt
 
+import answers
 import report
+import scoreboard
 from sharpnb import paths
 from sharpnb.lab import Claim, board
-from studies import answers, scoreboard
 
 OWN = 'document.title="owned"'
 HOSTILE = [

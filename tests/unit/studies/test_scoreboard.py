@@ -6,10 +6,11 @@ import re
 import pytest
 import toy
 
+import answers
 import report
+import scoreboard
 from sharpnb import paths, sources
 from sharpnb.lab import Claim, board
-from studies import answers, scoreboard
 
 UP = tuple(1 + k / 20 for k in range(20))
 DOWN = tuple(-x for x in UP)

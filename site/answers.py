@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from scoreboard import line, shown
 from sharpnb.lab import board
 from sharpnb.lab.board import Row
 from sharpnb.lab.verdicts import SYMBOLS
 from sharpnb.lab.withdrawn import listed
-from studies.scoreboard import line, shown
 
 COLOURS = dict(zip(SYMBOLS, ("#029e73", "#d55e00", "#0173b2", "#949494", "#cccccc", "#cccccc", "#eeeeee"), strict=True))
 WORDS = {"supported": "for it", "refuted": "against it", "no effect larger than δ": "without a difference that matters",
