@@ -98,17 +98,6 @@ def test_fine_tuning_keeps_the_statistics_and_the_body_and_draws_a_new_head(imag
     assert torch.allclose(before["fc.weight"], _model(tmp_path / "kept")["fc.weight"], atol=1e-6)
 
 
-def test_sgd_in_shards_is_sgd_where_batchnorm_is_frozen(images, tmp_path):
-    imagenet.fit(images, SMALL, tmp_path / "before", device="cpu")
-    p = replace(SMALL, weights=str(tmp_path / "before" / "checkpoint.pt"), rho=0.0, frozen_norm=True, augment="none",
-                epochs=1)
-    for name, shard in (("whole", 0), ("pieces", 2)):
-        imagenet.fit(images, replace(p, shard=shard), tmp_path / name, device="cpu")
-    whole, pieces = _model(tmp_path / "whole"), _model(tmp_path / "pieces")
-    assert max(float((whole[n] - pieces[n]).abs().max()) for n in whole) < 1e-5
-    assert not _same(whole, _model(tmp_path / "before"))
-
-
 def test_messages_say_what_is_wrong(images, tmp_path, monkeypatch, capsys):
     with pytest.raises(DataError, match="train is not there"):
         imagenet.fit(tmp_path / "nowhere", SMALL, tmp_path)

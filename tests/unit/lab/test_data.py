@@ -62,7 +62,7 @@ def _fake_svhn(root, monkeypatch):
 def test_missing_and_damaged_files_are_told_apart(tmp_path, monkeypatch):
     _fake_svhn(tmp_path, monkeypatch)
     assert status("svhn", tmp_path) == "ready"
-    (tmp_path / "test_32x32.mat").write_bytes(b"tesT")
+    (tmp_path / "train_32x32.mat").write_bytes(b"traiN")
     with pytest.raises(DataError, match=r"svhn is damaged under .*corrupted"):
         load_data("svhn", root=tmp_path)
     (tmp_path / "test_32x32.mat").unlink()

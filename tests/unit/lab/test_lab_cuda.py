@@ -110,7 +110,8 @@ def _sharpness(device: str) -> list[float]:
 
 @pytest.mark.parametrize("measured", [
     partial(_products, "cnn", "eval", HessianOperator), partial(_products, "cnn, BatchNorm", "eval", HessianOperator),
-    partial(_products, "cnn, BatchNorm", "batch_stats", HessianOperator), partial(_products, "cnn", "eval", GGNOperator),
+    partial(_products, "cnn, BatchNorm", "batch_stats", HessianOperator),
+    partial(_products, "cnn", "eval", GGNOperator),
     partial(_products, "cnn, BatchNorm", "batch_stats", GGNOperator),
     partial(_products, "cnn, BatchNorm", "eval", FisherOperator), _spectrum, _sharpness])
 def test_curvature_and_sharpness_are_those_of_the_cpu(measured: Callable[[str], Any]) -> None:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from sharpnb.lab import load_data, models, train
-from sharpnb.lab.training import SCHEDULES, batches, evaluate, pick_device, shift_and_flip
+from sharpnb.lab.training import SCHEDULES, evaluate, pick_device, shift_and_flip
 from sharpnb.optim import SAM
 
 DATA = load_data("digits", train_size=200)
@@ -58,11 +58,6 @@ def test_graphs_ask_for_a_named_model_and_weights_that_stay_where_they_are(optio
 def test_schedules_are_those_of_the_papers():
     assert SCHEDULES["cosine"](0.0) == 1.0 and SCHEDULES["cosine"](0.5) == pytest.approx(0.5)
     assert [SCHEDULES["step"](x) for x in (0.0, 0.49, 0.5, 0.75)] == pytest.approx([1, 1, 0.1, 0.01])
-
-
-def test_batches_show_each_image_once_an_epoch():
-    order = batches(10, 3, torch.Generator().manual_seed(0))
-    assert len(torch.cat([next(order) for _ in range(3)]).unique()) == 9
 
 
 def test_shift_is_a_translation_with_zeros_and_flip_a_mirror():

@@ -158,19 +158,6 @@ def test_what_a_maintainer_writes_while_a_notebook_runs_is_kept(root, cell, text
     assert bool(plan(["5"], update=True)[0].why) == (outcome == "failed"), "what was not stored is made again"
 
 
-def test_no_worker_starts_once_the_run_is_stopped(root, monkeypatch):
-    crew = execute._Crew(0, execute.Watcher())
-
-    def interrupted(*of):
-        crew.stopped = True  # as Ctrl-C does in another thread
-        return {}
-
-    monkeypatch.setattr(execute, "_environment", interrupted)
-    monkeypatch.setattr(execute.subprocess, "Popen", lambda *of, **more: pytest.fail("a worker was started"))
-    (result,) = crew.work(plan(["1"]), 1)
-    assert result.outcome == "not run"
-
-
 def test_a_cell_that_hangs_is_ended_and_kept(root, monkeypatch):
     monkeypatch.setattr(execute, "CELL_LIMIT", 3)
     (root / "notebooks" / "04_slow.ipynb").write_text(json.dumps(plain("04", "import time\ntime.sleep(600)")))

@@ -93,13 +93,6 @@ def test_information_is_that_of_notebook_04(planted):
     assert found["good"] == pytest.approx(1.0) and found["(none)"] < 0.1 * found["good"]
 
 
-def test_paired_difference_of_a_planted_effect(planted):
-    table = planted.assign(effect=np.where(planted["method"] == "SAM", 10.0, 100.0))
-    assert flatness.paired(table, "effect", "method", "SGD", "SAM")["measured"] == pytest.approx(90)
-    found = flatness.paired(table, "effect", "method", "SGD", "SAM", log=True)
-    assert found == {"measured": pytest.approx(1.0), "stderr": pytest.approx(0.0, abs=1e-12), "n": 20}
-
-
 def test_each_claim_has_what_was_planted_in_every_seed(planted):
     random = np.random.default_rng(5)
     table = planted.assign(gap=planted["test_error"], train_error=0.0, **{
@@ -181,15 +174,6 @@ def test_every_method_and_measure_of_the_toy_pool(toy):
     assert weights.isfinite().all() and len(torch.unique(weights, dim=0)) == len(flatness_pool.METHODS)
 
 
-def test_a_net_does_not_depend_on_what_is_trained_or_measured_beside_it(toy):
-    rows = toy.iloc[[2, 21, 40, 63]]
-    for (net, _), (k, row) in zip(flatness.nets(rows, TOY), rows.iterrows(), strict=True):
-        cell = flatness_pool.cells(TOY)[k]
-        few = flatness_pool.row(cell, parameters_to_vector(net.parameters()).detach(), TOY, whole=False)
-        assert len(few) == len(AXES) + 5 + 5
-        assert all(few[name] == pytest.approx(row[name], rel=1e-9) for name in few if name not in AXES)
-
-
 def test_a_sweep_resumes(project, monkeypatch, toy):
     calls, s = [], replace(TOY, methods=("SGD", "Filter grafting"), seeds=1, noises=(0.0,))
     original = flatness_pool.rows_of
@@ -221,14 +205,3 @@ def test_what_is_published_is_what_was_recorded(project, toy):
         flatness_published.published("toy")
     with pytest.raises(FileNotFoundError, match="profile full"):
         flatness_published.published("full")
-
-
-def test_the_panel_draws_any_choice(toy):
-    pytest.importorskip("ipywidgets")
-    column, picture = flatness_published.panel(toy).children
-    assert [len(d.options) for d in column.children] == [len(flatness.MEASURES), 2, len(AXES), 1 + 8]
-    pictures = [picture.value]
-    column.children[0].value = "ray_width"
-    pictures.append(picture.value)
-    column.children[3].index = 2
-    assert len({*pictures, picture.value}) == 3 and all(bytes(each).startswith(b"\x89PNG") for each in pictures)

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector
 
-from sharpnb import kept, lab, paths
+from sharpnb import lab, paths
 from sharpnb.averaging import update_bn
 from sharpnb.lab.claims import Regime
 from sharpnb.lab.records import Record
@@ -137,24 +137,6 @@ def test_the_full_profile_runs_as_a_toy_and_goes_on_where_it_was_killed(nb, monk
     monkeypatch.setattr(full_study, "one", lambda *args: trainings.append(args[-2:]) or one(*args))
     again = full_study.run_full(nb)
     assert len(trainings) == 2 and [a["test_error"] for a in again] == [b["test_error"] for b in first]
-
-
-def test_half_a_cell_of_the_survey_is_not_shown_and_is_run_again(nb, monkeypatch):
-    scale = full_study.survey()
-    assert len({cell.name for cell in scale.cells}) == 4 * 3 + 2 and scale.seeds >= 3
-    cells = (replace(scale.cells[0], epochs=1),)
-    monkeypatch.setattr(full_study, "survey", lambda: replace(scale, cells=cells, seeds=2, train_size=50, test_size=99))
-    full_study.run_survey()
-    entries, path = full_study.surveyed(), Record.find(nb.name, cells[0].name, "survey").path
-    assert len(entries) == 6
-    content = kept.read(path)
-    assert content["provenance"]["parameters"]["profile"] == "survey"
-    content["values"]["entries"].pop()
-    kept.write(path, content)
-    assert full_study.surveyed() == []
-    path.unlink()
-    full_study.run_survey()
-    assert [entry["test_error"] for entry in full_study.surveyed()] == [entry["test_error"] for entry in entries]
 
 
 def test_a_full_record_of_other_settings_is_no_answer(tmp_path, monkeypatch):

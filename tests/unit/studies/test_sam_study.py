@@ -49,13 +49,6 @@ def test_bound_against_the_formula_written_out():
     assert b.kl(b.sigma**2) == pytest.approx(0.5 * (b.norm / b.sigma) ** 2)
 
 
-def test_best_radius_is_that_of_the_least_mean():
-    table = pd.DataFrame([{"kind": "a", "rho": rho, "seed": seed, "test_error": error}
-                          for rho, own in {0.1: (5.0, 7.0), 0.2: (6.5, 5.0)}.items() for seed, error in enumerate(own)])
-    assert study.best_radius(table, "a") == 0.2 and study.best_radius(table, "b", 0.3) == 0.3
-    assert study.by_seed(table, "test_error", kind="a", rho=0.1).tolist() == [5.0, 7.0]
-
-
 def test_each_kind_is_its_own_rule_and_at_radius_0_all_are_sgd():
     ends = {kind: study.rule_of(kind)(POINT, quadratic, rho=0.5, lr=0.1)[0] for kind in study.LIVE}
     for kind, how in {"2-norm": {}, "five steps": {"inner_steps": 5}, "max-norm": {"p": math.inf}}.items():
@@ -78,12 +71,6 @@ def test_rises_are_those_of_a_perturbation_by_hand(project):
         for p, g in zip(params, grads, strict=True):
             p.add_(0.7 * g / norm)
     assert found["rise 1"][1].item() == pytest.approx(wrong() - before) and len(found) == len(study.INNER)
-
-
-def test_judging_seeds_are_no_seeds_of_the_radii():
-    assert not set(study.judging(study.QUICK)) & {*study.TUNING, *range(100)} and len(study.judging(study.QUICK)) == 20
-    assert not set(study.judging(study.FULL)) & set(range(study.FULL.seeds))
-    assert {len(radii) for radii in study.QUICK.rhos.values()} == {6} and set(study.QUICK.rhos) == set(study.LIVE)
 
 
 def test_claims_are_paired_by_seed_and_above_0_where_the_paper_is_right():

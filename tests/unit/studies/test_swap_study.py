@@ -22,11 +22,6 @@ def flat(net):
     return parameters_to_vector(net.parameters()).detach()
 
 
-def test_schedules():
-    assert [study.rising_and_falling(t) for t in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0, 0.5, 1, 0.5, 0])
-    assert study.QUICK.workers == 8 and study.TOY.large_lr == pytest.approx(0.1)
-
-
 def test_measured_is_the_net_with_fresh_statistics(data):
     nets = [SHORT.model(seed).double() for seed in range(2)]
     found = study.measured([data, data], torch.stack([flat(net) for net in nets]), SHORT)
