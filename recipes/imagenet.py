@@ -78,7 +78,7 @@ class Protocol:
     rho: float = _option(0.05, "radius of SAM; 0 is SGD")
     label_smoothing: float = _option(0.0, "share of the label spread over all classes")
     resolution: int = _option(0, "side of the image in pixels; 0: that of the weights, 224 without weights")
-    augment: str = _option("crop", "crop (random resized crop, mirror image), autoaugment (and that) or none")
+    augment: str = _option("crop", "crop (random resized crop, mirror image) or none")
 
     def __post_init__(self) -> None:
         if (self.epochs > 0) == (self.steps > 0):

@@ -255,7 +255,7 @@ def _attempt(
         else:
             finished(key, rows)
 
-    if client is None and (jobs == 1 or len(shards) < 2):
+    if not shards or (client is None and jobs == 1):
         for key, shard in shards.items():
             told(key, functools.partial(run, shard))
         return failed

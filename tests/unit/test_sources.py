@@ -74,18 +74,6 @@ def test_what_is_reached_is_found_and_nothing_else(root, files, line, expected):
     assert reached(line) == expected
 
 
-def test_a_study_counts_with_what_it_imports_and_no_other_study(root):
-    own = {"__init__.py": "", "a.py": "from studies import b\nfrom sharpnb import rules\n", "b.py": "", "c.py": ""}
-    for name, text in own.items():
-        write_whole(root / "notebooks" / "studies" / name, text)
-    expected = {"__init__.py", "rules.py", *(f"notebooks/studies/{name}.py" for name in ("__init__", "a", "b"))}
-    assert reached("from studies import a") == expected
-    before = sources.digests(["from studies.b import x"])
-    assert before.keys() == {"notebooks/studies/__init__.py", "notebooks/studies/b.py"}
-    write_whole(root / "notebooks" / "studies" / "b.py", "x = 1")
-    assert sources.digests(["from studies.b import x"])["notebooks/studies/b.py"] != before["notebooks/studies/b.py"]
-
-
 def test_the_set_up_call_imports_nothing_that_is_not_found():
     found = sources.digests(["from sharpnb import lab", "lab.start('x')"])
     code = ("import sys; from sharpnb import lab; lab.start('x'); "

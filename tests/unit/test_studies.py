@@ -29,18 +29,6 @@ def test_the_set_up_call_lets_the_studies_be_imported_in_any_folder_of_the_check
     assert done.stdout.strip() == str(ROOT / "notebooks" / "studies" / "swa.py"), done.stderr
 
 
-def test_nothing_is_put_on_the_path_twice_or_without_a_checkout(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", [part for part in sys.path if part != str(ROOT / "notebooks")])
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    before = list(sys.path)
-    paths.let_studies_be_imported()
-    assert sys.path == before
-    monkeypatch.setenv("SHARPNB_ROOT", str(ROOT))
-    for _ in range(2):
-        paths.let_studies_be_imported()
-    assert sys.path == [str(ROOT / "notebooks"), *before]
-
-
 WORKERS = """
 import multiprocessing
 from sharpnb import lab

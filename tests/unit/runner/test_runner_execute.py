@@ -1,13 +1,12 @@
 """The runner at work on real kernels."""
 
 import json
-import os
 
 import pytest
 from toy import checkout, plain
 
 from sharpnb import paths
-from sharpnb.runner import RunnerError, execute, lock, plan, run
+from sharpnb.runner import execute, plan, run
 
 SHOW = """
 import os
@@ -164,10 +163,3 @@ def test_a_cell_that_hangs_is_ended_and_kept(root, monkeypatch):
     (result,) = run(["4"])
     assert result.outcome == "failed" and "timed out" in result.detail and "time.sleep(600)" in result.detail
     assert result.kept == paths.runs("quick") / "04_slow.failed.ipynb"
-
-
-def test_a_second_run_is_refused_and_names_the_first(root):
-    file = root / "data" / "runs" / ".lock"
-    with lock.only_one(file), pytest.raises(RunnerError, match=f"process {os.getpid()}, started"):
-        run(["1"])
-    assert not (paths.runs("quick") / "01_a.json").exists()

@@ -13,8 +13,6 @@ from sharpnb.many.engine import Nets
 from studies import m_sharpness as study
 from studies.m_sharpness_claims import claims
 
-GRID = [(a, b) for a in range(5) for b in range(6)]
-
 
 def test_information_of_a_table_written_out():
     v, g = np.array([0, 0, 0, 1, 1, 1, 0, 1]), np.array([0, 0, 0, 1, 1, 1, 1, 0])

@@ -4,7 +4,6 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from cells import executed
 
 from sharpnb import lab, rules
 from sharpnb.lab import models
@@ -83,12 +82,3 @@ def test_claims_are_paired_by_seed_and_above_0_where_the_paper_is_right():
         "sam-fig-4": 0.5, "sam-fig-5": 0.15, "sam-fig-6": 3.0, "sam-fig-6-max-norm": 2.0, "sam-fig-6-none": 1.0,
         "sam-fig-7": 2.0, "sam-table-11": -0.5}
     assert made["sam-fig-6"].regime == Regime(0.5, 6.5) and made["sam-fig-6-none"].below == "sam-fig-6"
-
-
-def test_the_experiments_have_every_kind_radius_step_and_seed(project):
-    space = executed("01_sam", "settings", "kinds", "runs", profile="toy", device="cpu")
-    kinds, runs = space["kinds"], space["runs"]
-    assert set(zip(kinds["kind"], kinds["rho"], strict=True)) == {
-        ("none", 0.0)} | {(kind, rho) for kind in study.KINDS for rho in (0.01, 0.1)}
-    assert [tuple(row) for row in runs[["kind", "step", "seed"]].to_numpy()] == [
-        (kind, step, seed) for kind in ("none", *study.LIVE) for step in (0, 2, 4) for seed in (1000, 1001)]
