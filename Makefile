@@ -2,7 +2,7 @@
 #   make reproduce    set up, execute the quick collection, write figures, records and the scoreboard
 #   make test         set up, run the whole gate: unit tests, notebook guards, nbval
 #   make lab          set up, open JupyterLab
-#   make site         build the HTML book that needs no network
+#   make site         build the HTML book that needs no network; make site-check looks at it in a browser
 # Another interpreter: make PYTHON=python3.12 test.  PyTorch's CPU build, which is far smaller than the one with CUDA:
 #   make PIP_OPTIONS="--extra-index-url https://download.pytorch.org/whl/cpu" reproduce
 
@@ -72,6 +72,10 @@ lab: .venv/ready
 site: .venv/site
 	@.venv/bin/python -m sharpnb.cli report
 	@.venv/bin/python site/build.py && echo "Open site/_build/html/index.html"
+
+# Looks at the real pages in a headless Chromium; without one it says what to install, and stops.
+site-check: site
+	@.venv/bin/python site/check.py
 
 # The oldest supported PyTorch, in an environment of its own; the other pins stay.
 .venv-oldest/ready: PACKAGES = -c .venv-oldest/constraints.txt torch==2.11.0 torchvision==0.26.0 -e ".[notebooks,scale,safetensors,dev]"

@@ -92,6 +92,17 @@ def test_every_figure_is_in_the_gallery_with_its_text():
     assert "**One.** Two. [In the notebook]" in page
 
 
+def test_links_are_followed_and_broken_ones_are_seen(tmp_path):
+    page = tmp_path / "page.html"
+    (tmp_path / "other.html").write_text('<p id="here">x</p>')
+    page.write_text('<a href="other.html#here">a</a><a href="https://example.org">b</a><img src="other.html" alt="c">')
+    assert links.broken(tmp_path, [page, tmp_path / "other.html"]) == []
+    found = " ".join(links.broken(SITE, [SITE / "bad.html"]))
+    for fault in ("no such file: nowhere.html", "no such file: missing.png", "no such place: #nothing",
+                  "no alternative text: missing.png", "asks the network for https://example.invalid/script.js"):
+        assert fault in found
+
+
 def test_the_pages_tell_nothing_of_the_machine_and_ask_no_network():
     for file in [*SITE.glob("*.md"), *SITE.glob("static/*"), SITE / "conf.py", SITE / "papers.toml"]:
         text = file.read_text(encoding="utf-8")
@@ -105,3 +116,10 @@ def test_a_damaged_catalogue_is_named(tmp_path, monkeypatch):
     (tmp_path / "site" / "papers.toml").write_text("[[paper]]\nname = 'x'\n")
     with pytest.raises(ValueError, match=r"site/papers.toml cannot be read"):
         papers.items([])
+
+
+def test_without_a_browser_the_checks_say_what_to_install(monkeypatch):
+    pytest.importorskip("selenium", reason="the site's packages are not installed: make site")
+    monkeypatch.setenv("PATH", "")
+    said = load("browser").missing()
+    assert "SKIPPED" in said and "apt-get install chromium chromium-driver" in said
