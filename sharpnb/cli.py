@@ -173,15 +173,14 @@ def _of_site(name: str) -> Any:
 
 @app.command("data")
 def data_sets() -> None:
-    """Show which data sets are here, and how to get the others."""
+    """Show which data sets are here, whether their files are whole, and how to get the others."""
     from sharpnb.lab import data
 
     for name in data.NAMES:
         _say(f"{name}: {data.status(name)}")
-    _say(
-        f"A missing data set is downloaded when it is first used and a network is there. Without one, copy its files "
-        f"under {paths.datasets()}, or set SHARPNB_DATA to the folder that has them: each is compared with the MD5 "
-        "that torchvision publishes when it is loaded. Delete a damaged one: it is then fetched like a missing one.")
+    _say(f"A missing data set is downloaded when it is first used and a network is there. Without one, copy its files "
+         f"under {paths.datasets()}, or set SHARPNB_DATA to the folder that has them: every file is compared with the "
+         "MD5 that torchvision publishes. Delete a damaged one: it is then fetched like a missing one.")
 
 
 @app.command("doctor")

@@ -125,13 +125,16 @@ def with_label_noise(data: Data, rate: float, seed: int = 0) -> Data:
 
 
 def status(name: str, root: str | Path | None = None) -> str:
-    """Say ``"ready"`` or ``"missing: …"`` of a data set; torchvision compares its files' MD5s when they are loaded."""
+    """Say ``"ready"``, ``"missing: …"`` or ``"damaged: …"`` of a data set; every file is read and its MD5 compared."""
     if package := datafiles.PACKAGES.get(name):
         found = datafiles.fingerprint(name) != "missing"
         return "ready" if found else f"missing: {package} is not installed; pip install 'sharpnb[notebooks]'"
     folder = Path(root) if root is not None else paths.datasets()
-    absent = [file.name for file in datafiles.files(name, folder) if not file.exists()]
-    return f"missing: {', '.join(absent[:3])}{' …' * (len(absent) > 3)} under {folder}" if absent else "ready"
+    files = dict(zip(datafiles.files(name, folder), _md5s(name), strict=True))
+    if absent := [file.name for file in files if not file.exists()]:
+        return f"missing: {', '.join(absent[:3])}{' …' if len(absent) > 3 else ''} under {folder}"
+    wrong = [file.name for file, md5 in files.items() if hashlib.md5(file.read_bytes()).hexdigest() != md5]
+    return f"damaged: {', '.join(wrong)} under {folder}; delete it and call again" if wrong else "ready"
 
 
 def _check_size(name: str, size: int, available: int) -> None:
@@ -180,30 +183,48 @@ def _signals(size: int, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(made["x"][:size]).view(-1, 1, 1, 40), torch.from_numpy(made["y"][:size]).long()
 
 
+def _torchvision_class(name: str) -> Any:
+    from torchvision import datasets
+
+    return getattr(datasets, _TORCHVISION[name][0])
+
+
+def _md5s(name: str) -> list[str]:
+    """Return the MD5s that torchvision publishes, in the order of :func:`sharpnb.datafiles.files`."""
+    source = _torchvision_class(name)
+    if name == "svhn":
+        return [source.split_list[part][2] for part in ("train", "test")]
+    if name == "fashion_mnist":
+        return [md5 for _, md5 in source.resources]
+    return [md5 for _, md5 in (*source.train_list, *source.test_list)]
+
+
 def _from_torchvision(name: str, root: Path, download: bool, dtype: torch.dtype) -> Data:
-    state = status(name, root)
-    # A complete Fashion-MNIST still needs download=True, which unpacks the archives and fetches nothing.
-    fetch = download if state != "ready" else name == "fashion_mnist"
-    try:
-        return _read(name, root, fetch, dtype, datafiles.mark(name, root))
-    except ModuleNotFoundError:
-        raise
-    except Exception as error:  # torchvision raises whatever its transport or its reader raised
-        raise DataError(
-            f"{name} is {'damaged' if state == 'ready' else state} under {root} ({error}).\nPut torchvision's files of "
-            f"{_TORCHVISION[name][0]} there (delete a damaged one), or set SHARPNB_DATA to the folder that has them, "
-            "or call again where a network is. `sharpnb data` shows what is where; digits always works.") from error
+    mark = datafiles.mark(name, root)
+    state, why = _checked(name, root, mark), ""
+    if state == "ready" or (state.startswith("missing") and download):
+        try:
+            return _read(name, root, state != "ready", dtype, mark)
+        except Exception as error:  # torchvision raises whatever its transport or its reader raised
+            why = f", and torchvision could not fetch or read it ({error})"
+    raise DataError(f"{name} is {state}{why}.\nPut torchvision's files of {_TORCHVISION[name][0]} under {root}, or set "
+                    "SHARPNB_DATA to the folder that has them, or call again where a network is. `sharpnb data` shows "
+                    "what is where; digits always works.")
+
+
+@cache
+def _checked(name: str, root: Path, mark: str) -> str:
+    """Return :func:`status` of files with this ``mark``: hundreds of megabytes are read once, and after a change."""
+    return status(name, root)
 
 
 @lru_cache(maxsize=2)  # a study of the full profile asks for the same images piece by piece
 def _read(name: str, root: Path, fetch: bool, dtype: torch.dtype, mark: str) -> Data:
     """Read a whole data set; ``mark`` is that of its files, so that others are read anew."""
-    from torchvision import datasets
-
-    kind, mean, std = _TORCHVISION[name]
-    source: Any = getattr(datasets, kind)
+    source, (_, mean, std) = _torchvision_class(name), _TORCHVISION[name]
     parts = [{"split": "train"}, {"split": "test"}] if name == "svhn" else [{"train": True}, {"train": False}]
-    train, test = (source(str(root), download=fetch, **part) for part in parts)
+    # A complete Fashion-MNIST still needs download=True, which unpacks the archives and fetches nothing.
+    train, test = (source(str(root), download=fetch or name == "fashion_mnist", **part) for part in parts)
     (train_x, train_y), (test_x, test_y) = (_as_tensors(part, mean, std, dtype) for part in (train, test))
     return Data(name, train_x, train_y, test_x, test_y, classes=int(train_y.max()) + 1)
 

@@ -72,7 +72,8 @@ def train(
     model: nn.Module, data: Data, optimizer: torch.optim.Optimizer, *, steps: int, batch_size: int = 64,
     schedule: str | Schedule = "cosine", seed: int = 0, augment: Augment | None = None, label_smoothing: float = 0.0,
     device: str | torch.device = "auto", bf16: bool = False, evaluate_every: int = 0, keep: tuple[int, ...] = (),
-    progress: bool | None = None, graphs: bool = False,
+    progress: bool | None = None, channels_last: bool | None = None, look_every: int | None = None,
+    graphs: bool = False,
 ) -> History:
     """Train ``model`` in place with ``optimizer.step(closure)``.
 
@@ -93,13 +94,17 @@ def train(
         evaluate_every: evaluate each so many steps (0: at the end alone).
         keep: steps (0 is the start) at which a flat copy of the weights is kept.
         progress: show a progress bar (default: where one can be drawn).
+        channels_last: give the net its images channels last, which is what a GPU's bfloat16 convolutions want and
+            passes from layer to layer (default: on a GPU). The weights stay as they are.
+        look_every: steps between two looks at the losses (default: 1 on a CPU; 100 on a GPU, which would otherwise
+            wait for the host at every step).
         graphs: on a GPU, start each forward and backward pass as one CUDA graph (:mod:`sharpnb.many.cuda_graph`
             says for which nets). A :mod:`sharpnb.optim` wrapper then needs ``model=``, for the hooks by which it would
             find norm layers are not called, and its ``in_place=True``.
 
     Returns:
-        The curves and the kept weights. If the loss stops being finite, training stops, on a GPU at the next look
-        (each 100 steps, for a look waits for the host), and ``diverged`` is the very step.
+        The curves and the kept weights. If the loss stops being finite, training stops at the next look, and
+        ``diverged`` is the very step.
 
     Raises:
         ValueError: for an unknown schedule, a device that is not there, steps below 1, or an optimizer that cannot do
@@ -116,7 +121,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     history, base_lrs = History(), [group["lr"] for group in optimizer.param_groups]
     on_gpu = where.type == "cuda"
-    losses, look_every = [], 100 if on_gpu else 1
+    losses, look_every = [], look_every or (100 if on_gpu else 1)
     order = batches(len(data.train_y), batch_size, generator, where)
     per_epoch = max(1, len(data.train_y) // batch_size)
 
@@ -141,7 +146,7 @@ def train(
             index = next(order)
             x, y = data.train_x[index], data.train_y[index]
             x = augment(x, generator) if augment else x
-            if on_gpu and x.ndim == 4:  # what its bfloat16 convolutions want, and pass from layer to layer
+            if x.ndim == 4 and (on_gpu if channels_last is None else channels_last):
                 x = x.contiguous(memory_format=torch.channels_last)
             losses.append(optimizer.step(partial(passes, x, y)))
             if len(losses) == look_every or step + 1 == steps:  # a host read; it also keeps the bar honest

@@ -59,11 +59,12 @@ def _fake_svhn(root, monkeypatch):
     monkeypatch.setattr(torchvision.datasets.SVHN, "split_list", splits)
 
 
-def test_missing_and_damaged_files_are_told_apart(tmp_path, monkeypatch):
+def test_status_tells_ready_missing_and_damaged_apart(tmp_path, monkeypatch):
     _fake_svhn(tmp_path, monkeypatch)
     assert status("svhn", tmp_path) == "ready"
-    (tmp_path / "train_32x32.mat").write_bytes(b"traiN")
-    with pytest.raises(DataError, match=r"svhn is damaged under .*corrupted"):
+    (tmp_path / "test_32x32.mat").write_bytes(b"tesT")
+    assert status("svhn", tmp_path).startswith("damaged: test_32x32.mat")
+    with pytest.raises(DataError, match="damaged"):
         load_data("svhn", root=tmp_path)
     (tmp_path / "test_32x32.mat").unlink()
     assert status("svhn", tmp_path).startswith("missing: test_32x32.mat")
@@ -78,6 +79,21 @@ def test_the_fingerprint_follows_the_files(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path)
     assert fingerprint("svhn") == "missing"
     assert fingerprint("digits").startswith("scikit-learn ") and "digits" in datafiles.NAMES
+
+
+def test_files_are_read_for_their_checksums_once_and_again_after_a_change(tmp_path, monkeypatch):
+    _fake_svhn(tmp_path, monkeypatch)
+    looked, checked = [], module.status
+    monkeypatch.setattr(module, "status", lambda *of: looked.append(of) or checked(*of))
+    monkeypatch.setattr(module, "_read", lambda *of: of)
+    for _ in range(3):
+        assert load_data("svhn", root=tmp_path)[2] is False  # nothing to fetch
+    assert len(looked) == 1
+    (tmp_path / "test_32x32.mat").write_bytes(b"longer than before")
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"damaged: test_32x32\.mat"):
+            load_data("svhn", root=tmp_path)
+    assert len(looked) == 2
 
 
 def test_digits_are_those_of_scikit_learn_in_the_order_of_the_seed():

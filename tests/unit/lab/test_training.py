@@ -87,7 +87,22 @@ def test_a_device_that_is_not_there_is_told_so(monkeypatch):
         pick_device("gpu0")
 
 
-def test_a_training_that_diverges_stops_and_names_the_step():
-    model = models.mlp((64, 16, 10))
-    history = train(model, DATA, torch.optim.SGD(model.parameters(), lr=1e30), steps=50, device="cpu", progress=False)
-    assert history.diverged is not None and history.diverged < 10 and len(history.rows) == 1
+def test_looking_at_the_loss_now_and_then_finds_the_same_first_step():
+    found = []
+    for every in (1, 3, 100):
+        model = models.mlp((64, 16, 10))
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e30)
+        history = train(model, DATA, optimizer, steps=50, device="cpu", progress=False, look_every=every)
+        found.append((history.diverged, history.rows[-1]["step"]))
+    assert found[0][0] is not None and found[0][0] < 10 and found[1:] == found[:-1]
+
+
+@pytest.mark.parametrize("layout", [False, True])
+def test_channels_last_is_another_layout_of_the_images(layout):
+    model, seen = models.mlp((128, 6, 10)), set()
+    model.register_forward_pre_hook(lambda model, x: model.training and seen.add(x[0].stride(1) == 1))
+    data = DATA.__class__(DATA.name, DATA.train_x.repeat(1, 2, 1, 1), DATA.train_y, DATA.test_x.repeat(1, 2, 1, 1),
+                          DATA.test_y, 10)
+    train(model, data, torch.optim.SGD(model.parameters(), lr=0.05), steps=2, device="cpu", progress=False,
+          channels_last=layout)
+    assert seen == {layout}

@@ -2,7 +2,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cells import executed
 from torch.nn.functional import cross_entropy
 
 from sharpnb import lab
@@ -32,18 +31,6 @@ def test_batched_measure_is_that_of_each_net(m):
     for k in range(2):
         alone = sharpness(models.mlp((64, 6, 10), seed=k).double(), cross_entropy, data.train, 0.1, m=m).value
         assert found[k].item() == pytest.approx(alone, rel=1e-10)
-
-
-def test_the_experiments_run_at_the_size_of_a_test_and_rank_what_they_should(project):
-    space = executed("04_m_sharpness", "settings", "train", "family", profile="toy", device="cpu")
-    s = study.TOY
-    trained, family = space["trained"], space["family"]
-    assert len(trained) == s.seeds * (1 + len(s.rhos)) and len(family) == s.seeds * 8
-    rho, errors = study.best(trained, min(s.rhos), 0.0, [0.05])
-    assert rho == 0.05 and len(errors) == s.seeds
-    planted = family.assign(sharpness_4=family["gap"], sharpness_16=-family["gap"])
-    for row in study.predictive(s, planted).itertuples():
-        assert row.tau == pytest.approx(1.0 if row.m == 4 else -1.0)
 
 
 def test_the_change_against_sgd_is_paired_by_seed():
