@@ -25,9 +25,9 @@ def log2_grid(low: int, high: int, times: float = 1.0) -> list[float]:
 def cells_of(grid: Grid) -> list[dict[str, Any]]:
     """Return the cells of a grid: all combinations of its axes, in order.
 
-    A grid is a mapping from names to a value or a list of values; or a list of such mappings, one after the other, for
-    rules with other hyperparameters. Names are those of :func:`sharpnb.lab.train_many`'s settings, ``steps`` and
-    ``batch_size``.
+    A grid is a mapping from names to a value, a list of values, or powers of two as ``{"log2": [-8, 0], "times": 0.1}``
+    (as a TOML file can have them); or a list of such mappings, one after the other, for rules with other
+    hyperparameters. Names are those of :func:`sharpnb.lab.train_many`'s settings, ``steps`` and ``batch_size``.
 
     Raises:
         ValueError: for an empty grid or axis, more than :data:`MOST` cells, a cell that appears twice, or one that
@@ -66,6 +66,13 @@ def _axis(name: str, values: Any) -> Sequence[Any]:
         values = plain(values)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    match {"times": 1.0, **values} if isinstance(values, dict) else values:
+        case {"log2": [int(low), int(high)], "times": int() | float() as times, **rest} if not rest and (
+                -1074 <= low <= high <= 1023):
+            return log2_grid(low, high, times)
+        case dict():
+            raise ValueError(f"{name} = {values}: an axis is a value, a list or {{log2 = [low, high], times = 1.0}}, "
+                             "whole numbers from -1074 to 1023, low first.")
     pair = name in _PAIRS and isinstance(values, list) and values and not isinstance(values[0], list | None)
     values = values if isinstance(values, list) and not pair else [values]
     if not values:

@@ -72,6 +72,7 @@ def test_a_diverging_cell_is_a_row_with_its_reason_and_hurts_no_other(tmp_path):
     ({"device": "gpu"}, ["'gpu'", "cuda"]), ({"grid": ONE | {"lr": ["0.1"]}}, ["lr = '0.1'", "a number"]),
     ({"grid": ONE | {"lr": [[0.1]]}}, ["lr = [0.1]"]), ({"grid": ONE | {"lr": float("nan")}}, ["lr = nan", "finite"]),
     ({"grid": {"rule": "adamw", "lr": 0.1, "betas": 0.9}}, ["betas = 0.9", "two numbers"]),
+    ({"grid": ONE | {"lr": {"log2": [0, 5000]}}}, ["1023"]), ({"grid": ONE | {"lr": {"log2": [3]}}}, ["low first"]),
     ({"grid": ONE | {"seed": range(10**13)}}, ["10,000,000,000,000 cells", "100,000"]),
 ])
 def test_what_is_wrong_is_told_at_once(change, words, tmp_path):
@@ -171,7 +172,7 @@ model = {name = "ownnet.py:build"}
 train = {steps = 8, batch_size = 25, dtype = "float64", device = "cpu", shard_size = 3}
 [[grid]]
 rule = ["sgd", "sgdw"]
-lr = [0.05, 0.1]
+lr = {log2 = [-1, 0], times = 0.1}
 weight_decay = [0.0, 0.01]
 seed = [0, 1]
 """
