@@ -6,7 +6,6 @@ import pytest
 import torch
 from cells import executed
 from torch.nn.functional import cross_entropy
-from torch.nn.utils import parameters_to_vector
 
 from sharpnb import lab
 from sharpnb.lab import models
@@ -42,14 +41,6 @@ def test_every_row_is_the_dense_hessians_top_five(s, nb):
         exact = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, w))
         assert [row[f"lambda_{i}"] for i in range(1, 6)] == pytest.approx(exact.flip(0)[:5].tolist(), rel=1e-4)
     assert row["lambda_1"] >= row["lambda_2"] > 0 and row["ratio"] == pytest.approx(row["lambda_1"] / row["lambda_5"])
-
-
-def test_the_quadrature_and_the_dense_spectrum_agree(nb):
-    w = parameters_to_vector(SMALL.model(0).double().parameters())
-    both = study.quadrature_and_dense(SMALL, SMALL.images(0), w)
-    assert both.estimated.lambda_max == pytest.approx(both.exact[-1], rel=1e-6)
-    moments, truth = both.estimated.moments(5), [np.mean(both.exact**j) for j in range(1, 6)]
-    assert (np.abs(moments.value - truth) <= 5 * moments.stderr + 1e-12).all()
 
 
 def test_what_is_tuned_is_best_on_held_out_images_and_read_back(nb, monkeypatch):

@@ -16,20 +16,11 @@ from studies import families
 from studies import sam_minima as study
 from studies import sam_minima_claims as statements
 from studies import sam_minima_full as full_study
-from studies import sam_minima_published as published
 
 
 @pytest.fixture
 def nb(project):
     return lab.start("02_sam_minima", profile="toy", device="cpu")
-
-
-def test_figure_1_left_has_the_paper_s_one_negative_dot_and_its_ranges():
-    groups = published.figure1_left()
-    assert [len(dots) for dots in groups.values()] == [15, 15, 9, 8, 8, 4]
-    assert [round(dot, 1) for dots in groups.values() for dot in dots if dot < 0] == [-3.9]  # SVHN, Shake-Shake, AA
-    assert np.round(sorted(groups["Noisy CIFAR-10"]), 1).tolist() == [25.8, 30.0, 34.0, 41.4]
-    assert round(max(groups["Finetuning"]), 1) == 45.7
 
 
 @pytest.mark.parametrize("name", full_study.SMALL)

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from sharpnb import lab, rules
-from sharpnb.lab import models
 from sharpnb.lab.claims import Regime
 from studies import sam as study
 from studies import sam_claims as statements
@@ -29,15 +28,6 @@ def test_perturbation_is_the_one_that_the_rule_uses():
     assert float(once) < float(far) == pytest.approx(float(ring.max()), rel=1e-6)
 
 
-def test_random_perturbation_has_the_radius_and_forgets_the_gradient():
-    w = torch.cat([POINT, torch.zeros(1, 2)])
-    rho, asked = torch.tensor([[0.5], [2.0]], dtype=torch.float64), []
-    moved, _ = study.random_perturbation(w, lambda at: asked.append(at) or quadratic(at), rho=rho, lr=0.1,
-                                         generator=torch.Generator().manual_seed(0))
-    assert len(asked) == 1 and torch.allclose((asked[0] - w).norm(dim=1), rho[:, 0])
-    assert torch.allclose(moved, w - 0.1 * quadratic(asked[0]))
-
-
 def test_bound_against_the_formula_written_out():
     b = study.Bound(k=1000, n=200, rho=0.1, norm=5.0)
     inner = 1 + 25 / 0.01 * (1 + math.sqrt(math.log(200) / 1000)) ** 2
@@ -55,21 +45,6 @@ def test_each_kind_is_its_own_rule_and_at_radius_0_all_are_sgd():
     assert len({tuple(end.flatten().tolist()) for end in ends.values()}) == len(study.LIVE)
     still = [study.rule_of(kind)(POINT, quadratic, rho=0.0, lr=0.1)[0] for kind in study.LIVE]
     assert all(torch.allclose(end, POINT - 0.1 * quadratic(POINT)) for end in still)
-
-
-def test_rises_are_those_of_a_perturbation_by_hand(project):
-    s = replace(study.QUICK, train_size=20, batch_size=20, model=lambda seed: models.mlp((64, 4, 10), seed=seed))
-    nets = study.nets(s, lab.start("01_sam", device="cpu"), [5, 6])
-    found, (x, y) = study.rises(nets, 0.7), nets.sets[1].train
-    model = s.model(6).double()
-    params = list(model.parameters())
-    wrong = lambda: 100.0 * (model(x).argmax(1) != y).double().mean().item()
-    before, grads = wrong(), torch.autograd.grad(torch.nn.functional.cross_entropy(model(x), y), params)
-    norm = torch.cat([g.flatten() for g in grads]).norm()
-    with torch.no_grad():
-        for p, g in zip(params, grads, strict=True):
-            p.add_(0.7 * g / norm)
-    assert found["rise 1"][1].item() == pytest.approx(wrong() - before) and len(found) == len(study.INNER)
 
 
 def test_claims_are_paired_by_seed_and_above_0_where_the_paper_is_right():

@@ -33,11 +33,6 @@ def test_measured_is_the_net_with_fresh_statistics(data):
             assert found[f"{part}_error"][k] == pytest.approx(error, abs=1e-9)
 
 
-def test_the_critical_path_in_closed_form(data):
-    assert study.critical_path(data, large=3, s=SHORT) == 6
-    assert study.critical_path(data, large=3, small=2, averaged=True, s=SHORT) == pytest.approx(6 + 8 + 4 / 3)
-
-
 def test_claims_of_the_full_record_are_paired_by_seed_or_not_run():
     larger = pd.DataFrame({"large": [25.0, 26.0], "small": [16.0, 16.5], "before": [20.0, 21.0], "after": [19.0, 20.5]})
     found = {claim.id: claim for claim in swap_claims.full(larger)}

@@ -6,11 +6,6 @@ from studies import decay_runs, warm_restarts_claims
 from studies import warm_restarts as study
 
 
-def test_periods_end_where_the_paper_says():
-    assert study.ends(100, 2, 1800) == [100, 300, 700, 1500] and study.ends(10, 2, 150) == [10, 30, 70, 150]
-    assert study.ends(5, 1, 19) == [5, 10, 15] and study.ends(5, 2, 4) == []
-
-
 @pytest.mark.parametrize("power", [-0.5, 0.3])
 def test_the_exponent_of_a_made_up_law_is_found(power):
     decays = 2.0 ** -np.arange(12, 1, -1)

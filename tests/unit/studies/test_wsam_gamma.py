@@ -38,15 +38,6 @@ def test_adam_feels_the_scale_of_the_loss_only_when_decoupled():
     assert float(together[1] / together[0]) == pytest.approx(1, rel=1e-3) and float(together[0]) > 0
 
 
-def test_without_sharpness_the_convex_run_is_sgd_and_regret_falls():
-    found = theory.online((0.0, 0.9), convex=True, rho=lambda t: 0.0, steps=200, seeds=2, lr=0.1)
-    assert torch.allclose(found["regret"][0], found["regret"][1], atol=1e-12)  # ρ = 0: γ does nothing
-    late = found["regret"][0, 0, 49:].numpy()
-    assert theory.slope(np.arange(50, 201), late) < -0.5
-    assert (found["gradient"][..., 1:] <= found["gradient"][..., :-1]).all()
-    assert found["gradient"].shape == (2, 2, len(theory.looks(200)))
-
-
 def of(noise, errors):
     """Trials and a judged table of the decoupled form: {γ: (held-out error, test error)}."""
     rows = [{"method": "decoupled", "noise": noise, "gamma": g, "seed": s, "test_error": test, "train_error": 1.0}
