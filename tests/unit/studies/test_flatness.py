@@ -1,4 +1,3 @@
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +9,6 @@ from torch.nn.utils import parameters_to_vector
 
 from sharpnb import curvature, lab, paths
 from sharpnb.lab import models
-from sharpnb.lab.pieces import Work, described
 from studies import flatness, flatness_pool, flatness_published, flatness_statements, m_sharpness
 from studies.flatness import TOY
 from studies.flatness_pool import AXES, Settings
@@ -132,22 +130,6 @@ def test_every_method_and_measure_of_the_toy_pool(toy):
                  base=(("width", 4), ("lr_factor", 1.0), ("batch_size", 20), ("weight_decay", 1e-4)))
     weights = torch.stack(flatness_pool.train(flatness_pool.cells(s), s))
     assert weights.isfinite().all() and len(torch.unique(weights, dim=0)) == len(flatness_pool.METHODS)
-
-
-def test_a_sweep_resumes(project, monkeypatch, toy):
-    calls, s = [], replace(TOY, methods=("SGD", "Filter grafting"), seeds=1, noises=(0.0,))
-    original = flatness_pool.rows_of
-    monkeypatch.setattr(flatness_pool, "rows_of", lambda part, s: calls.append(len(part)) or original(part, s))
-    nb = lab.start("18_flatness", profile="toy", device="cpu")
-    rows, spent = flatness_pool.swept(s, Work(nb, "pool", described(s)))
-    assert len(calls) == len(flatness_pool.shards(s)) == 4 and spent > 0
-    next(project.rglob("*.json")).unlink()  # killed while it was at this one
-    again, _ = flatness_pool.swept(s, Work(nb, "pool", described(s)))
-    assert len(calls) == 5 and [{a: row[a] for a in AXES} for row in rows] == flatness_pool.cells(s)
-    pd.testing.assert_frame_equal(pd.DataFrame(again), pd.DataFrame(rows))
-    both = toy.merge(pd.DataFrame(rows), on=list(AXES), suffixes=("", "_alone"))
-    assert len(both) == len(rows)
-    np.testing.assert_allclose(both["trace"], both["trace_alone"], rtol=1e-8)
 
 
 def test_what_is_published_is_what_was_recorded(project, toy):

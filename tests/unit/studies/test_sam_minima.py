@@ -128,13 +128,3 @@ def test_the_full_profile_runs_as_a_toy_and_goes_on_where_it_was_killed(nb, monk
     monkeypatch.setattr(full_study, "one", lambda *args: trainings.append(args[-2:]) or one(*args))
     again = full_study.run_full(nb)
     assert len(trainings) == 2 and [a["test_error"] for a in again] == [b["test_error"] for b in first]
-
-
-def test_a_full_record_of_other_settings_is_no_answer(tmp_path, monkeypatch):
-    cell, nb = full_study.full().cells[0], lab.start("02_sam_minima", profile="quick", device="cpu")
-    committed = Record.find("02_sam_minima", cell.name, "full")
-    assert committed and full_study.full_cells(nb)
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    for values in ({**committed.values, "settings": "others"}, {**committed.values, "entries": []}):
-        Record("02_sam_minima", cell.name, "full", values, 5e-2, 0.5, committed.provenance).save()
-        assert full_study.full_cells(nb) == {}

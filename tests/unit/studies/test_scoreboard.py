@@ -58,14 +58,6 @@ def test_an_effect_is_shown_in_its_unit_and_a_logarithm_as_a_factor(root, unit, 
     assert board.interval(board.primaries()["a"], Claim("a", UP).estimated) == text
 
 
-def test_an_undecided_claim_says_what_it_could_have_seen():
-    commit("03_b", Claim("a", tuple((-1) ** k + 0.1 for k in range(20))))
-    row = next(row for row in board.rows() if row.claim)
-    assert row.verdict == "undecided" and row.judged.visible
-    assert scoreboard.undecided(board.rows()) == f"undecided: 1\n  a (quick): could see {row.judged.visible:.2f}"
-    assert f"could see {row.judged.visible:.2f} |" in report.page()
-
-
 @pytest.mark.parametrize(("made_by", "rests", "age"), [
     ("", "NVIDIA H200", "as today"), ("0123456789abcdef", "NVIDIA H200, stale", "changed since"),
     (None, "NVIDIA H200, stale", "not noted")])
