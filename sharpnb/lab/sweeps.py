@@ -9,8 +9,8 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -245,7 +245,7 @@ def _attempt(
     shards: Mapping[str, Shard], client: Any, jobs: int, finished: Callable[[str, Rows], None]
 ) -> dict[str, Exception]:
     """Run shards, tell of each that is finished, and return the errors of those that failed."""
-    failed: dict[str, Exception] = {}
+    failed: dict[str, Exception] = dict.fromkeys(shards, BrokenExecutor("its worker is gone"))
 
     def told(key: str, result: Callable[[], Rows]) -> None:
         try:
@@ -254,14 +254,17 @@ def _attempt(
             failed[key] = error
         else:
             finished(key, rows)
+            del failed[key]
 
     if not shards or (client is None and jobs == 1):
         for key, shard in shards.items():
             told(key, functools.partial(run, shard))
         return failed
     with _workers(client, jobs) as executor:
-        with usercode.starting_workers():
-            running = {executor.submit(run, shard): key for key, shard in shards.items()}
+        running: dict[Future[Rows], str] = {}
+        with usercode.starting_workers(), suppress(BrokenExecutor):  # by a worker that has died already
+            for key, shard in shards.items():
+                running[executor.submit(run, shard)] = key
         for future in as_completed(running):
             told(running[future], future.result)
     return failed
