@@ -11,7 +11,7 @@ thread, CPU time, every tool once a round in turn, medians of the paired ratios 
 faster) with the lowest and the highest round.
 
 PyHessian 0.1 calls ``torch.eig``, which PyTorch removed; it is patched, or it would not run. All tools share one
-process, with a heap that keeps what is freed (``allocator.py``).
+process, with a heap that keeps what is freed (the setting of the Makefile).
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from allocator import keep_freed_memory
 from measuring import cell, machine, pieces, ratios, seconds
 from pages import markdown
 from sklearn.datasets import load_digits
@@ -39,7 +38,6 @@ from sharpnb.curvature.spectrum import wasserstein
 
 warnings.filterwarnings("ignore")
 torch.set_num_threads(1)
-keep_freed_memory()
 Rows = list[list[str]]
 PEERS = ["PyHessian", "curvlinops", "eigenthings"]
 DATA = {"one": "one batch of 256", "five": "five batches of 256"}

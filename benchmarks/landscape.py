@@ -2,7 +2,7 @@
 
 The reference is what the landscape scripts of today do: for each point copy every parameter into the module, renew
 BatchNorm's statistics by PyTorch's own ``update_bn`` where they are to be renewed, and run batches of 128, a host read
-a batch. Both sides have the allocator's setting of ``allocator.py``, and 250 images in a batch of ``update_bn``.
+a batch. Both sides have the allocator's setting of the Makefile, and 250 images in a batch of ``update_bn``.
 Run: ``python benchmarks/landscape.py [--write]``; it prints, asserts nothing, and writes RESULTS_landscape.md.
 """
 
@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from allocator import keep_freed_memory
 from measuring import cell, machine, seconds
 from pages import markdown
 from torch import nn
@@ -98,7 +97,6 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    keep_freed_memory()
     head = ["net", "weights", "points on a side", "copying, ms a point", "`surface`, ms a point",
             "copying / `surface` (range)", "goal", "largest relative error"]
     rows = [measure(name, given.pairs) for name in CASES]

@@ -1,7 +1,7 @@
 """How much faster is a cell of a sweep? ``train_many`` beside a plain loop of torch.optim runs and torch.func.vmap.
 
 Ratios of CPU time, one thread, paired within a round, their median and range over the rounds; equal work: the same
-steps on the same batches, no evaluation; every side has the allocator's setting of ``allocator.py``.
+steps on the same batches, no evaluation; every side has the allocator's setting of the Makefile.
 Run: ``python benchmarks/sweeps.py [--rounds 5] [--members 32] [--write]``; the page RESULTS_sweeps.md.
 """
 
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from allocator import keep_freed_memory
 from measuring import Job, cell, machine, seconds, times
 from pages import markdown
 from torch import nn
@@ -117,7 +116,6 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    keep_freed_memory()
     head = ["net", "rule", "loop / `train_many` (range)", "goal", "vmap / `train_many` (range)"]
     rows = [measure(name, rule, given.members, given.steps, given.rounds) for name in NETS for rule in ("sgd", "sam")]
     lines = [

@@ -11,7 +11,7 @@ from torch import nn
 from sharpnb.checkpoints import torchfile
 from sharpnb.lab.data import DataError
 
-AUGMENTS = ("crop", "autoaugment", "none")
+AUGMENTS = ("crop", "none")
 
 
 def folders(root: Path) -> tuple[Any, Any]:
@@ -20,23 +20,16 @@ def folders(root: Path) -> tuple[Any, Any]:
     Raises:
         DataError: if a folder, its classes or their images are missing, or the two have different classes.
     """
-    layout = f"Expected are images in {root}/train/<class>/ and {root}/val/<class>/, the same classes in both."
+    from torchvision.datasets import ImageFolder
+
     try:
-        from torchvision.datasets import ImageFolder
-    except ImportError as error:
-        raise DataError("torchvision, which reads images, is missing: pip install 'sharpnb[notebooks]'.") from error
-    parts = []
-    for name in ("train", "val"):
-        if not (root / name).is_dir():
-            raise DataError(f"{root / name} is not there. {layout}")
-        try:
-            parts.append(ImageFolder(str(root / name)))
-        except FileNotFoundError as error:
-            raise DataError(f"{root / name} cannot be used: {error} {layout}") from error
-    if parts[0].classes != parts[1].classes:
-        alone = sorted(set(parts[0].classes) ^ set(parts[1].classes))
-        raise DataError(f"{root}: the classes {', '.join(alone[:5])} are in one of train/ and val/ alone. {layout}")
-    return parts[0], parts[1]
+        train, val = (ImageFolder(str(root / name)) for name in ("train", "val"))
+    except FileNotFoundError as error:
+        raise DataError(f"{root} cannot be used: {error}. Expected are images in {root}/train/<class>/ and "
+                        f"{root}/val/<class>/, the same classes in both.") from error
+    if alone := sorted(set(train.classes) ^ set(val.classes)):
+        raise DataError(f"{root}: the classes {', '.join(alone[:5])} are in one of train/ and val/ alone.")
+    return train, val
 
 
 def network(name: str, weights: str, classes: int, new_head: bool, seed: int) -> tuple[nn.Module, Any]:
@@ -117,12 +110,9 @@ def set_transforms(train: Any, val: Any, preset: Any, resolution: int, augment: 
     """Give both image folders their transforms, those of the published weights where there are any.
 
     Evaluation: the shorter side to 8/7 of the resolution (or what the weights say) and the middle cut out. Training:
-    a random part of the image, scaled to the resolution, mirrored or not (``"crop"``); AutoAugment's policy for CIFAR
-    after it (``"autoaugment"``, which the paper uses for CIFAR alone); or the evaluation's (``"none"``).
+    a random part of the image, scaled to the resolution, mirrored or not (``"crop"``); or as that (``"none"``).
     """
     from torchvision.transforms import (
-        AutoAugment,
-        AutoAugmentPolicy,
         CenterCrop,
         Compose,
         InterpolationMode,
@@ -139,6 +129,5 @@ def set_transforms(train: Any, val: Any, preset: Any, resolution: int, augment: 
     mean, std = (preset.mean, preset.std) if preset else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     tail = [ToTensor(), Normalize(mean, std)]
     val.transform = Compose([Resize(short, interpolation=how), CenterCrop(side), *tail])
-    policy = [AutoAugment(AutoAugmentPolicy.CIFAR10)] if augment == "autoaugment" else []
-    cropped = Compose([RandomResizedCrop(side, interpolation=how), RandomHorizontalFlip(), *policy, *tail])
+    cropped = Compose([RandomResizedCrop(side, interpolation=how), RandomHorizontalFlip(), *tail])
     train.transform = val.transform if augment == "none" else cropped

@@ -28,7 +28,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class Protocol:
     rho: float = _option(0.05, "radius of SAM; 0 is SGD")
     label_smoothing: float = _option(0.0, "share of the label spread over all classes")
     resolution: int = _option(0, "side of the image in pixels; 0: that of the weights, 224 without weights")
-    augment: str = _option("crop", "crop (random resized crop, mirror image), autoaugment (and that) or none")
+    augment: str = _option("crop", "crop (random resized crop, mirror image) or none")
 
     def __post_init__(self) -> None:
         if (self.epochs > 0) == (self.steps > 0):
@@ -106,7 +106,7 @@ PROTOCOLS = {
 
 def fit(
     data: str | Path, protocol: Protocol, out: str | Path, *, seed: int = 0, device: str = "auto", workers: int = 0,
-    bf16: bool = False, every: int = 1, report: Callable[[Row], None] | None = None,
+    bf16: bool = False, every: int = 1, report: Callable[[Row], None] = lambda _: None,
 ) -> list[Row]:
     """Train a network on a folder of images, and go on where a stopped run left off.
 
@@ -130,32 +130,26 @@ def fit(
         ValueError: for a setting that does not fit the data, the ranks or the checkpoint in ``out``.
         FloatingPointError: if the loss is no longer finite; the checkpoint of the epoch before is kept.
     """
-    if every < 1:
-        raise ValueError(f"every = {every}: must be at least 1, which evaluates and saves after each epoch.")
     own_group = dist.is_torchelastic_launched() and not dist.is_initialized()
     where = _device(device)
     if own_group:
         dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
     try:
         with torch.random.fork_rng([where] if where.type == "cuda" else []):
-            rows = _run(_Run(Path(data), protocol, Path(out), seed, where, workers, bf16), every, report)
+            run = _Run(Path(data), protocol, Path(out), seed, where, workers, bf16)
+            run.resume()
+            while run.step < run.steps:
+                row = run.epoch()
+                if row["epoch"] % every == 0 or run.step == run.steps:
+                    run.evaluate_and_save(row)
+                    if run.rank == 0:
+                        report(row)
         if own_group:
             dist.barrier()  # a rank that leaves early takes the connection with it
-        return rows
+        return run.rows
     finally:
         if own_group:
             dist.destroy_process_group()
-
-
-def _run(run: _Run, every: int, report: Callable[[Row], None] | None) -> list[Row]:
-    run.resume()
-    while run.step < run.steps:
-        row = run.epoch()
-        if row["epoch"] % every == 0 or run.step == run.steps:
-            run.evaluate_and_save(row)
-            if report and run.rank == 0:
-                report(row)
-    return run.rows
 
 
 def _device(device: str) -> torch.device:
@@ -177,8 +171,12 @@ class _Run:
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if ranked else (0, 1)
         self.train, self.val = imagefolder.folders(data)
         self._fit_sizes()
-        with self._first_rank_first():
-            self.net, preset = imagefolder.network(p.model, p.weights, len(self.train.classes), p.new_head, seed)
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        if ranked and local:  # one process of each machine fetches weights before the others look for them
+            dist.barrier()
+        self.net, preset = imagefolder.network(p.model, p.weights, len(self.train.classes), p.new_head, seed)
+        if ranked and not local:
+            dist.barrier()
         imagefolder.set_transforms(self.train, self.val, preset, p.resolution, p.augment)
         self.net.to(device)
         if device.type == "cuda":
@@ -203,10 +201,6 @@ class _Run:
                              f"{self.m}. Choose a batch_size that {self.world * self.m} divides, or another shard.")
         self.per_epoch = n // p.batch_size
         self.steps = p.steps or p.epochs * self.per_epoch
-
-    def _first_rank_first(self) -> AbstractContextManager[None]:
-        """Let one process of each machine fetch weights before the others look for them."""
-        return _Turns(int(os.environ.get("LOCAL_RANK", 0))) if dist.is_initialized() else nullcontext()
 
     # -- an epoch -----------------------------------------------------------------------------------------------------
 
@@ -336,21 +330,6 @@ def _own_buffers() -> dict[str, Any]:
     return {"forward_sync_buffers" if newer else "broadcast_buffers": False}
 
 
-class _Turns:
-    """Local rank 0 runs the block first, the others wait for it."""
-
-    def __init__(self, local_rank: int) -> None:
-        self.first = local_rank == 0
-
-    def __enter__(self) -> None:
-        if not self.first:
-            dist.barrier()
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if self.first and kind is None:  # after an error torchrun ends the others
-            dist.barrier()
-
-
 # -- the command line -------------------------------------------------------------------------------------------------
 
 
@@ -364,7 +343,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--workers", type=int, default=4, help="processes that read images, a rank")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
-    parser.add_argument("--every", type=int, default=1, help="epochs from one evaluation and checkpoint to the next")
     for f in fields(Protocol):
         flag = {"action": argparse.BooleanOptionalAction}
         kind: dict[str, Any] = flag if f.type == "bool" else {"type": type(f.default)}
@@ -384,7 +362,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         protocol = replace(PROTOCOLS[args["protocol"]], **given)
         fit(args["data"], protocol, args["out"], seed=args["seed"], device=args["device"], workers=args["workers"],
-            bf16=args["bf16"], every=args["every"], report=_say)
+            bf16=args["bf16"], report=_say)
     except (DataError, ValueError, FloatingPointError) as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -21,11 +21,10 @@ if __name__ == "__main__" and not sys.flags.safe_path and not os.path.isdir("sha
 
 try:
     import typer
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
     from typer import Option
-
-    from sharpnb import console
 except ModuleNotFoundError as error:  # the optimizers and the Hessian tool come without the command's libraries
     raise SystemExit(f"The sharpnb command needs {error.name}: pip install 'sharpnb[notebooks]'") from None
 
@@ -38,11 +37,16 @@ app = typer.Typer(
     "Start with [bold]sharpnb doctor[/bold] (does this machine have what it takes?) and [bold]sharpnb run[/bold] "
     "(executes every notebook that is not up to date, some minutes on a laptop).",
 )
-_console = console.Terminal()
+_console = Console()
 _Names = Annotated[
     list[str] | None,
     typer.Argument(metavar="NAMES", help="Notebooks, as number (03), name (03_hessian_spectra) or path. All without."),
 ]
+
+
+def _say(text: str) -> None:
+    """Print a text as it is, in one line."""
+    _console.print(Text(text), soft_wrap=True)
 
 
 def _show_version(asked: bool) -> None:
@@ -75,7 +79,7 @@ def _name_passed_over() -> None:
     from sharpnb.runner.catalogue import passed_over
 
     for name, reason in passed_over().items():
-        _console.print(Text(f"Passed over: {name}.ipynb. {reason}", "yellow"), soft_wrap=True)
+        _say(f"Passed over: {name}.ipynb. {reason}")
 
 
 @app.command()
@@ -104,7 +108,7 @@ def run(
         _name_passed_over()
     if dry_run:
         for step in runner.plan(names, profile, given, force=force, update=update):
-            _console.say(f"{'run ' if step.why else 'skip'} {step.name}: {step.reason}")
+            _say(f"{'run ' if step.why else 'skip'} {step.name}: {step.reason}")
         return
     for name in ("papermill", "ipykernel"):  # here, for the processes that need them have no one to tell
         if not find_spec(name):
@@ -116,7 +120,7 @@ def run(
             results = runner.run(names, profile, jobs, given, force=force, update=update, watcher=watcher)
     except KeyboardInterrupt:
         _stop("Interrupted. What has finished is kept; the same command goes on from there.", status=130)
-    _console.say(", ".join(f"{n} {end}" for end, n in Counter(result.outcome for result in results).items()) + ".")
+    _say(", ".join(f"{n} {end}" for end, n in Counter(result.outcome for result in results).items()) + ".")
     if not all(result.ok for result in results):
         raise typer.Exit(1)
 
@@ -133,8 +137,8 @@ def replicate(
         file, told = replication.replicate(names, seeds, jobs)
     for row in told["rows"]:
         sides = (f"{row[k]['verdict']} {row[k]['text']}" for k in ("old", "fresh"))
-        _console.say(f"{row['claim']}: {', fresh: '.join(sides)}")
-    _console.say(f"{replication.summary(told['rows'])} {file}")
+        _say(f"{row['claim']}: {', fresh: '.join(sides)}")
+    _say(f"{replication.summary(told['rows'])} {file}")
     if failed := {name: run["failed"] for name, run in told["notebooks"].items() if "failed" in run}:
         _stop("\n".join(f"{name} failed on these seeds: {reason}" for name, reason in failed.items()), status=1)
 
@@ -145,7 +149,7 @@ def report() -> None:
     pages = _of_site("report")
     with _refusing():
         changed = pages.write()
-    _console.say(f"{paths.root() / 'REPORT.md'}, REPORT.html; new are {', '.join(changed) or 'none'}.")
+    _say(f"{paths.root() / 'REPORT.md'}, REPORT.html; new are {', '.join(changed) or 'none'}.")
 
 
 @contextmanager
@@ -172,16 +176,11 @@ def data_sets() -> None:
     """Show which data sets are here, whether their files are whole, and how to get the others."""
     from sharpnb.lab import data
 
-    table = Table("data set", "state")
-    states = {name: data.status(name) for name in data.NAMES}
-    for name, state in states.items():
-        table.add_row(name, Text(state, "green" if state == "ready" else "red" if "damaged" in state else ""))
-    _console.print(table)
-    if any(state != "ready" for state in states.values()):
-        _console.say(
-            f"A missing data set is downloaded when it is first used and a network is there. Without one, copy its "
-            f"files under {paths.datasets()}, or set SHARPNB_DATA to the folder that has them: every file is compared "
-            f"with the MD5 that torchvision publishes. Delete a damaged one: it is then fetched like a missing one.")
+    for name in data.NAMES:
+        _say(f"{name}: {data.status(name)}")
+    _say(f"A missing data set is downloaded when it is first used and a network is there. Without one, copy its files "
+         f"under {paths.datasets()}, or set SHARPNB_DATA to the folder that has them: every file is compared with the "
+         "MD5 that torchvision publishes. Delete a damaged one: it is then fetched like a missing one.")
 
 
 @app.command("doctor")
@@ -193,7 +192,7 @@ def doctor_command() -> None:
     for what, found, remedy in doctor.examine():
         problems += bool(remedy)
         _console.print(Text(f"{what}: {found}" + (f": {remedy}" if remedy else ""), "red" if remedy else ""))
-    _console.say(f"Problems: {problems}.")
+    _say(f"Problems: {problems}.")
     raise typer.Exit(int(problems > 0))
 
 
@@ -224,17 +223,18 @@ def sweep_command(
         return
     if file is None:
         raise RunnerError("Which file? sharpnb sweep FILE.toml; `sharpnb sweep --example` prints one to begin with.")
+    out = out or file.with_suffix(".csv")
     try:
         with _refusing(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "A shard failed twice")  # told below
-            table = sweepfile.sweep_file(file, scheduler, jobs, out=out, say=_console.say)
+            table = sweepfile.sweep_file(file, out, scheduler, jobs)
     except KeyboardInterrupt:
         _stop("Interrupted. Finished shards are kept; the same command goes on from there.", 130)
     failed = table[table["reason"].str.startswith("failed")]
     diverged = len(table[table["reason"] != ""]) - len(failed)
-    _console.say(f"{len(table)} cells, {len(failed)} failed, {diverged} diverged: {out or file.with_suffix('.csv')}")
+    _say(f"{len(table)} cells, {len(failed)} failed, {diverged} diverged: {out}")
     for reason, cells in failed.groupby("reason"):
-        _console.say(f"{len(cells)} cells, the first is row {cells.index[0] + 1}: {reason}")
+        _say(f"{len(cells)} cells, the first is row {cells.index[0] + 1}: {reason}")
     if len(failed) or diverged == len(table):
         raise typer.Exit(1)
 
@@ -285,7 +285,7 @@ def spectrum_command(
     """
     from sharpnb import spectrum as own
 
-    say = _console.say
+    say = _say
     try:
         settings = own.Settings(
             operator, mode, tuple(params or ()), top, steps, probes, seed, None if memory is None else memory * 1e9)
@@ -315,19 +315,18 @@ def _show_spectrum(found: Any, model: str, out: Path, written: list[Path]) -> No
     for name, text in found.rows():
         table.add_row(name, Text(text))
     _console.print(table)
-    _console.say(f"Written: {', '.join(map(str, written))}")
+    _say(f"Written: {', '.join(map(str, written))}")
     if written[0].parent != out:
-        _console.say(f"{out} holds a complete result of another measurement" if found.complete else
+        _say(f"{out} holds a complete result of another measurement" if found.complete else
                      f"{out} holds a complete result, and this one is not. It stays as it is.")
-    if _console.failure is not None:
-        _stop(f"Standard output cannot be written ({_console.failure}). Written: {', '.join(map(str, written))}", 1)
     if not found.complete:
         _stop("It did not come to its end. The same command goes on from its last save, at most a minute ago.", 130)
 
 
 def main() -> None:
     """Run the command line; what can be foreseen ends in a message, never in a traceback."""
-    console.prepare()
+    for stream in (sys.stdout, sys.stderr):  # which may know no Greek letters
+        getattr(stream, "reconfigure", lambda **_: None)(errors="replace")
     try:
         app(_with_pairs(sys.argv[1:]), prog_name="sharpnb")
     except RunnerError as error:
@@ -339,7 +338,7 @@ def main() -> None:
 
 
 def _stop(message: str, status: int = 2) -> NoReturn:
-    console.Terminal(stderr=True).say(message)
+    Console(stderr=True).print(Text(message), soft_wrap=True)
     raise SystemExit(status)
 
 

@@ -25,49 +25,38 @@ def log2_grid(low: int, high: int, times: float = 1.0) -> list[float]:
 def cells_of(grid: Grid) -> list[dict[str, Any]]:
     """Return the cells of a grid: all combinations of its axes, in order.
 
-    A grid is a mapping from names to a value or a list of values; or a list of such mappings, one after the other, for
-    rules with other hyperparameters. Names are those of :func:`sharpnb.lab.train_many`'s settings, ``steps`` and
-    ``batch_size``.
+    A grid is a mapping from names to a value, a list of values, or powers of two as ``{"log2": [-8, 0], "times": 0.1}``
+    (as a TOML file can have them); or a list of such mappings, one after the other, for rules with other
+    hyperparameters. Names are those of :func:`sharpnb.lab.train_many`'s settings, ``steps`` and ``batch_size``.
 
     Raises:
         ValueError: for an empty grid or axis, more than :data:`MOST` cells, a cell that appears twice, or one that
             ``train_many`` would refuse.
     """
-    parts = axes_of(grid)
-    if (number := size(parts)) > MOST:
-        raise ValueError(f"The grid has {number:,} cells ({shape(parts)}), and one table holds at most {MOST:,}. Give "
-                         "fewer values, or cut it into several sweeps.")
-    cells = [dict(zip(axes, values, strict=True)) for axes in parts for values in itertools.product(*axes.values())]
+    given = [grid] if isinstance(grid, Mapping) else grid
+    if not isinstance(given, Sequence) or not all(isinstance(part, Mapping) for part in given) or not any(given):
+        raise ValueError(f"grid = {grid!r} has no cell: give at least {{'rule': 'sgd', 'lr': [0.1]}}.")
+    parts = [{name: _axis(name, values) for name, values in part.items()} for part in given if part]
+    parts = [part if "seed" in part else {**part, "seed": [0]} for part in parts]
+    if (number := sum(math.prod(map(len, part.values())) for part in parts)) > MOST:
+        raise ValueError(f"The grid has {number:,} cells, and one table holds at most {MOST:,}. Give fewer values, or "
+                         "cut it into several sweeps.")
+    cells = [dict(zip(part, values, strict=True)) for part in parts for values in itertools.product(*part.values())]
     seen: dict[str, int] = {}
     for k, cell in enumerate(cells):
         own = settings.validated({name: value for name, value in cell.items() if name not in PER_CALL}, k)
         for name in PER_CALL:
-            if name in cell and (not isinstance(cell[name], int) or cell[name] < 1):
-                raise ValueError(f"setting {k}: {name} = {cell[name]!r}: must be a whole number, 1 or more.")
+            whole(name, cell.get(name, 1), f"setting {k}: ")
         first = seen.setdefault(json.dumps({**own, **cell}, sort_keys=True, default=repr), k)
         if first != k:
             raise ValueError(f"cells {first} and {k} of the grid are the same: {cell}. Remove the repeated value.")
     return cells
 
 
-def axes_of(grid: Grid) -> list[dict[str, Sequence[Any]]]:
-    """Return the values of each axis, for each part of a grid; ValueError where one is empty or can be no setting."""
-    given = [grid] if isinstance(grid, Mapping) else grid
-    if not isinstance(given, Sequence) or not all(isinstance(part, Mapping) for part in given) or not any(given):
-        raise ValueError(f"grid = {grid!r} has no cell: give at least {{'rule': 'sgd', 'lr': [0.1]}}.")
-    parts = [{name: _axis(name, values) for name, values in part.items()} for part in given if part]
-    return [axes if "seed" in axes else {**axes, "seed": [0]} for axes in parts]
-
-
-def size(parts: Sequence[Mapping[str, Sequence[Any]]]) -> int:
-    """Return the number of cells, of which none is made."""
-    return sum(math.prod(map(len, axes.values())) for axes in parts)
-
-
-def shape(parts: Sequence[Mapping[str, Sequence[Any]]]) -> str:
-    """Return the lengths of a grid's axes as a text: ``rule 2 × lr 8 × seed 20``."""
-    return " + ".join(" × ".join(f"{name} {len(values):,}" for name, values in axes.items() if len(values) > 1)
-                      or "1" for axes in parts)
+def whole(name: str, value: Any, where: str = "", least: int = 1) -> None:
+    """Raise a ValueError unless a value is a whole number, ``least`` or more."""
+    if type(value) is not int or value < least:
+        raise ValueError(f"{where}{name} = {value!r}: must be a whole number, {least} or more.")
 
 
 def _axis(name: str, values: Any) -> Sequence[Any]:
@@ -77,8 +66,13 @@ def _axis(name: str, values: Any) -> Sequence[Any]:
         values = plain(values)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    if isinstance(values, dict):
-        return _powers(name, values)
+    match {"times": 1.0, **values} if isinstance(values, dict) else values:
+        case {"log2": [int(low), int(high)], "times": int() | float() as times, **rest} if not rest and (
+                -1074 <= low <= high <= 1023):
+            return log2_grid(low, high, times)
+        case dict():
+            raise ValueError(f"{name} = {values}: an axis is a value, a list or {{log2 = [low, high], times = 1.0}}, "
+                             "whole numbers from -1074 to 1023, low first.")
     pair = name in _PAIRS and isinstance(values, list) and values and not isinstance(values[0], list | None)
     values = values if isinstance(values, list) and not pair else [values]
     if not values:
@@ -86,13 +80,3 @@ def _axis(name: str, values: Any) -> Sequence[Any]:
     if wrong := [value for value in values if isinstance(value, dict | list) and name not in _PAIRS]:
         raise ValueError(f"{name} = {wrong[0]!r}: a value of an axis is a number, a text, true or false.")
     return values
-
-
-def _powers(name: str, told: dict[str, Any]) -> list[float]:
-    match told:
-        case {"log2": [int(low), int(high)], **rest} if rest.keys() <= {"times"} and -1074 <= low <= high <= 1023:
-            times = rest.get("times", 1.0)
-            if isinstance(times, int | float) and not isinstance(times, bool):
-                return log2_grid(low, high, times)
-    raise ValueError(f"{name} = {told}: an axis is a value, a list or {{log2 = [low, high]}}, whole numbers from -1074 "
-                     "to 1023, low first; times is a number.")

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
 import threading
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sharpnb import kept, paths, usercode
+import torch
+from torch import nn
+
+from sharpnb import datafiles, kept, paths, sources, usercode
 from sharpnb.devices import pick_device
-from sharpnb.kept import plain
-from sharpnb.lab.grid import PER_CALL, Grid, cells_of
-from sharpnb.lab.shard import Shard, run
+from sharpnb.lab import models
+from sharpnb.lab.data import Data, load_data
+from sharpnb.lab.grid import PER_CALL, Grid, cells_of, whole
 from sharpnb.lab.training import METRICS
 from sharpnb.many import settings
+from sharpnb.many.schedules import schedule_of
+from sharpnb.many.train import train_many
+from sharpnb.near import near
 from sharpnb.progress import bar
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Rows = list[dict[str, Any]]
+OURS: dict[str, dict[str, Callable[..., Any]]] = {
+    "model": {build.__name__: build for build in (
+        models.mlp, models.cnn, models.resnet, models.resnet18, models.wide_resnet)},
+    "data": {name: functools.partial(load_data, name) for name in datafiles.NAMES},
+}
 
 
 def sweep(
@@ -41,8 +53,8 @@ def sweep(
     name made of everything it depends on (settings, sources, also of functions of one's own, data files, PyTorch), so
     the same call after a kill trains only what is missing, and another call never finds it. Shards do not depend on who
     runs them: any number of processes or machines of one kind gives the same table to the last bit. One that fails (an
-    error, a worker's death) is tried once more by itself. If it fails again its cells are rows with the ``reason`` and
-    no numbers, a warning names their settings, and the next call tries them anew.
+    error, a worker's death) is tried once more. If it fails again its cells are rows with the ``reason`` and no
+    numbers, a warning names their settings, and the next call tries them anew.
 
     Example::
 
@@ -50,7 +62,7 @@ def sweep(
               data={"name": "digits", "train_size": 500}, model={"name": "mlp", "sizes": (64, 24, 10)}, steps=100)
 
     Args:
-        grid: see :func:`cells_of`.
+        grid: see :func:`sharpnb.lab.grid.cells_of`.
         data: ``name`` and arguments of :func:`sharpnb.lab.load_data`; ``"seed": "cell"`` gives each seed its own split.
             A name ``"module:function"`` or ``"file.py:function"`` is a function of one's own.
         model: ``name`` and arguments of a builder in :mod:`sharpnb.lab.models`, or of one's own; it is called with
@@ -74,7 +86,7 @@ def sweep(
         ``reason`` (empty if all went well, else why there are no numbers) and ``curve``, the list of evaluations.
 
     Raises:
-        ValueError: for a bad grid, data set or model, before anything is trained.
+        ValueError: for a bad grid, data set, model or setting, before anything is trained.
         RuntimeError: if it is called by a file that is being imported, for the model that the file defines.
     """
     if file := usercode.importing():
@@ -83,11 +95,16 @@ def sweep(
     cells = cells_of(grid)
     if steps is None and not all("steps" in cell for cell in cells):
         raise ValueError("steps is missing: give steps=, or steps as an axis of the grid.")
-    if jobs < 1 or shard_size < 1:
-        raise ValueError(f"jobs = {jobs}, shard_size = {shard_size}: one of each at least.")
+    counts = {"steps": steps or 1, "batch_size": batch_size, "shard_size": shard_size, "jobs": jobs}
+    for name, value in counts.items():
+        whole(name, value)
+    whole("evaluate_every", evaluate_every, least=0)
+    schedule_of(schedule)
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype = {dtype!r}: choose float32 or float64.")
     common = {"steps": steps, "batch_size": batch_size, "schedule": schedule, "evaluate_every": evaluate_every,
               "dtype": dtype, "bf16": bf16, "device": str(pick_device(device)) if client is None else device}
-    shards = _shards(cells, portable(plain(data)), portable(plain(model)), common, shard_size)
+    shards = _shards(cells, portable(kept.plain(data)), portable(kept.plain(model)), common, shard_size)
     _try_first(next(iter(shards.values()))[1])
     return _table(cells, _results(shards, client, jobs, Path(folder or paths.runs("sweeps")), progress))
 
@@ -95,6 +112,68 @@ def sweep(
 def portable(told: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
     """Name a function of one's own by its file, in a folder or the working one, so that another process finds it."""
     return {**told, "name": usercode.absolute(str(told.get("name")), folder)}
+
+
+# ---- A shard: plain values that any machine can run -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Cells that are trained together; ``data``, ``model`` and ``training`` as :func:`sweep` has them."""
+
+    cells: Rows
+    data: dict[str, Any]
+    model: dict[str, Any]
+    training: dict[str, Any]
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """All that the result depends on: settings, sources (also functions of one's own), data files, PyTorch."""
+        own = [usercode.digest(name) for name in (self.data["name"], self.model["name"]) if ":" in name]
+        files = datafiles.fingerprint(self.data["name"]) if self.data["name"] in datafiles.NAMES else ""
+        return {"shard": asdict(self), "code": sources.mark(["import sharpnb.lab.sweeps"]), "own": own, "files": files,
+                "torch": torch.__version__}
+
+    def net(self, seed: int) -> nn.Module:
+        """Build the net of a seed."""
+        options = {**self.model}
+        return _named(options.pop("name"), "model")(**options, seed=seed)
+
+    def data_of(self, seed: int) -> Data:
+        """Load the data of a cell with this seed."""
+        options = {**self.data}
+        options |= {"seed": seed} if options.get("seed") == "cell" else {}
+        return _named(options.pop("name"), "data")(**options)
+
+
+def run(shard: Shard) -> Rows:
+    """Train a shard's cells on one thread; return each one's metrics, ``reason`` (empty if it went well) and curve."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        loaded = functools.cache(shard.data_of)
+        sets = [loaded(int(cell.get("seed", 0))) for cell in shard.cells]
+        options = shard.training | {"dtype": getattr(torch, shard.training["dtype"])}
+        many = train_many(shard.cells, sets, shard.net, **options, chunk=len(shard.cells), progress=False)
+    finally:
+        torch.set_num_threads(threads)
+    curves: list[Rows] = [[] for _ in shard.cells]
+    for row in many.rows:
+        measured = {name: row[name] for name in row if name == "step" or name.endswith(("_loss", "_error"))}
+        curves[row["member"]].append(measured)
+    ends = ["" if step is None else f"diverged: the loss is not finite at step {step}" for step in many.diverged]
+    return [{**curve[-1], "reason": end, "curve": curve} for curve, end in zip(curves, ends, strict=True)]
+
+
+def _named(name: str, what: str) -> Callable[..., Any]:
+    """Return what builds a ``"model"`` or loads ``"data"``, ours or one of one's own; ValueError if nothing does."""
+    if ":" in name:
+        return usercode.find(name, what)
+    if name not in OURS[what]:
+        raise ValueError(f"name = {name!r}: there is no such {what}.{near(name, OURS[what])} Choose one of "
+                         f"{', '.join(OURS[what])}, or name one of your own as 'module:function' or "
+                         "'file.py:function'.")
+    return OURS[what][name]
 
 
 def _shards(
@@ -125,27 +204,30 @@ def _try_first(shard: Shard) -> None:
         raise ValueError(f"data = {shard.data} with model = {shard.model}: {type(error).__name__}: {error}") from error
 
 
+# ---- Running shards -------------------------------------------------------------------------------------------------
+
+
 def _results(
     shards: dict[str, tuple[list[int], Shard]], client: Any, jobs: int, folder: Path, progress: bool | None
 ) -> dict[int, dict[str, Any]]:
     """Return the result of each cell by its place, from the folder where it is there."""
     found = {key: kept.find(folder / key) for key in shards}
     done: dict[str, Rows] = {key: work[0]["rows"] for key, work in found.items() if work}
-    missing = {key: shard for key, (_, shard) in shards.items() if key not in done}
+    left = {key: shard for key, (_, shard) in shards.items() if key not in done}
     cells = sum(len(places) for places, _ in shards.values())
     with bar(progress, cells, "sweep", "cell", sum(map(len, done.values()))) as shown:
 
         def finished(key: str, rows: Rows) -> None:
-            kept.store(folder / key, {"rows": rows}, vars(missing[key]))
+            kept.store(folder / key, {"rows": rows}, vars(shards[key][1]))
             done[key] = json.loads(json.dumps(rows))  # as a resumed sweep would read them
             shown.update(len(rows))
 
-        failed = _attempt(missing, client, jobs, jobs if client is None else len(missing), finished)
-        failed = _attempt({key: missing[key] for key in failed}, client, jobs, 1, finished)
+        failed = _attempt(left, client, jobs, finished)
+        failed = _attempt({key: left[key] for key in failed}, client, jobs, finished)
     for key, error in failed.items():
         reason = f"failed twice: {type(error).__name__}: {error}"
-        done[key] = [{"reason": reason, "curve": []} for _ in missing[key].cells]
-        warnings.warn(f"A shard {reason}. Its cells have no result: {missing[key].cells}", stacklevel=3)
+        done[key] = [{"reason": reason, "curve": []} for _ in left[key].cells]
+        warnings.warn(f"A shard {reason}. Its cells have no result: {left[key].cells}", stacklevel=3)
     return {place: row for key, (places, _) in shards.items() for place, row in zip(places, done[key], strict=True)}
 
 
@@ -159,53 +241,44 @@ def _table(cells: Rows, results: Mapping[int, Mapping[str, Any]]) -> pd.DataFram
     return pd.DataFrame(rows, columns=[*columns, *last])
 
 
-# ---- Running shards -------------------------------------------------------------------------------------------------
-
-
 def _attempt(
-    shards: Mapping[str, Shard], client: Any, jobs: int, window: int, finished: Callable[[str, Rows], None]
-) -> dict[str, BaseException]:
-    """Run shards, ``window`` of them at once; return the errors of those that failed."""
-    failed: dict[str, BaseException] = {}
-    waiting = deque(shards)
-    while waiting:
-        with _workers(client, jobs) as submit:  # new ones when a worker's death broke the last
-            running: dict[Future[Any], str] = {}
-            try:
-                while waiting or running:
-                    while waiting and len(running) < window:
-                        running[submit(run, shards[waiting[0]])] = waiting[0]
-                        waiting.popleft()
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        key = running.pop(future)
-                        try:
-                            rows = future.result()
-                        except Exception as error:  # the shard's, or that its worker is gone
-                            failed[key] = error
-                        else:
-                            finished(key, rows)
-            except BrokenExecutor as error:  # at the next shard
-                failed |= dict.fromkeys(running.values(), error)
+    shards: Mapping[str, Shard], client: Any, jobs: int, finished: Callable[[str, Rows], None]
+) -> dict[str, Exception]:
+    """Run shards, tell of each that is finished, and return the errors of those that failed."""
+    failed: dict[str, Exception] = dict.fromkeys(shards, BrokenExecutor("its worker is gone"))
+
+    def told(key: str, result: Callable[[], Rows]) -> None:
+        try:
+            rows = result()
+        except Exception as error:  # the shard's, or that its worker is gone
+            failed[key] = error
+        else:
+            finished(key, rows)
+            del failed[key]
+
+    if not shards or (client is None and jobs == 1):
+        for key, shard in shards.items():
+            told(key, functools.partial(run, shard))
+        return failed
+    with _workers(client, jobs) as executor:
+        running: dict[Future[Rows], str] = {}
+        with usercode.starting_workers(), suppress(BrokenExecutor):  # by a worker that has died already
+            for key, shard in shards.items():
+                running[executor.submit(run, shard)] = key
+        for future in as_completed(running):
+            told(running[future], future.result)
     return failed
 
 
 @contextmanager
-def _workers(client: Any, jobs: int) -> Iterator[Callable[..., Future[Any]]]:
-    """Yield how a call is submitted; at an error or Ctrl-C wait for no worker, training or still to come."""
-    if client is None and jobs == 1:
-        yield _here
-        return
+def _workers(client: Any, jobs: int) -> Iterator[Executor]:
+    """Yield what runs calls elsewhere; at an error or Ctrl-C wait for no worker, training or still to come."""
     others = set(multiprocessing.active_children())
     with _at_address(client) if isinstance(client, str) else nullcontext(client) as dask:
         executor = dask.get_executor(pure=False) if dask else ProcessPoolExecutor(
             jobs, multiprocessing.get_context("spawn"), _end_with_parent)
-
-        def submit(*call: Any) -> Future[Any]:
-            with usercode.starting_workers():
-                return executor.submit(*call)
-
         try:
-            yield submit
+            yield executor
         except BaseException:
             own = set(multiprocessing.active_children()) - others
             executor.shutdown(wait=False)
@@ -215,31 +288,16 @@ def _workers(client: Any, jobs: int) -> Iterator[Callable[..., Future[Any]]]:
         executor.shutdown()
 
 
-def _here(function: Callable[..., Any], *given: Any) -> Future[Any]:
-    """Call a function in this process."""
-    future: Future[Any] = Future()
-    try:
-        future.set_result(function(*given))
-    except Exception as error:
-        future.set_exception(error)
-    return future
-
-
-@contextmanager
-def _at_address(address: str) -> Iterator[Any]:
+def _at_address(address: str) -> Any:
+    """Return a client of Dask's for the scheduler at an address."""
     try:
         from distributed import Client
+
+        return Client(address)
     except ImportError as error:
         raise ValueError("A Dask scheduler needs dask and distributed: pip install 'sharpnb[scale]'.") from error
-    try:
-        client = Client(address)
     except (OSError, ValueError) as error:
         raise ValueError(f"No Dask scheduler answers at {address} ({error}). Start one: dask scheduler") from error
-    with client:
-        if not client.scheduler_info()["workers"]:
-            warnings.warn(f"{address} has no worker yet, and the sweep waits for one. Start one: dask worker {address}",
-                          stacklevel=6)
-        yield client
 
 
 def _end_with_parent() -> None:

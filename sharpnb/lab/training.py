@@ -121,8 +121,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     history, base_lrs = History(), [group["lr"] for group in optimizer.param_groups]
     on_gpu = where.type == "cuda"
-    layout = torch.channels_last if (on_gpu if channels_last is None else channels_last) else None
-    look_every, losses = look_every or (100 if on_gpu else 1), []
+    losses, look_every = [], look_every or (100 if on_gpu else 1)
     order = batches(len(data.train_y), batch_size, generator, where)
     per_epoch = max(1, len(data.train_y) // batch_size)
 
@@ -147,7 +146,8 @@ def train(
             index = next(order)
             x, y = data.train_x[index], data.train_y[index]
             x = augment(x, generator) if augment else x
-            x = x.contiguous(memory_format=layout) if layout and x.ndim == 4 else x
+            if x.ndim == 4 and (on_gpu if channels_last is None else channels_last):
+                x = x.contiguous(memory_format=torch.channels_last)
             losses.append(optimizer.step(partial(passes, x, y)))
             if len(losses) == look_every or step + 1 == steps:  # a host read; it also keeps the bar honest
                 read = torch.stack(losses).tolist() if isinstance(losses[0], Tensor) else losses

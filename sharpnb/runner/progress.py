@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
@@ -13,16 +10,13 @@ from sharpnb import paths
 from sharpnb.runner.execute import Result, Watcher
 from sharpnb.runner.plan import Step
 
-_QUIET = 10.0  # seconds between two plain lines of one notebook
-
 
 class Progressing(Watcher):
-    """Bars in a terminal, a line a notebook (name, cell i of n, time); plain lines elsewhere (a log, a pipe)."""
+    """A line at each start and end; between them a bar in a terminal (name, cell i of n, time)."""
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        self.console, self.clock = console, clock
+    def __init__(self, console: Console) -> None:
+        self.console = console
         self.tasks: dict[str, TaskID] = {}
-        self.times: dict[str, tuple[float, float]] = {}  # of the start, and of the last line
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("cell"), MofNCompleteColumn(),
                    TimeElapsedColumn())
         self.bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -36,18 +30,12 @@ class Progressing(Watcher):
 
     def started(self, step: Step) -> None:
         """Show that a notebook begins, and why."""
-        now = self.clock()
-        self.times[step.name] = now, now
         self._line(f"{step.name}: {step.reason}")
         self.tasks[step.name] = self.bars.add_task(step.name, total=None)
 
     def cell(self, name: str, number: int, total: int) -> None:
         """Show the cell that is at work."""
         self.bars.update(self.tasks[name], completed=number, total=total)
-        (begun, said), now = self.times[name], self.clock()
-        if self.bars.disable and now - said > _QUIET:
-            self.times[name] = begun, now
-            self._line(f"{name}: cell {number} of {total}, {now - begun:.0f} s")
 
     def ended(self, result: Result) -> None:
         """Show how a notebook ended, and what it has made anew; a traceback in full."""

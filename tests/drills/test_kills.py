@@ -79,19 +79,6 @@ def written(folder) -> dict:
     return {file: file.stat().st_mtime_ns for file in folder.glob("*.json")}
 
 
-def test_a_sweep(tmp_path):
-    whole, seconds = table_in(tmp_path / "whole"), seconds_of(lambda: table_in(tmp_path / "timed"))
-    for number, luck in enumerate(chances("a sweep of six shards", 3)):
-        folder = tmp_path / str(number)
-        for _ in range(3):
-            killed(lambda folder=folder: table_in(folder), luck, seconds)
-        done = written(folder)
-        resumed = table_in(folder)
-        pd.testing.assert_frame_equal(resumed, whole, check_exact=True)
-        assert done.items() <= written(folder).items(), "a finished shard is kept and not trained again"
-    assert not table_in(tmp_path / "other", grid=GRID | {"seed": [2, 3]}).equals(whole)  # the comparison can fail
-
-
 def test_a_sweep_in_processes(tmp_path):
     whole = table_in(tmp_path / "whole", steps=300)
     for number, luck in enumerate(chances("a sweep in two processes", 1)):

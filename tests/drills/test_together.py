@@ -1,4 +1,4 @@
-"""Two at once in one checkout or in one folder of a sweep."""
+"""Two at once in one checkout."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ import subprocess
 import sys
 import time
 
-import pandas as pd
-from harm import FORK, chances
 from toy import checkout, plain
-
-from sharpnb import lab
 
 
 def printed(root) -> str:
@@ -35,23 +31,3 @@ def test_two_runs(tmp_path):
     assert sorted(said.values()) == [0, 2]
     assert all("Another run is at work in this checkout: process" in text for text, status in said.items() if status)
     assert printed(root) == "whole\n" and (root / "data/runs/quick/count").read_text() == "x"
-
-
-def test_two_sweeps(tmp_path):
-    """In one folder: both end, and the table is the one of an undisturbed sweep."""
-    def table(folder):
-        return lab.sweep({"rule": "sgd", "lr": [0.05, 0.1, 0.2], "seed": [0, 1]}, {"name": "digits", "train_size": 60},
-                         {"name": "mlp", "sizes": (64, 4, 10)}, steps=10, batch_size=20, dtype="float64", device="cpu",
-                         progress=False, shard_size=1, folder=folder)
-
-    whole = table(tmp_path / "whole")
-    for number, _ in enumerate(chances("two sweeps in a folder", 2)):
-        folder = tmp_path / str(number)
-        both = [FORK.Process(target=table, args=(folder,)) for _ in range(2)]
-        for each in both:
-            each.start()
-        for each in both:
-            each.join()
-        assert [each.exitcode for each in both] == [0, 0]
-        pd.testing.assert_frame_equal(table(folder), whole, check_exact=True)
-        assert len(list(folder.iterdir())) == len(list((tmp_path / "whole").iterdir()))

@@ -115,12 +115,6 @@ def test_lightning_accumulates_as_the_plain_loop_does(tmp_path, accumulate):
     assert trainer.global_step == -(-STEPS // accumulate)
 
 
-def test_lightning_counts_the_steps_of_the_accumulating_module(tmp_path):
-    trainer, found = _lightning(_classifier("AccumulatingClassifier", accumulate=2), tmp_path, epochs=9, max_steps=3)
-    assert trainer.global_step == 3
-    assert _same(found, _by_hand(0.5, 2))
-
-
 class _Share(torch.utils.data.Sampler):
     """Every second row, begun at the number of the process: batches of 4 in two processes are those of 8 in one."""
 
@@ -204,34 +198,6 @@ def test_two_processes_of_accelerate_perturb_on_their_mean_gradient(tmp_path):
 
     debug_launcher(_accelerated, (recipe, tmp_path), num_processes=2)
     assert _same(torch.load(tmp_path / "end.pt"), _by_hand(0.5, 2, model=_without_norm()))
-
-
-def test_accelerates_own_accumulation_calls_no_closure_or_is_refused():
-    """What the recipe's first paragraph says; the day this fails, that paragraph is wrong."""
-    _recipe("accelerate_sam")
-    from accelerate import Accelerator
-
-    def train(back_first):
-        accelerator, model, calls = Accelerator(cpu=True, gradient_accumulation_steps=2), _model(), []
-        sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5)
-        model, optimizer, loader = accelerator.prepare(model, sam, _loader())
-        for number, (x, y) in enumerate(loader):
-            def closure(number=number, x=x, y=y):
-                calls.append(number)
-                loss = nn.functional.cross_entropy(model(x), y)
-                accelerator.backward(loss)
-                return loss
-
-            with accelerator.accumulate(model):
-                if back_first:
-                    closure()
-                optimizer.step(closure)
-                optimizer.zero_grad()
-        return calls
-
-    assert train(back_first=False) == [1, 1, 3, 3, 5, 5]
-    with pytest.raises(RuntimeError, match="earlier micro-batches"):
-        train(back_first=True)
 
 
 class _Loss(nn.Module):

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import gpu
 import overview
 import pages
 import pandas as pd
@@ -30,33 +29,3 @@ def test_losses_and_missed_goals_are_shown_and_the_floor_is_no_rival():
     assert "| 0.50 |" in losses and "2.00" not in losses and pages.FLOOR not in losses
     assert "| met |" in overview.page([one(4.0, goal=3.0)])
     assert overview.colour(one(0.99)) == overview.LOSS != overview.colour(one(1.01))
-
-
-@pytest.mark.parametrize(("old", "new", "words"), [
-    ("| median |", "| middle |", "without a column 'median'"),
-    ("## Whole steps, MLP", "## Steps", "'Whole steps, MLP'"),
-])
-def test_a_page_that_lacks_something_is_named(old, new, words, tmp_path, monkeypatch):
-    text = (BENCHMARKS / "RESULTS_optimizers.md").read_text(encoding="utf-8")
-    (tmp_path / "RESULTS_optimizers.md").write_text(text.replace(old, new), encoding="utf-8")
-    monkeypatch.setattr(pages, "HERE", tmp_path)
-    with pytest.raises(ValueError, match=f"RESULTS_optimizers.md has .*{words}"):
-        pages.all_comparisons()
-
-
-@pytest.mark.parametrize(("text", "numbers"), [
-    ("1.87 [1.51, 2.18]", (1.87, 1.51, 2.18)), ("6.01 (5.89 to 6.51)", (6.01, 5.89, 6.51)),
-    ("1.168", (1.168, 1.168, 1.168)),
-])
-def test_numbers_of_a_cell(text, numbers):
-    assert pages._numbers(text) == numbers
-
-
-def test_the_gpu_page_says_what_was_not_measured():
-    kept = {"device": "card", "torch": "2", "training": [{"net": "net", "batch": 8, "graph_ms": 3.0}]}
-    text = gpu.page(kept)
-    assert "| net | 8 | not measured | 3.00 |" in text
-    assert text.endswith("Not measured yet: sam, sweep, together, mps.\n")
-    row = {"how": "a loop", "members": 1, "first_s": 1.0, "ms": 2.0}
-    whole = gpu.page(kept | {"sam": [], "sweep": [row], "together": [], "mps": []})
-    assert "Not measured" not in whole and "| a loop | 1 | 1.0 | 2.00 | 64 |  |" in whole

@@ -39,18 +39,6 @@ def test_every_turned_bit_is_noticed_or_changes_nothing(file):
     assert named > 6 * len(good)
 
 
-def test_an_older_file_without_a_digest_is_read_and_what_is_no_file_of_ours_is_refused(file):
-    file.write_text(json.dumps({"a": 1}))
-    assert kept.read(file) == {"a": 1}
-    for text in ("[1]", "", "{", "1"):
-        file.write_text(text)
-        with pytest.raises(ValueError, match=r"."):
-            kept.read(file)
-    file.unlink()
-    with pytest.raises(FileNotFoundError):
-        kept.read(file)
-
-
 # -- finished work ----------------------------------------------------------------------------------------------------
 
 VALUES = {"rows": [{"x": 0.1, "nan": math.nan, "none": None}], "w": torch.tensor([[1.5, 2.5]]), "n": torch.arange(3)}

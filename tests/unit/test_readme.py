@@ -2,7 +2,6 @@
 
 import email
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -79,22 +78,6 @@ def test_the_links_of_the_published_page_lead_to_files_of_the_repository(publish
         own = [target.removeprefix(base).split("#")[0] for target in targets if target.startswith(base)]
         assert own and all((ROOT / path).is_file() and Path(path).suffix in kinds.split() for path in own)
     assert f'src="{home.replace("github.com", "raw.githubusercontent.com")}/main/figures/' in page
-
-
-@pytest.mark.parametrize(("before", "after"), [
-    ("[a](b.md#c)", "[a](H/blob/main/b.md#c)"), ("![a](b.png)", "![a](H/main/b.png)"),
-    ("[a](<b.md>)", "[a](H/blob/main/b.md)"),
-    ("[a](https://x.org) [b](#c) [d](mailto:e)", "[a](https://x.org) [b](#c) [d](mailto:e)"),
-    ("[![a](b.png)](c.md)", "[![a](H/main/b.png)](H/blob/main/c.md)"),
-    ("```\n[a](b)\n```\n[a](b)", "```\n[a](b)\n```\n[a](H/blob/main/b)"),
-    ("[a](<https://x.org>)", "[a](<https://x.org>)"),
-])
-def test_how_a_link_becomes_absolute(before, after, monkeypatch):
-    import setuptools
-
-    monkeypatch.setattr(setuptools, "setup", lambda **of: None)
-    own = runpy.run_path(str(ROOT / "setup.py"))
-    assert own["absolute"](before, "https://H") == after.replace("(H/", "(https://H/")
 
 
 @pytest.mark.parametrize("name", ["make reproduce", "make lab", "make test", "make site", "make test-recipes"])

@@ -51,19 +51,14 @@ def reached(*code: str) -> set[str]:
     return {name.removeprefix("sharpnb/") for name in sources.digests(list(code))}
 
 
-@pytest.mark.parametrize(
-    "line", ["from sharpnb import lab", "import sharpnb.lab", "def f():\n    from sharpnb.lab import train"]
-)
-def test_everything_behind_an_import_is_found(root, line):
-    assert reached(line) == set(FILES) - {"alone.py"}
-
-
 LATER = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sharpnb.alone import x as x\n"
 STUDIES, TABLE = "notebooks/studies/__init__.py", "notebooks/studies/table.csv"
 
 
 @pytest.mark.parametrize(("files", "line", "expected"), [
     ({}, "from sharpnb.rules import sgd", {"__init__.py", "rules.py"}), ({}, "import numpy as np", set()),
+    ({}, "import sharpnb.lab", set(FILES) - {"alone.py"}),
+    ({}, "def f():\n    from sharpnb.lab import train", set(FILES) - {"alone.py"}),
     ({"sharpnb/style.mplstyle": "x"}, "import sharpnb.alone", {"__init__.py", "alone.py", "style.mplstyle"}),
     ({}, "%matplotlib inline\nif True:\n    !ls\nfrom sharpnb import rules", {"__init__.py", "rules.py"}),
     ({"sharpnb/alone.py": "def broken(:\n"}, "import sharpnb.alone", {"__init__.py", "alone.py"}),
@@ -77,32 +72,6 @@ def test_what_is_reached_is_found_and_nothing_else(root, files, line, expected):
     for name, text in files.items():
         write_whole(root / name, text)
     assert reached(line) == expected
-
-
-def test_a_study_counts_with_what_it_imports_and_no_other_study(root):
-    own = {"__init__.py": "", "a.py": "from studies import b\nfrom sharpnb import rules\n", "b.py": "", "c.py": ""}
-    for name, text in own.items():
-        write_whole(root / "notebooks" / "studies" / name, text)
-    expected = {"__init__.py", "rules.py", *(f"notebooks/studies/{name}.py" for name in ("__init__", "a", "b"))}
-    assert reached("from studies import a") == expected
-    before = sources.digests(["from studies.b import x"])
-    assert before.keys() == {"notebooks/studies/__init__.py", "notebooks/studies/b.py"}
-    write_whole(root / "notebooks" / "studies" / "b.py", "x = 1")
-    assert sources.digests(["from studies.b import x"])["notebooks/studies/b.py"] != before["notebooks/studies/b.py"]
-
-
-def test_a_changed_file_changes_its_digest_and_its_imports(root):
-    before = sources.digests(["import sharpnb.rules"])
-    (root / "sharpnb" / "rules.py").write_text("from sharpnb import alone\n")
-    after = sources.digests(["import sharpnb.rules"])
-    assert after.keys() - before.keys() == {"sharpnb/alone.py"}
-    assert after["sharpnb/rules.py"] != before["sharpnb/rules.py"]
-    assert after["sharpnb/__init__.py"] == before["sharpnb/__init__.py"]
-
-
-def test_without_sources_of_its_own_a_checkout_uses_the_installed_package(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHARPNB_ROOT", str(checkout(tmp_path, {})))
-    assert {"sharpnb/__init__.py", "sharpnb/rules.py"} <= sources.digests(["from sharpnb import rules"]).keys()
 
 
 def test_the_set_up_call_imports_nothing_that_is_not_found():

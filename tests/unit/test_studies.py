@@ -1,7 +1,5 @@
 """Every way of running a notebook, and each kind of worker process, finds ``notebooks/studies``."""
 
-import ast
-import json
 import os
 import subprocess
 import sys
@@ -24,51 +22,11 @@ def called(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
                           env={**clean, "PYTHONPATH": str(ROOT)})
 
 
-def too_early(cell: str) -> bool:
-    """Whether a cell imports a study before it has called ``lab.start``."""
-    for node in ast.parse(cell).body:
-        if any(isinstance(part, ast.Attribute) and part.attr == "start" for part in ast.walk(node)):
-            return False
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "studies":
-            return True
-    return False
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda file: file.stem)
-def test_a_notebook_imports_its_studies_after_the_set_up_call(file):
-    cells = [cell for cell in json.loads(file.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
-    code = ["".join(cell["source"]) for cell in cells]
-    assert not too_early("\n".join(code[: next(k for k, cell in enumerate(code) if "lab.start(" in cell) + 1]))
-
-
-def test_negative_control_an_early_import_is_seen():
-    assert too_early("from studies import a\nnb = lab.start('01_a')")
-    assert too_early("import torch\nfrom studies.a import b")
-    assert not too_early(SET_UP)
-
-
 @pytest.mark.parametrize("folder", ["", "notebooks", "tests/unit"])
 def test_the_set_up_call_lets_the_studies_be_imported_in_any_folder_of_the_checkout(folder):
     code = "from sharpnb import lab; lab.start('x'); from studies import swa; print(swa.__file__)"
     done = called(ROOT / folder, "-c", code)
     assert done.stdout.strip() == str(ROOT / "notebooks" / "studies" / "swa.py"), done.stderr
-
-
-def test_without_the_call_a_kernel_finds_them_in_notebooks_alone():
-    assert called(ROOT / "notebooks", "-c", "import studies").returncode == 0
-    assert "No module named 'studies'" in called(ROOT, "-c", "import sharpnb.lab, studies").stderr
-
-
-def test_nothing_is_put_on_the_path_twice_or_without_a_checkout(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", [part for part in sys.path if part != str(ROOT / "notebooks")])
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    before = list(sys.path)
-    paths.let_studies_be_imported()
-    assert sys.path == before
-    monkeypatch.setenv("SHARPNB_ROOT", str(ROOT))
-    for _ in range(2):
-        paths.let_studies_be_imported()
-    assert sys.path == [str(ROOT / "notebooks"), *before]
 
 
 WORKERS = """

@@ -42,8 +42,3 @@ def test_autoaugment_undoes_the_normalisation_and_keeps_the_size():
     assert torch.allclose(scaled * 0.25 + 0.5, plain, atol=0.02)  # a rounding of 1/255 may be stretched by a contrast
     with pytest.raises(ValueError, match="is not a valid"):
         augment.AutoAugment("mnist")(x, torch.Generator())
-
-
-def test_augmentations_compose_in_order():
-    double, add = (lambda x, _: 2 * x), (lambda x, _: x + 1)
-    assert augment.composed(double, add)(torch.ones(1), torch.Generator()) == 3

@@ -61,7 +61,6 @@ def test_a_run_on_another_processor_keeps_the_figure_and_a_reader_sees_the_fresh
 
 @pytest.mark.parametrize("changed", [
     {"factor": 1 + 2e-3}, {"factor": 1 + 5e-4, "draw": False}, {"factor": 1 + 5e-4, "alt": ALT + " And more."},
-    {"slope": 0.98},  # the same numbers, to the last digit, in another look
 ])
 def test_a_run_replaces_a_figure_with_other_numbers_another_look_or_another_text(monkeypatch, changed):
     monkeypatch.setenv("SHARPNB_KEEP", "1")
@@ -74,18 +73,3 @@ def test_a_figure_without_alternative_text_or_numbers_is_refused(alt, rows, word
     figure, data = _picture()
     with pytest.raises(ValueError, match=words):
         figures.save(figure, paths.figures("n"), "f", alt=alt, data=data.head(rows))
-
-
-def test_a_heat_map_has_a_cell_and_a_text_where_it_says():
-    figure, ax = plt.subplots()
-    values = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
-    colours = figures.heatmap(ax, values, [["a", "b", "c"], ["d", "e", "f"]], rows=["r", "s"], columns=["x", "y", "z"],
-                              upwards=True, vmin=0, vmax=10)
-    figure.canvas.draw()
-    places = {text.get_text(): text.get_position() for text in ax.texts}
-    assert places["a"] == (0.5, 0.5) and places["f"] == (2.5, 1.5)  # column, row
-    assert colours.get_array().ravel().tolist() == [1, 2, 3, 4, 5, 6] and colours.get_clim() == (0, 10)
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["r", "s"] and ax.get_ylim() == (0, 2)
-    figures.heatmap(ax, values, values, rows=["r", "s"], columns=["x", "y", "z"])
-    assert ax.get_ylim() == (2, 0)
-    plt.close(figure)

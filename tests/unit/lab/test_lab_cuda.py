@@ -15,15 +15,15 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sharpnb.averaging import SWA, Lookahead, filter_norms, graft, graft_internal, graft_noise, swap, update_bn
+from sharpnb.averaging import SWA, Lookahead, graft, swap
 from sharpnb.curvature import (
     FisherOperator,
     GGNOperator,
@@ -46,163 +46,11 @@ pytestmark = pytest.mark.skipif(ON_GPU and not torch.cuda.is_available(), reason
 on_gpu_only = pytest.mark.skipif(not ON_GPU, reason="only CUDA has this")
 
 NETS: dict[str, Callable[[int], nn.Module]] = {
-    "mlp": lambda seed: models.mlp((64, 16, 10), seed=seed),
     "mlp, BatchNorm": lambda seed: models.mlp((64, 16, 12, 10), norm=True, seed=seed),
     "cnn": lambda seed: models.cnn(4, seed=seed),
     "cnn, BatchNorm": lambda seed: models.cnn(4, norm=True, seed=seed),
     "resnet": lambda seed: models.resnet(8, width=2, channels=1, seed=seed),
 }
-
-
-@functools.cache
-def _digits() -> Any:
-    data = load_data("digits", train_size=128, dtype=torch.float64)
-    return replace(data, test_x=data.test_x[:100], test_y=data.test_y[:100])
-
-
-def _on(device: str) -> tuple[Tensor, Tensor]:
-    data = _digits().to(device)
-    return data.train_x, data.train_y
-
-
-def _trained(name: str, steps: int = 20, seed: int = 0) -> nn.Module:
-    """A net in float64 on the CPU, some steps from its start."""
-    model, (x, y) = NETS[name](seed).double(), _on("cpu")
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
-    optimizer.zero_grad()
-    return model
-
-
-def _flat(model: nn.Module) -> Tensor:
-    return nn.utils.parameters_to_vector(model.parameters()).detach().cpu()
-
-
-def _assert_same_nets(a: nn.Module, b: nn.Module) -> None:
-    for one, two in zip(a.state_dict().values(), b.state_dict().values(), strict=True):
-        torch.testing.assert_close(one.cpu(), two.cpu(), rtol=1e-8, atol=1e-10)
-
-
-@pytest.mark.parametrize(("name", "mode", "operator"), [
-    ("cnn", "eval", HessianOperator), ("cnn, BatchNorm", "eval", HessianOperator),
-    ("cnn, BatchNorm", "batch_stats", HessianOperator), ("cnn", "eval", GGNOperator),
-    ("cnn, BatchNorm", "batch_stats", GGNOperator), ("cnn, BatchNorm", "eval", FisherOperator),
-])
-def test_products_with_the_curvature_are_those_of_the_cpu(name: str, mode: Any, operator: Any) -> None:
-    found = []
-    block = torch.randn(sum(p.numel() for p in NETS[name](0).parameters()), 3, dtype=torch.float64)
-    for device in ("cpu", DEVICE):
-        model, (x, y) = _trained(name).to(device), _on(device)
-        op = operator(model, F.cross_entropy, [(x[:100], y[:100]), (x[100:], y[100:])], mode=mode)
-        assert op.device.type == torch.device(device).type
-        found.append((op @ block[:, 0].to(device), op @ block.to(device)))
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(other.cpu(), one, rtol=1e-8, atol=1e-10)
-    assert found[0][1].norm() > 1e-2
-
-
-def test_spectra_are_those_of_the_cpu() -> None:
-    found = []
-    for device in ("cpu", DEVICE):
-        op = HessianOperator(_trained("cnn").to(device), F.cross_entropy, _on(device))
-        top = top_eigenvalues(op, 3, tol=1e-8)
-        density = spectral_density(op, steps=20, probes=2, seed=1)
-        assert top.converged and top.vectors is not None and top.vectors.device.type == op.device.type
-        found.append([*top.values, density.lambda_max, density.lambda_min, density.trace.value, trace(op).value])
-    np.testing.assert_allclose(found[1], found[0], rtol=1e-6)
-    assert found[0][0] == pytest.approx(found[0][3], rel=1e-5) and found[0][0] > 1e-2
-
-
-def test_sharpness_is_that_of_the_cpu() -> None:
-    found = []
-    for device in ("cpu", DEVICE):
-        net = _trained("cnn, BatchNorm").to(device), F.cross_entropy, _on(device)
-        kinds = [{}, {"m": 32}, {"steps": 5}, {"adaptive": True, "rho": 0.5}, {"p": math.inf, "rho": 0.005}]
-        values = [sharpness(*net, **({"rho": 0.05} | kind)).value for kind in kinds]
-        found.append([*values, average_sharpness(*net, 0.01).value])
-    np.testing.assert_allclose(found[1], found[0], rtol=1e-7)
-    assert min(found[0]) > 1e-5
-
-
-@pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("renewed", [False, True])
-def test_a_surface_is_that_of_the_cpu(name: str, renewed: bool) -> None:
-    model, found = _trained(name), []
-    plane = Plane.random(model, seed=1)
-    for device in ("cpu", DEVICE):
-        x, y = _on(device)
-        net, data = copy.deepcopy(model).to(device), {"train": (x, y), "some": [(x[:50], y[:50]), (x[50:70], y[50:70])]}
-        values = surface(net, plane, data, size=5, update_bn=x.split(60) if renewed else None).values
-        found.append(values)
-        _assert_same_nets(net, model)
-    for column, expected in found[0].items():
-        np.testing.assert_allclose(found[1][column], expected, rtol=1e-7, atol=1e-9)
-    assert np.ptp(found[0]["train_loss"]) > 0.1
-
-
-def _averaged_by_swa(model: nn.Module, x: Tensor, y: Tensor) -> nn.Module:
-    optimizer, swa = torch.optim.SGD(model.parameters(), lr=0.1), SWA(model)
-    for batch, target in zip(x.split(32), y.split(32), strict=True):
-        optimizer.zero_grad()
-        F.cross_entropy(model(batch), target).backward()
-        optimizer.step()
-        swa.update()
-    swa.update_bn(x.split(50))
-    other = SWA(model)
-    other.load_state_dict(swa.state_dict())
-    assert all(t.device.type == x.device.type for t in other.average.values())
-    other.copy_to(model)
-    return model
-
-
-def _by_lookahead(model: nn.Module, x: Tensor, y: Tensor) -> nn.Module:
-    base = SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.05)
-    optimizer = Lookahead(base, k=3, momentum="pullback")
-
-    def closure() -> Tensor:
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        return loss
-
-    for _ in range(8):
-        optimizer.step(closure)
-    with optimizer.slow_weights():
-        slow = copy.deepcopy(model)
-    assert not torch.equal(_flat(slow), _flat(model))
-    return nn.ModuleList([model, slow])
-
-
-def _grafted(model: nn.Module, x: Tensor, y: Tensor) -> nn.Module:
-    nets = nn.ModuleList([model, *(_trained("cnn, BatchNorm", 10, seed).to(x.device) for seed in (1, 2))])
-    graft(list(nets))
-    graft(list(nets), c=5.0, criterion="l1")
-    assert graft_noise(nets[0], 3.0, 0.1, torch.Generator().manual_seed(0)) > 0
-    assert graft_internal(nets[1], float(filter_norms(nets[1])["3"].median()) + 1e-6) > 0
-    update_bn(nets[0], (x, y))
-    return nets
-
-
-def _by_swap(model: nn.Module, x: Tensor, y: Tensor) -> nn.Module:
-    def epoch(model: nn.Module, number: int) -> float:
-        F.cross_entropy(model(x[32 * number : 32 * number + 32]), y[32 * number : 32 * number + 32]).backward()
-        torch.optim.SGD(model.parameters(), lr=0.1).step()
-        model.zero_grad()
-        return 0.5
-
-    swap(model, epoch, epoch, x.split(50), tau=1.0, max_epochs=2, workers=2)
-    return model
-
-
-@pytest.mark.parametrize("made", [_averaged_by_swa, _by_lookahead, _grafted, _by_swap])
-def test_averages_are_those_of_the_cpu(made: Callable[..., nn.Module]) -> None:
-    here, there = (made(_trained("cnn, BatchNorm").to(device), *_on(device)) for device in ("cpu", DEVICE))
-    assert next(there.parameters()).device.type == torch.device(DEVICE).type
-    _assert_same_nets(there, here)
-
-
 OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "adamw": lambda p: AdamW(p, lr=0.01, weight_decay=1e-3),
     "sam": lambda p: SAM(p, torch.optim.SGD, rho=0.05, lr=0.1, momentum=0.9),
@@ -215,23 +63,127 @@ RULES: dict[str, dict[str, Any]] = {
 }
 
 
+@functools.cache
+def _digits() -> Any:
+    data = load_data("digits", train_size=128, dtype=torch.float64)
+    return replace(data, test_x=data.test_x[:100], test_y=data.test_y[:100])
+
+
+def _trained(name: str, device: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """Return a net in float64, some steps from its start, and the images, on a device."""
+    model, (x, y) = NETS[name](0).double(), _digits().train
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(20):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return model.to(device), x.to(device), y.to(device)
+
+
+def _flat(model: nn.Module) -> Tensor:
+    return nn.utils.parameters_to_vector(model.parameters()).detach().cpu()
+
+
 def _table(rows: list[dict[str, float]]) -> Tensor:
     names = ("train_loss", "train_error", "test_loss", "test_error")
     return torch.tensor([[row[name] for name in names] for row in rows], dtype=torch.float64)
 
 
+# ---- What is the same on a GPU: each returns tensors, numbers or the state of nets ----------------------------------
+
+
+def _products(name: str, mode: Any, operator: Any, device: str) -> list[Tensor]:
+    model, x, y = _trained(name, device)
+    op = operator(model, F.cross_entropy, [(x[:100], y[:100]), (x[100:], y[100:])], mode=mode)
+    assert op.device.type == torch.device(device).type
+    block = torch.randn(op.shape[0], 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
+    return [op @ block[:, 0], op @ block]
+
+
+def _spectrum(device: str) -> list[float]:
+    model, x, y = _trained("cnn", device)
+    op = HessianOperator(model, F.cross_entropy, (x, y))
+    top, density = top_eigenvalues(op, 3, tol=1e-8), spectral_density(op, steps=20, probes=2, seed=1)
+    assert top.converged and top.vectors is not None and top.vectors.device.type == op.device.type
+    return [*top.values, density.lambda_max, density.lambda_min, density.trace.value, trace(op).value]
+
+
+def _sharpness(device: str) -> list[float]:
+    model, x, y = _trained("cnn, BatchNorm", device)
+    net = model, F.cross_entropy, (x, y)
+    kinds = [{}, {"m": 32}, {"steps": 5}, {"adaptive": True, "rho": 0.5}, {"p": math.inf, "rho": 0.005}]
+    return [*(sharpness(*net, **({"rho": 0.05} | kind)).value for kind in kinds), average_sharpness(*net, 0.01).value]
+
+
+def _surface(name: str, renewed: bool, device: str) -> list[Any]:
+    model, x, y = _trained(name, device)
+    data = {"train": (x, y), "some": [(x[:50], y[:50]), (x[50:70], y[50:70])]}
+    plane = Plane.random(_trained(name, "cpu")[0], seed=1)
+    return list(surface(model, plane, data, size=5, update_bn=x.split(60) if renewed else None).values.values())
+
+
+def _averages(device: str) -> list[Tensor]:
+    model, x, y = _trained("cnn, BatchNorm", device)
+    optimizer = Lookahead(SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.05), k=3)
+    swa, other = SWA(model), copy.deepcopy(model)
+
+    def closure() -> Tensor:
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    def epoch(model: nn.Module, number: int) -> float:
+        F.cross_entropy(model(x[32 * number : 32 * number + 32]), y[32 * number : 32 * number + 32]).backward()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+        model.zero_grad()
+        return 0.5
+
+    for _ in range(8):
+        optimizer.step(closure)
+        swa.update()
+    swa.update_bn(x.split(50))
+    resumed = SWA(model)
+    resumed.load_state_dict(swa.state_dict())
+    resumed.copy_to(model)
+    swap(other, epoch, epoch, x.split(50), tau=1.0, max_epochs=2, workers=2)
+    graft([copy.deepcopy(model), grafted := copy.deepcopy(other)])
+    return [t for net in (model, other, grafted) for t in net.state_dict().values()]
+
+
+@pytest.mark.parametrize("made", [
+    partial(_products, "cnn", "eval", HessianOperator), partial(_products, "cnn, BatchNorm", "eval", HessianOperator),
+    partial(_products, "cnn, BatchNorm", "batch_stats", HessianOperator),
+    partial(_products, "cnn", "eval", GGNOperator), partial(_products, "cnn, BatchNorm", "batch_stats", GGNOperator),
+    partial(_products, "cnn, BatchNorm", "eval", FisherOperator), _spectrum, _sharpness, _averages,
+    *(partial(_surface, name, renewed) for name in NETS for renewed in (False, True))])
+def test_what_a_tool_gives_is_what_it_gives_on_the_cpu(made: Callable[[str], list[Any]]) -> None:
+    here, there = ([torch.as_tensor(value).cpu() for value in made(device)] for device in ("cpu", DEVICE))
+    for one, other in zip(here, there, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-6 if made is _spectrum else 1e-7, atol=1e-9)
+    assert max(float(value.abs().max()) for value in here) > 1e-2
+
+
+# ---- Trainings ------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("rule", OPTIMIZERS)
 @pytest.mark.parametrize("name", NETS)
-def test_a_training_is_that_of_the_cpu(name: str, rule: str) -> None:
+def test_a_training_is_that_of_the_cpu_also_by_graphs(name: str, rule: str) -> None:
     ends = []
-    for device in ("cpu", DEVICE):
+    for device, graphs in (("cpu", False), (DEVICE, False), (DEVICE, True)):
         model = NETS[name](0).double().to(device)
-        history = train(model, _digits(), OPTIMIZERS[rule](model.parameters()), steps=10, batch_size=32, device=device,
-                        augment=shift_and_flip(1, flip=False), evaluate_every=5, keep=(5,), progress=False)
-        ends.append((_flat(model), history.weights[5], _table(history.rows)))
+        optimizer = OPTIMIZERS[rule](model.parameters())
+        if graphs and rule in ("sam", "wsam"):
+            optimizer.model = optimizer._statistics.model = model
+        history = train(model, _digits(), optimizer, steps=12, batch_size=32, device=device, evaluate_every=4, seed=1,
+                        augment=shift_and_flip(1, flip=False), keep=(5,), progress=False, graphs=graphs)
+        buffers = [torch.zeros(1), *(b.double().flatten().cpu() for b in model.buffers())]
+        ends.append((_flat(model), history.weights[5], _table(history.rows), torch.cat(buffers)))
         assert next(model.parameters()).device.type == torch.device(device).type
-    for there, here in zip(ends[1], ends[0], strict=True):
+    for here, there, captured in zip(*ends, strict=True):
         torch.testing.assert_close(there, here, rtol=1e-7, atol=1e-8)
+        torch.testing.assert_close(captured, there, rtol=1e-9, atol=1e-10)
     assert (ends[0][0] - _flat(NETS[name](0))).abs().max() > 1e-2
 
 
@@ -251,35 +203,18 @@ def test_many_trainings_are_those_of_the_cpu(name: str, rule: str) -> None:
     assert (ends[0][0][0] - _flat(NETS[name](0))).abs().max() > 1e-2
 
 
-def test_bfloat16_trains_and_images_come_channels_last_on_a_gpu() -> None:
+@on_gpu_only
+def test_bfloat16_trains_and_images_come_channels_last() -> None:
     data = _digits().to("cpu", torch.float32)
     colours = replace(data, train_x=data.train_x.repeat(1, 3, 1, 1), test_x=data.test_x.repeat(1, 3, 1, 1))
-    for channels_last in (None if ON_GPU else True, False):
-        model, seen = models.resnet(8, width=8, seed=0), []
-        model[0].register_forward_pre_hook(lambda layer, given, seen=seen: seen.append(
-            (layer.training, given[0].is_contiguous(memory_format=torch.channels_last))))
-        history = train(model, colours, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), steps=40,
-                        batch_size=32, device=DEVICE, bf16=True, channels_last=channels_last, progress=False)
-        assert {last for training, last in seen if training} == {channels_last is not False}
-        assert history.diverged is None and history.rows[-1]["train_loss"] < 1.0
-        assert all(p.dtype is torch.float32 for p in model.parameters())
-
-
-@pytest.mark.parametrize("rule", ["sgd", "adamw", "sam", "wsam"])
-@pytest.mark.parametrize("name", NETS)
-def test_a_training_by_graphs_is_the_one_without(name: str, rule: str) -> None:
-    ends = []
-    for graphs in (False, True):
-        model = NETS[name](0).double().to(DEVICE)
-        optimizer = OPTIMIZERS[rule](model.parameters())
-        if graphs and rule in ("sam", "wsam"):
-            optimizer.model = optimizer._statistics.model = model
-        history = train(model, _digits(), optimizer, steps=12, batch_size=32, device=DEVICE, evaluate_every=4, seed=1,
-                        augment=shift_and_flip(1, flip=False), progress=False, graphs=graphs)
-        buffers = [torch.zeros(1), *(b.double().flatten().cpu() for b in model.buffers())]
-        ends.append((_flat(model), _table(history.rows), torch.cat(buffers)))
-    for there, here in zip(*ends, strict=True):
-        torch.testing.assert_close(there, here, rtol=1e-9, atol=1e-10)
+    model, seen = models.resnet(8, width=8, seed=0), set()
+    model[0].register_forward_pre_hook(lambda layer, given: seen.add(
+        (layer.training, given[0].is_contiguous(memory_format=torch.channels_last))))
+    history = train(model, colours, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), steps=40,
+                    batch_size=32, device=DEVICE, bf16=True, progress=False)
+    assert (True, True) in seen and (True, False) not in seen
+    assert history.diverged is None and history.rows[-1]["train_loss"] < 1.0
+    assert all(p.dtype is torch.float32 for p in model.parameters())
 
 
 @on_gpu_only

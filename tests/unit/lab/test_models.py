@@ -59,8 +59,3 @@ def test_bad_input_is_told_what_is_allowed(call, words):
     with pytest.raises(ValueError) as error:
         call()
     assert all(word in str(error.value) for word in words)
-
-
-def test_scale_multiplies_every_weight():
-    one, eight = models.mlp((6, 5, 4), seed=2), models.mlp((6, 5, 4), seed=2, scale=8.0)
-    assert all(torch.allclose(8 * a, b) for a, b in zip(one.parameters(), eight.parameters(), strict=True))

@@ -31,16 +31,6 @@ def test_a_finished_piece_is_read_back_as_it_was(nb):
     assert torch.equal(Work(nb, "r", {"s": 1}).do("a", lambda: {"w": torch.zeros(2)}, seed=0)["w"], torch.zeros(2))
 
 
-@pytest.mark.parametrize("other", [{"settings": {"s": 2}}, {"record": "q"}, {"label": "b"}, {"seed": 1}])
-def test_other_settings_find_no_piece(nb, other):
-    def count(settings=None, record="r", label="a", seed=0):
-        made = []
-        Work(nb, record, settings or {"s": 1}).do(label, lambda: made.append(1) or {}, seed=seed)
-        return len(made)
-
-    assert (count(), count(), count(**other)) == (1, 0, 1)
-
-
 def test_other_sources_find_no_piece(nb, tmp_path):
     checkout(tmp_path, {nb.name: notebook(code("from sharpnb import rules", "a"))}, {"__init__.py": ""})
     made = []

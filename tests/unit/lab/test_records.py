@@ -11,7 +11,7 @@ import torch
 from toy import checkout, plain
 
 from sharpnb import lab, paths, sources
-from sharpnb.lab import Record, RecordMismatch, pieces, records
+from sharpnb.lab import Record, RecordMismatch, records
 from sharpnb.lab.records import first_difference
 
 ALT = "A line that rises from zero to one as the number of steps grows."
@@ -83,19 +83,6 @@ def test_update_renews_a_provenance_without_its_sources_or_commit(history, monke
     lab.start("n").record("r", {"a": 1.0})
     now = {"commit": _commit_of(), "sources": sources.of_notebook("n")}
     assert Record.load(path).provenance.items() >= (now if renewed else before).items()
-
-
-def test_where_a_full_record_was_made_is_told_from_its_pieces(monkeypatch):
-    monkeypatch.setenv("SHARPNB_COMMIT", "0123abc")
-    assert lab.start("07_x").origin_of_full("r") == ""
-    full = lab.start("07_x", profile="full", device="cpu")
-    work = pieces.Work(full, "r", {})
-    work.log = [{"label": "a", "seconds": s, "peak_bytes": b, "device": "card"} for s, b in ((10.0, 2e9), (20.4, 1e9))]
-    full.record("r", {"x": 1}, work=work)
-    assert Record.find("07_x", "r", "full").provenance["commit"] == "0123abc", "as a copy without history is told"
-    told = lab.start("07_x").origin_of_full("r")
-    assert told.startswith("07_x/full/r: 2 pieces on card, 30 s together, at most 2.0 GB; PyTorch ")
-    assert told.endswith(", commit 0123abc")
 
 
 @pytest.mark.parametrize(("keep", "values", "seed", "stays"), [

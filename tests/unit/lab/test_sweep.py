@@ -6,13 +6,12 @@ import os
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-from sharpnb.lab import load_data, models, shard, sweep, sweepfile, sweeps, train_many
+from sharpnb.lab import load_data, models, sweep, sweeps, train_many
 
 DATA = {"name": "digits", "train_size": 100}
 MODEL = {"name": "mlp", "sizes": (64, 6, 10)}
@@ -67,7 +66,14 @@ def test_a_diverging_cell_is_a_row_with_its_reason_and_hurts_no_other(tmp_path):
     ({"grid": ONE | {"steps": [0]}}, ["steps = 0"]), ({"model": {"name": "mpl"}}, ["mpl", "module:function"]),
     ({"model": {"name": "mlp", "sizes": [10, 10]}}, ["shape"]), ({"model": {"name": "mlp", "width": 3}}, ["width"]),
     ({"model": {"name": "mlp", "f": print}}, ["numbers, texts"]), ({"jobs": 0}, ["jobs = 0"]),
-    ({"steps": None}, ["steps is missing"]),
+    ({"steps": None}, ["steps is missing"]), ({"shard_size": 0}, ["shard_size = 0", "1 or more"]),
+    ({"steps": True}, ["steps = True", "whole number"]), ({"evaluate_every": -1}, ["evaluate_every = -1", "0 or more"]),
+    ({"schedule": "cosin"}, ["cosin"]), ({"dtype": "half"}, ["dtype = 'half'", "float64"]),
+    ({"device": "gpu"}, ["'gpu'", "cuda"]), ({"grid": ONE | {"lr": ["0.1"]}}, ["lr = '0.1'", "a number"]),
+    ({"grid": ONE | {"lr": [[0.1]]}}, ["lr = [0.1]"]), ({"grid": ONE | {"lr": float("nan")}}, ["lr = nan", "finite"]),
+    ({"grid": {"rule": "adamw", "lr": 0.1, "betas": 0.9}}, ["betas = 0.9", "two numbers"]),
+    ({"grid": ONE | {"lr": {"log2": [0, 5000]}}}, ["1023"]), ({"grid": ONE | {"lr": {"log2": [3]}}}, ["low first"]),
+    ({"grid": ONE | {"seed": range(10**13)}}, ["10,000,000,000,000 cells", "100,000"]),
 ])
 def test_what_is_wrong_is_told_at_once(change, words, tmp_path):
     given = {"grid": GRID, "data": DATA, "model": MODEL, **OPTIONS, "folder": tmp_path} | change
@@ -97,16 +103,16 @@ def test_a_kept_shard_is_not_found_once_what_it_depends_on_has_changed(tmp_path,
     for device in ("cpu", "auto"):  # what auto comes to is what counts
         sweep(ONE, DATA, model, **OPTIONS | {"device": device}, folder=tmp_path)
         assert len(trained) == 1
-    reached = shard.sources.digests(["import sharpnb.lab.shard"])
+    reached = sweeps.sources.digests(["import sharpnb.lab.sweeps"])
     assert {"sharpnb/rules.py", "sharpnb/optim/schedules.py", "sharpnb/many/schedules.py"} <= reached.keys()
     if what == "package":
-        monkeypatch.setattr(shard.sources, "digests", lambda code: reached | {"sharpnb/rules.py": "another"})
+        monkeypatch.setattr(sweeps.sources, "digests", lambda code: reached | {"sharpnb/rules.py": "another"})
     elif what == "data":
-        monkeypatch.setattr(shard.datafiles, "fingerprint", lambda name: "another")
+        monkeypatch.setattr(sweeps.datafiles, "fingerprint", lambda name: "another")
     elif what == "own":
-        monkeypatch.setattr(shard.usercode, "digest", lambda name: "another")
+        monkeypatch.setattr(sweeps.usercode, "digest", lambda name: "another")
     else:
-        monkeypatch.setattr(shard.torch, "__version__", "another")
+        monkeypatch.setattr(sweeps.torch, "__version__", "another")
     sweep(ONE, DATA, model, **OPTIONS, folder=tmp_path)
     assert len(trained) == 2
 
@@ -187,25 +193,12 @@ def project(tmp_path, monkeypatch):
 
 
 def test_a_file_says_the_same_as_a_call_and_its_worker_processes_find_ones_own_network(whole, project):
-    same(sweepfile.sweep_file(project / "heatmap.toml", jobs=1, folder=project / "kept", progress=False), whole)
     call = [sys.executable, "-m", "sharpnb.cli", "sweep", "heatmap.toml", "--jobs", "2"]
     done = subprocess.run(call, capture_output=True, text=True, timeout=300,
                           env={**os.environ, "SHARPNB_ROOT": str(project)})
     assert done.returncode == 0 and "16 cells, 0 failed" in done.stdout, done.stderr
     written = pd.read_csv(project / "heatmap.csv", keep_default_na=False)
     assert written["test_loss"].tolist() == whole["test_loss"].tolist() and "curve" not in written
-
-
-def test_dask_workers_elsewhere_find_a_network_of_the_working_folder(whole, project, tmp_path_factory):
-    distributed = pytest.importorskip("distributed")
-    own = {"PYTHONPATH": str(Path(sweeps.__file__).parents[2])}
-    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, preload_nanny=[], env=own,
-                                  local_directory=str(tmp_path_factory.mktemp("worker"))) as cluster:
-        with distributed.Client(cluster) as client:
-            client.run(lambda: (__import__("os").chdir("/"), __import__("sys").path.__setitem__(slice(None), [
-                part for part in __import__("sys").path if str(part) not in ("", str(project))])))
-        model = {"name": "ownnet:build", "width": 6}
-        same(sweep(GRID, DATA, model, **OPTIONS, folder=project / "kept", client=cluster.scheduler_address), whole)
 
 
 def script(folder, text, **files):

@@ -1,6 +1,5 @@
 """A user's matplotlibrc, IPython profile and locale against what the lab commits."""
 
-import ast
 import os
 import subprocess
 import sys
@@ -86,15 +85,6 @@ def test_a_figure_is_the_same_bytes_under_a_users_settings(settings, later, own,
     assert draw(tmp_path / "other", linestyle=":")[".png"] != expected[".png"], "the control: another drawing is seen"
 
 
-def test_the_backend_and_the_window_stay_the_users(own):
-    backend = mpl.get_backend()
-    own.update({"interactive": not own["interactive"], "toolbar": "None", "figure.max_open_warning": 1})
-    interactive = own["interactive"]
-    figures.use_style()
-    assert (mpl.get_backend(), own["interactive"], own["toolbar"]) == (backend, interactive, "None")
-    assert own["figure.max_open_warning"] == 20
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     return drawn_by_a_process(tmp_path_factory.mktemp("plain"), {})
@@ -143,29 +133,3 @@ def test_a_start_gives_pytorch_its_default_dtype_back():
         assert torch.get_default_dtype() == torch.float32
     finally:
         torch.set_default_dtype(torch.float32)
-
-
-def without_encoding(code: str) -> list[int]:
-    """Return the lines on which a text file is opened in the encoding that the locale has."""
-    found = []
-    for call in (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)):
-        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-        given = [*call.args, *(word.value for word in call.keywords)]
-        if name == "open" and getattr(getattr(call.func, "value", None), "id", "") in ("os", "Image", "zipfile"):
-            continue
-        binary = name == "open" and any(isinstance(value, ast.Constant) and "b" in str(value.value) for value in given)
-        told = any(word.arg == "encoding" for word in call.keywords) or (name == "read_text" and call.args)
-        if name in ("open", "read_text", "write_text") and not binary and not told:
-            found.append(call.lineno)
-    return found
-
-
-def test_every_text_file_is_opened_with_its_encoding():
-    wrong = ["open(f)", "f.open('w')", "f.read_text()", "f.write_text('λ')"]
-    right = ["open(f, 'rb')", "open(f, encoding='utf-8')", "f.read_text('utf-8')", "Image.open(f)", "f.open('ab')"]
-    assert without_encoding("\n".join([*wrong, *right])) == [1, 2, 3, 4], "the control"
-    root = Path(__file__).resolve().parents[3]
-    for folder in ("sharpnb", "notebooks/studies", "benchmarks", "site", "recipes", "tests/gate"):
-        code = list((root / folder).rglob("*.py"))
-        found = [f"{file}:{line}" for file in code for line in without_encoding(file.read_text(encoding="utf-8"))]
-        assert code and not found

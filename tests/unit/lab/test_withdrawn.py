@@ -131,17 +131,3 @@ def test_a_damaged_table_is_named(text, root):
     paths.write_whole(root / "data" / "withdrawn.toml", text)
     with pytest.raises(ValueError, match=r"data/withdrawn\.toml"):
         withdrawn.entries()
-
-
-@pytest.mark.parametrize(("record", "pattern"), [
-    ("05_label_noise/full/table", "wsam-noise-esam-"), ("08_wsam_gamma/full/gamma", ""),
-    ("09_sam_family/full/family", ""),
-])
-def test_of_what_was_found_void_no_committed_claim_is_judged_until_it_is_made_again(record, pattern, monkeypatch):
-    monkeypatch.delenv("SHARPNB_ROOT")
-    notebook, profile, name = record.split("/")
-    found = Record.find(notebook, name, profile)
-    own = [claim for claim in board.measured()[notebook] if claim.profile == profile and claim.id.startswith(pattern)]
-    assert found and own
-    if found.provenance["commit"] == "6160e899d254":
-        assert {(claim.samples, claim.effect, bool(claim.withdrawn)) for claim in own} == {(None, None, True)}

@@ -1,13 +1,12 @@
 """The runner at work on real kernels."""
 
 import json
-import os
 
 import pytest
 from toy import checkout, plain
 
 from sharpnb import paths
-from sharpnb.runner import RunnerError, execute, lock, plan, run
+from sharpnb.runner import execute, plan, run
 
 SHOW = """
 import os
@@ -158,29 +157,9 @@ def test_what_a_maintainer_writes_while_a_notebook_runs_is_kept(root, cell, text
     assert bool(plan(["5"], update=True)[0].why) == (outcome == "failed"), "what was not stored is made again"
 
 
-def test_no_worker_starts_once_the_run_is_stopped(root, monkeypatch):
-    crew = execute._Crew(0, execute.Watcher())
-
-    def interrupted(*of):
-        crew.stopped = True  # as Ctrl-C does in another thread
-        return {}
-
-    monkeypatch.setattr(execute, "_environment", interrupted)
-    monkeypatch.setattr(execute.subprocess, "Popen", lambda *of, **more: pytest.fail("a worker was started"))
-    (result,) = crew.work(plan(["1"]), 1)
-    assert result.outcome == "not run"
-
-
 def test_a_cell_that_hangs_is_ended_and_kept(root, monkeypatch):
     monkeypatch.setattr(execute, "CELL_LIMIT", 3)
     (root / "notebooks" / "04_slow.ipynb").write_text(json.dumps(plain("04", "import time\ntime.sleep(600)")))
     (result,) = run(["4"])
     assert result.outcome == "failed" and "timed out" in result.detail and "time.sleep(600)" in result.detail
     assert result.kept == paths.runs("quick") / "04_slow.failed.ipynb"
-
-
-def test_a_second_run_is_refused_and_names_the_first(root):
-    file = root / "data" / "runs" / ".lock"
-    with lock.only_one(file), pytest.raises(RunnerError, match=f"process {os.getpid()}, started"):
-        run(["1"])
-    assert not (paths.runs("quick") / "01_a.json").exists()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy
 import pytest
-from toy import checkout, code, markdown, notebook, plain
+from toy import checkout, code, notebook, plain
 
 from sharpnb import datafiles, paths, sources
 from sharpnb.runner import RunnerError, execute, plan
@@ -147,19 +147,6 @@ def test_what_is_unknown_or_ambiguous_is_refused_with_what_is_there(root):
     checkout(root, {"01_c": plain("01", "pass")})
     with pytest.raises(RunnerError, match="more than one notebook: 01_a, 01_c"):
         plan(["1"])
-
-
-def test_a_damaged_notebook_one_without_parameters_and_an_empty_checkout_are_named(root, monkeypatch):
-    (root / "notebooks" / "01_a.ipynb").write_text('{"cells": [')
-    checkout(root, {"03_c": notebook(markdown("# 3", "h"), code("pass", "c"))})
-    with pytest.raises(RunnerError, match=r"01_a.ipynb cannot be read as a notebook \(JSONDecodeError"):
-        plan(["1"])
-    with pytest.raises(RunnerError, match=r"03_c\.ipynb has 0 cells tagged 'parameters'"):
-        plan(["3"])
-    assert [step.name for step in plan()] == ["02_b", "00_index"]
-    monkeypatch.setenv("SHARPNB_ROOT", str(root / "data"))
-    with pytest.raises(RunnerError, match="no notebooks in"):
-        plan()
 
 
 @pytest.mark.parametrize(("profile", "device", "expected"), [

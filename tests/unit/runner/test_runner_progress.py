@@ -10,10 +10,10 @@ STEP = SimpleNamespace(name="01_a", reason="sharpnb/rules.py changed")
 
 
 def told(terminal: bool, *results: Result) -> str:
-    """Tell a watcher of a start, five cells three seconds apart and these ends; return what it printed."""
-    out, now = io.StringIO(), iter(range(0, 300, 3))
+    """Tell a watcher of a start, five cells and these ends; return what it printed."""
+    out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=100, color_system=None)
-    with Progressing(console, clock=lambda: next(now)) as watcher:
+    with Progressing(console) as watcher:
         watcher.started(STEP)
         for number in range(1, 6):
             watcher.cell("01_a", number, 5)
@@ -22,11 +22,9 @@ def told(terminal: bool, *results: Result) -> str:
     return out.getvalue()
 
 
-def test_a_log_gets_plain_lines_and_not_too_many():
-    said = told(False, Result("01_a", "", "done", 12.4)).splitlines()
-    assert said[0] == "01_a: sharpnb/rules.py changed"
-    assert said[-1] == "01_a: done in 12 s, results as they were, within their tolerances"
-    assert len(said) == 3 and said[1].startswith("01_a: cell 4 of 5, ")
+def test_a_log_gets_plain_lines():
+    assert told(False, Result("01_a", "", "done", 12.4)).splitlines() == [
+        "01_a: sharpnb/rules.py changed", "01_a: done in 12 s, results as they were, within their tolerances"]
 
 
 def test_a_terminal_gets_a_bar():

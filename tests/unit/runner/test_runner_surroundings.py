@@ -1,7 +1,6 @@
 """A user's profile against the kernels of `sharpnb run`; tests/notebooks has the same for those of the gate."""
 
 import json
-import os
 
 import pytest
 from toy import checkout, plain, profile
@@ -56,12 +55,3 @@ def test_negative_control_without_it_a_profile_is_seen(root, tmp_path, monkeypat
             monkeypatch.setenv(name, value)
     text = seen(root)
     assert all(word in text for word in ("size 30.0 svg", "+05:45", "[1.2]", "table 1", "True", "'LANGUAGE'")), text
-
-
-def test_what_is_no_profile_stays(tmp_path):
-    own = {"PATH": "/bin", "HOME": "/home/me", "SHARPNB_DATA": "/data", "COLUMNS": "9", "TZ": "Asia/Tokyo"}
-    found = surroundings.without_profile(own, tmp_path)
-    assert {name: found.get(name) for name in own} == own | {"COLUMNS": None, "TZ": "UTC"}
-    assert own["COLUMNS"] == "9" and os.listdir(found["IPYTHONDIR"]) == ["profile_default"]
-    (tmp_path / "file").touch()  # a checkout that cannot be written
-    assert surroundings.without_profile({}, tmp_path / "file")["TZ"] == "UTC"

@@ -36,17 +36,6 @@ def test_one_by_one_is_all_at_once(nb):
         assert [a[m] for m in decay_runs.MEASURES] == pytest.approx([b[m] for m in decay_runs.MEASURES], rel=1e-9)
 
 
-def test_restarts_renew_the_decay_by_their_period():
-    model = WORLD.model(0).double()
-    optimizer, eta = decay_runs.optimizer_of(model, CONFIGS[3], steps=12)
-    seen = []
-    optimizer.register_step_post_hook(lambda o, *_: seen.append(o.param_groups[0]["weight_decay"]))
-    for _ in range(12):
-        optimizer.step()
-    assert seen == pytest.approx([0.3 / 2] * 4 + [0.3 / 8**0.5] * 8)
-    assert [eta(t / 12) for t in (0, 2, 4, 8)] == pytest.approx([1, 0.5, 1, 0.5])
-
-
 def test_tuning_takes_the_lowest_mean_counts_a_diverged_run_as_guessing_and_names_the_edge():
     errors = {(0.1, 0.0): (3, 9), (0.2, 0.0): (5, 5), (0.2, 1.0): (8, 4.5), (0.4, 1.0): (1, float("nan"))}
     rows = [{"method": "m", "lr": lr, "weight_decay": decay, "seed": seed, "step": step, "test_error": e if step else 0}

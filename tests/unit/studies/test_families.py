@@ -54,15 +54,3 @@ def test_shakedrop_in_evaluation_is_the_mean_of_training():
     sampled = block.train()._shaken(residual).mean().item()
     assert block.eval()._shaken(residual)[0].item() == pytest.approx(0.7)
     assert sampled == pytest.approx(0.7, abs=5e-3)  # its standard error is 1e-3
-
-
-def test_pyramid_widens_step_by_step_and_shakes_more_with_depth():
-    blocks = [m for m in families.pyramid_net(14, 12, last_keep=0.5).modules() if isinstance(m, families.Pyramid)]
-    assert [b.extra for b in blocks] == [2] * 6 and [b.stride for b in blocks] == [1, 1, 2, 1, 2, 1]
-    assert [b.keep for b in blocks] == pytest.approx([1 - k / 12 for k in range(1, 7)])
-
-
-@pytest.mark.parametrize("build", [families.shake_shake, families.pyramid_net])
-def test_impossible_depths_are_refused(build):
-    with pytest.raises(ValueError, match="6 n \\+ 2"):
-        build(9)

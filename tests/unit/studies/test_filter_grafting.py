@@ -13,11 +13,6 @@ from studies import filter_grafting as study
 from studies.filter_grafting_claims import claims
 
 
-def test_learning_rates_are_the_authors():
-    assert [study.initial_lr(1.0, 2, j) for j in range(2)] == pytest.approx([0.5, 1.0])
-    assert [study.initial_lr(1.0, 4, j) for j in range(4)] == pytest.approx([0.146, 0.5, 0.854, 1.0], abs=1e-3)
-
-
 def test_weak_filters_are_counted_against_their_layer():
     net, data = study.TOY.net(0), lab.load_data("digits", train_size=60, dtype=torch.float64)
     before = study.row(net, data)["weak"]

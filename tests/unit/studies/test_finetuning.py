@@ -50,13 +50,6 @@ def test_sam_takes_over_the_best_pair_of_sgd_and_has_as_many_trials(tuning):
     assert set(study.QUICK.tuning).isdisjoint(study.QUICK.seeds)
 
 
-def test_choosing_is_by_validation_and_of_equals_the_first():
-    rows = [{"rule": "sam", "lr": 0.1, "weight_decay": 0.0, "rho": rho, "start": "pretrained", "labels": 4, "seed": 0,
-             "validation_error": v, "test_error": t}
-            for rho, v, t in ((0.1, 5.0, 1.0), (0.2, 4.0, 9.0), (0.5, 4.0, 0.0))]
-    assert study.picked(rows, 4)["SAM"]["rho"] == 0.2
-
-
 def test_the_effect_is_sgd_minus_sam_per_seed_over_the_labels_that_sgd_fits(tuning, monkeypatch):
     monkeypatch.setattr(tables, "fitted", lambda *_: [2])
     points = {"scratch": 9.0, "SGD": 5.0, "SGD, twice": 4.0, "SAM": 3.0, "SAM, 0.05": 6.0}
@@ -70,25 +63,6 @@ def test_the_effect_is_sgd_minus_sam_per_seed_over_the_labels_that_sgd_fits(tuni
     table.loc[table["method"] == "scratch", "test_error"] += 5
     assert tables.claims(table, tuning, TOY)[0].regime.missing == ""
     assert {claim.below for claim in found.values()} == {"", "sam-table-3", "sam-table-10"}
-
-
-def test_numbers_of_labels_that_sgd_does_not_fit_are_left_out(tuning):
-    table = pd.DataFrame(tuning)
-    table["train_error"] = 2.0 * (table["labels"] == 2) + 2.1 * (table["labels"] == 4)
-    assert tables.fitted(table.to_dict("list"), TOY) == [2]
-
-
-def test_the_paper_s_tables_agree_with_each_other_and_with_figure_1():
-    for name, row in tables.TABLE10.items():
-        assert row[0] == tables.TABLE3[name][0][0] and row[2] == tables.TABLE3[name][1][0]
-    dots = sorted(round(tables.reduction(row[2], row[0]), 1) for row in tables.TABLE10.values())
-    assert dots == [2.1, 3.1, 4.6, 6.4, 7.4, 12.8, 16.6, 45.7]
-
-
-def test_efficientnet_takes_the_same_road():
-    rows = study._toy_rows("efficientnet_b0")
-    assert {(row["method"], row["seed"]) for row in rows} == {("SGD", 0), ("SGD, twice", 0), ("SAM", 0)}
-    assert all(0 <= row["top1"] <= 100 and row["top5"] == 0 for row in rows)  # all three classes are among five
 
 
 def test_the_full_profile_takes_the_paper_s_protocol_once(project, monkeypatch):

@@ -1,16 +1,14 @@
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, one_hot
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.functional import one_hot
+from torch.nn.utils import parameters_to_vector
 
 from sharpnb import curvature, lab, paths
 from sharpnb.lab import models
-from sharpnb.lab.pieces import Work, described
 from studies import flatness, flatness_pool, flatness_published, flatness_statements, m_sharpness
 from studies.flatness import TOY
 from studies.flatness_pool import AXES, Settings
@@ -30,18 +28,6 @@ def planted():
     table["test_error"] = random.permutation(len(table)).astype(float)
     table["train_loss"] = random.normal(size=len(table))
     return table.assign(good=table["test_error"] ** 3, bad=-table["test_error"], none=random.normal(size=len(table)))
-
-
-def test_pairs_differ_in_what_they_say(planted):
-    sets, codes = flatness.pairs(planted), planted[list(AXES)].to_numpy(object)
-    assert len(sets["all"][0]) == len(planted) * (len(planted) - 1) // 2
-    for name in AXES:
-        i, j = sets[name]
-        differs = codes[i] != codes[j]
-        assert len(i) and differs.sum() == len(i) and differs[:, AXES.index(name)].all()
-    i, j = sets["same method"]
-    assert (codes[i][:, AXES.index("method")] == codes[j][:, AXES.index("method")]).all()
-    assert set(zip(i, j, strict=True)) < set(zip(*sets["same task"], strict=True))
 
 
 def test_tau_is_kendalls_and_a_draw_counts_a_net_as_often_as_it_was_drawn(planted):
@@ -70,20 +56,6 @@ def test_relations_find_what_was_planted_and_nothing_else(planted):
     assert by_seed["gap", "same task", "good"].tolist() == pytest.approx([1, -1, 1])
 
 
-def test_a_common_cause_is_seen_within_methods_and_by_the_partial_correlation(planted):
-    random = np.random.default_rng(4)
-    one, other = (0.3 * random.normal(size=len(planted)) for _ in range(2))
-
-    def taus(cause):
-        table = planted.assign(test_error=cause + one, mine=cause + other)
-        return flatness.relate(table, ["mine"], ["test_error"], draws=100).set_index("relation")["tau"]
-
-    found = taus(planted["method"].map({"SGD": 3.0, "Adam": 2.0, "SWA": 1.0, "SAM": 0.0}))
-    assert found["all"] > 0.5 and found["method"] > 0.5 and abs(found["same method"]) < 0.15
-    found = taus(planted["train_loss"])
-    assert found["same task"] > 0.5 and abs(found["same task, equal fit"]) < 0.25
-
-
 def test_information_is_that_of_notebook_04(planted):
     one = planted[planted["seed"] == 0].reset_index(drop=True)
     one = one.assign(noisy=one["test_error"] + 30 * np.random.default_rng(1).normal(size=len(one)))
@@ -91,13 +63,6 @@ def test_information_is_that_of_notebook_04(planted):
     found = flatness.information(one, "test_error", ["noisy", "good"]).set_index("measure")["information"]
     assert found["noisy"] == pytest.approx(m_sharpness.information(one["noisy"], one["test_error"], hyper), rel=1e-10)
     assert found["good"] == pytest.approx(1.0) and found["(none)"] < 0.1 * found["good"]
-
-
-def test_paired_difference_of_a_planted_effect(planted):
-    table = planted.assign(effect=np.where(planted["method"] == "SAM", 10.0, 100.0))
-    assert flatness.paired(table, "effect", "method", "SGD", "SAM")["measured"] == pytest.approx(90)
-    found = flatness.paired(table, "effect", "method", "SGD", "SAM", log=True)
-    assert found == {"measured": pytest.approx(1.0), "stderr": pytest.approx(0.0, abs=1e-12), "n": 20}
 
 
 def test_each_claim_has_what_was_planted_in_every_seed(planted):
@@ -143,20 +108,6 @@ def test_margins_of_a_net_written_out_and_with_batchnorm_folded_in():
     assert flatness_pool.margins(net, data) == pytest.approx(flatness_pool.margins(plain, data))
 
 
-def test_the_width_of_a_ray_is_where_the_loss_has_risen():
-    net, data = models.mlp((64, 6, 10), seed=1).double(), lab.load_data("digits", train_size=60, dtype=torch.float64)
-    w = parameters_to_vector(net.parameters()).detach()
-    ray = flatness_pool.unit_direction(len(w), 3)
-    found = flatness_pool._width(net, w, [ray], np.geomspace(0.05, 60, 200), data)
-
-    def loss(t):
-        vector_to_parameters((w + t * ray).clone(), net.parameters())
-        return cross_entropy(net(data.train_x), data.train_y).item()
-
-    assert loss(found) - loss(0.0) == pytest.approx(flatness_pool.RISE, rel=0.02)
-    assert flatness_pool._width(net, w, [ray], np.array([1e-6, 1e-5]), data) == 1e-5
-
-
 def test_the_gap_counts_wrong_labels_on_both_sides():
     """A net that knows the truth has no gap under the noise that it was trained with."""
     clean = lab.load_data("digits", train_size=1000, dtype=torch.float64)
@@ -181,31 +132,6 @@ def test_every_method_and_measure_of_the_toy_pool(toy):
     assert weights.isfinite().all() and len(torch.unique(weights, dim=0)) == len(flatness_pool.METHODS)
 
 
-def test_a_net_does_not_depend_on_what_is_trained_or_measured_beside_it(toy):
-    rows = toy.iloc[[2, 21, 40, 63]]
-    for (net, _), (k, row) in zip(flatness.nets(rows, TOY), rows.iterrows(), strict=True):
-        cell = flatness_pool.cells(TOY)[k]
-        few = flatness_pool.row(cell, parameters_to_vector(net.parameters()).detach(), TOY, whole=False)
-        assert len(few) == len(AXES) + 5 + 5
-        assert all(few[name] == pytest.approx(row[name], rel=1e-9) for name in few if name not in AXES)
-
-
-def test_a_sweep_resumes(project, monkeypatch, toy):
-    calls, s = [], replace(TOY, methods=("SGD", "Filter grafting"), seeds=1, noises=(0.0,))
-    original = flatness_pool.rows_of
-    monkeypatch.setattr(flatness_pool, "rows_of", lambda part, s: calls.append(len(part)) or original(part, s))
-    nb = lab.start("18_flatness", profile="toy", device="cpu")
-    rows, spent = flatness_pool.swept(s, Work(nb, "pool", described(s)))
-    assert len(calls) == len(flatness_pool.shards(s)) == 4 and spent > 0
-    next(project.rglob("*.json")).unlink()  # killed while it was at this one
-    again, _ = flatness_pool.swept(s, Work(nb, "pool", described(s)))
-    assert len(calls) == 5 and [{a: row[a] for a in AXES} for row in rows] == flatness_pool.cells(s)
-    pd.testing.assert_frame_equal(pd.DataFrame(again), pd.DataFrame(rows))
-    both = toy.merge(pd.DataFrame(rows), on=list(AXES), suffixes=("", "_alone"))
-    assert len(both) == len(rows)
-    np.testing.assert_allclose(both["trace"], both["trace_alone"], rtol=1e-8)
-
-
 def test_what_is_published_is_what_was_recorded(project, toy):
     nb = lab.start("18_flatness", profile="toy", device="cpu")
     table = flatness_published.publish(toy.to_dict("records"), 90.0, TOY, nb)
@@ -221,14 +147,3 @@ def test_what_is_published_is_what_was_recorded(project, toy):
         flatness_published.published("toy")
     with pytest.raises(FileNotFoundError, match="profile full"):
         flatness_published.published("full")
-
-
-def test_the_panel_draws_any_choice(toy):
-    pytest.importorskip("ipywidgets")
-    column, picture = flatness_published.panel(toy).children
-    assert [len(d.options) for d in column.children] == [len(flatness.MEASURES), 2, len(AXES), 1 + 8]
-    pictures = [picture.value]
-    column.children[0].value = "ray_width"
-    pictures.append(picture.value)
-    column.children[3].index = 2
-    assert len({*pictures, picture.value}) == 3 and all(bytes(each).startswith(b"\x89PNG") for each in pictures)

@@ -26,6 +26,7 @@ def rows(table):
 STUDIES = {
     "01_sam": lambda nb: rows(of_cells("01_sam", "settings", "kinds", "runs", what="runs")),
     "04_m_sharpness": lambda nb: rows(of_cells("04_m_sharpness", "settings", "train", "family", what="family")),
+    "05_label_noise": lambda nb: rows(of_cells("05_label_noise", "settings", "train")),
     "08_wsam_gamma": lambda nb: rows(of_cells("08_wsam_gamma", "settings", "sweep")),
     "09_sam_family": lambda nb: rows(of_cells("09_sam_family", "settings", "compare")),
     "11_alpha_lambda_heatmaps": lambda nb: alpha_lambda.recorded(nb, "cells", alpha_lambda.TOY, [

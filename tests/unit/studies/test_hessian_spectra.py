@@ -6,7 +6,6 @@ import pytest
 import torch
 from cells import executed
 from torch.nn.functional import cross_entropy
-from torch.nn.utils import parameters_to_vector
 
 from sharpnb import lab
 from sharpnb.lab import models
@@ -21,11 +20,6 @@ WIDE = replace(study.TOY, steps=18, train_size=32, batch_size=16, seeds=1, hessi
 @pytest.fixture
 def nb(project):
     return lab.start("03_hessian_spectra", device="cpu")
-
-
-def test_the_times_are_those_of_the_papers_panels():
-    assert study.times(study.QUICK) == {7: "epoch 1", 100: "middle", 600: "end"}
-    assert study.times(study.FULL) == {195: "epoch 1", 325: "middle", 10 * 195: "end"}
 
 
 @pytest.mark.parametrize("s", [SMALL, WIDE])
@@ -47,22 +41,6 @@ def test_every_row_is_the_dense_hessians_top_five(s, nb):
         exact = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, w))
         assert [row[f"lambda_{i}"] for i in range(1, 6)] == pytest.approx(exact.flip(0)[:5].tolist(), rel=1e-4)
     assert row["lambda_1"] >= row["lambda_2"] > 0 and row["ratio"] == pytest.approx(row["lambda_1"] / row["lambda_5"])
-
-
-def test_the_quadrature_and_the_dense_spectrum_agree(nb):
-    w = parameters_to_vector(SMALL.model(0).double().parameters())
-    both = study.quadrature_and_dense(SMALL, SMALL.images(0), w)
-    assert both.estimated.lambda_max == pytest.approx(both.exact[-1], rel=1e-6)
-    moments, truth = both.estimated.moments(5), [np.mean(both.exact**j) for j in range(1, 6)]
-    assert (np.abs(moments.value - truth) <= 5 * moments.stderr + 1e-12).all()
-
-
-def test_a_finished_full_run_is_not_trained_again(project, monkeypatch):
-    nb = lab.start("03_hessian_spectra", profile="toy", device="cpu")
-    monkeypatch.setattr(study, "run", lambda *a, **k: ([{"rule": "sgd"}], {}))
-    study.rows_of(study.TOY, nb, "clean")
-    monkeypatch.setattr(study, "run", lambda *a, **k: pytest.fail("trained again"))
-    assert study.rows_of(study.TOY, nb, "clean") == ([{"rule": "sgd"}], {})
 
 
 def test_what_is_tuned_is_best_on_held_out_images_and_read_back(nb, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from cells import executed, programs
 
 from sharpnb import lab, paths
-from sharpnb.lab import Record, pieces
+from sharpnb.lab import pieces
 from studies import label_noise as study
 from studies import label_noise_claims as statements
 from studies.label_noise_claims import claims
@@ -36,19 +36,6 @@ def test_the_hyperparameter_is_picked_on_validation_and_not_on_test():
 def toy(project):
     """Return a function that trains everything at the size of a test, as the notebook does in the full profile."""
     return lambda: executed("05_label_noise", "settings", "train", profile="toy", device="cpu")
-
-
-def test_the_whole_study_runs_at_the_size_of_a_test(toy):
-    table, s = toy()["table"], study.TOY
-    assert set(table["method"]) == set(study.METHODS) - {"SGD"}
-    errors = table[["test_error", "validation_error", "train_error", "best_epoch"]]
-    assert ((errors >= 0) & (errors <= 100)).all(axis=None)
-    assert (table["best_epoch"] <= table["test_error"] + 1e-9).all()
-    assert all(len(study.accuracy(table, method, noise)) == s.seeds
-               for method in study.METHODS for noise in study.NOISES)
-    record = Record.find("05_label_noise", "table", "toy")
-    assert [piece["label"] for piece in record.provenance["pieces"]] == [
-        "SAM", "random labels", "Mixup", "ESAM", "GSAM", "WSAM", "Bootstrap + SAM", "Bootstrap + Mixup"]
 
 
 def test_the_images_of_the_mid_profile_are_drawn_by_the_seed_and_those_that_tune_see_no_test_image():

@@ -2,7 +2,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cells import executed
 from torch.nn.functional import cross_entropy
 
 from sharpnb import lab
@@ -12,8 +11,6 @@ from sharpnb.lab.claims import Regime
 from sharpnb.many.engine import Nets
 from studies import m_sharpness as study
 from studies.m_sharpness_claims import claims
-
-GRID = [(a, b) for a in range(5) for b in range(6)]
 
 
 def test_information_of_a_table_written_out():

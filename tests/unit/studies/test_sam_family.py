@@ -3,7 +3,7 @@ import pytest
 import torch
 from cells import executed
 
-from sharpnb import lab, optim
+from sharpnb import optim
 from sharpnb.lab import models
 from sharpnb.lab.claims import Regime
 from studies import sam_family as study
@@ -80,13 +80,3 @@ def test_the_claims_are_those_of_right_labels_and_half_a_point_is_esams():
     assert {name: pytest.approx(claim.samples[0]) for name, claim in found.items()} == gains
     assert found["gsam-main"].regime == Regime(0.5, 9.0, 8.0)
     assert {claim.samples for claim in statements.claims(None, [], study.FULL, "full")} == {None}
-
-
-def test_training_on_starts_where_pretraining_ended(project, monkeypatch):
-    toy, nb = study.TOY, lab.start("09_sam_family", profile="toy", device="cpu")
-    still = {name: {"rule": "adamw_torch", "lr": 1e-12, "weight_decay": 0.0} for name in study.TRAINED_ON}
-    monkeypatch.setattr(study.comparison, "best", lambda trials, name: {"config": still[name]})
-    table = study.judge_vit(toy, [], [3, 5], nb, nb.begun("vit", of=toy))
-    ends = table.pivot(index="seed", columns="method", values="train_loss")
-    assert ends["AdamW"].tolist() == pytest.approx(ends["start"].tolist(), rel=1e-5)
-    assert ends["start"][3] != ends["start"][5]

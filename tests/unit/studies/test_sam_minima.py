@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector
 
-from sharpnb import kept, lab, paths
+from sharpnb import lab, paths
 from sharpnb.averaging import update_bn
 from sharpnb.lab.claims import Regime
 from sharpnb.lab.records import Record
@@ -16,20 +16,11 @@ from studies import families
 from studies import sam_minima as study
 from studies import sam_minima_claims as statements
 from studies import sam_minima_full as full_study
-from studies import sam_minima_published as published
 
 
 @pytest.fixture
 def nb(project):
     return lab.start("02_sam_minima", profile="toy", device="cpu")
-
-
-def test_figure_1_left_has_the_paper_s_one_negative_dot_and_its_ranges():
-    groups = published.figure1_left()
-    assert [len(dots) for dots in groups.values()] == [15, 15, 9, 8, 8, 4]
-    assert [round(dot, 1) for dots in groups.values() for dot in dots if dot < 0] == [-3.9]  # SVHN, Shake-Shake, AA
-    assert np.round(sorted(groups["Noisy CIFAR-10"]), 1).tolist() == [25.8, 30.0, 34.0, 41.4]
-    assert round(max(groups["Finetuning"]), 1) == 45.7
 
 
 @pytest.mark.parametrize("name", full_study.SMALL)
@@ -137,31 +128,3 @@ def test_the_full_profile_runs_as_a_toy_and_goes_on_where_it_was_killed(nb, monk
     monkeypatch.setattr(full_study, "one", lambda *args: trainings.append(args[-2:]) or one(*args))
     again = full_study.run_full(nb)
     assert len(trainings) == 2 and [a["test_error"] for a in again] == [b["test_error"] for b in first]
-
-
-def test_half_a_cell_of_the_survey_is_not_shown_and_is_run_again(nb, monkeypatch):
-    scale = full_study.survey()
-    assert len({cell.name for cell in scale.cells}) == 4 * 3 + 2 and scale.seeds >= 3
-    cells = (replace(scale.cells[0], epochs=1),)
-    monkeypatch.setattr(full_study, "survey", lambda: replace(scale, cells=cells, seeds=2, train_size=50, test_size=99))
-    full_study.run_survey()
-    entries, path = full_study.surveyed(), Record.find(nb.name, cells[0].name, "survey").path
-    assert len(entries) == 6
-    content = kept.read(path)
-    assert content["provenance"]["parameters"]["profile"] == "survey"
-    content["values"]["entries"].pop()
-    kept.write(path, content)
-    assert full_study.surveyed() == []
-    path.unlink()
-    full_study.run_survey()
-    assert [entry["test_error"] for entry in full_study.surveyed()] == [entry["test_error"] for entry in entries]
-
-
-def test_a_full_record_of_other_settings_is_no_answer(tmp_path, monkeypatch):
-    cell, nb = full_study.full().cells[0], lab.start("02_sam_minima", profile="quick", device="cpu")
-    committed = Record.find("02_sam_minima", cell.name, "full")
-    assert committed and full_study.full_cells(nb)
-    monkeypatch.setenv("SHARPNB_ROOT", str(tmp_path))
-    for values in ({**committed.values, "settings": "others"}, {**committed.values, "entries": []}):
-        Record("02_sam_minima", cell.name, "full", values, 5e-2, 0.5, committed.provenance).save()
-        assert full_study.full_cells(nb) == {}

@@ -4,10 +4,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from cells import executed
 
 from sharpnb import lab, rules
-from sharpnb.lab import models
 from sharpnb.lab.claims import Regime
 from studies import sam as study
 from studies import sam_claims as statements
@@ -30,15 +28,6 @@ def test_perturbation_is_the_one_that_the_rule_uses():
     assert float(once) < float(far) == pytest.approx(float(ring.max()), rel=1e-6)
 
 
-def test_random_perturbation_has_the_radius_and_forgets_the_gradient():
-    w = torch.cat([POINT, torch.zeros(1, 2)])
-    rho, asked = torch.tensor([[0.5], [2.0]], dtype=torch.float64), []
-    moved, _ = study.random_perturbation(w, lambda at: asked.append(at) or quadratic(at), rho=rho, lr=0.1,
-                                         generator=torch.Generator().manual_seed(0))
-    assert len(asked) == 1 and torch.allclose((asked[0] - w).norm(dim=1), rho[:, 0])
-    assert torch.allclose(moved, w - 0.1 * quadratic(asked[0]))
-
-
 def test_bound_against_the_formula_written_out():
     b = study.Bound(k=1000, n=200, rho=0.1, norm=5.0)
     inner = 1 + 25 / 0.01 * (1 + math.sqrt(math.log(200) / 1000)) ** 2
@@ -49,13 +38,6 @@ def test_bound_against_the_formula_written_out():
     assert b.kl(b.sigma**2) == pytest.approx(0.5 * (b.norm / b.sigma) ** 2)
 
 
-def test_best_radius_is_that_of_the_least_mean():
-    table = pd.DataFrame([{"kind": "a", "rho": rho, "seed": seed, "test_error": error}
-                          for rho, own in {0.1: (5.0, 7.0), 0.2: (6.5, 5.0)}.items() for seed, error in enumerate(own)])
-    assert study.best_radius(table, "a") == 0.2 and study.best_radius(table, "b", 0.3) == 0.3
-    assert study.by_seed(table, "test_error", kind="a", rho=0.1).tolist() == [5.0, 7.0]
-
-
 def test_each_kind_is_its_own_rule_and_at_radius_0_all_are_sgd():
     ends = {kind: study.rule_of(kind)(POINT, quadratic, rho=0.5, lr=0.1)[0] for kind in study.LIVE}
     for kind, how in {"2-norm": {}, "five steps": {"inner_steps": 5}, "max-norm": {"p": math.inf}}.items():
@@ -63,27 +45,6 @@ def test_each_kind_is_its_own_rule_and_at_radius_0_all_are_sgd():
     assert len({tuple(end.flatten().tolist()) for end in ends.values()}) == len(study.LIVE)
     still = [study.rule_of(kind)(POINT, quadratic, rho=0.0, lr=0.1)[0] for kind in study.LIVE]
     assert all(torch.allclose(end, POINT - 0.1 * quadratic(POINT)) for end in still)
-
-
-def test_rises_are_those_of_a_perturbation_by_hand(project):
-    s = replace(study.QUICK, train_size=20, batch_size=20, model=lambda seed: models.mlp((64, 4, 10), seed=seed))
-    nets = study.nets(s, lab.start("01_sam", device="cpu"), [5, 6])
-    found, (x, y) = study.rises(nets, 0.7), nets.sets[1].train
-    model = s.model(6).double()
-    params = list(model.parameters())
-    wrong = lambda: 100.0 * (model(x).argmax(1) != y).double().mean().item()
-    before, grads = wrong(), torch.autograd.grad(torch.nn.functional.cross_entropy(model(x), y), params)
-    norm = torch.cat([g.flatten() for g in grads]).norm()
-    with torch.no_grad():
-        for p, g in zip(params, grads, strict=True):
-            p.add_(0.7 * g / norm)
-    assert found["rise 1"][1].item() == pytest.approx(wrong() - before) and len(found) == len(study.INNER)
-
-
-def test_judging_seeds_are_no_seeds_of_the_radii():
-    assert not set(study.judging(study.QUICK)) & {*study.TUNING, *range(100)} and len(study.judging(study.QUICK)) == 20
-    assert not set(study.judging(study.FULL)) & set(range(study.FULL.seeds))
-    assert {len(radii) for radii in study.QUICK.rhos.values()} == {6} and set(study.QUICK.rhos) == set(study.LIVE)
 
 
 def test_claims_are_paired_by_seed_and_above_0_where_the_paper_is_right():
@@ -96,12 +57,3 @@ def test_claims_are_paired_by_seed_and_above_0_where_the_paper_is_right():
         "sam-fig-4": 0.5, "sam-fig-5": 0.15, "sam-fig-6": 3.0, "sam-fig-6-max-norm": 2.0, "sam-fig-6-none": 1.0,
         "sam-fig-7": 2.0, "sam-table-11": -0.5}
     assert made["sam-fig-6"].regime == Regime(0.5, 6.5) and made["sam-fig-6-none"].below == "sam-fig-6"
-
-
-def test_the_experiments_have_every_kind_radius_step_and_seed(project):
-    space = executed("01_sam", "settings", "kinds", "runs", profile="toy", device="cpu")
-    kinds, runs = space["kinds"], space["runs"]
-    assert set(zip(kinds["kind"], kinds["rho"], strict=True)) == {
-        ("none", 0.0)} | {(kind, rho) for kind in study.KINDS for rho in (0.01, 0.1)}
-    assert [tuple(row) for row in runs[["kind", "step", "seed"]].to_numpy()] == [
-        (kind, step, seed) for kind in ("none", *study.LIVE) for step in (0, 2, 4) for seed in (1000, 1001)]

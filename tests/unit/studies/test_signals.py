@@ -22,10 +22,3 @@ def test_judging_and_tuning_share_neither_seeds_nor_test_signals():
     judged, held_out = SMALL.data(100), SMALL.data(100, held_out=True)
     assert judged.train_x.equal(held_out.train_x) and not SMALL.data(101).train_x.equal(judged.train_x)
     assert judged.test_x[:100].ne(held_out.test_x[:100]).any(dim=-1).all()
-
-
-def test_each_seed_is_trained_on_its_own_signals():
-    own = [SMALL.train([{"rule": "sgd", "lr": 0.1, "seed": seed}]).weights[0] for seed in (5, 6)]
-    both = SMALL.train([{"rule": "sgd", "lr": 0.1, "seed": seed} for seed in (5, 6)]).weights
-    assert all(alone.allclose(row, rtol=1e-12) for alone, row in zip(own, both, strict=True))
-    assert not own[0].equal(own[1])

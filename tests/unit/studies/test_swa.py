@@ -1,10 +1,7 @@
 import numpy as np
 import pytest
-import torch
 from cells import executed
 
-from sharpnb.landscape import Plane
-from studies import swa as study
 from studies import swa_claims
 
 
@@ -16,12 +13,6 @@ def test_schedules_are_the_authors():
     teeth = cell["cyclic_schedule"](1.0, 0.1, 0.5, 100, 10)
     values = np.array([teeth(step / 100) for step in range(50, 100)]).reshape(5, 10)
     np.testing.assert_allclose(values, np.tile(1 - 0.9 * np.arange(1, 11) / 10, (5, 1)), rtol=1e-9)
-
-
-def test_the_window_of_a_plane_is_square_and_as_wide_as_its_points_with_the_margin():
-    nearly_on_a_line = [torch.tensor(point).double() for point in ((0.0, 0.0, 0.0), (4.0, 0.0, 0.0), (1.0, 0.01, 0.0))]
-    left, right, low, high = study.square(Plane.through(*nearly_on_a_line), 0.8)
-    assert right - left == pytest.approx(high - low) == pytest.approx(2.6 * 4) and left < 0 < 4 < right
 
 
 def test_claims_of_the_full_record_are_made_from_it_or_not_run():

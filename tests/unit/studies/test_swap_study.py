@@ -22,11 +22,6 @@ def flat(net):
     return parameters_to_vector(net.parameters()).detach()
 
 
-def test_schedules():
-    assert [study.rising_and_falling(t) for t in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0, 0.5, 1, 0.5, 0])
-    assert study.QUICK.workers == 8 and study.TOY.large_lr == pytest.approx(0.1)
-
-
 def test_measured_is_the_net_with_fresh_statistics(data):
     nets = [SHORT.model(seed).double() for seed in range(2)]
     found = study.measured([data, data], torch.stack([flat(net) for net in nets]), SHORT)
@@ -36,11 +31,6 @@ def test_measured_is_the_net_with_fresh_statistics(data):
             loss, error = evaluate(net, getattr(data, part))
             assert found[f"{part}_loss"][k] == pytest.approx(loss, rel=1e-10)
             assert found[f"{part}_error"][k] == pytest.approx(error, abs=1e-9)
-
-
-def test_the_critical_path_in_closed_form(data):
-    assert study.critical_path(data, large=3, s=SHORT) == 6
-    assert study.critical_path(data, large=3, small=2, averaged=True, s=SHORT) == pytest.approx(6 + 8 + 4 / 3)
 
 
 def test_claims_of_the_full_record_are_paired_by_seed_or_not_run():

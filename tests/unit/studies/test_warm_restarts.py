@@ -6,18 +6,6 @@ from studies import decay_runs, warm_restarts_claims
 from studies import warm_restarts as study
 
 
-def test_periods_end_where_the_paper_says():
-    assert study.ends(100, 2, 1800) == [100, 300, 700, 1500] and study.ends(10, 2, 150) == [10, 30, 70, 150]
-    assert study.ends(5, 1, 19) == [5, 10, 15] and study.ends(5, 2, 4) == []
-
-
-@pytest.mark.parametrize("profile", ["quick", "full", "toy"])
-def test_the_budget_ends_with_a_period_and_is_evaluated_there(profile):
-    s = study.ANYTIME[profile]
-    ends = study.ends(s.t_0, 2, s.steps)
-    assert ends[-1] == s.steps and all(end % s.every == 0 for end in ends)
-
-
 @pytest.mark.parametrize("power", [-0.5, 0.3])
 def test_the_exponent_of_a_made_up_law_is_found(power):
     decays = 2.0 ** -np.arange(12, 1, -1)
@@ -26,12 +14,6 @@ def test_the_exponent_of_a_made_up_law_is_found(power):
             for seed in (0, 1) for t in (50, 200, 800) for lr in (0.1, 0.2) for d in decays]
     best = study.optimum(pd.DataFrame(rows))
     assert study.exponents(best, "m") == pytest.approx([power, power], abs=1e-9) and not best["edge"].any()
-
-
-def test_an_optimum_at_the_edge_is_marked():
-    rows = [{"method": "m", "seed": 0, "budget": 1, "weight_decay": d, "test_error": d} for d in (0.25, 0.5, 1)]
-    best = study.optimum(pd.DataFrame(rows))
-    assert best["edge"].tolist() == [True] and best["log2_decay"].tolist() == [-2]
 
 
 def test_each_optimizer_of_fig_4_has_as_many_trials_and_tuned_ones_are_judged_once_a_seed():

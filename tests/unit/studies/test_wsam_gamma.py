@@ -1,11 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from cells import executed
 
 from sharpnb import rules
 from sharpnb.lab.claims import Regime
-from studies import comparison
 from studies import wsam_gamma as study
 from studies import wsam_gamma_claims as statements
 from studies import wsam_theory as theory
@@ -38,27 +36,6 @@ def test_adam_feels_the_scale_of_the_loss_only_when_decoupled():
     assert float(apart[1] / apart[0]) == pytest.approx(100, rel=1e-6)
     together = theory.adam_pull(scales, gamma=0.9, rho=0.05, decouple=False, steps=5)
     assert float(together[1] / together[0]) == pytest.approx(1, rel=1e-3) and float(together[0]) > 0
-
-
-def test_without_sharpness_the_convex_run_is_sgd_and_regret_falls():
-    found = theory.online((0.0, 0.9), convex=True, rho=lambda t: 0.0, steps=200, seeds=2, lr=0.1)
-    assert torch.allclose(found["regret"][0], found["regret"][1], atol=1e-12)  # ρ = 0: γ does nothing
-    late = found["regret"][0, 0, 49:].numpy()
-    assert theory.slope(np.arange(50, 201), late) < -0.5
-    assert (found["gradient"][..., 1:] <= found["gradient"][..., :-1]).all()
-    assert found["gradient"].shape == (2, 2, len(theory.looks(200)))
-
-
-def test_the_toy_profile_runs_the_full_code(project):
-    toy = study.TOY
-    made = executed("08_wsam_gamma", "settings", "sweep", profile="toy", device="cpu")
-    table, trials = made["table"], made["trials"]
-    assert len(table) == len(toy.noises) * toy.seeds * (1 + len(toy.gammas) + len(toy.coupled))
-    for noise in toy.noises:
-        sam = comparison.best(study.with_noise(trials, noise), "SAM")
-        assert set(table[table["noise"] == noise]["rho"]) == {sam["config"]["rho"]}  # WSAM's too
-    rates = {row["config"]["lr"] for row in trials if row["method"] != "SGD"}
-    assert rates == {comparison.best(trials, "SGD")["own"]["lr"]}
 
 
 def of(noise, errors):
