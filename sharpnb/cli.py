@@ -21,10 +21,11 @@ if __name__ == "__main__" and not sys.flags.safe_path and not os.path.isdir("sha
 
 try:
     import typer
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
     from typer import Option
+
+    from sharpnb import console
 except ModuleNotFoundError as error:  # the optimizers and the Hessian tool come without the command's libraries
     raise SystemExit(f"The sharpnb command needs {error.name}: pip install 'sharpnb[notebooks]'") from None
 
@@ -37,16 +38,12 @@ app = typer.Typer(
     "Start with [bold]sharpnb doctor[/bold] (does this machine have what it takes?) and [bold]sharpnb run[/bold] "
     "(executes every notebook that is not up to date, some minutes on a laptop).",
 )
-_console = Console()
+_console = console.Terminal()
+_say = _console.say
 _Names = Annotated[
     list[str] | None,
     typer.Argument(metavar="NAMES", help="Notebooks, as number (03), name (03_hessian_spectra) or path. All without."),
 ]
-
-
-def _say(text: str) -> None:
-    """Print a text as it is, in one line."""
-    _console.print(Text(text), soft_wrap=True)
 
 
 def _show_version(asked: bool) -> None:
@@ -318,15 +315,16 @@ def _show_spectrum(found: Any, model: str, out: Path, written: list[Path]) -> No
     _say(f"Written: {', '.join(map(str, written))}")
     if written[0].parent != out:
         _say(f"{out} holds a complete result of another measurement" if found.complete else
-                     f"{out} holds a complete result, and this one is not. It stays as it is.")
+             f"{out} holds a complete result, and this one is not. It stays as it is.")
+    if _console.failure is not None:
+        _stop(f"Standard output cannot be written ({_console.failure}). Written: {', '.join(map(str, written))}", 1)
     if not found.complete:
         _stop("It did not come to its end. The same command goes on from its last save, at most a minute ago.", 130)
 
 
 def main() -> None:
     """Run the command line; what can be foreseen ends in a message, never in a traceback."""
-    for stream in (sys.stdout, sys.stderr):  # which may know no Greek letters
-        getattr(stream, "reconfigure", lambda **_: None)(errors="replace")
+    console.prepare()
     try:
         app(_with_pairs(sys.argv[1:]), prog_name="sharpnb")
     except RunnerError as error:
@@ -338,7 +336,7 @@ def main() -> None:
 
 
 def _stop(message: str, status: int = 2) -> NoReturn:
-    Console(stderr=True).print(Text(message), soft_wrap=True)
+    console.Terminal(stderr=True).say(message)
     raise SystemExit(status)
 
 

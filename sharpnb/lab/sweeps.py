@@ -8,9 +8,10 @@ import multiprocessing
 import os
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager, nullcontext, suppress
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,8 +54,8 @@ def sweep(
     name made of everything it depends on (settings, sources, also of functions of one's own, data files, PyTorch), so
     the same call after a kill trains only what is missing, and another call never finds it. Shards do not depend on who
     runs them: any number of processes or machines of one kind gives the same table to the last bit. One that fails (an
-    error, a worker's death) is tried once more. If it fails again its cells are rows with the ``reason`` and no
-    numbers, a warning names their settings, and the next call tries them anew.
+    error, a worker's death) is tried once more by itself. If it fails again its cells are rows with the ``reason`` and
+    no numbers, a warning names their settings, and the next call tries them anew.
 
     Example::
 
@@ -222,8 +223,8 @@ def _results(
             done[key] = json.loads(json.dumps(rows))  # as a resumed sweep would read them
             shown.update(len(rows))
 
-        failed = _attempt(left, client, jobs, finished)
-        failed = _attempt({key: left[key] for key in failed}, client, jobs, finished)
+        failed = _attempt(left, client, jobs, jobs if client is None else len(left), finished)
+        failed = _attempt({key: left[key] for key in failed}, client, jobs, 1, finished)
     for key, error in failed.items():
         reason = f"failed twice: {type(error).__name__}: {error}"
         done[key] = [{"reason": reason, "curve": []} for _ in left[key].cells]
@@ -242,43 +243,49 @@ def _table(cells: Rows, results: Mapping[int, Mapping[str, Any]]) -> pd.DataFram
 
 
 def _attempt(
-    shards: Mapping[str, Shard], client: Any, jobs: int, finished: Callable[[str, Rows], None]
-) -> dict[str, Exception]:
-    """Run shards, tell of each that is finished, and return the errors of those that failed."""
-    failed: dict[str, Exception] = dict.fromkeys(shards, BrokenExecutor("its worker is gone"))
-
-    def told(key: str, result: Callable[[], Rows]) -> None:
-        try:
-            rows = result()
-        except Exception as error:  # the shard's, or that its worker is gone
-            failed[key] = error
-        else:
-            finished(key, rows)
-            del failed[key]
-
-    if not shards or (client is None and jobs == 1):
-        for key, shard in shards.items():
-            told(key, functools.partial(run, shard))
-        return failed
-    with _workers(client, jobs) as executor:
-        running: dict[Future[Rows], str] = {}
-        with usercode.starting_workers(), suppress(BrokenExecutor):  # by a worker that has died already
-            for key, shard in shards.items():
-                running[executor.submit(run, shard)] = key
-        for future in as_completed(running):
-            told(running[future], future.result)
+    shards: Mapping[str, Shard], client: Any, jobs: int, window: int, finished: Callable[[str, Rows], None]
+) -> dict[str, BaseException]:
+    """Run shards, ``window`` of them at once; return the errors of those that failed."""
+    failed: dict[str, BaseException] = {}
+    waiting = deque(shards)
+    while waiting:
+        with _workers(client, jobs) as submit:  # new ones when a worker's death broke the last
+            running: dict[Future[Any], str] = {}
+            try:
+                while waiting or running:
+                    while waiting and len(running) < window:
+                        running[submit(run, shards[waiting[0]])] = waiting[0]
+                        waiting.popleft()
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        key = running.pop(future)
+                        try:
+                            rows = future.result()
+                        except Exception as error:  # the shard's, or that its worker is gone
+                            failed[key] = error
+                        else:
+                            finished(key, rows)
+            except BrokenExecutor as error:  # at the next shard
+                failed |= dict.fromkeys(running.values(), error)
     return failed
 
 
 @contextmanager
-def _workers(client: Any, jobs: int) -> Iterator[Executor]:
-    """Yield what runs calls elsewhere; at an error or Ctrl-C wait for no worker, training or still to come."""
+def _workers(client: Any, jobs: int) -> Iterator[Callable[..., Future[Any]]]:
+    """Yield how a call is submitted; at an error or Ctrl-C wait for no worker, training or still to come."""
+    if client is None and jobs == 1:
+        yield _here
+        return
     others = set(multiprocessing.active_children())
     with _at_address(client) if isinstance(client, str) else nullcontext(client) as dask:
         executor = dask.get_executor(pure=False) if dask else ProcessPoolExecutor(
             jobs, multiprocessing.get_context("spawn"), _end_with_parent)
+
+        def submit(*call: Any) -> Future[Any]:
+            with usercode.starting_workers():
+                return executor.submit(*call)
+
         try:
-            yield executor
+            yield submit
         except BaseException:
             own = set(multiprocessing.active_children()) - others
             executor.shutdown(wait=False)
@@ -288,16 +295,31 @@ def _workers(client: Any, jobs: int) -> Iterator[Executor]:
         executor.shutdown()
 
 
-def _at_address(address: str) -> Any:
-    """Return a client of Dask's for the scheduler at an address."""
+def _here(function: Callable[..., Any], *given: Any) -> Future[Any]:
+    """Call a function in this process."""
+    future: Future[Any] = Future()
+    try:
+        future.set_result(function(*given))
+    except Exception as error:
+        future.set_exception(error)
+    return future
+
+
+@contextmanager
+def _at_address(address: str) -> Iterator[Any]:
     try:
         from distributed import Client
-
-        return Client(address)
     except ImportError as error:
         raise ValueError("A Dask scheduler needs dask and distributed: pip install 'sharpnb[scale]'.") from error
+    try:
+        client = Client(address)
     except (OSError, ValueError) as error:
         raise ValueError(f"No Dask scheduler answers at {address} ({error}). Start one: dask scheduler") from error
+    with client:
+        if not client.scheduler_info()["workers"]:
+            warnings.warn(f"{address} has no worker yet, and the sweep waits for one. Start one: dask worker {address}",
+                          stacklevel=6)
+        yield client
 
 
 def _end_with_parent() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -94,12 +95,21 @@ def test_a_loss_may_be_a_class_of_modules(call, folder):
 # ---- Nothing is lost ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variables", [{"PYTHONIOENCODING": "latin-1"}, ASCII], ids=str)
-def test_the_result_is_written_on_a_terminal_without_greek_letters(folder, variables):
+@pytest.mark.parametrize(("end", "variables"), [
+    ("| head -1", {}), (">/dev/full", {}), (">/dev/full 2>/dev/full", {}), (">&-", {}),
+    ("", {"PYTHONIOENCODING": "latin-1"}), ("", ASCII),
+], ids=str)
+def test_the_result_is_written_whatever_the_terminal_does(folder, end, variables):
+    call = shlex.join([sys.executable, "-m", "sharpnb.cli", "spectrum", *arguments(top=1)])
     clean = {name: value for name, value in os.environ.items() if name not in ("LANG", "LC_ALL", "PYTHONIOENCODING")}
-    done = subprocess.run([sys.executable, "-m", "sharpnb.cli", "spectrum", *arguments(top=1)], capture_output=True,
-                          text=True, errors="replace", env=clean | variables)
-    assert done.returncode == 0 and result(folder)["complete"] and (folder / "o/density.png").exists(), done.stderr
+    done = subprocess.run(["bash", "-c", f"{call} {end}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True,
+                          errors="replace", env=clean | variables)
+    found = result(folder)
+    assert found["complete"] and found["density"] and (folder / "o/density.png").exists()
+    assert not list(folder.glob("o/state-*")) and done.returncode == (1 if "full" in end else 0), done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    if end == ">/dev/full":
+        assert "No space left on device" in done.stderr and "o/spectrum.json" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["[/x]", "[bold] %s {0}", "a $b$ λ"])

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -199,6 +200,18 @@ def test_a_file_says_the_same_as_a_call_and_its_worker_processes_find_ones_own_n
     assert done.returncode == 0 and "16 cells, 0 failed" in done.stdout, done.stderr
     written = pd.read_csv(project / "heatmap.csv", keep_default_na=False)
     assert written["test_loss"].tolist() == whole["test_loss"].tolist() and "curve" not in written
+
+
+def test_dask_workers_elsewhere_find_a_network_of_the_working_folder(whole, project, tmp_path_factory):
+    distributed = pytest.importorskip("distributed")
+    own = {"PYTHONPATH": str(Path(sweeps.__file__).parents[2])}
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, preload_nanny=[], env=own,
+                                  local_directory=str(tmp_path_factory.mktemp("worker"))) as cluster:
+        with distributed.Client(cluster) as client:
+            client.run(lambda: (__import__("os").chdir("/"), __import__("sys").path.__setitem__(slice(None), [
+                part for part in __import__("sys").path if str(part) not in ("", str(project))])))
+        model = {"name": "ownnet:build", "width": 6}
+        same(sweep(GRID, DATA, model, **OPTIONS, folder=project / "kept", client=cluster.scheduler_address), whole)
 
 
 def script(folder, text, **files):

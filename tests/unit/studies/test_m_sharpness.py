@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cells import executed
 from torch.nn.functional import cross_entropy
 
 from sharpnb import lab
