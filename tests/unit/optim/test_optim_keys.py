@@ -186,10 +186,12 @@ def test_a_base_that_maximises_is_refused(build: Any) -> None:
         optimizer.load_state_dict(state)
 
 
+@pytest.mark.parametrize("before", [lambda o: o, copy.deepcopy, lambda o: o.load_state_dict(o.state_dict()) or o],
+                         ids=["", "copied", "resumed"])
 @pytest.mark.parametrize("second", [SAM, WSAM, LookSAM])
-def test_a_base_that_is_wrapped_again_has_the_new_values(second: Any) -> None:
-    base = torch.optim.SGD([{"params": [_one()], "rho": 0.7}, {"params": [_one()]}], lr=0.1)
-    LookSAM(base, rho=0.05, k=3, alpha=0.1)
+def test_a_base_that_is_wrapped_again_has_the_new_values(second: Any, before: Any) -> None:
+    first = torch.optim.SGD([{"params": [_one()], "rho": 0.7}, {"params": [_one()]}], lr=0.1)
+    base = before(LookSAM(first, rho=0.05, k=3, alpha=0.1)).base_optimizer
     optimizer = second(base, rho=0.2)
     assert [g["rho"] for g in optimizer.param_groups] == [0.7, 0.2]  # what its author gave a group stays
     if second is LookSAM:
