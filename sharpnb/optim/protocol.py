@@ -292,6 +292,7 @@ class SharpnessAware(WrappingOptimizer):
 
     def _begin(self, call: str) -> None:
         self._settled(call)
+        self._statistics.refuse_cache(call)
         self._look_at_groups()
         self._params = [p for group in self.param_groups for p in group["params"]]
         self._lengths: list[Tensor | float] = []  # not finite where an ascent gradient was not

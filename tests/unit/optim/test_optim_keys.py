@@ -164,6 +164,9 @@ def test_gsams_radius_stays_between_its_ends(when: str) -> None:
     assert max(radii) == 0.05 and min(radii) >= 0.01
     assert radii[0] == pytest.approx(0.01 + 0.04 * (0.1 / 25) / 0.02)  # the constructor's rate is the reference
     assert len(told) == 1
+    base = torch.optim.SGD([_one()], lr=torch.tensor(0.02))
+    L.LinearLR(base, 0.1)  # writes into the tensor, which the base's defaults hold too
+    assert GSAM(base).param_groups[0]["lr_max"] == pytest.approx(0.02)
 
 
 # -- keys of the base -------------------------------------------------------------------------------------------------
