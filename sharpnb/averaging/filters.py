@@ -30,8 +30,8 @@ def entropy(weights: Tensor, bins: int = 10) -> float:
 
     .. math:: H(W) = -\sum_{b=1}^{B} p_b\log p_b, \qquad 0\le H\le\log B
 
-    Constant weights have H = 0. How it differs from the authors' code, and why: the last bin is closed, so that the
-    largest weight is counted and the :math:`p_b` add to 1.
+    Constant weights have H = 0; complex ones are pairs of real ones. How it differs from the authors' code, and why:
+    the last bin is closed, so that the largest weight is counted and the :math:`p_b` add to 1.
 
     Args:
         weights: any shape.
@@ -42,7 +42,8 @@ def entropy(weights: Tensor, bins: int = 10) -> float:
     """
     if bins < 2:
         raise ValueError(f"bins = {bins}: the entropy of a histogram needs 2 bins or more; the paper's is 10.")
-    flat = weights.detach().flatten().double()
+    weights = weights.detach()
+    flat = (torch.view_as_real(weights) if weights.is_complex() else weights).flatten().double()
     low, high = flat.aminmax()
     if not (low.isfinite() and high.isfinite()):
         raise ValueError("The weights hold NaN or infinity and have no histogram. Graft before the training diverges.")
@@ -58,7 +59,7 @@ def mean_magnitude(weights: Tensor) -> float:
 
     Divided by n, so that one scale of :math:`c` serves layers of every size (chosen by us; the paper does not say).
     """
-    return float(weights.detach().double().abs().mean())
+    return float(weights.detach().abs().double().mean())
 
 
 def filter_norms(model: nn.Module) -> dict[str, Tensor]:

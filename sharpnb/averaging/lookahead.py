@@ -205,6 +205,7 @@ class Lookahead(WrappingOptimizer):
     def _load(self, state_dict: dict[str, Any]) -> None:
         """Let the base load, then see to what is ours; from the bare base's checkpoint the slow weights start anew."""
         self._refuse_others(state_dict)
+        self._check_bases(state_dict)
         kept = [{name: group[name] for name in self.options if name in group} for group in self.param_groups]
         self.base_optimizer.load_state_dict(state_dict)
         params, begun = [p for group in self.param_groups for p in group["params"]], False
@@ -228,11 +229,6 @@ class Lookahead(WrappingOptimizer):
         if (counts and f"{self.prefix}fast_steps" not in counts) or "base" in state_dict:
             raise ValueError(f"The checkpoint is that of a Lookahead of another form: {sorted(counts)} in its groups, "
                              f"prefix={self.prefix!r} here. Load it into one with the prefix that it was saved with.")
-
-    def __getstate__(self) -> dict[str, Any]:
-        self._settled("A copy or a pickle")
-        return super().__getstate__()
-
 
 def _lerp(slow: list[Tensor], fast: list[Tensor], alpha: float) -> None:
     """Do the slow step in place, and let the fast ones follow."""

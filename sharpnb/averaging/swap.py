@@ -13,9 +13,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector
 
 from sharpnb.averaging.batchnorm import Call, update_bn
+from sharpnb.averaging.wrapped import is_number
 from sharpnb.fallbacks import apart
 
 LargeEpoch = Callable[[nn.Module, int], float]
@@ -49,7 +49,8 @@ def swap(
        called until that is :math:`\ge\tau`, or ``max_epochs`` times. The paper stops early, :math:`\tau<1`.
     2. ``small(model, worker)`` trains a copy on its own with small batches: its data order and augmentation from the
        worker's number, its own optimizer (so momentum starts anew), no communication.
-    3. :math:`w=\frac1W\sum_r w_r`, in float64, and one pass over ``data`` for the BatchNorm statistics.
+    3. :math:`w=\frac1W\sum_r w_r`, in float64 (complex weights as pairs of real ones; of integers, which have no mean,
+       those of phase 1 stay), and one pass over ``data`` for the BatchNorm statistics.
 
     Where the workers run changes no bit of the result: one after another; in ``processes`` processes (``small`` must
     then be importable, a function of a module or a ``functools.partial`` of one); or, when a process group is
@@ -116,7 +117,8 @@ def _alone(model: nn.Module, small: Small, worker: int, seed: int) -> Tensor:
 
 def _over_ranks(model: nn.Module, small: Small, workers: int, seed: int) -> list[Tensor]:
     rank, world = dist.get_rank(), dist.get_world_size()
-    ends = _flat(model).new_zeros(workers, sum(p.numel() for p in model.parameters()))
+    start = _flat(model)
+    ends = start.new_zeros(workers, len(start))
     for w in range(rank, workers, world):
         ends[w] = _alone(model, small, w, seed)
     dist.all_reduce(ends)  # each row is one rank's and zero elsewhere: the sum is exact
@@ -142,16 +144,21 @@ def _packed(what: Any) -> bytes:
     return buffer.getvalue()
 
 
+def _numbers(model: nn.Module) -> list[Tensor]:
+    """Return the parameters that have a mean, in their own memory; a complex one as pairs of real numbers."""
+    own = [p.detach() for p in model.parameters() if is_number(p)]
+    return [torch.view_as_real(w) if w.is_complex() else w for w in own]
+
+
 def _flat(model: nn.Module) -> Tensor:
-    return parameters_to_vector(model.parameters()).detach().clone()
+    return torch.cat([w.flatten() for w in _numbers(model)])
 
 
-@torch.no_grad()
 def _fill(model: nn.Module, weights: Tensor) -> None:
     """Write flat weights into the model in place: an optimizer or DistributedDataParallel over it stays valid."""
-    parameters = list(model.parameters())
-    for p, piece in zip(parameters, weights.split([p.numel() for p in parameters]), strict=True):
-        p.copy_(piece.view_as(p))
+    own = _numbers(model)
+    for w, piece in zip(own, weights.split([w.numel() for w in own]), strict=True):
+        w.copy_(piece.view_as(w))
 
 
 def _accuracy(value: float, model: nn.Module, ranked: bool) -> float:

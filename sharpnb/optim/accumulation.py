@@ -39,7 +39,7 @@ class EarlierGradients:
         own = {id(g): version for g, version in self._left}
         new = [(p, g) for p in params if (g := p.grad) is not None and own.get(id(g)) != g._version]
         found = any(bool(_dense(g).any()) for _, g in new)
-        self._left, self.found = [], {p: (g, torch.zeros_like(g)) for p, g in new if found}
+        self._left, self.found = [], {p: (g.clone(), torch.zeros_like(g)) for p, g in new if found}
 
     def compare(self, params: Iterable[Tensor], who: str) -> None:
         """After the first pass, where something was ``found``: refuse what is another batch's, ``.grad`` as it was.
@@ -49,7 +49,8 @@ class EarlierGradients:
         """
         found, self.found = self.found, {}
         before, now = {p: g for p, (g, _) in found.items()}, foreach.gradients(params)
-        if all(p.grad is not zeros for p, (_, zeros) in found.items()) or _alike(before, now):
+        replaced = all(p.grad is not zeros and not _dense(zeros).any() for p, (_, zeros) in found.items())
+        if replaced or _alike(before, now):  # DDP may replace what it has added to
             return
         for p, g in before.items():
             p.grad = g

@@ -17,15 +17,17 @@ def checked(state_dict: dict[str, Any], optimizer: Optimizer) -> None:
 
     PyTorch loads such a checkpoint without a word and fails at the next step, or makes a step of another kind.
     """
-    needed = {name for name, value in optimizer.defaults.items()
+    own = optimizer.defaults
+    needed = {name for name, value in own.items()
               if isinstance(value, int | float | tuple | Tensor) and not isinstance(value, bool)}
-    decoupled = optimizer.defaults.get("decoupled_weight_decay")
+    foreign = {"amsgrad", "decoupled_weight_decay", "eta_reference"} - own.keys() if "eta_reference" not in own else ()
+    decoupled = own.get("decoupled_weight_decay")
     for number, group in enumerate(state_dict["param_groups"]):
-        lacking = sorted(needed - group.keys() - {"eta_reference"})
-        if lacking:
-            raise ValueError(f"load_state_dict: the checkpoint's group {number} has no {', '.join(lacking)}, which "
-                             f"{type(optimizer).__name__} needs: it was saved by another optimizer. Load it into one "
-                             "of the class that saved it.")
+        lacking = sorted(needed - group.keys() - {"eta_reference"}) or sorted({"amsgrad"} & own.keys() - group.keys())
+        if lacking or (extra := sorted(group.keys() & foreign)):
+            what = f"has no {', '.join(lacking)}, which" if lacking else f"holds {', '.join(extra)}, which no"
+            raise ValueError(f"load_state_dict: the checkpoint's group {number} {what} {type(optimizer).__name__} "
+                             "needs: it was saved by another optimizer. Load it into one of the class that saved it.")
         if decoupled is not None and group.get("decoupled_weight_decay", decoupled) is not decoupled:
             raise ValueError(f"load_state_dict: the checkpoint says decoupled_weight_decay={not decoupled}, and "
                              f"{type(optimizer).__name__} is the other kind: Adam's decay is not AdamW's. Load it into "
@@ -97,7 +99,7 @@ def _converted(saved: dict[str, Any], own: dict[str, Any], against: dict[str, An
 
 def is_from_torch(group: dict[str, Any]) -> bool:
     """Return whether a checkpoint's group was written by a class of torch.optim."""
-    return "foreach" in group or "amsgrad" in group
+    return not group.keys().isdisjoint(("foreach", "amsgrad", "dampening"))  # the last is all that an old SGD has
 
 
 def is_of_strangers(group: dict[str, Any]) -> bool:

@@ -106,7 +106,7 @@ class ESAM(SharpnessAware):
         generator, frozen = self._generator(torch.device("cpu")), []
         if self.swp == "tensor":
             frozen = [p for group in self.param_groups for p in group["params"] if p.requires_grad
-                      and torch.rand((), generator=generator, dtype=torch.float32) >= group["beta"]]
+                      and torch.rand((), generator=generator, device="cpu", dtype=torch.float32) >= group["beta"]]
         for p in frozen:
             p.requires_grad_(False)
         try:

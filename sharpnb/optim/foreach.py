@@ -71,6 +71,11 @@ def gradients(params: Iterable[Tensor]) -> dict[Tensor, Tensor]:
     return {p: g for p in params if (g := p.grad) is not None}
 
 
+def kept_gradients(params: Iterable[Tensor]) -> dict[Tensor, Tensor]:
+    """Return copies of them: the next pass may write where they lie (``gradient_as_bucket_view`` of DDP)."""
+    return {p: g.clone() for p, g in gradients(params).items()}
+
+
 def buckets(
     groups: Iterable[dict[str, Any]], g: Mapping[Tensor, Tensor] | None = None,
     g_adv: Mapping[Tensor, Tensor] | None = None, kind: Callable[[dict[str, Any], Tensor], Any] | None = None,

@@ -58,8 +58,10 @@ class GSAM(SharpnessAware):
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         if group["lr_max"] is None:
-            scheduled = "initial_lr" in group  # then a scheduler has put its first rate into "lr"
-            group["lr_max"] = float(self.defaults["lr"] if scheduled else group.get("lr", self.defaults["lr"]))
+            own = self.defaults["lr"]
+            if own is group.get("lr") and isinstance(own, Tensor):  # a scheduler that is there writes into it
+                own = group.get("initial_lr", own)
+            group["lr_max"] = float(own if "initial_lr" in group else group.get("lr", own))
         if group["rho_min"] is not None and not 0 <= group["rho_min"] <= group["rho"]:
             raise ValueError(f"rho_min = {group['rho_min']}: must lie in [0, rho] = [0, {group['rho']}]. Use None for "
                              "a constant radius.")

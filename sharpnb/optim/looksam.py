@@ -40,7 +40,7 @@ class LookSAM(SharpnessAware):
         ValueError: if an argument is out of range.
     """
 
-    keeps_gradient = True
+    keeps_gradient, _remembers = True, "g_v"
     _ranges = (("k", lambda k: k >= 1 and int(k) == k, "must be a whole number, 1 or more. Use k=1 for SAM."),
                ("alpha", lambda alpha: alpha >= 0, "must not be negative. Use 0.7, the paper's."))
 

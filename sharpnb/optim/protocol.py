@@ -84,6 +84,7 @@ class SharpnessAware(WrappingOptimizer):
 
     keeps_gradient: bool = False  # whether u needs the gradient at w: one more copy of the weights in the second pass
     _own = ("p", "model", "common_perturbation", "skip_nonfinite", "same_dropout", "in_place")
+    _remembers: str = ""  # what the method keeps in the state of each parameter, if anything
     closure_only: str = ""  # why first_step and second_step cannot do the method, or empty
     _step_supports_amp_scaling = True  # GradScaler.step then always reaches us, and perturbed weights always return
 
@@ -243,10 +244,9 @@ class SharpnessAware(WrappingOptimizer):
         self._begin("first_step()")
         self._unscale(scaler)
         with torch.no_grad():
-            first = self._first_gradients()
+            self._first = self._first_gradients()
             if self._ascends():
                 self._climb()
-        self._first = first if zero_grad else {p: g.clone() for p, g in first.items()}  # the next pass may add to them
         self._statistics.start()
         if zero_grad:
             self._clear()
@@ -260,11 +260,13 @@ class SharpnessAware(WrappingOptimizer):
     def _second_half(self) -> None:
         if (first := self._first) is None:
             # torch.distributed.checkpoint has a base's fresh state made by a step that can move nothing
-            if any(float(group["lr"]) for group in self.param_groups) or any(
-                    p.grad is not None and p.grad.any() for group in self.param_groups for p in group["params"]):
+            grads = foreach.gradients(p for group in self.param_groups for p in group["params"])
+            if any(float(group["lr"]) for group in self.param_groups) or any(g.any() for g in grads.values()):
                 raise RuntimeError("step() without a closure: no first_step() came before it. Call step(closure), or "
                                    "first_step() and second_step() around a second backward pass.")
             self.base_optimizer.step()
+            for p in grads if self._remembers else ():
+                self.state[p].setdefault(self._remembers, torch.zeros_like(p))
             return
         self._return()
         scale = getattr(self, "grad_scale", None)  # set by GradScaler.step, unless the gradients are unscaled already
@@ -290,6 +292,7 @@ class SharpnessAware(WrappingOptimizer):
 
     def _begin(self, call: str) -> None:
         self._settled(call)
+        self._statistics.refuse_cache(call)
         self._look_at_groups()
         self._params = [p for group in self.param_groups for p in group["params"]]
         self._lengths: list[Tensor | float] = []  # not finite where an ascent gradient was not
@@ -315,7 +318,7 @@ class SharpnessAware(WrappingOptimizer):
 
     def _first_gradients(self) -> dict[Tensor, Tensor]:
         """Return the gradients at w if the method keeps them, else nothing."""
-        return foreach.gradients(self._params) if self.keeps_gradient else {}
+        return foreach.kept_gradients(self._params) if self.keeps_gradient else {}
 
     def _climb(self) -> None:
         """Perturb the weights on their gradients."""
@@ -347,11 +350,8 @@ class SharpnessAware(WrappingOptimizer):
 
     def _return(self) -> None:
         self._statistics.stop(self._params)
-        if self.in_place:
-            self._copy_back()
-        else:
-            for bucket, weights in self._backup:
-                foreach.point(bucket, weights)
+        for bucket, weights in self._backup:
+            foreach.copy_(bucket.w, weights) if self.in_place else foreach.point(bucket, weights)
         forget_casts()
         self._backup, self._first = [], None
         if self.keeps_gradient:  # two copies are never there beside what u needs

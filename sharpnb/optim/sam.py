@@ -105,7 +105,7 @@ class SAM(SharpnessAware):
 
     def _add_second_order(self, run: Closure, scaler: Any, first: dict[Tensor, Tensor]) -> None:
         """Add Hz to the gradients, by two more evaluations around w."""
-        at_eps = foreach.gradients(self._params)
+        at_eps = foreach.kept_gradients(self._params)
         buckets = self._perturbed(at_eps)
         g = [bucket.g for bucket in self._perturbed(first)]
         z = [foreach.mul(bucket.g, bucket.group["rho"]) for bucket in buckets]
@@ -121,7 +121,7 @@ class SAM(SharpnessAware):
                 foreach.ascend(bucket.w, foreach.mul(x, sign), foreach.stride(h, size, x))
             forget_casts()
             self._evaluate(run, scaler)
-            sides.append(self._perturbed(foreach.gradients(self._params)))
+            sides.append(self._perturbed(foreach.kept_gradients(self._params)))
         factor = torch.where(length > 0, size / (2 * h * length), 0)
         for p, grad in at_eps.items():
             p.grad = grad

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from sharpnb.optim.conversion import checked, without_old_weights
 
-_filled: WeakKeyDictionary[Optimizer, list[tuple[dict[str, Any], set[str]]]] = WeakKeyDictionary()
-"""What a wrapper wrote into the groups of a base. Another wrapper of that base takes it for nobody's wish."""
+_filled: WeakKeyDictionary[Optimizer, dict[int, set[str]]] = WeakKeyDictionary()
+"""What a wrapper wrote into which group of a base. Another wrapper of that base takes it for nobody's wish."""
 
 
 class WrappingOptimizer(Optimizer):
@@ -36,8 +36,9 @@ class WrappingOptimizer(Optimizer):
             raise ValueError(f"{type(self).__name__} over {type(base).__name__}: both keep {taken} in the parameter "
                              f"groups. {self._if_taken}")
         self.base_optimizer, self.options = base, options
-        for group, names in _filled.pop(base, []):
-            for key in names:
+        filled = _filled.pop(base, {})
+        for number, group in enumerate(base.param_groups):
+            for key in filled.get(number, ()):
                 group.pop(key, None)
         super().__init__(base.param_groups, {**base.defaults, **options})
         self._share()
@@ -89,11 +90,11 @@ class WrappingOptimizer(Optimizer):
 
     def _regrouped(self) -> None:
         """Give each group the options that it lacks, and look at it."""
-        for group in self.param_groups:
+        for number, group in enumerate(self.param_groups):
             missing = self.options.keys() - group.keys()
             if missing:
                 group |= {name: self.options[name] for name in missing}
-                _filled.setdefault(self.base_optimizer, []).append((group, missing))
+                _filled.setdefault(self.base_optimizer, {}).setdefault(number, set()).update(missing)
             self._check(group)
         self._known = self.param_groups, len(self.param_groups)
 
@@ -146,20 +147,27 @@ class WrappingOptimizer(Optimizer):
     def _loaded(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Let the base load; return what is left for PyTorch to do, which is nothing."""
         self._load(state_dict)
-        _filled.pop(self.base_optimizer, None)  # it has new groups now, and what they hold is the checkpoint's wish
         self._share()
         return {"state": {}, "param_groups": state_dict["param_groups"]}
 
     def _load(self, state_dict: dict[str, Any]) -> None:
         state_dict = without_old_weights(state_dict, self)
-        checked(state_dict, self.base_optimizer)
+        self._check_bases(state_dict)
         self.base_optimizer.load_state_dict(state_dict)
 
+    def _check_bases(self, state_dict: dict[str, Any]) -> None:
+        """Raise ValueError where a checkpoint is not one of the innermost base."""
+        base = self.base_optimizer
+        base._check_bases(state_dict) if isinstance(base, WrappingOptimizer) else checked(state_dict, base)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("base_optimizer", "options", "defaults", *self._own)}
+        self._settled("A copy or a pickle")
+        own = {name: getattr(self, name) for name in ("base_optimizer", "options", "defaults", *self._own)}
+        return {**own, "filled": _filled.get(self.base_optimizer, {})}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "base_optimizer" in state:  # a copy or a pickle; else Optimizer.load_state_dict, after the base has loaded
+            _filled[state["base_optimizer"]] = state.pop("filled", {})
             super().__setstate__(state)
             self._share()
 

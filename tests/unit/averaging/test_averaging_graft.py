@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sharpnb.averaging import coefficient, entropy, filter_norms, graft, graft_internal, graft_noise, invalid_filters
+from sharpnb.averaging.filters import mean_magnitude
 
 
 def net(seed: int = 0) -> nn.Module:
@@ -34,6 +35,9 @@ def test_entropy_of_known_histograms():
     assert entropy(torch.full((5, 3), 2.0)) == 0.0
     assert entropy(torch.tensor([0.0, 0.0, 0.0, 1.0])) == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
     assert entropy(torch.arange(4.0), bins=2) == pytest.approx(math.log(2))
+    assert entropy(torch.complex(torch.zeros(5), torch.arange(5.0))) == pytest.approx(
+        -0.6 * math.log(0.6) - 0.4 * math.log(0.1))
+    assert mean_magnitude(torch.tensor([3 + 4j])) == 5
 
 
 @settings(max_examples=50, deadline=None)

@@ -97,17 +97,22 @@ def test_a_data_parallel_phase_one_is_the_whole_batch_on_one_process(tmp_path):
 def test_the_average_is_written_in_place_and_in_each_parameters_own_type():
     model = nn.Sequential(nn.Linear(4, 8).double(), nn.Linear(8, 2).double())
     model[1].bias = nn.Parameter(model[1].bias.detach().float())
+    model[1].phase = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    model[1].table = nn.Parameter(torch.tensor([2**40 + 1]), requires_grad=False)
     pointers, ends = [p.data_ptr() for p in model.parameters()], []
 
     def small(copied, worker):
         with torch.no_grad():
             for p in copied.parameters():
-                p.add_(0.1 * (worker + 1))
+                p.add_(worker + 1 if p is copied[1].table else 0.1j * (worker + 1) if p.is_complex() else 0.1 * worker)
         ends.append(copied)
 
     swap(model, lambda model, epoch: 1.0, small, [work.X], tau=1.0, max_epochs=1, workers=3)
     assert [p.data_ptr() for p in model.parameters()] == pointers and model[1].bias.dtype == torch.float32
+    assert model[1].table == 2**40 + 1
     for mean, *each in zip(model.parameters(), *(end.parameters() for end in ends), strict=True):
+        if mean is model[1].table:
+            continue
         torch.testing.assert_close(mean.detach(), torch.stack(each).mean(0).detach())
 
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
-from sharpnb.optim import SGDW, AdamW
+from sharpnb.optim import SAM, SGDW, AdamW
 
 BUILDS: dict[str, Callable[[Any], Any]] = {
     name: (lambda params, build=build: build(torch.optim.SGD(params, lr=0.1), rho=2.0))
@@ -74,3 +75,31 @@ def test_negative_control_a_cache_that_is_kept_is_seen(name: str, monkeypatch: p
     for module in ("protocol", "decoupled"):
         monkeypatch.setattr(f"sharpnb.optim.{module}.forget_casts", lambda: None)
     assert train(name, "training")[0] != train(name, "nothing")[0]
+
+
+class _Symmetric(nn.Module):
+    def forward(self, w: Tensor) -> Tensor:
+        return w.triu() + w.triu(1).T
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_inside_parametrize_cached_a_step_is_refused_and_a_pass_is_right(named: bool) -> None:
+    """Its cache, too, would give both passes the weights of the first; around a pass alone it is in nobody's way."""
+    ends, x = [], torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    for inside in (nullcontext, parametrize.cached):
+        torch.manual_seed(0)
+        parametrize.register_parametrization(net := nn.Linear(4, 4), "weight", _Symmetric())
+        optimizer = SAM(torch.optim.SGD(net.parameters(), lr=0.1), rho=1.0, model=net if named else None)
+
+        def closure(net: nn.Module = net, inside: Any = inside) -> Tensor:
+            with inside():
+                loss = net(x).square().mean()
+            loss.backward()
+            return loss
+
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"step\(closure\) inside .*cached"), parametrize.cached():
+                optimizer.step(closure)
+            optimizer.step(closure)
+        ends.append(family.vector(net))
+    assert torch.equal(*ends)

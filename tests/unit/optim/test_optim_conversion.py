@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from sharpnb.averaging import Lookahead
 from sharpnb.optim import ASAM, ESAM, GSAM, SAM, SGDW, WSAM, AdamW, LookSAM
 
 T = torch.optim
@@ -70,13 +71,19 @@ def test_a_run_goes_on_as_it_would_have(name: str, done: int, wrap: Any) -> None
 FLAGS = ("foreach", "amsgrad", "capturable", "differentiable", "fused", "decoupled_weight_decay", "maximize")
 
 
-class Stranger(T.AdamW):
-    """A third party's AdamW, whose groups do not say what the decay is multiplied by."""
-
+class _WithoutFlags(T.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
         groups = [{k: v for k, v in group.items() if k not in FLAGS} for group in state["param_groups"]]
         return {**state, "param_groups": groups}
+
+
+class Stranger(_WithoutFlags, T.AdamW):
+    """A third party's AdamW, whose groups do not say what the decay is multiplied by."""
+
+
+class OldSGD(_WithoutFlags, T.SGD):
+    """What PyTorch saved before there were flags, and Apex still does."""
 
 
 REFUSED: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], str]] = {
@@ -92,10 +99,15 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], str]] = {
     "SGD's buffer": (lambda p: T.SGD(p, lr=0.1, momentum=0.9), lambda p: SGDW(p, lr=0.1), "lr_in_momentum=False"),
     "SGD with dampening": (lambda p: T.SGD(p, lr=0.1, momentum=0.9, dampening=0.5),
                            lambda p: SGDW(p, lr=0.1, lr_in_momentum=False), "dampening=0.5"),
+    "an old SGD's buffer": (lambda p: OldSGD(p, lr=0.1, momentum=0.9), lambda p: SGDW(p, lr=0.1), "lr_in_momentum=F"),
     "RMSprop": (T.RMSprop, lambda p: SGDW(p, lr=0.1), "another optimizer"),
     "SGD into SAM over Adam": (lambda p: T.SGD(p, lr=0.1), lambda p: SAM(T.Adam(p)), "no betas"),
     "Adam into SAM over SGD": (T.Adam, lambda p: SAM(T.SGD(p, lr=0.1)), "no dampening, momentum"),
     "Adam into SAM over AdamW": (T.Adam, lambda p: SAM(T.AdamW(p)), "decoupled_weight_decay"),
+    "Adamax into SAM over Adam": (T.Adamax, lambda p: SAM(T.Adam(p)), "no amsgrad"),
+    "Adam into SAM over Adamax": (T.Adam, lambda p: SAM(T.Adamax(p)), "holds amsgrad, decoupled_weight_decay"),
+    "ours into SAM over AdamW": (lambda p: AdamW(p, weight_decay=0.1), lambda p: SAM(T.AdamW(p)), "no amsgrad"),
+    "SGD into Lookahead over Adam": (lambda p: T.SGD(p, lr=0.1), lambda p: Lookahead(T.Adam(p)), "no betas"),
 }
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -85,7 +86,7 @@ def _ends(rank: int) -> dict[str, Tensor]:
     ends: dict[str, Tensor] = {}
     for name, build in BUILDS.items():
         for aside in (False, True):
-            model = DistributedDataParallel(Net(), find_unused_parameters=True)
+            model = DistributedDataParallel(Net(), find_unused_parameters=True, gradient_as_bucket_view=not aside)
             base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
             optimizer = build(base, rho=0.3, model=model)
             for _ in range(STEPS):
@@ -97,6 +98,12 @@ def _ends(rank: int) -> dict[str, Tensor]:
         calls: list[int] = []
         optimizer.step(_closure(model, rank, False, lambda calls=calls: calls.append(1) or len(calls) == rank))
         ends[f"{name} nan"] = _vector(model.module)
+    model = DistributedDataParallel(Net(), find_unused_parameters=True, gradient_as_bucket_view=True)
+    with model.no_sync():
+        _closure(model, rank, False)()  # an earlier micro-batch
+    with suppress(RuntimeError):
+        SAM(torch.optim.SGD(model.parameters(), lr=0.1)).step(_closure(model, rank, False))
+        ends["lost in silence"] = _vector(model.module)
     return ends
 
 
@@ -136,6 +143,10 @@ def test_a_bad_gradient_on_one_rank_skips_the_step_on_all(ranks: list[dict[str, 
     for name in ("SAM", "WSAM"):
         assert torch.equal(ranks[0][f"{name} nan"], ranks[1][f"{name} nan"])
         assert torch.equal(ranks[0][f"{name} nan"], _vector(Net()))
+
+
+def test_an_earlier_micro_batch_is_refused_where_gradients_lie_in_buckets(ranks: list[dict[str, Tensor]]) -> None:
+    assert "lost in silence" not in ranks[0]
 
 
 def _by_hand(name: str) -> Tensor:

@@ -179,18 +179,23 @@ def test_what_cannot_follow_is_refused_by_name(ranks: list[dict[str, Any]], what
     assert message in ranks[0]["refused"][what] and "fully_shard" in ranks[0]["refused"][what]
 
 
+def _held(model: nn.Module, optimizer: Any) -> dict[str, set[str]]:
+    return {name: set(state) for name, state in get_optimizer_state_dict(model, optimizer)["state"].items()}
+
+
 @pytest.mark.parametrize("name", ["SAM", "LookSAM", "SGDW", "AdamW"])
 def test_pytorchs_optimizer_state_dict_goes_around_in_one_process(name: str) -> None:
     """A fresh optimizer has its states made by a step with every rate 0; nothing may move."""
     model = _net()
     optimizer = BUILDS[name](model.parameters())
     before = family.vector(model)
-    get_optimizer_state_dict(model, optimizer)
+    held = _held(model, optimizer)
     assert torch.equal(before, nn.utils.parameters_to_vector(model.parameters()))
     with pytest.raises(RuntimeError, match="no first_step"):
         optimizer.step() if hasattr(optimizer, "first_step") else SAM(optimizer).step()
     for _ in range(2):
         _step(optimizer, model, slice(None))
+    assert _held(model, optimizer) == held  # else torch.distributed.checkpoint would not read it from a file
     other = BUILDS[name]((again := copy.deepcopy(model)).parameters())
     set_optimizer_state_dict(again, other, copy.deepcopy(get_optimizer_state_dict(model, optimizer)))
     for o, m in ((optimizer, model), (other, again)):

@@ -164,6 +164,9 @@ def test_gsams_radius_stays_between_its_ends(when: str) -> None:
     assert max(radii) == 0.05 and min(radii) >= 0.01
     assert radii[0] == pytest.approx(0.01 + 0.04 * (0.1 / 25) / 0.02)  # the constructor's rate is the reference
     assert len(told) == 1
+    base = torch.optim.SGD([_one()], lr=torch.tensor(0.02))
+    L.LinearLR(base, 0.1)  # writes into the tensor, which the base's defaults hold too
+    assert GSAM(base).param_groups[0]["lr_max"] == pytest.approx(0.02)
 
 
 # -- keys of the base -------------------------------------------------------------------------------------------------
@@ -186,10 +189,12 @@ def test_a_base_that_maximises_is_refused(build: Any) -> None:
         optimizer.load_state_dict(state)
 
 
+@pytest.mark.parametrize("before", [lambda o: o, copy.deepcopy, lambda o: o.load_state_dict(o.state_dict()) or o],
+                         ids=["", "copied", "resumed"])
 @pytest.mark.parametrize("second", [SAM, WSAM, LookSAM])
-def test_a_base_that_is_wrapped_again_has_the_new_values(second: Any) -> None:
-    base = torch.optim.SGD([{"params": [_one()], "rho": 0.7}, {"params": [_one()]}], lr=0.1)
-    LookSAM(base, rho=0.05, k=3, alpha=0.1)
+def test_a_base_that_is_wrapped_again_has_the_new_values(second: Any, before: Any) -> None:
+    first = torch.optim.SGD([{"params": [_one()], "rho": 0.7}, {"params": [_one()]}], lr=0.1)
+    base = before(LookSAM(first, rho=0.05, k=3, alpha=0.1)).base_optimizer
     optimizer = second(base, rho=0.2)
     assert [g["rho"] for g in optimizer.param_groups] == [0.7, 0.2]  # what its author gave a group stays
     if second is LookSAM:

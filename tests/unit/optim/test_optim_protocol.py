@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -170,7 +171,7 @@ def test_halves_out_of_order_are_errors() -> None:
     F.mse_loss(model(x), y).backward()
     optimizer.first_step(zero_grad=True)
     for call in (optimizer.first_step, lambda: optimizer.step(_closure(model, x, y)), optimizer.state_dict,
-                 lambda: optimizer.load_state_dict({})):
+                 lambda: optimizer.load_state_dict({}), lambda: copy.deepcopy(optimizer)):
         with pytest.raises(RuntimeError, match="in the middle of a step"):
             call()
     assert not torch.equal(_weights(model), start)
