@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from sharpnb.averaging.batchnorm import Call, update_bn
+from sharpnb.averaging.batchnorm import update_bn
+from sharpnb.averaging.wrapped import fill
 from sharpnb.fallbacks import apart
 
 LargeEpoch = Callable[[nn.Module, int], float]
@@ -41,7 +42,7 @@ class Swapped:
 
 def swap(
     model: nn.Module, large: LargeEpoch, small: Small, data: Any, *, tau: float, max_epochs: int, workers: int = 8,
-    processes: int = 1, seed: int = 0, call: Call | None = None,
+    processes: int = 1, seed: int = 0,
 ) -> Swapped:
     r"""Run the three phases (Algorithm 1); afterwards ``model`` is the average.
 
@@ -71,7 +72,6 @@ def swap(
         workers: W (the paper's 8).
         processes: processes for phase 2 on this machine.
         seed: see above.
-        call: how a batch of ``data`` is fed to the model; see :func:`sharpnb.averaging.update_bn`.
 
     Raises:
         ValueError: for a ``tau``, ``max_epochs``, ``workers`` or ``processes`` out of range, an accuracy outside
@@ -96,8 +96,8 @@ def swap(
     else:
         ends = [_alone(model, small, w, seed) for w in range(workers)]
     stacked = torch.stack([end.to(start.device) for end in ends])
-    _fill(model, stacked.mean(0, dtype=torch.float64))
-    update_bn(model, data, call)
+    fill(model, stacked.mean(0, dtype=torch.float64))
+    update_bn(model, data)
     return Swapped(accuracies, accuracies[-1] >= tau, start, stacked)
 
 
@@ -144,14 +144,6 @@ def _packed(what: Any) -> bytes:
 
 def _flat(model: nn.Module) -> Tensor:
     return parameters_to_vector(model.parameters()).detach().clone()
-
-
-@torch.no_grad()
-def _fill(model: nn.Module, weights: Tensor) -> None:
-    """Write flat weights into the model in place: an optimizer or DistributedDataParallel over it stays valid."""
-    parameters = list(model.parameters())
-    for p, piece in zip(parameters, weights.split([p.numel() for p in parameters]), strict=True):
-        p.copy_(piece.view_as(p))
 
 
 def _accuracy(value: float, model: nn.Module, ranked: bool) -> float:

@@ -8,12 +8,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-Normalize = Literal["filter", "layer", "none"]
-Vectors = Literal["zero", "copy"]
+Normalize = Literal["filter", "none"]
 
 
 def filter_normalized_direction(
-    model: nn.Module, seed: int | torch.Generator = 0, *, normalize: Normalize = "filter", vectors: Vectors = "zero"
+    model: nn.Module, seed: int | torch.Generator = 0, *, normalize: Normalize = "filter"
 ) -> Tensor:
     r"""A Gaussian direction in which every filter is as long as the model's own (Li et al., NeurIPS 2018, section 4).
 
@@ -21,24 +20,20 @@ def filter_normalized_direction(
 
     for each filter i of each layer l: an output channel of a convolution, a row of a linear layer or of an embedding.
     So the picture does not change when a ReLU net is rescaled, one layer's weights up and the next one's down. A filter
-    of norm 0 gives 0.
+    of norm 0 gives 0. Tensors with fewer than two dimensions (biases, BatchNorm) give 0, as in the authors' plots.
 
     How it differs from the authors' code: no 1e-10 in the denominator, so the norms are equal and not nearly so.
 
     Args:
         model: whose weights set the scale.
         seed: a number, or a generator to draw from.
-        normalize: ``"filter"``, ``"layer"`` (one norm a tensor), or ``"none"``.
-        vectors: what becomes of tensors with fewer than two dimensions (biases, BatchNorm): ``"zero"`` (their
-            ``ignore=biasbn``, which they plot with) or ``"copy"`` (their other branch: the weights themselves, which
-            grow and shrink with the coordinate).
+        normalize: ``"filter"``, or ``"none"`` to see what the normalisation does.
 
     Returns:
         (n,) in float64 on the CPU, in the order of ``model.parameters()``.
     """
-    for name, value, kind in (("normalize", normalize, Normalize), ("vectors", vectors, Vectors)):
-        if value not in get_args(kind):
-            raise ValueError(f"{name} = {value!r}: choose one of {', '.join(map(repr, get_args(kind)))}.")
+    if normalize not in get_args(Normalize):
+        raise ValueError(f"normalize = {normalize!r}: choose 'filter' or 'none'.")
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
     kinds = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
     transposed = {id(m.weight) for m in model.modules() if isinstance(m, kinds)}
@@ -47,10 +42,10 @@ def filter_normalized_direction(
         w = p.detach().cpu().double()
         d = torch.randn(w.shape, generator=generator, dtype=torch.float64)
         if w.dim() < 2:
-            d = torch.zeros_like(w) if vectors == "zero" else w
-        elif normalize != "none":
+            d = torch.zeros_like(w)
+        elif normalize == "filter":
             filters = 1 if id(p) in transposed else 0  # the output channels of a transposed convolution
-            over = [i for i in range(w.dim()) if i != filters or normalize == "layer"]
+            over = [i for i in range(w.dim()) if i != filters]
             norm = partial(torch.linalg.vector_norm, dim=over, keepdim=True)
             d = d * (norm(w) / norm(d))
         parts.append(d.flatten())

@@ -196,7 +196,7 @@ def test_batches_of_other_kinds_and_none():
             return self.norm(self.scale * (a + b))
 
     model = Two()
-    update_bn(model, [{"a": X, "b": X}], call=lambda m, batch: m(**batch))
+    update_bn(model, [{"a": X, "b": X}])
     torch.testing.assert_close(model.norm.running_mean, 2 * X.mean(0))
     with pytest.raises(ValueError, match="no batch"):
         update_bn(model, iter(()))

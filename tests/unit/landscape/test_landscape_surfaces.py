@@ -14,7 +14,7 @@ from torch import nn
 
 from sharpnb.averaging import update_bn
 from sharpnb.lab import models
-from sharpnb.landscape import Plane, _points, line, surface
+from sharpnb.landscape import Plane, line, surface
 from sharpnb.landscape._points import Points
 from sharpnb.many.net import BatchedNet
 
@@ -273,31 +273,6 @@ def test_cells_are_raw_and_the_model_is_untouched():
     assert model.training and torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_an_interrupted_surface_continues(tmp_path, monkeypatch):
-    model = models.resnet(8, width=2, channels=1, norm=False).double()
-    file, calls, call = tmp_path / "surface.npz", [], Points.__call__
-    measure = partial(surface, model, Plane.random(model), size=5)
-    whole = measure((X, Y))
-    monkeypatch.setitem(_points._BYTES, "cpu", 70 * 2 * 8 * 8 * 8)  # so that points go one by one
-
-    def killed(self, xy):
-        calls.append(xy)
-        if len(calls) == 8:
-            raise KeyboardInterrupt
-        return call(self, xy)
-
-    monkeypatch.setattr(Points, "__call__", killed)
-    with pytest.raises(KeyboardInterrupt):
-        measure((X, Y), checkpoint=file)
-    corners = {(float(x), float(y)) for x in whole.x[::4] for y in whole.y[::4]}
-    assert {xy[0] for xy in calls[:4]} == corners, "coarse to fine"
-    again = measure((X, Y), checkpoint=file)
-    assert len(calls) == 8 + 25 - 7
-    np.testing.assert_allclose(again.values["loss"], whole.values["loss"], rtol=1e-12)
-    with pytest.raises(ValueError, match="another run"):
-        measure((X + 1, Y), checkpoint=file)
 
 
 def test_pictures_have_the_numbers_and_the_last_bits_of_equal_errors_draw_no_lines():

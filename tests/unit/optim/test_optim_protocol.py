@@ -109,7 +109,6 @@ def test_both_constructor_forms_are_one(name: str) -> None:
     (lambda p: GSAM(torch.optim.SGD(p, lr=0.1), rho_min=0.0, lr_min=0.5), ValueError, "lr_min = 0.5"),
     (lambda p: ESAM(torch.optim.SGD(p, lr=0.1), beta=0.0), ValueError, "beta = 0.0"),
     (lambda p: ESAM(torch.optim.SGD(p, lr=0.1), gamma=1.5), ValueError, "gamma = 1.5"),
-    (lambda p: ESAM(torch.optim.SGD(p, lr=0.1), swp="row"), ValueError, "swp = 'row'"),
     (lambda p: LookSAM(torch.optim.SGD(p, lr=0.1), k=0), ValueError, "k = 0"),
     (lambda p: WSAM(torch.optim.SGD(p, lr=0.1), gamma=1.0), ValueError, "gamma = 1.0"),
     (lambda p: WSAM(torch.optim.SGD(p, lr=0.1), perturbation="x"), ValueError, "perturbation = 'x'"),
