@@ -7,6 +7,7 @@ from sharpnb.averaging.filters import (
     filter_norms,
     graft_internal,
     graft_noise,
+    invalid_filters,
     mean_magnitude,
 )
 from sharpnb.averaging.graft import coefficient, graft
@@ -19,5 +20,5 @@ __all__ = [  # noqa: RUF022  grouped by method
     "swap", "Swapped",
     "Lookahead",
     "graft", "coefficient", "graft_internal", "graft_noise",
-    "entropy", "mean_magnitude", "filter_layers", "filter_norms",
+    "entropy", "mean_magnitude", "filter_layers", "filter_norms", "invalid_filters",
 ]

@@ -2,6 +2,7 @@ r"""BatchNorm statistics of weights that were never trained with: averages, graf
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,12 +14,13 @@ from sharpnb.counts import Count, counted
 from sharpnb.fallbacks import Quiet, eager, kept_modes, steady_tables
 from sharpnb.trees import moved
 
+Call = Callable[[nn.Module, Any], Any]
 _NO_BATCH = ("data holds no batch: the statistics of BatchNorm need at least one. An exhausted generator reads like "
              "this; pass a list or a DataLoader.")
 
 
 @torch.no_grad()
-def update_bn(model: nn.Module, data: Any, *, count: Count | None = None) -> None:
+def update_bn(model: nn.Module, data: Any, call: Call | None = None, *, count: Count | None = None) -> None:
     r"""Recompute the running statistics of every BatchNorm layer by one pass over ``data``.
 
     With b the numbers that a layer averages for each channel in a batch (samples times places), N those it has seen
@@ -43,6 +45,7 @@ def update_bn(model: nn.Module, data: Any, *, count: Count | None = None) -> Non
         data: an iterable of batches such as a ``DataLoader``, or one batch ``(x, y)``; see
             :func:`sharpnb.batches.each`. A batch is the inputs, or a tuple or list whose first entry they are; inputs
             are what :func:`sharpnb.batches.forward` takes.
+        call: ``call(model, batch)`` for batches of another kind.
         count: weights of the batches in place of b: one number, a list, or a function of a batch.
 
     Raises:
@@ -57,7 +60,8 @@ def update_bn(model: nn.Module, data: Any, *, count: Count | None = None) -> Non
         for index, raw in enumerate(each(data, pairs=False, count=count)):
             batch = moved(raw, where)
             weigh.by = None if count is None else counted(count, index, batch)
-            quiet(lambda: forward(model, inputs_of(batch)), undo=weigh.begin)  # noqa: B023  called here
+            quiet(lambda: call(model, batch) if call else forward(model, inputs_of(batch)),  # noqa: B023  called here
+                  undo=weigh.begin)
             batches += 1
         if not batches:
             raise ValueError(_NO_BATCH)

@@ -62,11 +62,16 @@ def mean_magnitude(weights: Tensor) -> float:
 
 
 def filter_norms(model: nn.Module) -> dict[str, Tensor]:
-    r"""Return layer name -> :math:`\ell_1` norm of each filter, (filters,) in float64.
-
-    The paper counts as *invalid* those with a norm below 0.1 and 0.01, whatever the filter's size.
-    """
+    r"""Return layer name -> :math:`\ell_1` norm of each filter, (filters,) in float64."""
     return {name: _rows(layer).abs().sum(1).double() for name, layer in filter_layers(model).items()}
+
+
+def invalid_filters(model: nn.Module, threshold: float) -> dict[str, Tensor]:
+    r"""Return layer name -> mask of the *invalid* filters, those with an :math:`\ell_1` norm below ``threshold``.
+
+    The paper counts them at 0.1 and 0.01. An absolute threshold depends on the size of the filter and the weight decay.
+    """
+    return {name: norms < threshold for name, norms in filter_norms(model).items()}
 
 
 @torch.no_grad()

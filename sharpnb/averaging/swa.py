@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sharpnb.averaging.batchnorm import update_bn
+from sharpnb.averaging.batchnorm import Call, update_bn
 from sharpnb.averaging.wrapped import is_number, plain, reshard, unwrapped, wide
 from sharpnb.caches import forget_casts, refuse_parametrization_cache
 from sharpnb.counts import Count
@@ -91,7 +91,7 @@ class SWA:
                 torch._foreach_lerp_(average, [w.to(a) for w, a in zip(new, average, strict=True)], share)
         self.n += 1
 
-    def update_bn(self, data: Any, *, count: Count | None = None) -> None:
+    def update_bn(self, data: Any, call: Call | None = None, *, count: Count | None = None) -> None:
         """Compute the average's own BatchNorm statistics by one pass over ``data``; the model's own stay as they are.
 
         Arguments and weighting as :func:`sharpnb.averaging.update_bn`. Without this pass the average of a net with
@@ -101,7 +101,7 @@ class SWA:
             RuntimeError: if nothing was collected yet.
         """
         with self.average_weights():
-            update_bn(self.model, data, count=count)
+            update_bn(self.model, data, call, count=count)
             self.statistics = {name: b.clone() for name, b in _statistics(self.model).items()}
 
     @contextmanager

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from sharpnb.averaging.batchnorm import update_bn
+from sharpnb.averaging.batchnorm import Call, update_bn
 from sharpnb.averaging.wrapped import fill
 from sharpnb.fallbacks import apart
 
@@ -42,7 +42,7 @@ class Swapped:
 
 def swap(
     model: nn.Module, large: LargeEpoch, small: Small, data: Any, *, tau: float, max_epochs: int, workers: int = 8,
-    processes: int = 1, seed: int = 0,
+    processes: int = 1, seed: int = 0, call: Call | None = None,
 ) -> Swapped:
     r"""Run the three phases (Algorithm 1); afterwards ``model`` is the average.
 
@@ -72,6 +72,7 @@ def swap(
         workers: W (the paper's 8).
         processes: processes for phase 2 on this machine.
         seed: see above.
+        call: how a batch of ``data`` is fed to the model; see :func:`sharpnb.averaging.update_bn`.
 
     Raises:
         ValueError: for a ``tau``, ``max_epochs``, ``workers`` or ``processes`` out of range, an accuracy outside
@@ -97,7 +98,7 @@ def swap(
         ends = [_alone(model, small, w, seed) for w in range(workers)]
     stacked = torch.stack([end.to(start.device) for end in ends])
     fill(model, stacked.mean(0, dtype=torch.float64))
-    update_bn(model, data)
+    update_bn(model, data, call)
     return Swapped(accuracies, accuracies[-1] >= tau, start, stacked)
 
 

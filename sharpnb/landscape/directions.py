@@ -8,11 +8,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-Normalize = Literal["filter", "none"]
+Normalize = Literal["filter", "layer", "none"]
+Vectors = Literal["zero", "copy"]
 
 
 def filter_normalized_direction(
-    model: nn.Module, seed: int | torch.Generator = 0, *, normalize: Normalize = "filter"
+    model: nn.Module, seed: int | torch.Generator = 0, *, normalize: Normalize = "filter", vectors: Vectors = "zero"
 ) -> Tensor:
     r"""A Gaussian direction in which every filter is as long as the model's own (Li et al., NeurIPS 2018, section 4).
 
@@ -20,20 +21,24 @@ def filter_normalized_direction(
 
     for each filter i of each layer l: an output channel of a convolution, a row of a linear layer or of an embedding.
     So the picture does not change when a ReLU net is rescaled, one layer's weights up and the next one's down. A filter
-    of norm 0 gives 0. Tensors with fewer than two dimensions (biases, BatchNorm) give 0, as in the authors' plots.
+    of norm 0 gives 0.
 
     How it differs from the authors' code: no 1e-10 in the denominator, so the norms are equal and not nearly so.
 
     Args:
         model: whose weights set the scale.
         seed: a number, or a generator to draw from.
-        normalize: ``"filter"``, or ``"none"`` to see what the normalisation does.
+        normalize: ``"filter"``, ``"layer"`` (one norm a tensor), or ``"none"``.
+        vectors: what becomes of tensors with fewer than two dimensions (biases, BatchNorm): ``"zero"`` (their
+            ``ignore=biasbn``, which they plot with) or ``"copy"`` (their other branch: the weights themselves, which
+            grow and shrink with the coordinate).
 
     Returns:
         (n,) in float64 on the CPU, in the order of ``model.parameters()``.
     """
-    if normalize not in get_args(Normalize):
-        raise ValueError(f"normalize = {normalize!r}: choose 'filter' or 'none'.")
+    for name, value, kind in (("normalize", normalize, Normalize), ("vectors", vectors, Vectors)):
+        if value not in get_args(kind):
+            raise ValueError(f"{name} = {value!r}: choose one of {', '.join(map(repr, get_args(kind)))}.")
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
     kinds = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
     transposed = {id(m.weight) for m in model.modules() if isinstance(m, kinds)}
@@ -42,10 +47,10 @@ def filter_normalized_direction(
         w = p.detach().cpu().double()
         d = torch.randn(w.shape, generator=generator, dtype=torch.float64)
         if w.dim() < 2:
-            d = torch.zeros_like(w)
-        elif normalize == "filter":
+            d = torch.zeros_like(w) if vectors == "zero" else w
+        elif normalize != "none":
             filters = 1 if id(p) in transposed else 0  # the output channels of a transposed convolution
-            over = [i for i in range(w.dim()) if i != filters]
+            over = [i for i in range(w.dim()) if i != filters or normalize == "layer"]
             norm = partial(torch.linalg.vector_norm, dim=over, keepdim=True)
             d = d * (norm(w) / norm(d))
         parts.append(d.flatten())

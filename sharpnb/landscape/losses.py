@@ -45,7 +45,17 @@ def _logits(outputs: Any) -> Tensor:
 
 
 def _one_by_one(loss: Loss) -> Callable[[Any, Any], Tensor]:
-    return lambda outputs, target: torch.stack([loss(output, target) for output in outputs])
+    """A loss of one point's output, or, where that is refused, of all points' outputs (P, B, …) at once."""
+    def of_each(outputs: Any, target: Any) -> Tensor:
+        try:
+            return torch.stack([loss(output, target) for output in outputs])
+        except (IndexError, RuntimeError):
+            together = loss(outputs, target) if isinstance(outputs, Tensor) else None
+            if together is None or together.shape != (len(outputs),):
+                raise
+            return together
+
+    return of_each
 
 
 _KNOWN: dict[str, Callable[[Any, Any], Tensor]] = {"loss": _cross_entropy, "error": _error}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sharpnb.landscape.directions import Normalize, filter_normalized_direction
+from sharpnb.landscape.directions import Normalize, Vectors, filter_normalized_direction
 
 Weights = Tensor | nn.Module
 
@@ -78,15 +78,17 @@ class Plane:
         return cls(origin, u, v / height, _around(corners, margin), points=corners)
 
     @classmethod
-    def random(cls, model: nn.Module, seed: int = 0, *, normalize: Normalize = "filter") -> Plane:
+    def random(
+        cls, model: nn.Module, seed: int = 0, *, normalize: Normalize = "filter", vectors: Vectors = "zero",
+    ) -> Plane:
         r"""The plane at a model's weights along two random directions, see :func:`filter_normalized_direction`.
 
         As in the paper the directions are not orthogonalised, which would undo the normalisation; in high dimension
         their cosine is near 0. The window is [−1, 1] on both axes.
         """
         generator = torch.Generator().manual_seed(seed)
-        u, v = (filter_normalized_direction(model, generator, normalize=normalize) for _ in range(2))
-        unit = {"filter": "filter norms", "none": "standard deviations"}[normalize]
+        u, v = (filter_normalized_direction(model, generator, normalize=normalize, vectors=vectors) for _ in range(2))
+        unit = {"filter": "filter norms", "layer": "layer norms", "none": "standard deviations"}[normalize]
         return cls(flat(model), u, v, (-1.0, 1.0, -1.0, 1.0), unit, {"model": (0.0, 0.0)})
 
     def at(self, x: float, y: float) -> Tensor:

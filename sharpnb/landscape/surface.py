@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from sharpnb.landscape._points import Points
 from sharpnb.landscape.losses import Losses
 from sharpnb.landscape.plane import Plane, Weights, flat
 from sharpnb.progress import bar
+from sharpnb.resume import Checkpoint
+from sharpnb.trees import fingerprint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,7 +114,8 @@ class Line:
 def surface(
     model: nn.Module, plane: Plane, data: Any, losses: Losses = ("loss", "error"), size: int | tuple[int, int] = 41, *,
     window: tuple[float, float, float, float] | None = None, update_bn: Any = None, batch_size: int | None = None,
-    count: Count | None = None, progress: bool = False,
+    count: Count | None = None, checkpoint: str | Path | None = None, checkpoint_every: float = 30.0,
+    progress: bool = False,
 ) -> Surface:
     """Measure losses on a grid over a plane, in evaluation mode; the model is not touched.
 
@@ -127,7 +131,8 @@ def surface(
         data: ``(x, y)``, a list of such batches, a ``DataLoader``, or a dictionary of those, e.g. ``{"train": …,
             "test": …}``; see :mod:`sharpnb.batches`. All are read once and held on the device.
         losses: ``"loss"`` (mean cross-entropy, nats), ``"error"`` (percent), or name -> function of output and target
-            that returns the mean over the batch.
+            that returns the mean over the batch; it may instead take the outputs of P points, (P, B, …), and return
+            (P,).
         size: points along x and y (default 41; Li et al. 51, Garipov et al. 21).
         window: x from, x to, y from, y to; default the plane's.
         update_bn: training data for :func:`sharpnb.averaging.update_bn`, run anew at *each* point (Garipov et al.);
@@ -137,28 +142,24 @@ def surface(
             the GPU). Batches are cut into such pieces where this does not change the losses.
         count: number of terms that the losses average over in a batch, where these are not its samples or not to be
             seen: a function of a batch, a list of numbers, or one; see :mod:`sharpnb.batches`.
+        checkpoint: a file; an interrupted call continues from it. The grid is filled coarse to fine.
+        checkpoint_every: seconds between saves.
         progress: show a progress bar (needs tqdm).
 
     Raises:
-        ValueError: if plane and model do not fit, data or losses are empty or unknown, or a number of loss terms is
-            needed and not to be seen.
+        ValueError: if plane and model do not fit, data or losses are empty or unknown, or the checkpoint belongs to
+            another surface or is damaged, or a number of loss terms is needed and not to be seen.
     """
     columns, rows = (size, size) if isinstance(size, int) else size
     x0, x1, y0, y1 = window or plane.window
     x, y = np.linspace(x0, x1, columns), np.linspace(y0, y1, rows)
     points = Points(model, plane, data, losses, update_bn, batch_size, count)
-    values, cells = np.empty((rows, columns, len(points.names))), sorted(np.ndindex(rows, columns), key=_level)
-    with bar(progress, len(cells), "surface", "point") as shown:
-        for first in range(0, len(cells), points.at_once):
-            block = cells[first : first + points.at_once]
-            values[tuple(zip(*block, strict=True))] = points([(float(x[j]), float(y[i])) for i, j in block]).numpy()
-            shown.update(len(block))
-    return Surface(plane, x, y, {name: values[:, :, i] for i, name in enumerate(points.names)})
-
-
-def _level(cell: tuple[int, int]) -> int:
-    """Coarse points first: which points share a call decides the last bits of their sums, and of committed surfaces."""
-    return next(n for n, stride in enumerate((4, 2, 1)) if not any(i % stride for i in cell))
+    held = [(batch.inputs, batch.target) for batches in points.sets.values() for batch in batches]
+    grid = torch.from_numpy(x), torch.from_numpy(y), points.vectors
+    key = ("surface", *points.names, points.dtype, fingerprint([grid, held])) if checkpoint else ()
+    saved = Checkpoint(checkpoint, key, checkpoint_every)
+    found = _fill(points, x, y, saved, progress)
+    return Surface(plane, x, y, {name: found[:, :, i] for i, name in enumerate(points.names)})
 
 
 def line(
@@ -175,3 +176,29 @@ def line(
     points = Points(model, plane, data, losses, update_bn, batch_size, count)
     found = points([(float(each), 0.0) for each in t]).numpy()
     return Line(np.asarray(t, dtype=float), {name: found[:, i] for i, name in enumerate(points.names)})
+
+
+def _fill(points: Points, x: np.ndarray, y: np.ndarray, saved: Checkpoint, progress: bool) -> np.ndarray:
+    """Evaluate the grid coarse to fine, (ny, nx, names)."""
+    shape = (len(y), len(x), len(points.names))
+    state = saved.load() or {"values": np.full(shape, np.nan), "done": np.zeros(shape[:2], dtype=bool)}
+    values, done = state["values"], state["done"]
+    todo = sorted(zip(*np.nonzero(~done), strict=True), key=_level)
+    try:
+        with bar(progress, len(todo), "surface", "point") as shown:
+            for first in range(0, len(todo), points.at_once):
+                block = todo[first : first + points.at_once]
+                rows, columns = zip(*block, strict=True)
+                values[rows, columns] = points([(float(x[j]), float(y[i])) for i, j in block]).numpy()
+                done[rows, columns] = True
+                shown.update(len(block))
+                saved.save(lambda: state)
+    finally:
+        if todo:
+            saved.save(lambda: state, force=True)
+    return values
+
+
+def _level(cell: tuple[int, int]) -> int:
+    """Every fourth point of both axes first, then every second, then the rest."""
+    return next(n for n, stride in enumerate((4, 2, 1)) if not any(i % stride for i in cell))

@@ -1,7 +1,7 @@
 """What the test suites of torch.optim.swa_utils and timm ask of averages, asked of ours.
 
-The cases are theirs, written anew: averages of a network on all devices, checkpoints and pickles, a decay that warms
-up, the BatchNorm pass over loaders. (SWALR is one of the schedulers that the optimizers' tests have.)
+The cases are theirs, written anew: checkpoints and pickles, a decay that warms up. (SWALR is one of the schedulers that
+the optimizers' tests have.)
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from torch.optim import swa_utils
 
 from sharpnb.averaging import SWA
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-
 
 def convolutional() -> nn.Module:
     torch.manual_seed(3)
@@ -33,39 +31,6 @@ def shake(model: nn.Module) -> None:
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p))
-
-
-# -- swa_utils: averages ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("decay, use_buffers", [(None, False), (0.9, False), (0.9, True), (0.999, False)])
-@pytest.mark.parametrize("device", DEVICES)
-def test_both_averages_are_those_of_averaged_model(device: str, decay: float | None, use_buffers: bool,
-                                                   dtype: torch.dtype) -> None:
-    """Also of the formula, in float64: theirs divides by a count in float32. (Its equal average of buffers fails.)"""
-    model = convolutional().to(device, dtype)
-    average = swa_utils.get_swa_multi_avg_fn() if decay is None else swa_utils.get_ema_multi_avg_fn(decay)
-    theirs = swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=use_buffers)
-    ours, rows = SWA(model, decay), []
-    for _ in range(10):
-        shake(model)
-        model[3](torch.randn(4, 5, 2, 2, device=device, dtype=dtype))  # buffers move as well
-        theirs.update_parameters(model)
-        ours.update(model)
-        rows.append([p.detach().clone().double() for p in model.parameters()])
-    d = decay or 0.0
-    shares = [0.1] * 10 if decay is None else [d**9, *((1 - d) * d ** (9 - i) for i in range(1, 10))]
-    for a, p, *column in zip(ours.average.values(), theirs.module.parameters(), *rows, strict=True):
-        exact = sum(share * row for share, row in zip(shares, column, strict=True))
-        torch.testing.assert_close(a.double(), exact, rtol=1e-6 if dtype == torch.float32 else 1e-13,
-                                   atol=1e-6 if dtype == torch.float32 else 1e-14)
-        torch.testing.assert_close(a, p.detach(), rtol=1e-5, atol=1e-6)
-        assert a.device.type == device and a.dtype == dtype
-    assert ours.n == int(theirs.n_averaged) == 10
-    buffers = copy.deepcopy(list(model.buffers()))
-    with ours.average_weights():  # by design: buffers are the model's, or those of a pass over data
-        assert all(torch.equal(a, b) for a, b in zip(model.buffers(), buffers, strict=True))
 
 
 def test_a_warm_up_of_the_decay_is_an_attribute() -> None:
@@ -128,6 +93,3 @@ def test_a_checkpoint_of_averaged_model_with_tied_weights_inside_a_wrapper(wrap:
     ours.load_state_dict(theirs.state_dict())
     assert list(ours.average) == [name for name, _ in model.named_parameters()]
     assert torch.equal(ours.vector(), nn.utils.parameters_to_vector(model.parameters()).detach())
-
-
-# -- swa_utils: the BatchNorm pass ------------------------------------------------------------------------------------

@@ -39,6 +39,11 @@ def test_every_filter_is_as_long_as_the_models():
         else:
             CLOSE(norms(name, direction[name]), norms(name, p.detach()), rtol=1e-13, atol=0)
     assert (direction["0.weight"][2] == 0).all()
+    layer = tensors(model, filter_normalized_direction(model, normalize="layer"))["4.weight"]
+    CLOSE(layer.norm(), model[4].weight.detach().norm())
+    assert (norms("", layer) / norms("", model[4].weight) - 1).abs().max() > 0.05
+    copied = tensors(model, filter_normalized_direction(model, vectors="copy"))
+    assert torch.equal(copied["0.bias"], model[0].bias.detach())
     with pytest.raises(ValueError, match=r"normalize = 'weight'"):
         filter_normalized_direction(model, normalize="weight")
 

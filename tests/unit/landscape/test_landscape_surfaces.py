@@ -14,7 +14,7 @@ from torch import nn
 
 from sharpnb.averaging import update_bn
 from sharpnb.lab import models
-from sharpnb.landscape import Plane, line, surface
+from sharpnb.landscape import Plane, _points, line, surface
 from sharpnb.landscape._points import Points
 from sharpnb.many.net import BatchedNet
 
@@ -145,17 +145,6 @@ def test_smaller_types_are_near_the_same_in_double(name, dtype, tol):
     np.testing.assert_allclose(found.values["loss"], truth, rtol=tol)
 
 
-def test_points_go_together_as_long_as_the_largest_output_is_small_and_then_one_by_one():
-    """2 MiB on a CPU, which 250 samples of the widest layer share."""
-    narrow, wide = models.cnn(4), models.cnn(128)
-    many = torch.zeros(1000, 1, 8, 8), torch.zeros(1000).long()
-    found = Points(narrow, Plane.random(narrow), many, ("loss",))
-    assert found.at_once == 2**21 // (250 * 4 * 8 * 8 * 4) and [len(b.inputs) for b in found.sets[""]] == [250] * 4
-    alone = Points(wide, Plane.random(wide), many, ("loss",))
-    assert alone.at_once == 1 and alone.together is None
-    assert [len(b.inputs) for b in alone.sets[""]] == [128] * 7 + [104]
-
-
 def test_outputs_that_are_images_go_to_the_loss_as_images():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3)).double()
     plane, target, seen = Plane.random(model), X[:, :, 2:6, 2:6], []
@@ -221,17 +210,6 @@ def test_a_frozen_batchnorm_layer_keeps_its_statistics_at_every_point(name, froz
     assert found != pytest.approx(centre().values["loss"].item(), rel=1e-6)
 
 
-def test_statistics_of_images_of_several_sizes_are_weighed_by_their_places():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                          nn.BatchNorm1d(4), nn.Linear(4, 10)).double()
-    plane, bn = Plane.random(model), [(X[:50], None), (X[50:, :, :5, :5], None)]
-    assert runs_together(model, (X, Y), bn)
-    found = surface(model, plane, (X, Y), ("loss",), 2, update_bn=bn)
-    truth = one_by_one(model, plane, found.x, found.y, bn)["loss"]
-    np.testing.assert_allclose(found.values["loss"], truth, rtol=1e-11)
-
-
 @pytest.mark.parametrize("name", ["cnn with BatchNorm", "mlp with BatchNorm"])
 def test_statistics_of_nothing_are_an_error(name):
     model = net(name)
@@ -273,6 +251,31 @@ def test_cells_are_raw_and_the_model_is_untouched():
     assert model.training and torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_an_interrupted_surface_continues(tmp_path, monkeypatch):
+    model = models.resnet(8, width=2, channels=1, norm=False).double()
+    file, calls, call = tmp_path / "surface.npz", [], Points.__call__
+    measure = partial(surface, model, Plane.random(model), size=5)
+    whole = measure((X, Y))
+    monkeypatch.setitem(_points._BYTES, "cpu", 70 * 2 * 8 * 8 * 8)  # so that points go one by one
+
+    def killed(self, xy):
+        calls.append(xy)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return call(self, xy)
+
+    monkeypatch.setattr(Points, "__call__", killed)
+    with pytest.raises(KeyboardInterrupt):
+        measure((X, Y), checkpoint=file)
+    corners = {(float(x), float(y)) for x in whole.x[::4] for y in whole.y[::4]}
+    assert {xy[0] for xy in calls[:4]} == corners, "coarse to fine"
+    again = measure((X, Y), checkpoint=file)
+    assert len(calls) == 8 + 25 - 7
+    np.testing.assert_allclose(again.values["loss"], whole.values["loss"], rtol=1e-12)
+    with pytest.raises(ValueError, match="another run"):
+        measure((X + 1, Y), checkpoint=file)
 
 
 def test_pictures_have_the_numbers_and_the_last_bits_of_equal_errors_draw_no_lines():

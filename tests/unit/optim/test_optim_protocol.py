@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from sharpnb.optim import ASAM, ESAM, GSAM, SAM, WSAM, FisherSAM, LookSAM
@@ -274,6 +276,29 @@ def test_each_group_has_its_radius_under_one_norm() -> None:
     eps, g = seen[1] - start, torch.as_tensor(family.numpy_gradient(family.START))
     rho = torch.as_tensor(np.where(family.SECOND, 0.1, 0.3))
     assert torch.allclose(eps, rho * g / g.norm(), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("target", ["wrapper", "base"])
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("scheduler", [
+    lambda o: lr_scheduler.CosineAnnealingLR(o, 10), lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=10),
+    lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3), lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0),
+])  # fmt: skip
+def test_schedulers_act_on_both_without_warnings(scheduler: Callable[[Any], Any], halves: bool, target: str) -> None:
+    params = family.parameters()
+    optimizer, closure = WSAM(torch.optim.SGD(params, lr=0.1, momentum=0.9), rho=0.2), family.closure_for(params)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        schedule, rates = scheduler(optimizer if target == "wrapper" else optimizer.base_optimizer), set()
+        for _ in range(5):
+            if halves:
+                for half in (optimizer.first_step, optimizer.second_step):
+                    closure(), half(zero_grad=True)
+            else:
+                optimizer.step(closure)
+            schedule.step(*([1.0] if isinstance(schedule, lr_scheduler.ReduceLROnPlateau) else []))
+            rates.add(optimizer.base_optimizer.param_groups[0]["lr"])
+    assert len(rates) > 2
 
 
 def test_all_hooks_and_profilers_see_each_step_once_in_either_form() -> None:

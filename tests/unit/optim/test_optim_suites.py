@@ -30,21 +30,6 @@ def _regression(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Callable
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_loss_falls(name: str) -> None:
-    """On a linear regression (PyTorch's basic cases) and in Rosenbrock's valley (timm's and pytorch_optimizer's)."""
-    model, losses = _regression()
-    optimizer = OPTIMIZERS[name](model.parameters())
-    first = family.advance(name, optimizer, losses)
-    assert family.advance(name, optimizer, losses, 150) < 0.1 * first
-    p = nn.Parameter(torch.tensor([-1.0, 1.5], dtype=torch.float64))
-    optimizer = OPTIMIZERS[name]([{"params": [p], "lr": 0.02 if name in ("AdamW", "SAM over Adam", "GSAM over Adam",
-                                                                         "LookSAM over Adam") else 1e-4}])
-    valley = lambda: ((1 - p[0]) ** 2 + 100 * (p[1] - p[0] ** 2) ** 2).reshape(1)
-    first = family.advance(name, optimizer, valley)
-    assert family.advance(name, optimizer, valley, 500) < 0.5 * first
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_without_gradients_a_step_is_no_step(name: str) -> None:
     optimizer = OPTIMIZERS[name](params := family.parameters())
     before = family.flat(params).detach().clone()
