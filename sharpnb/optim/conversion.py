@@ -75,13 +75,3 @@ def adamw_from_torch(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, An
     reference = own["eta_reference"] or float(saved["lr"])
     kept = {name: value for name, value in saved.items() if name not in _FLAGS}
     return {**kept, "weight_decay": reference * saved["weight_decay"], "eta_reference": reference}
-
-
-def is_from_torch(group: dict[str, Any]) -> bool:
-    """Return whether a checkpoint's group was written by a class of torch.optim."""
-    return "foreach" in group or "amsgrad" in group
-
-
-def is_of_strangers(group: dict[str, Any]) -> bool:
-    """Return whether nobody can say what a group's ``weight_decay`` is multiplied by."""
-    return "eta_reference" not in group and "differentiable" not in group and bool(group.get("weight_decay"))

@@ -93,9 +93,9 @@ class DecoupledDecay(Optimizer):
         super().load_state_dict({**state_dict, "state": state, "param_groups": groups})
 
     def _own_group(self, saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-        if conversion.is_from_torch(saved):
+        if "foreach" in saved or "amsgrad" in saved:  # as classes of torch.optim write
             saved = conversion.adamw_from_torch(saved, own)
-        elif conversion.is_of_strangers(saved):
+        elif "eta_reference" not in saved and saved.get("weight_decay"):
             raise ValueError(f"load_state_dict: the checkpoint does not say what its weight_decay = "
                              f"{saved['weight_decay']} is multiplied by: it is of another optimizer. Set its "
                              "weight_decay to 0, or begin with a fresh state.")

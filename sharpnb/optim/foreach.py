@@ -34,8 +34,7 @@ add, sub, mul, div, lerp = (
     torch._foreach_add, torch._foreach_sub, torch._foreach_mul, torch._foreach_div, torch._foreach_lerp)
 add_, sub_, mul_, div_, lerp_ = (
     torch._foreach_add_, torch._foreach_sub_, torch._foreach_mul_, torch._foreach_div_, torch._foreach_lerp_)
-copy_, sqrt_, addcmul_, addcdiv_ = (
-    torch._foreach_copy_, torch._foreach_sqrt_, torch._foreach_addcmul_, torch._foreach_addcdiv_)
+copy_, addcmul_, addcdiv_ = torch._foreach_copy_, torch._foreach_addcmul_, torch._foreach_addcdiv_
 absolute, sign, power, sqrt, rsqrt_ = (
     torch._foreach_abs, torch._foreach_sign, torch._foreach_pow, torch._foreach_sqrt, torch._foreach_rsqrt_)
 

@@ -19,6 +19,7 @@ class Replicas:
 
     def __init__(self, model: nn.Module | None) -> None:
         self.model = model if isinstance(model, DistributedDataParallel) else None
+        self._group: Any = self.model and self.model.process_group
 
     def __bool__(self) -> bool:
         return self.model is not None
@@ -52,11 +53,6 @@ class Replicas:
         number = torch.as_tensor(number, device=next(self.model.parameters()).device).clone()
         dist.all_reduce(number, group=self._group)
         return number
-
-    @property
-    def _group(self) -> Any:
-        assert self.model is not None
-        return self.model.process_group
 
 
 class Ranks:

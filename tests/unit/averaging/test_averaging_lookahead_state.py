@@ -70,19 +70,6 @@ def test_a_checkpoint_of_another_form_is_refused_and_never_begins_a_cycle_in_sil
     assert optimizer.param_groups[0]["fast_steps"] == 3
 
 
-def test_a_rate_edited_in_a_checkpoint_holds_everywhere() -> None:
-    model = net()
-    optimizer = OPTIMIZERS["Adam"](model.parameters())
-    advance(model, optimizer, 6)
-    state = through_a_file(optimizer.state_dict())
-    state["param_groups"][0] |= {"lr": 0.0, "alpha": 1.0}
-    optimizer.load_state_dict(state)
-    at = flat(model)
-    advance(model, optimizer, 5)
-    assert torch.equal(flat(model), at)  # no rate, and a slow step that goes all the way: nothing moves
-    assert optimizer.base_optimizer.param_groups[0]["lr"] == 0.0
-
-
 DISTRIBUTED = {
     "plain": StateDictOptions(), "flat": StateDictOptions(flatten_optimizer_state_dict=True),
     "full": StateDictOptions(full_state_dict=True, cpu_offload=True),

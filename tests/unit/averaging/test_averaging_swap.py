@@ -94,23 +94,6 @@ def test_a_data_parallel_phase_one_is_the_whole_batch_on_one_process(tmp_path):
             torch.testing.assert_close(state[name], value, rtol=1e-9, atol=1e-11)
 
 
-def test_the_average_is_written_in_place_and_in_each_parameters_own_type():
-    model = nn.Sequential(nn.Linear(4, 8).double(), nn.Linear(8, 2).double())
-    model[1].bias = nn.Parameter(model[1].bias.detach().float())
-    pointers, ends = [p.data_ptr() for p in model.parameters()], []
-
-    def small(copied, worker):
-        with torch.no_grad():
-            for p in copied.parameters():
-                p.add_(0.1 * (worker + 1))
-        ends.append(copied)
-
-    swap(model, lambda model, epoch: 1.0, small, [work.X], tau=1.0, max_epochs=1, workers=3)
-    assert [p.data_ptr() for p in model.parameters()] == pointers and model[1].bias.dtype == torch.float32
-    for mean, *each in zip(model.parameters(), *(end.parameters() for end in ends), strict=True):
-        torch.testing.assert_close(mean.detach(), torch.stack(each).mean(0).detach())
-
-
 def test_a_wrapped_model_is_refused():
     class Wrapped(nn.parallel.DistributedDataParallel):
         def __init__(self):

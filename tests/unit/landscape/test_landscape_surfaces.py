@@ -47,12 +47,6 @@ def _twice():
 TOGETHER = {  # by more than one point in a call
     "mlp": lambda: models.mlp((64, 12, 12, 10)), "linear": lambda: models.mlp((64, 10)),
     "mlp with BatchNorm": lambda: models.mlp((64, 12, 12, 10), norm=True), "cnn": lambda: models.cnn(4),
-    "windows": lambda: nn.Sequential(
-        nn.Conv2d(1, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 4, (3, 2), (1, 2), (0, 1), bias=False),
-        nn.ReLU(), nn.Flatten(), nn.ReLU(), nn.Linear(120, 7), nn.ReLU(), nn.Linear(7, 10)),
-    "adaptive pools": lambda: nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), nn.Mish(), nn.AdaptiveAvgPool2d(4), nn.Conv2d(4, 6, 3, padding=1),
-        nn.Softplus(), nn.AdaptiveMaxPool2d((2, 1)), nn.Flatten(), nn.Linear(12, 10), nn.Hardtanh(), nn.Linear(10, 10)),
     "cnn with BatchNorm": lambda: models.cnn(4, norm=True),
     "pools": lambda: nn.Sequential(
         nn.Conv2d(1, 5, 3, dilation=2, padding=2), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(3, 2, 1),

@@ -78,17 +78,6 @@ def test_two_restarts_equal_numpy(kind: str, preset: str) -> None:
     assert np.abs(path - _numpy(kind, preset != "official", 0.1, 60)).max() > 1e-4  # the presets are not the same
 
 
-def test_two_dtypes_decay_once_each() -> None:
-    params = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, dtype=torch.float64))]
-    for optimizer in (SGDW(params, 0.1, weight_decay=0.1), AdamW(params, weight_decay=0.1)):
-        with torch.no_grad():
-            for p in params:
-                p.fill_(1.0)
-                p.grad = torch.zeros_like(p)
-        optimizer.step()
-        assert all(torch.allclose(p.double(), torch.full((2,), 0.9, dtype=torch.float64)) for p in params)
-
-
 def test_a_parameter_that_missed_steps_has_its_own_bias_correction() -> None:
     late, alone = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     both = AdamW([nn.Parameter(torch.ones(2)), late], lr=0.1)

@@ -237,25 +237,6 @@ def test_a_list_of_closures_is_m_sharpness(method: str) -> None:
     assert not torch.allclose(_weights(model), torch.stack(outcomes).mean(0), rtol=0, atol=1e-5)  # m matters
 
 
-@pytest.mark.parametrize("method", ["SAM", "GSAM", "LookSAM", "WSAM", "WSAM coupled"])
-def test_a_parameter_of_one_shard_counts_for_that_shard_only(method: str) -> None:
-    torch.manual_seed(0)
-    start = torch.randn(2, 3, dtype=torch.float64)
-
-    def closures(a: nn.Parameter, b: nn.Parameter) -> list[Callable[[], Tensor]]:
-        return [family.closure_of(method, lambda: torch.stack([(a**2).sum() + (b**3).sum()])),
-                family.closure_of(method, lambda: torch.stack([(a**4).sum()]))]
-
-    ends = []
-    for shards in ([0, 1], [0], [1]):
-        a, b = (nn.Parameter(row.clone()) for row in start)
-        optimizer = family.CLASSES[method](torch.optim.SGD([a, b], lr=0.1), rho=0.2)
-        optimizer.step([closures(a, b)[shard] for shard in shards])
-        ends.append(torch.stack([a, b]).detach() - start)
-    assert torch.equal(ends[2][1], torch.zeros(3, dtype=torch.float64))
-    assert torch.allclose(ends[0], (ends[1] + ends[2]) / 2, rtol=0, atol=1e-14)
-
-
 # -- groups, schedulers, hooks ----------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
-"""What trainers do to an optimizer, call by call and write by write, against the same training written out in NumPy.
+"""What fastai does to an optimizer, call by call and write by write, against the same training written out in NumPy.
 
-The calls are those of fastai 2.8 (``OptimWrapper``, ``fit_one_cycle``, ``freeze``) and Lightning 2.6 (automatic
-optimization); neither is imported.
+The calls are those of fastai 2.8 (``OptimWrapper``, ``fit_one_cycle``, ``freeze``), which is not imported. Lightning and
+others run in tests/recipes themselves.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import family
 import numpy as np
 import pytest
 import torch
-from schedulers import MOMENTUM, SCHEDULES
+from schedulers import MOMENTUM
 from torch import Tensor, nn
 
 from sharpnb.optim import SAM, SGDW, AdamW
 
-LRS, DECAY, RHO, CLIP = (0.05, 0.02), 0.1, 0.2, 0.5
+LRS, DECAY, RHO = (0.05, 0.02), 0.1, 0.2
 BASES: dict[str, Callable[[Any], Any]] = {
     "SGD": lambda groups: torch.optim.SGD(groups, momentum=MOMENTUM),
     "SGDW": lambda groups: SGDW(groups, lr=1.0, momentum=MOMENTUM, weight_decay=DECAY),
@@ -40,14 +40,12 @@ class Hand:
         self.base, self.rho, self.w = base, rho, family.START.copy()
         self.s: dict[str, Any] = {}
 
-    def step(self, lrs: Any, momentum: float = MOMENTUM, decays: Any = (DECAY, DECAY), live: Any = True,
-             clip: float = math.inf) -> None:
+    def step(self, lrs: Any, momentum: float = MOMENTUM, decays: Any = (DECAY, DECAY), live: Any = True) -> None:
         live = np.broadcast_to(live, (family.N,))
         gradient = lambda w: np.where(live, family.numpy_gradient(w), 0)
         g = gradient(self.w)
         if self.rho:
             g = gradient(self.w + self.rho * g / np.linalg.norm(g))
-        g = g * min(1.0, clip / (np.linalg.norm(g) + 1e-6))
         lr, decay, s = _each(lrs), _each(np.divide(lrs, LRS)) * _each(decays), dict(self.s)
         new = {"SGD": lambda: family.numpy_sgd(self.w, g, s, lr, momentum),
                "SGDW": lambda: family.numpy_sgdw(self.w, g, s, lr, momentum, decay),
@@ -128,34 +126,6 @@ def test_fastai_one_cycle_frozen_and_unfrozen(base: str, rho: float) -> None:
         _fit_one_cycle(run, 8, live)
         assert run.gap() < 1e-12
         assert np.array_equal(before == run.hand.w, ~live)  # the frozen ones, and no others, stand still
-
-
-# -- Lightning --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("schedule", ["OneCycleLR cos", "CyclicLR triangular", "ReduceLROnPlateau"])
-@every_run
-def test_lightnings_automatic_optimization(base: str, rho: float, schedule: str) -> None:
-    """``step(closure=…)``, whose closure clears between the forward and the backward pass and clips; a scheduler a
-    step."""
-    run, chosen = Run(base, rho), SCHEDULES[schedule]
-    scheduler, losses = chosen.make(run.optimizer), []
-
-    def closure() -> Tensor:
-        loss = run.loss()
-        run.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(run.params, CLIP)
-        return loss
-
-    for t in range(20):
-        losses.append(float(family.losses(torch.as_tensor(run.hand.w)[None]).mean()))
-        assert run.optimizer.step(closure=closure).item() == pytest.approx(losses[-1], abs=1e-12)
-        run.hand.step([lr * chosen.factor(t) for lr in LRS], chosen.momentum(t),
-                      clip=CLIP)
-        chosen.step(scheduler, t)
-    assert run.gap() < 1e-12
-    assert losses[-1] < losses[0]
 
 
 def test_negative_controls_a_radius_or_a_decay_one_percent_off_is_seen() -> None:
