@@ -6,10 +6,10 @@ import sys
 import pytest
 import torch
 
-from sharpnb.lab import load_data, models, train_many, with_label_noise
+from sharpnb.lab import load_data, with_label_noise
 from sharpnb.lab.training import batches
 from sharpnb.many.augment import shift_and_flip
-from sharpnb.many.batches import Batches, Tensors, one_each, wrong_labels
+from sharpnb.many.batches import Batches, one_each, wrong_labels
 
 DIGITS = load_data("digits", train_size=40, dtype=torch.float64)
 WITHOUT_LAB = """

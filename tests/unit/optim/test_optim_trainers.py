@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from schedulers import MOMENTUM
-from torch import Tensor, nn
+from torch import Tensor
 
 from sharpnb.optim import SAM, SGDW, AdamW
 
