@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sharpnb.averaging.filters import entropy, filter_layers, mean_magnitude
-from sharpnb.averaging.wrapped import is_number, is_sharded, plain, unwrapped, wide
+from sharpnb.averaging.wrapped import is_number, plain, unwrapped, wide
 from sharpnb.caches import forget_casts
+from sharpnb.optim.ranks import is_sharded
 
 Criterion = Literal["entropy", "l1"] | Callable[[Tensor], float]
 _CRITERIA: dict[str, Callable[[Tensor], float]] = {"entropy": entropy, "l1": mean_magnitude}

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sharpnb.averaging.wrapped import is_sharded, local, reshard, wide
+from sharpnb.averaging.wrapped import reshard, wide
 from sharpnb.caches import forget_casts, refuse_parametrization_cache
+from sharpnb.optim.ranks import is_sharded, local
 from sharpnb.optim.wrapper import WrappingOptimizer
 
 Momentum = Literal["keep", "reset", "pullback"]

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sharpnb.averaging.batchnorm import Call, update_bn
-from sharpnb.averaging.wrapped import is_number, is_sharded, local, plain, reshard, unwrapped, whole, wide
+from sharpnb.averaging.wrapped import is_number, plain, reshard, unwrapped, wide
 from sharpnb.caches import forget_casts, refuse_parametrization_cache
 from sharpnb.counts import Count
+from sharpnb.optim.ranks import is_sharded, local
 
 
 class SWA:
@@ -142,7 +143,7 @@ class SWA:
 
     def vector(self) -> Tensor:
         """Return the average as one flat vector, in the order of ``model.parameters()``; whole where it is sharded."""
-        return torch.cat([whole(a).flatten() for a in self.average.values()])
+        return torch.cat([(a.full_tensor() if is_sharded(a) else a).flatten() for a in self.average.values()])
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs, as tensors and numbers (``torch.load(weights_only=True)`` works)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,20 +35,12 @@ def plain(named: Mapping[str, T]) -> dict[str, T]:
     return dict(zip(names, named.values(), strict=True))
 
 
-def is_sharded(t: Tensor) -> TypeGuard[Any]:
-    """Return whether this process holds a part of the tensor only."""
-    module = sys.modules.get("torch.distributed.tensor")  # importing it takes longer than all of this package
-    return module is not None and isinstance(t, module.DTensor)
-
-
-def local(t: Tensor) -> Tensor:
-    """Return the part that this process holds, in the same memory; any other tensor as it is."""
-    return t.to_local() if is_sharded(t) else t
-
-
-def whole(t: Tensor) -> Tensor:
-    """Return the whole tensor; every process must ask for it at once."""
-    return t.full_tensor() if is_sharded(t) else t
+@torch.no_grad()
+def fill(model: nn.Module, weights: Tensor) -> None:
+    """Write flat weights into the model in place: an optimizer or DistributedDataParallel over it stays valid."""
+    parameters = list(model.parameters())
+    for p, piece in zip(parameters, weights.split([p.numel() for p in parameters]), strict=True):
+        p.copy_(piece.view_as(p))
 
 
 def reshard(model: nn.Module) -> None:

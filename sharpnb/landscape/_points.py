@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sharpnb.averaging.batchnorm import inputs, unfrozen, update_bn
+from sharpnb.averaging.wrapped import fill
 from sharpnb.batches import Batches, forward
 from sharpnb.counts import Batch, Count, check_loss, counted
 from sharpnb.fallbacks import Quiet, copied, kept
@@ -129,11 +130,7 @@ class Points:
         return means
 
     def _move_to(self, point: tuple[float, float]) -> None:
-        w = (self.vectors.new_tensor((1.0, *point)) @ self.vectors).to(self.device, self.dtype)
-        pieces = w.split([p.numel() for p in self.model.parameters()])
-        with torch.no_grad():
-            for p, own in zip(self.model.parameters(), pieces, strict=True):
-                p.copy_(own.view_as(p))
+        fill(self.model, (self.vectors.new_tensor((1.0, *point)) @ self.vectors).to(self.device, self.dtype))
 
     def _one(self, point: tuple[float, float]) -> Tensor:
         self._move_to(point)

@@ -35,7 +35,6 @@ class Plane:
         window: x from, x to, y from, y to: what :func:`sharpnb.landscape.surface` draws by default.
         unit: of the coordinates, for the axes' labels.
         points: label -> coordinates of the points that made the plane.
-        explained: share of the variance along u and along v (:meth:`principal`), else empty.
     """
 
     origin: Tensor
@@ -44,12 +43,9 @@ class Plane:
     window: tuple[float, float, float, float]
     unit: str = "distance in weight space"
     points: dict[str, tuple[float, float]] = field(default_factory=dict)
-    explained: tuple[float, ...] = ()
 
     @classmethod
-    def through(  # noqa: D417  some in one line
-        cls, w1: Weights, w2: Weights, w3: Weights, *, margin: float = 0.2,
-    ) -> Plane:
+    def through(cls, w1: Weights, w2: Weights, w3: Weights, *, margin: float = 0.2) -> Plane:  # noqa: D417
         r"""The plane through three points (Garipov et al., NeurIPS 2018; SWA paper, footnote 1).
 
         .. math:: \hat u = \frac{w_2-w_1}{\|w_2-w_1\|}, \qquad
@@ -94,27 +90,6 @@ class Plane:
         u, v = (filter_normalized_direction(model, generator, normalize=normalize, vectors=vectors) for _ in range(2))
         unit = {"filter": "filter norms", "layer": "layer norms", "none": "standard deviations"}[normalize]
         return cls(flat(model), u, v, (-1.0, 1.0, -1.0, 1.0), unit, {"model": (0.0, 0.0)})
-
-    @classmethod
-    def principal(cls, trajectory: Tensor, *, margin: float = 0.2) -> Plane:
-        """The plane at the last point of a trajectory (T, n) along the first two principal components of w_t − w_T.
-
-        As Li et al. (section 7): the differences are not centred. ``explained`` holds the two components' shares.
-
-        Raises:
-            ValueError: for fewer than three points, or if they lie on one line.
-        """
-        if trajectory.dim() != 2 or len(trajectory) < 3:
-            raise ValueError(f"A trajectory of shape {tuple(trajectory.shape)} makes no plane; give (T, n), T ≥ 3.")
-        w = flat(trajectory)
-        _, s, components = torch.linalg.svd(w - w[-1], full_matrices=False)
-        if not s[1] > 1e-8 * s[0]:
-            raise ValueError("The trajectory lies on one line and makes no plane; draw it with sharpnb.landscape.line.")
-        explained = tuple((s[:2].square() / s.square().sum()).tolist())
-        x, y = ((w - w[-1]) @ components[:2].T).T
-        corners = {"x": (float(x.min()), float(y.min())), "y": (float(x.max()), float(y.max()))}
-        window, end = _around(corners, margin), {"end": (0.0, 0.0)}
-        return cls(w[-1], components[0], components[1], window, points=end, explained=explained)
 
     def at(self, x: float, y: float) -> Tensor:
         """The weights at (x, y), (n,) in float64."""

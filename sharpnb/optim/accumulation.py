@@ -38,7 +38,7 @@ class EarlierGradients:
         """Before the first pass: take away what is new."""
         own = {id(g): version for g, version in self._left}
         new = [(p, g) for p in params if (g := p.grad) is not None and own.get(id(g)) != g._version]
-        found = any(bool(_dense(g).any()) for _, g in new)
+        found = any(bool(foreach.dense(p, g).any()) for p, g in new)
         self._left, self.found = [], {p: (g.clone(), torch.zeros_like(g)) for p, g in new if found}
 
     def compare(self, params: Iterable[Tensor], who: str) -> None:
@@ -49,7 +49,7 @@ class EarlierGradients:
         """
         found, self.found = self.found, {}
         before, now = {p: g for p, (g, _) in found.items()}, foreach.gradients(params)
-        replaced = all(p.grad is not zeros and not _dense(zeros).any() for p, (_, zeros) in found.items())
+        replaced = all(p.grad is not zeros and not foreach.dense(p, zeros).any() for p, (_, zeros) in found.items())
         if replaced or _alike(before, now):  # DDP may replace what it has added to
             return
         for p, g in before.items():
@@ -62,12 +62,9 @@ class EarlierGradients:
 
 
 def _alike(found: dict[Tensor, Tensor], now: dict[Tensor, Tensor]) -> bool:
-    def norm(t: Tensor) -> float:
-        return float(torch.linalg.vector_norm(_dense(t)))
-
-    gaps = [norm(g - now[p]) for p, g in found.items() if p in now]
-    return len(gaps) == len(found) and sum(gaps) <= _SAME * sum(map(norm, found.values()))
-
-
-def _dense(t: Tensor) -> Tensor:
-    return foreach.real(t.to_dense() if t.layout is not torch.strided else t)
+    if not found.keys() <= now.keys():
+        return False
+    before = {p: foreach.dense(p, g) for p, g in found.items()}
+    gaps = [g - foreach.dense(p, now[p]) for p, g in before.items()]
+    apart, size = (sum(float(torch.linalg.vector_norm(t)) for t in ts) for ts in (gaps, before.values()))
+    return apart <= _SAME * size

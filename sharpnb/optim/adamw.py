@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sharpnb.optim import foreach
-from sharpnb.optim.conversion import adamw_from_torch
 from sharpnb.optim.decoupled import DecoupledDecay
 from sharpnb.optim.foreach import Bucket
 
@@ -43,8 +42,6 @@ class AdamW(DecoupledDecay):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
                                   "eta_reference": eta_reference})
-
-    _from_torch = staticmethod(adamw_from_torch)
 
     def _complete(self, group: dict[str, Any]) -> None:
         super()._complete(group)

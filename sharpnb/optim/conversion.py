@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-_FLAGS = {"foreach", "maximize", "capturable", "differentiable", "fused", "amsgrad", "decoupled_weight_decay",
-          "dampening"}  # what torch.optim's groups hold and ours do not need
+_FLAGS = {"foreach", "maximize", "capturable", "differentiable", "fused", "amsgrad",
+          "decoupled_weight_decay"}  # what torch.optim's groups hold and ours do not need
 _TRANSIENT = ("old_p", "e_w")  # what the popular SAM and WSAM classes leave in their states: weights, perturbations
 
 
@@ -60,48 +60,20 @@ def adamw_from_torch(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, An
     :math:`lr_0` is the ``eta_reference`` of our ``own`` group.
 
     Raises:
-        ValueError: if the group's step is not AdamW's.
+        ValueError: if the group's step is not AdamW's, or ours is SGDW's.
     """
     decay = saved.get("weight_decay")
-    return _converted(saved, own, {
+    for what, holds in {
+        "of torch.optim, whose buffers SGDW does not share": "betas" not in own,
         "not torch.optim.AdamW": "amsgrad" not in saved,
         "amsgrad=True, which is another rule": saved.get("amsgrad"),
         f"torch.optim.Adam with weight_decay={decay}, an L2 penalty (or AdamW of a PyTorch that did not write down "
-        "which of the two it was)": decay and saved.get("decoupled_weight_decay") is not True})
-
-
-def sgdw_from_torch(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Return a group of ``torch.optim.SGD`` as one of SGDW; arguments as in :func:`adamw_from_torch`.
-
-    Raises:
-        ValueError: if the group's step is not one that SGDW makes.
-    """
-    momentum, decay, dampening = (saved.get(name) for name in ("momentum", "weight_decay", "dampening"))
-    return _converted(saved, own, {
-        "not torch.optim.SGD": dampening is None,
-        f"dampening={dampening}, which is another rule": dampening,
-        f"torch.optim.SGD with momentum and weight_decay={decay}, an L2 penalty that went through the momentum":
-            momentum and decay,
-        "torch.optim.SGD with momentum, whose buffer does not hold the learning rate: build SGDW(..., "
-        "lr_in_momentum=False)": momentum and own["lr_in_momentum"]})
-
-
-def _converted(saved: dict[str, Any], own: dict[str, Any], against: dict[str, Any]) -> dict[str, Any]:
-    """Return a group of ours, if nothing speaks against it."""
-    against["maximize=True, which is another rule"] = saved.get("maximize")
-    for what in (what for what, holds in against.items() if holds):
-        raise ValueError(f"load_state_dict: the checkpoint is of another optimizer: {what}. It cannot be converted "
-                         "exactly. Load it into the class that saved it, or begin with a fresh state.")
+        "which of the two it was)": decay and saved.get("decoupled_weight_decay") is not True,
+        "maximize=True, which is another rule": saved.get("maximize"),
+    }.items():
+        if holds:
+            raise ValueError(f"load_state_dict: the checkpoint is of another optimizer: {what}. It cannot be converted "
+                             "exactly. Load it into the class that saved it, or begin with a fresh state.")
     reference = own["eta_reference"] or float(saved["lr"])
     kept = {name: value for name, value in saved.items() if name not in _FLAGS}
     return {**kept, "weight_decay": reference * saved["weight_decay"], "eta_reference": reference}
-
-
-def is_from_torch(group: dict[str, Any]) -> bool:
-    """Return whether a checkpoint's group was written by a class of torch.optim."""
-    return not group.keys().isdisjoint(("foreach", "amsgrad", "dampening"))  # the last is all that an old SGD has
-
-
-def is_of_strangers(group: dict[str, Any]) -> bool:
-    """Return whether nobody can say what a group's ``weight_decay`` is multiplied by."""
-    return "eta_reference" not in group and "differentiable" not in group and bool(group.get("weight_decay"))

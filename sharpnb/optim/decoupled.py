@@ -34,7 +34,6 @@ class DecoupledDecay(Optimizer):
         # PyTorch adds the last one to the defaults of every optimizer that it unpickles or loads.
         super().__init__(params, {**defaults, "decays": True, "differentiable": False})
 
-    _from_torch: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
     _kind: Callable[[dict[str, Any], Tensor], Any] | None = None  # what sorts a group's parameters apart
 
     def _update(self, bucket: Bucket) -> None:
@@ -80,7 +79,7 @@ class DecoupledDecay(Optimizer):
         self._complete(self.param_groups[-1])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        r"""Resume bit by bit; a checkpoint of PyTorch's class of this name is converted where that is exact.
+        r"""Resume bit by bit; :class:`AdamW` converts a checkpoint of PyTorch's AdamW where that is exact.
 
         Its ``weight_decay`` wd becomes :math:`\lambda=lr_0\cdot` wd with :math:`lr_0` = ``eta_reference``.
 
@@ -94,9 +93,9 @@ class DecoupledDecay(Optimizer):
         super().load_state_dict({**state_dict, "state": state, "param_groups": groups})
 
     def _own_group(self, saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-        if conversion.is_from_torch(saved):
-            saved = type(self)._from_torch(saved, own)
-        elif conversion.is_of_strangers(saved):
+        if not saved.keys().isdisjoint(("foreach", "amsgrad", "dampening")):  # as classes of torch.optim write
+            saved = conversion.adamw_from_torch(saved, own)
+        elif "eta_reference" not in saved and saved.get("weight_decay"):
             raise ValueError(f"load_state_dict: the checkpoint does not say what its weight_decay = "
                              f"{saved['weight_decay']} is multiplied by: it is of another optimizer. Set its "
                              "weight_decay to 0, or begin with a fresh state.")
@@ -108,9 +107,7 @@ class DecoupledDecay(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for group in self.param_groups:  # a copy or a pickle that an earlier version made may lack some of these
-            for name, default in self.defaults.items():
-                group.setdefault(name, default)
+        for group in self.param_groups:
             self._complete(group)
 
     def _complete(self, group: dict[str, Any]) -> None:

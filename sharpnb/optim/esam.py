@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,18 +36,16 @@ class ESAM(SharpnessAware):
     The twin is :func:`sharpnb.rules.esam`; the protocol is that of :class:`~sharpnb.optim.protocol.SharpnessAware`,
     without ``first_step`` and ``second_step``.
 
-    How it differs from the authors' code: (1) theirs draws whole *tensors*, freezes the others in the first pass (which
-    saves their gradients) and takes the norm over what was drawn: ``swp="tensor"``; (2) exactly :math:`\lceil\gamma
-    |B|\rceil` samples, never fewer than one, equal ones by their place in the batch, where theirs keeps one less and
-    none if all are equal; (3) masks come from a generator of the optimizer's own, seeded by ``seed`` and the number of
-    updates, so a run resumes exactly and nobody else's random numbers move.
+    How it differs from the authors' code: (1) single weights are drawn, as the paper says, where theirs draws whole
+    tensors; (2) exactly :math:`\lceil\gamma |B|\rceil` samples, never fewer than one, equal ones by their place in the
+    batch, where theirs keeps one less and none if all are equal; (3) masks come from a generator of the optimizer's
+    own, seeded by ``seed`` and the number of updates, so a run resumes exactly and nobody else's random numbers move.
 
     Args:
         optimizer, base_optimizer, kwargs: as in the protocol.
         rho: radius (default 0.05: the authors' ResNet-18 runs).
         beta: share of the weights that is perturbed, in (0, 1] (default 0.6: the same).
         gamma: share of the samples that is kept, in (0, 1] (default 0.5: the same).
-        swp: "weight" (the paper) or "tensor" (the authors' code).
         seed: of the masks.
 
     Raises:
@@ -56,17 +53,13 @@ class ESAM(SharpnessAware):
     """
 
     closure_only = "it selects samples by their losses"
-    _own = (*SharpnessAware._own, "swp")
     _ranges = tuple((name, lambda share: 0 < share <= 1, "a share, it must lie in (0, 1]. Both 1 are SAM.")
                     for name in ("beta", "gamma"))
 
     def __init__(
         self, optimizer: Optimizer | Iterable[Any], base_optimizer: type[Optimizer] | None = None, rho: float = 0.05,
-        beta: float = 0.6, gamma: float = 0.5, swp: str = "weight", seed: int = 0, **kwargs: Any,
+        beta: float = 0.6, gamma: float = 0.5, seed: int = 0, **kwargs: Any,
     ) -> None:
-        if swp not in ("weight", "tensor"):
-            raise ValueError(f"swp = {swp!r}: must be 'weight' (the paper) or 'tensor' (the authors' code).")
-        self.swp = swp
         options = {"beta": beta, "gamma": gamma, "seed": seed, "updates": 0}
         super().__init__(optimizer, base_optimizer, rho=rho, options=options, **kwargs)
 
@@ -78,18 +71,14 @@ class ESAM(SharpnessAware):
 
     # -- stochastic weight perturbation -------------------------------------------------------------------------------
 
-    def _generator(self, device: torch.device) -> torch.Generator:
-        group = self.param_groups[0]
-        return torch.Generator(device).manual_seed(group["seed"] * 1_000_003 + group["updates"])
-
     def _radius(self, group: dict[str, Any]) -> float:
         return group["rho"] / group["beta"]
 
     def _direction(self, buckets: list[Bucket]) -> tuple[Sequence[foreach.Tensors], Tensor | float]:
         directions, length = super()._direction(buckets)
-        if self.swp == "tensor":
-            return directions, length
-        generators = {bucket.w[0].device: self._generator(bucket.w[0].device) for bucket in buckets}
+        seed = self.param_groups[0]["seed"] * 1_000_003 + self.param_groups[0]["updates"]
+        devices = {bucket.w[0].device for bucket in buckets}
+        generators = {device: torch.Generator(device).manual_seed(seed) for device in devices}
 
         def masked(t: Tensor, beta: float) -> Tensor:
             if beta == 1:
@@ -100,26 +89,11 @@ class ESAM(SharpnessAware):
         pairs = zip(buckets, directions, strict=True)
         return [[masked(t, bucket.group["beta"]) for t in d] for bucket, d in pairs], length
 
-    @contextmanager
-    def _some_frozen(self) -> Any:
-        """Keep the tensors that were not drawn out of the first pass."""
-        generator, frozen = self._generator(torch.device("cpu")), []
-        if self.swp == "tensor":
-            frozen = [p for group in self.param_groups for p in group["params"] if p.requires_grad
-                      and torch.rand((), generator=generator, device="cpu", dtype=torch.float32) >= group["beta"]]
-        for p in frozen:
-            p.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for p in frozen:
-                p.requires_grad_(True)
-
     # -- sharpness-sensitive data selection ---------------------------------------------------------------------------
 
     def _evaluate(self, run: Closure, scaler: Any) -> Tensor:
         self._prepare()
-        with torch.enable_grad(), self._some_frozen():
+        with torch.enable_grad():
             losses = self._losses(run)
             self._backward(losses.mean(), scaler)
         self._at_w = losses.detach()
@@ -152,7 +126,7 @@ class ESAM(SharpnessAware):
         return increase.sort(descending=True, stable=True).indices[:count].sort().values
 
     def _backward(self, loss: Tensor, scaler: Any) -> None:
-        if loss.requires_grad:  # not when chance froze every tensor
+        if loss.requires_grad:
             (loss if scaler is None else scaler.scale(loss)).backward()
         self._unscale(scaler)
 

@@ -34,8 +34,7 @@ add, sub, mul, div, lerp = (
     torch._foreach_add, torch._foreach_sub, torch._foreach_mul, torch._foreach_div, torch._foreach_lerp)
 add_, sub_, mul_, div_, lerp_ = (
     torch._foreach_add_, torch._foreach_sub_, torch._foreach_mul_, torch._foreach_div_, torch._foreach_lerp_)
-copy_, sqrt_, addcmul_, addcdiv_ = (
-    torch._foreach_copy_, torch._foreach_sqrt_, torch._foreach_addcmul_, torch._foreach_addcdiv_)
+copy_, addcmul_, addcdiv_ = torch._foreach_copy_, torch._foreach_addcmul_, torch._foreach_addcdiv_
 absolute, sign, power, sqrt, rsqrt_ = (
     torch._foreach_abs, torch._foreach_sign, torch._foreach_pow, torch._foreach_sqrt, torch._foreach_rsqrt_)
 
@@ -119,7 +118,7 @@ def dense(p: Tensor, g: Tensor | None) -> Tensor:
 def real(t: Tensor) -> Tensor:
     """Return a complex tensor as a real view, a DTensor as the rank's own part, any other as it is."""
     if type(t) not in _PLAIN:
-        t = local(t, t)
+        t = local(t)
     return torch.view_as_real(t.resolve_conj()) if t.dtype.is_complex else t
 
 
@@ -228,7 +227,7 @@ def nonfinite(tensors: Iterable[Tensor]) -> Tensor | float:
     On the CPU the sum is asked first, at a twentieth of the time of asking each number. Where it is finite everything
     is. Where it is not, it may be the sum alone that overflows.
     """
-    found = [t if type(t) in _PLAIN else local(t, t) for t in tensors]
+    found = [t if type(t) in _PLAIN else local(t) for t in tensors]
     if all(map(on_host, found)):
         total = sum([t.sum().item() for t in found])
         return 0.0 if total - total == 0 or all(_numbers(t).isfinite().all() for t in found) else 1.0

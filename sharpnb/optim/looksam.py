@@ -80,11 +80,11 @@ class LookSAM(SharpnessAware):
 
     def _past_base(self, after: dict[Tensor, Tensor]) -> None:
         # Only now: many optimizers take an empty state for a parameter that they have not seen.
+        ascended = self._ascends()
         for group in self.param_groups:
-            for p in group["params"] if self._ascends() else ():
+            for p in group["params"] if ascended else ():
                 if p in after:
                     self.state[p]["g_v"] = after[p]
                 elif p in self.state:
                     self.state[p].pop("g_v", None)
-        for group in self.param_groups:
             group["updates"] += 1

@@ -68,7 +68,6 @@ class SharpnessAware(WrappingOptimizer):
         options: the method's other hyperparameters with their defaults; they go into the groups.
         model: names the model under ``DistributedDataParallel``, so that each rank perturbs on its own shard, and where
             it runs inside a compiled function. It also spares small models the hook's microseconds.
-        common_perturbation: under ``DistributedDataParallel``, perturb every rank alike, on the averaged gradient.
         skip_nonfinite: when a gradient of either pass is not finite, leave weights and state exactly as they were (one
             host read a step). False never reads the device, for CUDA graphs; a ``GradScaler`` still skips.
         same_dropout: give all passes the same random numbers, as the authors' JAX code does (needs ``step(closure)``).
@@ -83,7 +82,7 @@ class SharpnessAware(WrappingOptimizer):
     """
 
     keeps_gradient: bool = False  # whether u needs the gradient at w: one more copy of the weights in the second pass
-    _own = ("p", "model", "common_perturbation", "skip_nonfinite", "same_dropout", "in_place")
+    _own = ("p", "model", "skip_nonfinite", "same_dropout", "in_place")
     _remembers: str = ""  # what the method keeps in the state of each parameter, if anything
     closure_only: str = ""  # why first_step and second_step cannot do the method, or empty
     _step_supports_amp_scaling = True  # GradScaler.step then always reaches us, and perturbed weights always return
@@ -91,13 +90,12 @@ class SharpnessAware(WrappingOptimizer):
     def __init__(
         self, optimizer: Optimizer | Iterable[Any], base_optimizer: type[Optimizer] | None = None, *, rho: float = 0.05,
         p: float = 2.0, options: dict[str, Any] | None = None, model: nn.Module | None = None,
-        common_perturbation: bool = False, skip_nonfinite: bool = True, same_dropout: bool = False,
-        in_place: bool = True, **base_kwargs: Any,
+        skip_nonfinite: bool = True, same_dropout: bool = False, in_place: bool = True, **base_kwargs: Any,
     ) -> None:
         if not p >= 1:
             raise ValueError(f"p = {p}: the norm of the perturbation needs p in [1, inf]. Use 2, the papers' choice.")
-        self.p, self.model, self.common_perturbation = p, model, common_perturbation
-        self.skip_nonfinite, self.same_dropout, self.in_place = skip_nonfinite, same_dropout, in_place
+        self.p, self.model, self.in_place = p, model, in_place
+        self.skip_nonfinite, self.same_dropout = skip_nonfinite, same_dropout
         base = base_of(type(self).__name__, optimizer, base_optimizer, base_kwargs)
         super().__init__(base, {"rho": rho, **(options or {})})
 
@@ -135,7 +133,7 @@ class SharpnessAware(WrappingOptimizer):
     def _regrouped(self) -> None:
         super()._regrouped()
         name = type(self).__name__
-        self._replicas = Replicas(self.model, self.common_perturbation)
+        self._replicas = Replicas(self.model)
         self._ranks = ranks_of(self.param_groups, name)
         if self._ranks and not self.in_place:
             raise ValueError(f"{name}(in_place=False) over DTensors (fully_shard): no pointers to exchange. Use True.")

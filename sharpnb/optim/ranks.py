@@ -15,10 +15,11 @@ _NOTHING = nullcontext()
 
 
 class Replicas:
-    """The ranks of a wrapped model; false where there are none, or where all perturb on the averaged gradient."""
+    """The ranks of a wrapped model; false where there are none."""
 
-    def __init__(self, model: nn.Module | None, common: bool) -> None:
-        self.model = model if isinstance(model, DistributedDataParallel) and not common else None
+    def __init__(self, model: nn.Module | None) -> None:
+        self.model = model if isinstance(model, DistributedDataParallel) else None
+        self._group: Any = self.model and self.model.process_group
 
     def __bool__(self) -> bool:
         return self.model is not None
@@ -52,11 +53,6 @@ class Replicas:
         number = torch.as_tensor(number, device=next(self.model.parameters()).device).clone()
         dist.all_reduce(number, group=self._group)
         return number
-
-    @property
-    def _group(self) -> Any:
-        assert self.model is not None
-        return self.model.process_group
 
 
 class Ranks:
@@ -94,7 +90,7 @@ def ranks_of(groups: Iterable[dict[str, Any]], who: str) -> Ranks | None:
     if any(getattr(p, "_fsdp_flattened", False) for p in params):
         raise ValueError(f"{who}: the parameters belong to FullyShardedDataParallel (FSDP1), whose flat shards show no "
                          "optimizer the norm of the whole gradient. Use torch.distributed.fsdp.fully_shard (FSDP2).")
-    spread_out = [p for p in params if _is_dtensor(p)]
+    spread_out = [p for p in params if is_sharded(p)]
     if not spread_out:
         return None
     kinds = {_kind(p) for p in spread_out}
@@ -106,7 +102,8 @@ def ranks_of(groups: Iterable[dict[str, Any]], who: str) -> Ranks | None:
     return Ranks(mesh, tuple(dim for dim, here in enumerate(split) if here))
 
 
-def _is_dtensor(t: Tensor) -> TypeGuard[Any]:
+def is_sharded(t: Tensor) -> TypeGuard[Any]:
+    """Return whether this process holds a part of the tensor only: whether it is a DTensor."""
     return hasattr(t, "placements") and hasattr(t, "to_local")  # without the import, which takes longer than our own
 
 
@@ -115,15 +112,15 @@ def _kind(p: Any) -> tuple[Any, tuple[bool, ...]]:
     return p.device_mesh, tuple(not place.is_replicate() for place in p.placements)
 
 
-def local(t: Tensor, p: Any) -> Tensor:
+def local(t: Tensor, p: Any = None) -> Tensor:
     """Return the rank's own part of a DTensor that belongs to parameter p, laid out as p is; others as they are."""
-    if not _is_dtensor(t):
+    if not is_sharded(t):
         return t
-    return (t if t.placements == p.placements else t.redistribute(placements=p.placements)).to_local()
+    return (t if p is None or t.placements == p.placements else t.redistribute(placements=p.placements)).to_local()
 
 
 def spread(t: Tensor, p: Tensor) -> Tensor:
     """Return the DTensor whose part on this rank is t, laid out as parameter p is; t itself where p is none."""
-    if not _is_dtensor(p):
+    if not is_sharded(p):
         return t
     return type(p).from_local(t, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())

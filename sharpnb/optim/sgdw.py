@@ -7,7 +7,6 @@ from typing import Any
 from torch.optim.optimizer import ParamsT
 
 from sharpnb.optim import foreach
-from sharpnb.optim.conversion import sgdw_from_torch
 from sharpnb.optim.decoupled import DecoupledDecay
 from sharpnb.optim.foreach import Bucket
 
@@ -44,8 +43,6 @@ class SGDW(DecoupledDecay):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov,
                                   "lr_in_momentum": lr_in_momentum, "eta_reference": eta_reference})
-
-    _from_torch = staticmethod(sgdw_from_torch)
 
     def _complete(self, group: dict[str, Any]) -> None:
         super()._complete(group)

@@ -54,18 +54,6 @@ def by_swa(model: nn.Module) -> Moved:
     return model, swa.average_weights(), lambda: list(swa.average.values())
 
 
-def by_copy(model: nn.Module) -> Moved:
-    swa = SWA(model)
-    swa.update(net(1)), swa.update(net(2))
-
-    @contextmanager
-    def copied() -> Iterator[None]:
-        swa.copy_to(model)
-        yield
-
-    return model, copied(), lambda: list(swa.average.values())
-
-
 def by_slow_weights(model: nn.Module) -> Moved:
     optimizer = Lookahead(torch.optim.SGD(model.parameters(), lr=0.5), k=5)
     start = weights_of(model)
@@ -101,7 +89,7 @@ def by_graft(model: nn.Module) -> Moved:
     return model, grafted(), lambda: mean
 
 
-MOVERS = {f.__name__: f for f in (by_swa, by_copy, by_slow_weights, by_pull, by_graft)}
+MOVERS = {f.__name__: f for f in (by_swa, by_slow_weights, by_pull, by_graft)}
 
 
 @pytest.mark.parametrize("where", ["inside one context", "in a nested context", "in a nested context that is off",
@@ -145,7 +133,7 @@ def test_a_compiled_model_sees_the_moved_weights(mover: str, around: Any) -> Non
             assert torch.allclose(compiled(X).float(), other(X).float(), atol=1e-6)
 
 
-@pytest.mark.parametrize("mover", ["by_swa", "by_copy", "by_slow_weights"])
+@pytest.mark.parametrize("mover", ["by_swa", "by_slow_weights"])
 def test_inside_parametrize_cached_it_is_refused_and_outside_it_is_right(mover: str) -> None:
     def normed(seed: int) -> nn.Module:
         model = net(seed)
@@ -155,8 +143,7 @@ def test_inside_parametrize_cached_it_is_refused_and_outside_it_is_right(mover: 
     swa = SWA(normed(0))
     swa.update(normed(1))
     optimizer = Lookahead(torch.optim.SGD(swa.model.parameters(), lr=0.5), k=5)
-    contexts = {"by_swa": swa.average_weights, "by_copy": lambda: nullcontext(swa.copy_to(swa.model)),
-                "by_slow_weights": optimizer.slow_weights}
+    contexts = {"by_swa": swa.average_weights, "by_slow_weights": optimizer.slow_weights}
     before = scores(swa.model)
     with parametrize.cached():
         scores(swa.model)

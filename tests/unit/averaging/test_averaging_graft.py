@@ -130,7 +130,6 @@ def test_invalid_filters_are_counted_by_their_l1_norm():
     torch.testing.assert_close(filter_norms(model)["0"], torch.tensor([1, 0.001, 3, 0, 2], dtype=torch.float64))
     assert invalid_filters(model, 0.01)["0"].tolist() == [False, True, False, True, False]
     assert not invalid_filters(model, 0.01)["1"].any()
-    assert invalid_filters(model, 0.0005)["0"].sum() == 1
 
 
 def test_internal_grafting_adds_the_largest_to_the_smallest():
@@ -165,14 +164,3 @@ def test_misuse_is_named(models, options, said):
         entropy(torch.ones(3), bins=1)
     with pytest.raises(ValueError, match="NaN"):
         entropy(torch.tensor([1.0, math.nan]))
-
-
-def test_the_state_of_an_optimizer_is_untouched():
-    models = [net(0), net(1)]
-    optimizer = torch.optim.SGD(models[0].parameters(), lr=0.1, momentum=0.9)
-    models[0](torch.randn(2, 1, 6, 6, dtype=torch.float64)).sum().backward()
-    optimizer.step()
-    before = [optimizer.state[p]["momentum_buffer"].clone() for p in models[0].parameters()]
-    graft(models)
-    now = [optimizer.state[p]["momentum_buffer"] for p in models[0].parameters()]
-    assert all(torch.equal(a, b) for a, b in zip(now, before, strict=True))

@@ -9,8 +9,7 @@ import pytest
 import torch
 from lookahead_work import advance, by_hand, flat, net
 
-from sharpnb.averaging import SWA, Lookahead
-from sharpnb.optim import SAM
+from sharpnb.averaging import Lookahead
 
 BASES = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01),
@@ -69,23 +68,6 @@ def test_a_group_added_later_and_a_layer_thawed_later_start_with_their_first_ste
     assert (model[0].weight - frozen).abs().max().item() == pytest.approx(0.05, rel=1e-3)  # Adam's first step is lr
 
 
-def test_over_sam_and_under_swa():
-    def run(wrap):
-        model = net()
-        optimizer, ends = wrap(SAM(model.parameters(), torch.optim.SGD, rho=0.1, lr=0.05, momentum=0.9)), []
-        swa = SWA(model)
-        for _ in range(3):
-            advance(model, optimizer, 4)
-            swa.update()
-            ends.append(flat(model))
-        torch.testing.assert_close(swa.vector(), torch.stack(ends).mean(0), rtol=1e-13, atol=1e-15)
-        return flat(model)
-
-    bare = run(lambda sam: sam)
-    assert torch.equal(run(lambda sam: Lookahead(sam, k=4, alpha=1.0)), bare)
-    assert (run(lambda sam: Lookahead(sam, k=4, alpha=0.5)) - bare).abs().max() > 1e-4
-
-
 def test_groups_have_cycles_of_their_own_and_slow_weights_can_be_looked_at():
     model = net()
     groups = [{"params": model[0].parameters(), "k": 2, "alpha": 1.0}, {"params": model[2].parameters()}]
@@ -113,3 +95,5 @@ def test_groups_have_cycles_of_their_own_and_slow_weights_can_be_looked_at():
 def test_settings_out_of_range_are_named(wrong, said):
     with pytest.raises(ValueError, match=said):
         Lookahead(BASES["sgd"](net().parameters()), **wrong)
+    with pytest.raises(TypeError, match="Build the base first"):
+        Lookahead(net().parameters())  # pyright: ignore

@@ -85,18 +85,3 @@ def test_lookahead_over_every_base_is_the_loop_written_by_hand(name: str) -> Non
         torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-5, atol=1e-6)
     assert float(loss()) < start or name == "SGD maximize"
     assert "Lookahead" in repr(optimizer) and "lookahead_alpha: 0.6" in repr(optimizer)
-
-
-def test_an_empty_group_and_the_ways_of_building_one() -> None:
-    params = [nn.Parameter(torch.ones(2))]
-    optimizer = Lookahead(optim.AdamW(params))
-    optimizer.add_param_group({"params": []})
-    params[0].grad = torch.ones(2)
-    for _ in range(6):
-        optimizer.step()
-    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 0]
-    named = Lookahead(optim.SGD([("w", params[0])], lr=0.1))
-    assert named.state_dict()["param_groups"][0]["param_names"] == ["w"]
-    for wrong in (optim.AdamW, params, None):
-        with pytest.raises(TypeError, match="Build the base first"):
-            Lookahead(wrong)  # pyright: ignore

@@ -56,18 +56,3 @@ def test_lookahead_over_lookahead():
     inner = Lookahead(SGD(model.parameters()), k=2, alpha=0.6)
     advance(model, Lookahead(inner, k=6, alpha=0.3, prefix="outer_"), 20)
     torch.testing.assert_close(flat(model), by_hand(SGD, 2, 0.6, 20, outer=(6, 0.3)), rtol=1e-12, atol=1e-13)
-
-
-def test_a_group_added_to_the_base_and_a_checkpoint_loaded_by_the_base_are_noticed():
-    model, straight = net(), net()
-    optimizer = Lookahead(SGD(model[0].parameters()), k=2)
-    optimizer.base_optimizer.add_param_group({"params": model[2].parameters()})
-    advance(model, optimizer, 3)
-    advance(straight, Lookahead(SGD(straight.parameters()), k=2), 3)
-    assert torch.equal(flat(model), flat(straight))
-    optimizer.base_optimizer.load_state_dict(optimizer.base_optimizer.state_dict())
-    optimizer.base_optimizer.param_groups[0]["lr"] = 0.0
-    still = model[0].weight.detach().clone()
-    optimizer.state.clear()
-    advance(model, optimizer, 2)
-    assert torch.equal(model[0].weight, still) and optimizer.param_groups is optimizer.base_optimizer.param_groups

@@ -70,50 +70,6 @@ def test_a_checkpoint_of_another_form_is_refused_and_never_begins_a_cycle_in_sil
     assert optimizer.param_groups[0]["fast_steps"] == 3
 
 
-def test_a_rate_edited_in_a_checkpoint_holds_everywhere() -> None:
-    model = net()
-    optimizer = OPTIMIZERS["Adam"](model.parameters())
-    advance(model, optimizer, 6)
-    state = through_a_file(optimizer.state_dict())
-    state["param_groups"][0] |= {"lr": 0.0, "alpha": 1.0}
-    optimizer.load_state_dict(state)
-    at = flat(model)
-    advance(model, optimizer, 5)
-    assert torch.equal(flat(model), at)  # no rate, and a slow step that goes all the way: nothing moves
-    assert optimizer.base_optimizer.param_groups[0]["lr"] == 0.0
-
-
-def test_the_hooks_of_pytorch_fire_on_lookahead_and_on_its_base() -> None:
-    model = net()
-    optimizer, calls = OPTIMIZERS["Adam pullback"](model.parameters()), []
-    advance(model, optimizer, 5)
-
-    def marked(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        calls.append(("post", sorted(state["state"][0])))
-        return {**state, "mark": 1}
-
-    def slower(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        calls.append(("load pre", state["mark"]))
-        return {**state, "param_groups": [{**group, "lr": 0.001} for group in state["param_groups"]]}
-
-    for whom in (optimizer, optimizer.base_optimizer):
-        whom.register_state_dict_pre_hook(lambda o: calls.append(("pre", type(o).__name__)))
-    optimizer.register_state_dict_post_hook(marked)
-    optimizer.register_load_state_dict_pre_hook(slower)
-    for whom in (optimizer, optimizer.base_optimizer):
-        whom.register_load_state_dict_post_hook(lambda o: calls.append(("load post", type(o).__name__,
-                                                                        o.param_groups[0]["lr"])))
-    state = optimizer.state_dict()
-    optimizer.load_state_dict(state)
-    names = ["exp_avg", "exp_avg_sq", "slow", "slow_exp_avg", "step"]
-    assert calls == [("pre", "Lookahead"), ("pre", "Adam"), ("post", names), ("load pre", 1),
-                     ("load post", "Adam", 0.001), ("load post", "Lookahead", 0.001)]
-    assert state["mark"] == 1 and "mark" not in optimizer.base_optimizer.state_dict()
-    calls.clear()
-    optimizer.state_dict()
-    assert len(calls) == 3  # none was left behind
-
-
 DISTRIBUTED = {
     "plain": StateDictOptions(), "flat": StateDictOptions(flatten_optimizer_state_dict=True),
     "full": StateDictOptions(full_state_dict=True, cpu_offload=True),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 
 import numpy as np
 import pytest
@@ -48,36 +50,6 @@ def test_the_equal_average_is_the_mean_and_torchs():
     assert (swa.vector() - rows[-1]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("cyclic", [False, True])
-def test_any_schedule_and_evaluation_in_between_changes_no_bit_of_training(cyclic):
-    def run(look):
-        model = net()
-        model[3].p = 0.0
-        optimizer, swa, kept = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), SWA(model), []
-        constant = swa_utils.SWALR(optimizer, swa_lr=0.02, anneal_epochs=2)
-        teeth = torch.optim.lr_scheduler.CyclicLR(optimizer, 0.01, 0.1, step_size_up=1, step_size_down=4,
-                                                  cycle_momentum=False)
-        for step in range(20):
-            optimizer.zero_grad()
-            model(X).square().mean().backward()
-            optimizer.step()
-            lowest = optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
-            if (lowest and step) if cyclic else step >= 10:  # at the ends of the cycles, or each step of the tail
-                swa.update()
-                kept.append(flat(model))
-                if look:
-                    swa.update_bn(X.split(16))
-                    with swa.average_weights() as averaged:
-                        averaged.eval()(X)
-                        averaged.train()
-            (teeth if cyclic else constant).step()
-        torch.testing.assert_close(swa.vector(), torch.stack(kept).mean(0), rtol=1e-13, atol=1e-15)
-        assert len(kept) == (3 if cyclic else 10)
-        return model.state_dict()
-
-    assert all(torch.equal(a, b) for a, b in zip(run(False).values(), run(True).values(), strict=True))
-
-
 def test_swapping_in_leaves_training_exactly_as_it_was():
     model = net()
     swa = SWA(model)
@@ -103,11 +75,11 @@ class Holder(nn.Module):
         self.module, self.weight = net(seed)[0], nn.Parameter(torch.full((2, 2), float(seed), dtype=torch.float64))
 
 
-@pytest.mark.parametrize("wrap", [
-    lambda model: model, nn.DataParallel, lambda model: torch.compile(model, backend="eager"),
-    lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
-    lambda model: swa_utils.AveragedModel(model).module,
-])
+WRAPS = [lambda model: model, nn.DataParallel, lambda model: torch.compile(model, backend="eager"),
+         lambda model: torch.compile(nn.DataParallel(model), backend="eager")]
+
+
+@pytest.mark.parametrize("wrap", [*WRAPS, lambda model: swa_utils.AveragedModel(model).module])
 def test_a_model_with_a_module_called_module_keeps_its_names_apart(wrap):
     swa = SWA(Holder(0))
     swa.update(wrap(Holder(1)))
@@ -132,6 +104,76 @@ def test_misuse_is_named():
     for decay in (-0.1, 1.0, float("nan")):
         with pytest.raises(ValueError, match=f"decay = {decay}"):
             SWA(model, decay=decay)
+
+
+# -- what the suites of torch.optim.swa_utils and timm ask, and AveragedModel's checkpoints ----------------------------
+
+
+def shake(model: nn.Module) -> None:
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p))
+
+
+def test_a_warm_up_of_the_decay_is_an_attribute():
+    """timm's: d = min(0.99, (1 + n) / (10 + n)) at collection n."""
+    model = nn.Linear(2, 2, bias=False)
+    swa, truth = SWA(model, decay=0.0), torch.zeros(2, 2)
+    for n in range(30):
+        nn.init.constant_(model.weight, float(n))
+        swa.decay = min(0.99, (1 + n) / (10 + n))
+        truth = truth * swa.decay + (1 - swa.decay) * n if n else torch.zeros(2, 2)
+        swa.update()
+    torch.testing.assert_close(swa.average["weight"], truth)
+
+
+def test_it_is_pickled_and_copied_with_its_model():
+    model = net(dtype=torch.float32)
+    swa = SWA(model, decay=0.9)
+    swa.update(), shake(model), swa.update()
+    for other in (pickle.loads(pickle.dumps(swa)), copy.deepcopy(swa)):
+        with other.average_weights() as averaged:
+            assert averaged is other.model and averaged is not model
+            assert torch.equal(flat(averaged), swa.vector())
+
+
+@pytest.mark.parametrize("decay", [None, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_checkpoint_of_averaged_model_is_continued(decay, dtype):
+    model = net(dtype=dtype)
+    average = swa_utils.get_swa_multi_avg_fn() if decay is None else swa_utils.get_ema_multi_avg_fn(decay)
+    theirs = swa_utils.AveragedModel(model, multi_avg_fn=average)
+    for _ in range(3):
+        shake(model), theirs.update_parameters(model)
+    file = io.BytesIO()
+    torch.save(theirs.state_dict(), file)
+    file.seek(0)
+    ours = SWA(model, decay)
+    ours.load_state_dict(torch.load(file, weights_only=True))
+    assert ours.n == 3 and not ours.statistics and all(a.dtype == torch.float32 for a in ours.average.values())
+    assert torch.equal(ours.vector(), flat(theirs).float())
+    shake(model), theirs.update_parameters(model), ours.update(model)
+    torch.testing.assert_close(ours.vector().to(dtype), flat(theirs),
+                               rtol=2e-2, atol=2e-2)
+    before = ours.vector()
+    for wrong in (
+        swa_utils.AveragedModel(nn.Linear(2, 2)).state_dict(), {"n": 1, "decay": None, "average": {}, "statistics": {}},
+    ):
+        with pytest.raises(ValueError, match="load_state_dict: "):
+            ours.load_state_dict(wrong)
+        assert torch.equal(ours.vector(), before) and ours.n == 4
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_a_checkpoint_of_averaged_model_with_tied_weights_inside_a_wrapper(wrap):
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
+    model[2].weight = model[0].weight
+    theirs = swa_utils.AveragedModel(wrap(model))
+    theirs.update_parameters(model)
+    ours = SWA(model)
+    ours.load_state_dict(theirs.state_dict())
+    assert list(ours.average) == [name for name, _ in model.named_parameters()]
+    assert torch.equal(ours.vector(), flat(model))
 
 
 # -- BatchNorm --------------------------------------------------------------------------------------------------------

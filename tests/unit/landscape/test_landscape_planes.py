@@ -98,21 +98,3 @@ def test_points_on_a_line_make_no_plane():
     Plane.through(w[0], w[1], w[0] + 0.3 * (w[1] - w[0]) + 1e-5)
     with pytest.raises(ValueError, match="one architecture"):
         Plane.through(w[0], w[1], torch.zeros(7))
-
-
-def test_principal_components_of_a_trajectory():
-    g = torch.Generator().manual_seed(0)
-    a, b = torch.linalg.qr(torch.randn(60, 2, dtype=torch.float64, generator=g))[0].T
-    t = torch.linspace(1, 0, 20, dtype=torch.float64)
-    path = 5.0 + 4 * t[:, None] * a + torch.sin(3 * t)[:, None] * t[:, None] * b  # in one plane, ending at 5
-    plane = Plane.principal(path)
-    assert sum(plane.explained) == pytest.approx(1.0) and plane.explained[0] > plane.explained[1] > 0
-    assert plane.project(path).distance.max() < 1e-12
-    CLOSE(plane.at(0.0, 0.0), path[-1])
-    noisy = path + 0.1 * torch.randn(path.shape, dtype=torch.float64, generator=g)
-    plane = Plane.principal(noisy)
-    left = plane.project(noisy).distance.square().sum() / (noisy - noisy[-1]).square().sum()
-    assert 1 - sum(plane.explained) == pytest.approx(left.item()) and left > 0.01
-    for wrong, said in ((t[:, None] * a, "on one line"), (path[:2], "makes no plane")):
-        with pytest.raises(ValueError, match=said):
-            Plane.principal(wrong)

@@ -47,12 +47,6 @@ def _twice():
 TOGETHER = {  # by more than one point in a call
     "mlp": lambda: models.mlp((64, 12, 12, 10)), "linear": lambda: models.mlp((64, 10)),
     "mlp with BatchNorm": lambda: models.mlp((64, 12, 12, 10), norm=True), "cnn": lambda: models.cnn(4),
-    "windows": lambda: nn.Sequential(
-        nn.Conv2d(1, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 4, (3, 2), (1, 2), (0, 1), bias=False),
-        nn.ReLU(), nn.Flatten(), nn.ReLU(), nn.Linear(120, 7), nn.ReLU(), nn.Linear(7, 10)),
-    "adaptive pools": lambda: nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), nn.Mish(), nn.AdaptiveAvgPool2d(4), nn.Conv2d(4, 6, 3, padding=1),
-        nn.Softplus(), nn.AdaptiveMaxPool2d((2, 1)), nn.Flatten(), nn.Linear(12, 10), nn.Hardtanh(), nn.Linear(10, 10)),
     "cnn with BatchNorm": lambda: models.cnn(4, norm=True),
     "pools": lambda: nn.Sequential(
         nn.Conv2d(1, 5, 3, dilation=2, padding=2), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(3, 2, 1),
@@ -145,17 +139,6 @@ def test_smaller_types_are_near_the_same_in_double(name, dtype, tol):
     np.testing.assert_allclose(found.values["loss"], truth, rtol=tol)
 
 
-def test_points_go_together_as_long_as_the_largest_output_is_small_and_then_one_by_one():
-    """2 MiB on a CPU, which 250 samples of the widest layer share."""
-    narrow, wide = models.cnn(4), models.cnn(128)
-    many = torch.zeros(1000, 1, 8, 8), torch.zeros(1000).long()
-    found = Points(narrow, Plane.random(narrow), many, ("loss",))
-    assert found.at_once == 2**21 // (250 * 4 * 8 * 8 * 4) and [len(b.inputs) for b in found.sets[""]] == [250] * 4
-    alone = Points(wide, Plane.random(wide), many, ("loss",))
-    assert alone.at_once == 1 and alone.together is None
-    assert [len(b.inputs) for b in alone.sets[""]] == [128] * 7 + [104]
-
-
 def test_outputs_that_are_images_go_to_the_loss_as_images():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3)).double()
     plane, target, seen = Plane.random(model), X[:, :, 2:6, 2:6], []
@@ -219,17 +202,6 @@ def test_a_frozen_batchnorm_layer_keeps_its_statistics_at_every_point(name, froz
     assert found == pytest.approx(F.cross_entropy(reference.eval()(X), Y).item(), rel=1e-12)
     model.train()
     assert found != pytest.approx(centre().values["loss"].item(), rel=1e-6)
-
-
-def test_statistics_of_images_of_several_sizes_are_weighed_by_their_places():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                          nn.BatchNorm1d(4), nn.Linear(4, 10)).double()
-    plane, bn = Plane.random(model), [(X[:50], None), (X[50:, :, :5, :5], None)]
-    assert runs_together(model, (X, Y), bn)
-    found = surface(model, plane, (X, Y), ("loss",), 2, update_bn=bn)
-    truth = one_by_one(model, plane, found.x, found.y, bn)["loss"]
-    np.testing.assert_allclose(found.values["loss"], truth, rtol=1e-11)
 
 
 @pytest.mark.parametrize("name", ["cnn with BatchNorm", "mlp with BatchNorm"])

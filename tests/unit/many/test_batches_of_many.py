@@ -6,10 +6,10 @@ import sys
 import pytest
 import torch
 
-from sharpnb.lab import load_data, models, train_many, with_label_noise
+from sharpnb.lab import load_data, with_label_noise
 from sharpnb.lab.training import batches
 from sharpnb.many.augment import shift_and_flip
-from sharpnb.many.batches import Batches, Tensors, one_each, wrong_labels
+from sharpnb.many.batches import Batches, one_each, wrong_labels
 
 DIGITS = load_data("digits", train_size=40, dtype=torch.float64)
 WITHOUT_LAB = """
@@ -37,17 +37,6 @@ assert found.final()[0]["train_error"] < 30, found.final()
 def test_tensors_alone_train_where_there_is_no_lab():
     done = subprocess.run([sys.executable, "-c", WITHOUT_LAB], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("noise", [0.0, 0.3])
-def test_they_train_as_the_labs_data_do(noise):
-    configs = [{"rule": "sgd", "lr": 0.1, "seed": seed, "label_noise": noise} for seed in (1, 2)]
-    wrong = with_label_noise(DIGITS, 0.5).train
-    sets = [DIGITS, Tensors(DIGITS.train, DIGITS.test, 10), Tensors(wrong, DIGITS.test, 10)]
-    ends = [train_many(configs, data, lambda seed: models.mlp((64, 6, 10), seed=seed), steps=9, batch_size=16,
-                       dtype=torch.float64) for data in sets]
-    assert torch.equal(ends[0].weights, ends[1].weights) and ends[0].rows == ends[1].rows
-    assert not torch.equal(ends[0].weights, ends[2].weights)
 
 
 @pytest.mark.parametrize("augment", [None, shift_and_flip(1, flip=True)])

@@ -249,7 +249,7 @@ METHODS = {
 CLASSES: dict[str, Callable[..., Any]] = {
     "SAM": SAM, "SAM p=inf": partial(SAM, p=math.inf), "SAM p=1": partial(SAM, p=1.0), "SAM p=3": partial(SAM, p=3.0),
     "SAM inner": partial(SAM, inner_steps=2), "SAM second": partial(SAM, second_order=True), "ASAM": ASAM,
-    "FisherSAM": FisherSAM, "ESAM": ESAM, "ESAM tensor": partial(ESAM, swp="tensor"), "GSAM": GSAM,
+    "FisherSAM": FisherSAM, "ESAM": ESAM, "GSAM": GSAM,
     "LookSAM": partial(LookSAM, k=3), "WSAM": WSAM, "WSAM coupled": partial(WSAM, decouple=False, gamma=0.6),
     "SAM exchanged": partial(SAM, in_place=False),
     "SAM second exchanged": partial(SAM, second_order=True, in_place=False),

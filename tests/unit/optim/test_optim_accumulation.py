@@ -129,34 +129,3 @@ def test_gradients_that_a_half_clears_are_freed() -> None:
         held = [weakref.ref(p.grad) for p in net.parameters()]
         half(zero_grad=True)
         assert [ref() for ref in held] == [None] * 4
-
-
-def test_one_closure_over_micro_batches_is_the_big_batch() -> None:
-    ends = []
-    for parts in (1, 4):
-        net, batches = _problem()
-        optimizer = WSAM(torch.optim.SGD(net.double().parameters(), lr=0.1), rho=0.2)
-        for x, y in ((x.double(), y) for x, y in batches):
-            def closure(net: nn.Module = net, x: Tensor = x, y: Tensor = y, parts: int = parts) -> Tensor:
-                return sum((_back(net, half, 1 / parts).detach()
-                            for half in zip(x.chunk(parts), y.chunk(parts), strict=True)),
-                           torch.zeros(()))
-
-            optimizer.step(closure)
-        ends.append(family.vector(net))
-    torch.testing.assert_close(*ends, rtol=0, atol=1e-13)
-
-
-def test_recurrent_weights_stay_in_their_storage() -> None:
-    torch.manual_seed(0)
-    net, x = nn.LSTM(3, 4, num_layers=2, batch_first=True), torch.randn(2, 5, 3)
-    optimizer = WSAM(torch.optim.SGD(net.parameters(), lr=0.1), rho=0.1)
-    places = [p.data_ptr() for p in net.parameters()]
-
-    def closure() -> Tensor:
-        loss = net(x)[0].square().mean()
-        loss.backward()
-        return loss
-
-    first = optimizer.step(closure)
-    assert optimizer.step(closure) < first and [p.data_ptr() for p in net.parameters()] == places

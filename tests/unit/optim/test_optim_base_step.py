@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
 from sharpnb.optim import SAM
-
-
-def _stepped(base: type[torch.optim.Optimizer], prepare: Any = lambda base: None) -> tuple[list[float], SAM]:
-    """Return the weights after one step of SAM, and the optimizer; the gradient at w is w, of length 5."""
-    w = nn.Parameter(torch.tensor([3.0, -4.0], dtype=torch.float64))
-    optimizer = SAM([w], base, rho=0.5, lr=0.1)
-    prepare(optimizer.base_optimizer)
-    optimizer.step(lambda: (loss := (w**2).sum() / 2).backward() or loss)
-    return w.tolist(), optimizer
 
 
 def _hands_double(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -41,12 +31,8 @@ def _wrapped_on_the_instance(base: Any) -> None:
     (_Overriding, lambda base: None), (torch.optim.SGD, _wrapped_on_the_instance),
     (torch.optim.SGD, lambda base: base.register_step_pre_hook(_hands_double))])
 def test_whatever_a_user_put_around_the_step_runs(base: Any, prepare: Any) -> None:
-    after, _ = _stepped(base, prepare)
-    assert after == pytest.approx([3.0 - 0.2 * 3.3, -4.0 + 0.2 * 4.4], abs=1e-15)
-
-
-def test_a_class_patched_later_runs_as_patched() -> None:
-    with mock.patch.object(torch.optim.SGD, "step", autospec=True) as step:
-        after, optimizer = _stepped(torch.optim.SGD)
-    step.assert_called_once_with(optimizer.base_optimizer)
-    assert after == [3.0, -4.0]
+    w = nn.Parameter(torch.tensor([3.0, -4.0], dtype=torch.float64))  # the gradient at w is w, of length 5
+    optimizer = SAM([w], base, rho=0.5, lr=0.1)
+    prepare(optimizer.base_optimizer)
+    optimizer.step(lambda: (loss := (w**2).sum() / 2).backward() or loss)
+    assert w.tolist() == pytest.approx([3.0 - 0.2 * 3.3, -4.0 + 0.2 * 4.4], abs=1e-15)

@@ -35,10 +35,6 @@ EXACT: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "AdamW, groups": (lambda p: T.AdamW(family.groups(p, {"weight_decay": 0.0}, {"lr": 0.02}), lr=0.01),
                       lambda p: AdamW(family.groups(p, {}, {"lr": 0.02}), lr=0.01)),
     "Adam without decay": (lambda p: T.Adam(p, lr=0.01), lambda p: AdamW(p, lr=0.01, weight_decay=0.5)),
-    "SGD": (lambda p: T.SGD(p, lr=0.1, weight_decay=0.1), lambda p: SGDW(p, lr=0.1)),
-    "SGD with momentum": (lambda p: T.SGD(p, lr=0.1, momentum=0.9), lambda p: SGDW(p, lr=0.1, lr_in_momentum=False)),
-    "SGD, Nesterov": (lambda p: T.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
-                      lambda p: SGDW(p, lr=0.1, lr_in_momentum=False)),
 }
 
 
@@ -94,12 +90,8 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], str]] = {
     "NAdam": (T.NAdam, AdamW, "another optimizer"),
     "a stranger": (Stranger, AdamW, "multiplied by"),
     "SGD into AdamW": (lambda p: T.SGD(p, lr=0.1), AdamW, "no betas"),
-    "SGD with momentum and L2": (lambda p: T.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
-                                 lambda p: SGDW(p, lr=0.1, lr_in_momentum=False), "L2 penalty"),
-    "SGD's buffer": (lambda p: T.SGD(p, lr=0.1, momentum=0.9), lambda p: SGDW(p, lr=0.1), "lr_in_momentum=False"),
-    "SGD with dampening": (lambda p: T.SGD(p, lr=0.1, momentum=0.9, dampening=0.5),
-                           lambda p: SGDW(p, lr=0.1, lr_in_momentum=False), "dampening=0.5"),
-    "an old SGD's buffer": (lambda p: OldSGD(p, lr=0.1, momentum=0.9), lambda p: SGDW(p, lr=0.1), "lr_in_momentum=F"),
+    "SGD into SGDW": (lambda p: T.SGD(p, lr=0.1, momentum=0.9), lambda p: SGDW(p, lr=0.1), "SGDW does not share"),
+    "an old SGD into SGDW": (lambda p: OldSGD(p, lr=0.1, momentum=0.9), lambda p: SGDW(p, lr=0.1), "SGDW does not share"),
     "RMSprop": (T.RMSprop, lambda p: SGDW(p, lr=0.1), "another optimizer"),
     "SGD into SAM over Adam": (lambda p: T.SGD(p, lr=0.1), lambda p: SAM(T.Adam(p)), "no betas"),
     "Adam into SAM over SGD": (T.Adam, lambda p: SAM(T.SGD(p, lr=0.1)), "no dampening, momentum"),

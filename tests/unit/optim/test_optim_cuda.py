@@ -209,9 +209,6 @@ def test_an_overflow_in_float16_halves_the_scale_and_changes_nothing_else(name: 
     assert scaler.get_scale() == overflow / 2 and _same(_snapshot(model, optimizer), before)
 
 
-# -- layers -----------------------------------------------------------------------------------------------------------
-
-
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -79,43 +78,6 @@ def test_two_restarts_equal_numpy(kind: str, preset: str) -> None:
     assert np.abs(path - _numpy(kind, preset != "official", 0.1, 60)).max() > 1e-4  # the presets are not the same
 
 
-def test_the_two_conventions_of_sgdw_part_when_the_rate_changes_and_not_before() -> None:
-    ends: dict[tuple[bool, bool], np.ndarray] = {}
-    for inside in (True, False):
-        for constant in (True, False):
-            params = family.parameters()
-            optimizer = SGDW(params, 0.05, momentum=0.9, weight_decay=0.01, lr_in_momentum=inside)
-            schedule = CosineRestarts(optimizer, 10, eta_min=1.0 if constant else 0.0)
-            ends[inside, constant] = _steps(optimizer, schedule, params, 8)[-1]
-    assert np.allclose(ends[True, True], ends[False, True], rtol=0, atol=1e-13)
-    assert np.abs(ends[True, False] - ends[False, False]).max() > 1e-3
-
-
-@pytest.mark.parametrize("kind", ["sgdw", "adamw"])
-def test_resume_in_mid_cycle(kind: str) -> None:
-    params = family.parameters()
-    optimizer = _optimizer(kind, params)
-    schedule = CosineRestarts(optimizer, 2, batches_per_epoch=N, lambda_norm=0.1)
-    _steps(optimizer, schedule, params, 13)  # five batches into the second period
-    again = copy.deepcopy(params)
-    other = _optimizer(kind, again)
-    other_schedule = CosineRestarts(other, 2, batches_per_epoch=N, lambda_norm=0.1)
-    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    other_schedule.load_state_dict(schedule.state_dict())
-    assert np.array_equal(_steps(optimizer, schedule, params, 40), _steps(other, other_schedule, again, 40))
-
-
-def test_two_dtypes_decay_once_each() -> None:
-    params = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, dtype=torch.float64))]
-    for optimizer in (SGDW(params, 0.1, weight_decay=0.1), AdamW(params, weight_decay=0.1)):
-        with torch.no_grad():
-            for p in params:
-                p.fill_(1.0)
-                p.grad = torch.zeros_like(p)
-        optimizer.step()
-        assert all(torch.allclose(p.double(), torch.full((2,), 0.9, dtype=torch.float64)) for p in params)
-
-
 def test_a_parameter_that_missed_steps_has_its_own_bias_correction() -> None:
     late, alone = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     both = AdamW([nn.Parameter(torch.ones(2)), late], lr=0.1)
@@ -126,14 +88,6 @@ def test_a_parameter_that_missed_steps_has_its_own_bias_correction() -> None:
     alone.grad = torch.ones(3)
     AdamW([alone], lr=0.1).step()
     assert torch.equal(late, alone)
-
-
-def test_gradients_are_not_touched() -> None:
-    for make in (lambda p: SGDW(p, 0.1, momentum=0.9, weight_decay=0.1, nesterov=True), AdamW):
-        p = nn.Parameter(torch.ones(3))
-        p.grad = torch.full((3,), 2.0)
-        make([p]).step()
-        assert torch.equal(p.grad, torch.full((3,), 2.0))
 
 
 @pytest.mark.parametrize(("build", "message"), [
@@ -148,30 +102,6 @@ def test_gradients_are_not_touched() -> None:
 def test_wrong_arguments_are_named(build: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build([nn.Parameter(torch.ones(2))])
-
-
-def test_complex_and_sparse_gradients_are_the_plain_ones() -> None:
-    start = torch.randn(5, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
-    for make in (lambda p: SGDW(p, 0.1, momentum=0.9, weight_decay=0.1), lambda p: AdamW(p, weight_decay=0.1)):
-        z, pair = nn.Parameter(start.clone()), nn.Parameter(torch.view_as_real(start).clone())
-        for p, value in ((z, lambda z=z: z), (pair, lambda pair=pair: torch.view_as_complex(pair))):
-            optimizer = make([p])
-            for _ in range(5):
-                optimizer.zero_grad()
-                (value() - 1).abs().square().sum().backward()
-                optimizer.step()
-        assert torch.allclose(torch.view_as_real(z), pair, rtol=0, atol=1e-14)
-        tables = []
-        for sparse in (True, False):
-            torch.manual_seed(0)
-            table = nn.Embedding(6, 3, sparse=sparse)
-            optimizer = make(table.parameters())
-            for _ in range(3):
-                optimizer.zero_grad()
-                table(torch.tensor([1, 1, 4])).square().sum().backward()
-                optimizer.step()
-            tables.append(table.weight)
-        assert torch.equal(*tables)
 
 
 # -- the schedules themselves -----------------------------------------------------------------------------------------

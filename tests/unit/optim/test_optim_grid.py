@@ -2,7 +2,7 @@
 equations.
 
 The reference holds the weights of all schedulers as rows and knows nothing of the package: its gradient comes from a
-net written out for rows, its rates from the schedulers' formulas, its rule from the paper. With autocast the gradients
+net written out for rows, its rates from a plain SGD, its rule from the paper. With autocast the gradients
 of both sides pass through bfloat16, so the weights agree to rounding there only where the casts see the same weights.
 """
 
@@ -18,13 +18,14 @@ import family
 import numpy as np
 import pytest
 import torch
-from schedulers import SCHEDULES, STEPS
+from schedulers import MOMENTUM, SCHEDULES, STEPS
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import lr_scheduler
 
 from sharpnb.optim import ASAM, ESAM, GSAM, SAM, SGDW, WSAM, AdamW, FisherSAM, LookSAM
 
-LR, RHO, DECAY, MOMENTUM = 0.1, 0.3, 0.01, 0.9
+LR, RHO, DECAY = 0.1, 0.3, 0.01
 SHAPES, SIZES = [(3, 5), (3,)], [15, 3]  # a layer and a scale of its outputs
 MATRIX = np.repeat([True, False], SIZES)
 _draw = torch.Generator().manual_seed(1)
@@ -106,7 +107,7 @@ WAYS = {"plain": ("SGDW", "AdamW"), "closure": tuple(METHODS),
 
 def schedules(name: str) -> list[str]:
     """The bias correction of Adam takes one beta: schedulers that move it are compared over SGD alone."""
-    return [s for s in SCHEDULES if not (name == "AdamW" and SCHEDULES[s].momentum)]
+    return [s for s in SCHEDULES if not (name == "AdamW" and SCHEDULES[s].moves_momentum)]
 
 
 @cache
@@ -117,7 +118,7 @@ def reference(name: str, low: bool, shards: int) -> dict[str, np.ndarray]:
     gradients = [Gradient(rows, low) for rows in SHARDS[shards]]
     for t in range(STEPS):
         share = np.array([[c.factor(t)] for c in chosen])
-        momentum = np.array([[c.momentum(t) if c.momentum else MOMENTUM] for c in chosen])
+        momentum = np.array([[c.momentum(t)] for c in chosen])
         step = partial(base, momentum=momentum, share=share)
         w = family.numpy_step(method, step, w, gradients, own, inner, RHO, LR * share)
     return dict(zip(schedules(name), w, strict=True))
@@ -169,6 +170,11 @@ def test_twenty_steps_are_those_of_the_equations(name: str, way: str, where: str
             optimizer = METHODS[name][0](params := parameters(where != "none"))
             far[schedule] = off(ours(optimizer, params, way, where, schedule), want)
     assert max(far.values()) < (1e-8 if where == "none" else 0.02), far
+
+
+def test_the_table_names_every_scheduler_that_pytorch_has() -> None:
+    named = {name.split()[0] for name in SCHEDULES}
+    assert named == {*lr_scheduler.__all__, "SWALR"} - {"LRScheduler"}
 
 
 @pytest.mark.parametrize("change", [{"weight_decay": 0.0}, {"momentum": 0.85}])

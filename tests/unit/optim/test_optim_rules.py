@@ -147,29 +147,17 @@ def _base_end(base: str = "momentum", steps: int = 20) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("base", ["momentum", "adam"])
-def test_limits_that_are_sam(base: str) -> None:
+def test_limits_that_are_sam_or_the_base(base: str) -> None:
     sam = _end(SAM, {}, base)
     assert (sam - _base_end(base)).abs().max() > 1e-4  # SAM is not its base here
     for cls, options in [
         (WSAM, {"gamma": 0.5, "decouple": False}), (GSAM, {"alpha": 0.0}), (FisherSAM, {"eta": 0.0}),
-        (LookSAM, {"k": 1}), (ESAM, {"beta": 1.0, "gamma": 1.0}), (ESAM, {"beta": 1.0, "gamma": 1.0, "swp": "tensor"}),
-        (ASAM, {"adaptive": False}),
+        (LookSAM, {"k": 1}), (ESAM, {"beta": 1.0, "gamma": 1.0}), (ASAM, {"adaptive": False}),
     ]:
         assert torch.allclose(_end(cls, options, base), sam, rtol=0, atol=1e-12), (cls, options)
     assert (_end(GSAM, {"alpha": 0.01}, base) - sam).abs().max() > 1e-7  # the control: a limit not quite reached
-
-
-@pytest.mark.parametrize("base", ["momentum", "adam"])
-def test_limits_that_are_the_base(base: str) -> None:
-    plain = _base_end(base)
-    for cls, options in [
-        (SAM, {}), (SAM, {"p": 1.0}), (SAM, {"inner_steps": 2}), (SAM, {"second_order": True}), (ASAM, {}),
-        (FisherSAM, {}), (ESAM, {"gamma": 1.0}), (GSAM, {}), (WSAM, {}), (WSAM, {"decouple": False}),
-        (LookSAM, {"k": 1}),
-    ]:
-        assert torch.allclose(_end(cls, options, base, rho=0.0), plain, rtol=0, atol=1e-12), (cls, options)
-    for decouple in (True, False):
-        assert torch.equal(_end(WSAM, {"gamma": 0.0, "decouple": decouple}, base), plain)
+    for cls, options in [(SAM, {}), (SAM, {"second_order": True}), (ASAM, {}), (FisherSAM, {}), (WSAM, {}), (GSAM, {})]:
+        assert torch.allclose(_end(cls, options, base, rho=0.0), _base_end(base), rtol=0, atol=1e-12), (cls, options)
 
 
 def test_decoupled_is_coupled_without_momentum_only() -> None:
