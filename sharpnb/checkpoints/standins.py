@@ -1,7 +1,7 @@
 """What else is in a training run's file: objects beside the weights, read as inert things of the same name.
 
 A pickle names classes and functions and says what to call them with. Weights need tensors and plain values alone, so
-that every other name gets a stand-in of ours: a mapping, a list, or an :class:`Inert` that keeps what it is given.
+that every other name gets a stand-in of ours: an :class:`Inert`, or a mapping where the file fills it as one.
 NumPy's arrays and scalars are read as they are, because some people store weights as arrays. Nothing is imported, and
 no code that a file names is run.
 """
@@ -32,42 +32,28 @@ KNOWN = (
     "omegaconf.*", "hydra.*", "yacs.*", "easydict.*", "addict.*", "ml_collections.*", "munch.*", "box.*", "attrdict.*",
     "mmengine.*", "mmcv.*", "detectron2.*", "fvcore.*", "wandb.*", "attr.*", "attrs.*", "pandas.*",
 )
-# Classes that fill like a mapping or like a list.
-MAPPINGS = (
-    "collections.defaultdict", "collections.ChainMap", "collections.UserDict", "easydict.EasyDict", "addict.*.Dict",
-    "yacs.config.CfgNode", "fvcore.common.config.CfgNode", "detectron2.config.config.CfgNode", "munch.*Munch",
-    "attrdict.*", "box.box.Box", "*.AttributeDict", "*.AttrDict", "*.DotDict", "*.dotdict", "*.ConfigDict",
-    "transformers.*.BatchEncoding", "transformers.*.ModelOutput",
-)
-LISTS = ("collections.deque", "collections.UserList", "builtins.list")
 
 
 class Inert(list):
-    """Stands for an object: it keeps arguments and state, and does nothing.
+    """Stands for an object and does nothing.
 
     It is a list because PyTorch's reader appends to lists alone; a list made of its own class is filled in this way.
     """
 
-    state: Any = None
-
-    def __init__(self, *given: Any) -> None:
+    def __init__(self, *_: Any) -> None:
         super().__init__()
-        self.given = given
 
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
+    def __setstate__(self, _: Any) -> None:
+        """Forget it."""
 
     def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return id(self)  # it may be a key, as what it stands for was
 
 
-def stand_in(name: str, kind: str = "object") -> Callable[..., Any]:
-    """Return what a file gets for the class or function ``name``: a ``"mapping"``, a ``"list"`` or an ``"object"``."""
-    if kind == "mapping" or (kind == "object" and matches(name, MAPPINGS)):
-        # A class whose instances are plain mappings: the only ones that PyTorch's reader fills.
-        return type(name, (), {"__module__": "builtins", "__new__": lambda cls, *given: OrderedDict()})
-    if kind == "list" or matches(name, LISTS):
-        return lambda items=(), *_: list(items) if isinstance(items, list | tuple) else []
+def stand_in(name: str, mapping: bool = False) -> Callable[..., Any]:
+    """Return what a file gets for the class or function ``name``."""
+    if mapping:  # a class whose instances are plain mappings: the only ones that PyTorch's reader fills
+        return type(name, (), {"__module__": "builtins", "__new__": lambda cls, *_: OrderedDict()})
     return type(name, (Inert,), {"__module__": "builtins"})
 
 

@@ -54,7 +54,7 @@ def read(path: Path, allow: Sequence[str] = ()) -> Any:
                 name = refused[1] if refused else ""
                 missing = {name if "." in name else f"builtins.{name}"} - set(named) if name else set()
                 if filled and filled[1] in named:
-                    named[filled[1]] = stand_in(filled[1], "mapping")
+                    named[filled[1]] = stand_in(filled[1], mapping=True)
                 elif not missing:
                     raise _unread(path, error) from error
 

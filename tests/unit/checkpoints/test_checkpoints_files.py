@@ -70,13 +70,6 @@ class Slots:
     __slots__ = ("a",)
 
 
-class Ours(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body, self.config = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), Config()
-        self.register_buffer("mask", torch.ones(3), persistent=False)
-
-
 def test_another_class_is_named_with_its_option_and_passed_over_without_its_code(net, tmp_path):
     slots = Slots()
     slots.a = [1]
@@ -91,18 +84,6 @@ def test_another_class_is_named_with_its_option_and_passed_over_without_its_code
     assert same(read_state(tmp_path / "run.pt", allow=[f"{__name__}.*"]), net)
     with pytest.raises(ValueError, match=r"test_checkpoints_files\.Settings"):
         read_state(tmp_path / "run.pt", allow=[f"{__name__}.Config"])
-
-
-def test_a_whole_module_gives_its_weights(tmp_path):
-    torch.save(nn.Sequential(nn.Linear(4, 3)), tmp_path / "plain.pt")
-    assert set(read_state(tmp_path / "plain.pt")) == {"0.weight", "0.bias"}
-    whole = Ours()
-    torch.save({"epoch": 3, "model": whole}, tmp_path / "whole.pt")
-    with pytest.raises(ValueError, match=r"test_checkpoints_files\.Config, .*test_checkpoints_files\.Ours"):
-        read_state(tmp_path / "whole.pt")
-    found = read_state(tmp_path / "whole.pt", allow=["*"])
-    assert found.keys() == whole.state_dict().keys() and "mask" not in found
-    assert all(torch.equal(found[name], value) for name, value in whole.state_dict().items())
 
 
 class Evil:
