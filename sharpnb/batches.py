@@ -26,7 +26,8 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sized
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -35,7 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
 from sharpnb.counts import Batch, Count, Reduction, Shapes, counted, known, said_by
 from sharpnb.trees import moved, tensors
@@ -197,19 +198,14 @@ class Batches:
             raise ValueError("hold=False reads the data anew for every product, and an iterator can be read once. "
                              "Pass a list or a loader, or hold=True.")
         with kept_random_state():
-            held, shapes, counts, first = [], [], [], []
+            if isinstance(data, DataLoader):
+                _say_what_is_random(data, hold)
+            held, shapes, counts = [], [], []
             for index, (inputs, target) in enumerate(map(self._prepare, self._source)):
                 if hold:
                     held.append((inputs, target))
-                elif not index:
-                    first = [t.clone() for t in tensors((inputs, target))]
                 shapes.append(Shapes.of(inputs, target))
                 counts.append(None if count is None else counted(count, index, (inputs, target)))
-            again = list(tensors(self._prepare(next(iter(self._source))))) if first else []
-            if len(first) != len(again) or not all(map(torch.equal, first, again)):
-                raise ValueError("hold=False reads the data anew for every product, and two passes over them differ "
-                                 "(shuffling, augmentation, a random stream): Lanczos needs one fixed operator. Pass "
-                                 "shuffle=False and the evaluation transform, or hold=True.")
         if not shapes:
             raise ValueError("data holds no batch and no sample: pass (x, y), a list of (x, y), or a DataLoader with "
                              "at least one.")
@@ -257,3 +253,34 @@ class Batches:
                              "Several inputs go into a tuple or a dict: ((x1, x2), y), ({'ids': ids}, y).")
         inputs, target = (moved(part, self.device) for part in raw)
         return inputs, target
+
+
+# ---- Random loaders -------------------------------------------------------------------------------------------------
+
+
+def _say_what_is_random(loader: DataLoader, hold: bool) -> None:
+    """Name shuffling and augmentation: an error where products would differ, a warning where only two runs would."""
+    sampler: Any = loader.sampler if loader.sampler is not None else loader.batch_sampler
+    sampler = sampler.sampler if isinstance(sampler, BatchSampler) else sampler
+    streamed, causes = isinstance(loader.dataset, IterableDataset), []
+    if isinstance(sampler, RandomSampler):
+        if not hold or loader.drop_last:
+            causes.append(("shuffling", "pass shuffle=False"))
+    elif not (hold or isinstance(sampler, SequentialSampler)) and _differ(lambda: [*tensors(next(iter(loader)))][:1]):
+        causes.append(("the stream", "make its iterator begin the same every time") if streamed else
+                      (f"the order of {type(sampler).__name__}", "use a SequentialSampler"))
+    if not streamed:
+        index = 0 if isinstance(sampler, SequentialSampler | RandomSampler) else next(iter(sampler))
+        if _differ(lambda: list(tensors(loader.dataset[index]))):
+            causes.append(("augmentation (the first item read twice differs)", "use the evaluation transform"))
+    for name, remedy in causes:
+        if not hold:
+            raise ValueError(f"hold=False reads the data anew for every product, and {name} makes each one different; "
+                             f"Lanczos needs one fixed operator. {remedy.capitalize()}, or hold=True.")
+        warnings.warn(f"The data is random through {name}. The batches of one pass are held, so all of this "
+                      f"measurement agrees, but the next would see others: {remedy}.", stacklevel=5)
+
+
+def _differ(read: Callable[[], list[Tensor]]) -> bool:
+    once, twice = read(), read()
+    return len(once) != len(twice) or any(not torch.equal(a, b) for a, b in zip(once, twice, strict=True))

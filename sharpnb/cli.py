@@ -273,26 +273,29 @@ def spectrum_command(
     probes: Annotated[int, Option(min=0, help="Random probes of the density; 0 for no density.")] = 8,
     seed: Annotated[int, Option(
         min=0, help="Of the probes, and of what your functions draw: a loader's order, weights without a file.")] = 0,
+    memory: Annotated[float | None, Option(min=0, help="Gigabytes for the bases. Default: up to 2.")] = None,
     device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     dtype: Annotated[str, Option(help="float32 or float64.")] = "float32",
     out: Annotated[Path, Option(help="Folder for numbers and figure.")] = Path("spectrum"),
 ) -> None:
     """Measure the Hessian's spectrum of your own network: eigenvalues, density, trace, with their errors.
 
-    Files: spectrum.json, eigenvalues.csv, density.csv, .png and .svg.
+    After a kill the same command goes on from where it was. Files: spectrum.json, eigenvalues.csv, density.csv, .png
+    and .svg.
     """
     from sharpnb import spectrum as own
 
     say = _console.say
     try:
-        settings = own.Settings(operator, mode, tuple(params or ()), top, steps, probes, seed)
+        settings = own.Settings(
+            operator, mode, tuple(params or ()), top, steps, probes, seed, None if memory is None else memory * 1e9)
         kind = own.float_type(dtype)
         own.seed_everything(seed)
         network = own.placed(own.load_model(
             model, checkpoint, key=key, weights=weights, classes=classes, say=say, allow_classes=allow_class or (),
             allow_missing=allow_missing or (), allow_unexpected=allow_unexpected or ()), device, kind)
         own.seed_everything(seed)  # again, so that the data do not hang on what the model's function drew
-        pieces = own.load_batches(data, split=split, batch_size=batch_size, limit=batches, dtype=kind)
+        pieces = own.load_batches(data, split=split, batch_size=batch_size, limit=batches, dtype=kind, say=say)
         found = own.measure_spectrum(
             network, own.load_loss(loss), pieces, settings, out, count=own.load_count(count),
             origin={"model": model, "checkpoint": checkpoint and checkpoint.name, "weights": weights, "data": data,
@@ -301,6 +304,8 @@ def spectrum_command(
     except ValueError as error:
         raise RunnerError(f"{error}{' Here: --count file.py:function.' if 'count=' in str(error) else ''}") from None
     written = found.write(out)  # before anything is printed, which a terminal may refuse
+    if found.complete:
+        found.forget_state()
     _show_spectrum(found, model, out, written)
 
 
@@ -317,7 +322,7 @@ def _show_spectrum(found: Any, model: str, out: Path, written: list[Path]) -> No
     if _console.failure is not None:
         _stop(f"Standard output cannot be written ({_console.failure}). Written: {', '.join(map(str, written))}", 1)
     if not found.complete:
-        _stop("It was interrupted: what is written is what it came to.", 130)
+        _stop("It did not come to its end. The same command goes on from its last save, at most a minute ago.", 130)
 
 
 def main() -> None:

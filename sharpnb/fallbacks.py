@@ -8,10 +8,11 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from types import MethodType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sharpnb.trees import mapped
@@ -58,7 +59,7 @@ class WrittenOut(TorchFunctionMode):
         if getattr(func, "__name__", "") == "_weight_norm":
             v, g, dim = [*args, *kwargs.values(), 0][:3]
             return v * (g / torch.norm_except_dim(v, 2, dim))
-        if func is nn.functional.embedding:
+        if func is nn.functional.embedding and kwargs.get("sparse"):
             kwargs = {**kwargs, "sparse": False}
         return func(*args, **kwargs)
 
@@ -171,3 +172,47 @@ def apart(model: nn.Module) -> Iterator[nn.Module]:
     twin = copied(model)
     with nullcontext() if twin is not None else kept(model):
         yield model if twin is None else twin
+
+
+@contextmanager
+def steady_tables(model: nn.Module) -> Iterator[None]:
+    """Make embeddings functions of their tables: with ``max_norm`` a forward pass writes into them.
+
+    Inside, a table is what a forward pass would make of it, by an addition that stays the same when weights are moved;
+    and gradients are dense, for sparse ones have no second derivative.
+    """
+    tables = [module for module in _tables(model) if module.sparse or module.max_norm is not None]
+    with kept_attributes(nn.ModuleList(tables)):
+        for module in tables:
+            module.sparse = False
+            if module.max_norm is not None:
+                rows = module.weight.detach()
+                norms = torch.linalg.vector_norm(rows, module.norm_type, dim=1, keepdim=True)
+                shorter = rows * (module.max_norm / (norms + 1e-7))
+                shift = torch.where(norms > module.max_norm, shorter, rows) - rows
+                module.max_norm = None
+                if bool(shift.any()):
+                    module.forward = MethodType(_shifted(shift, module.forward), module)
+        yield
+
+
+def _tables(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)]
+
+
+def has_sparse_gradients(model: nn.Module) -> bool:
+    """Return whether an embedding asks for sparse gradients."""
+    return any(module.sparse for module in _tables(model))
+
+
+def _shifted(shift: Tensor, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def shifted(module: Any, *args: Any, **kwargs: Any) -> Any:
+        weight = module._parameters.pop("weight")
+        try:
+            module.weight = weight + shift.to(weight)
+            return forward(*args, **kwargs)
+        finally:
+            vars(module).pop("weight", None)
+            module._parameters["weight"] = weight
+
+    return shifted

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sharpnb.batches import each, forward, inputs_of
 from sharpnb.counts import Count, counted
-from sharpnb.fallbacks import Quiet, eager, kept_modes
+from sharpnb.fallbacks import Quiet, eager, kept_modes, steady_tables
 from sharpnb.trees import moved
 
 Call = Callable[[nn.Module, Any], Any]
@@ -56,7 +56,7 @@ def update_bn(model: nn.Module, data: Any, call: Call | None = None, *, count: C
         return
     where, batches = next(b.device for b in layers[0].buffers()), 0
     quiet = Quiet(model)
-    with kept_modes(model), eager(), _Weighing(model, layers) as weigh:
+    with kept_modes(model), steady_tables(model), eager(), _Weighing(model, layers) as weigh:
         for index, raw in enumerate(each(data, pairs=False, count=count)):
             batch = moved(raw, where)
             weigh.by = None if count is None else counted(count, index, batch)

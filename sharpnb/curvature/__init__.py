@@ -1,6 +1,6 @@
 """Curvature of a trained network: operators, Lanczos, spectral density, trace, sharpness, and what they predict."""
 
-from sharpnb.curvature.density import spectral_density
+from sharpnb.curvature.density import MemoryPlan, memory_plan, spectral_density
 from sharpnb.curvature.eigenvalues import Eigenvalues, top_eigenvalues
 from sharpnb.curvature.fisher import FisherOperator
 from sharpnb.curvature.ggn import GGNOperator
@@ -16,10 +16,10 @@ __all__ = [  # noqa: RUF022  grouped by what they are for
     # operators
     "HessianOperator", "GGNOperator", "FisherOperator", "ModelOperator", "select_parameters",
     # spectra
-    "lanczos", "top_eigenvalues", "spectral_density", "trace", "basis_bytes",
+    "lanczos", "top_eigenvalues", "spectral_density", "trace", "basis_bytes", "memory_plan",
     # sharpness
     "sharpness", "average_sharpness", "measure", "kendall_tau",
     # results
-    "Bracket", "Eigenvalues", "Ending", "Estimate", "LanczosResult", "Sharpness", "SpectralDensity",
+    "Bracket", "Eigenvalues", "Ending", "Estimate", "LanczosResult", "MemoryPlan", "Sharpness", "SpectralDensity",
     "TraceEstimate",
 ]

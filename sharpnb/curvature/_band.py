@@ -19,17 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sharpnb.curvature.lanczos import BREAKDOWN, norm, orthogonalize, product_error, products, unit
+from sharpnb.curvature.lanczos import BREAKDOWN, SLICE, norm, orthogonalize, product_error, products, unit
 
 SPANNED = 1e-3  # of a unit vector, what is left outside the space may be this small before it counts as inside
 CHUNK = 16  # rows allocated together: memory grows as the space does, and nothing is copied
 
 
 class Band:
-    """The space, its projected matrix and its Ritz pairs; n is the operator's order."""
+    """The space, its projected matrix and its Ritz pairs; of ``limit`` rows at most, n being the operator's order."""
 
-    def __init__(self, n: int, dtype: torch.dtype, device: Any) -> None:
-        self.n = n
+    def __init__(self, n: int, dtype: torch.dtype, device: Any, limit: int) -> None:
+        self.n, self.limit = n, limit
         self._like = torch.empty(0, n, dtype=dtype, device=device)
         self._chunks: list[Tensor] = []
         self.count = 0  # rows, the waiting one included
@@ -46,6 +46,11 @@ class Band:
     def done(self) -> int:
         """Number of rows that were multiplied."""
         return self.count - self.waiting
+
+    @property
+    def full(self) -> bool:
+        """Whether the rows allowed are used up."""
+        return self.limit <= self.count < self.n
 
     def start(self, v: Tensor) -> bool:
         """Go on from another vector; return whether anything of it lies outside the space."""
@@ -101,7 +106,8 @@ class Band:
         if size <= floor or self.count == self.n:
             return False
         if self.count == len(self._chunks) * CHUNK:
-            self._chunks.append(self._like.new_empty(min(CHUNK, self.n - self.count), self.n))
+            room = min(self.n, max(self.limit, self.count + 1)) - self.count
+            self._chunks.append(self._like.new_empty(min(CHUNK, room), self.n))
         if self.count == len(self.matrix):
             self.matrix = np.pad(self.matrix, (0, CHUNK))
             self.forgotten = np.pad(self.forgotten, ((0, 0), (0, CHUNK)))
@@ -127,6 +133,30 @@ class Band:
             part = torch.from_numpy(np.ascontiguousarray(s[index * CHUNK : index * CHUNK + len(rows)])).to(rows)
             out.addmm_(part.T, rows[: len(part)])
         return out
+
+    def restart(self, keep: np.ndarray) -> None:
+        """Shrink the space to the Ritz vectors ``keep`` (indices) and the waiting row (thick restart).
+
+        Wu & Simon, SIAM Journal on Matrix Analysis and Applications 22, 2000.
+        """
+        values, _, s = self.ritz()
+        j, k, s = self.done, len(keep), s[:, keep]
+        coupling, forgotten = self.matrix[j, :j] @ s, self.forgotten[:, :j] @ s
+        turn = torch.from_numpy(np.ascontiguousarray(s.T)).to(self._like)
+        for start in range(0, self.n, SLICE):  # the Ritz vectors take the place of the first rows
+            columns = slice(start, start + SLICE)
+            turned = turn @ torch.cat([rows[:, columns] for rows in self._rows()])[:j]
+            for index, piece in enumerate(turned):
+                self._row(index)[columns] = piece
+        if self.waiting:
+            self._row(k).copy_(self._row(j))
+        self.matrix, self.forgotten = np.zeros_like(self.matrix), np.zeros_like(self.forgotten)
+        self.matrix[range(k), range(k)] = values[keep]
+        self.forgotten[:, :k] = forgotten
+        if self.waiting:
+            self.matrix[k, :k] = self.matrix[:k, k] = coupling
+        # Ritz vectors that lean on rows set aside have products with what is not in the space: no sign of an error.
+        self.count, self._first = k + self.waiting, k if len(self.forgotten) else 0
 
     def _row(self, index: int) -> Tensor:
         return self._chunks[index // CHUNK][index % CHUNK]

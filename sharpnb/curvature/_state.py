@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from sharpnb.batches import kept_random_state
-from sharpnb.fallbacks import changed, kept_attributes, kept_modes
+from sharpnb.fallbacks import changed, kept_attributes, kept_modes, steady_tables
 
 Mode = Literal["eval", "batch_stats", "as_is"]
 
@@ -38,7 +38,7 @@ def measuring(model: nn.Module, mode: Mode, params: Iterable[Tensor] = ()) -> It
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode = {mode!r}: choose one of {', '.join(map(repr, get_args(Mode)))}.")
-    with (kept_random_state(), differentiable(params), kept_attributes(model), kept_modes(model),
+    with (kept_random_state(), differentiable(params), kept_attributes(model), kept_modes(model), steady_tables(model),
           _other_buffers(model, Tensor.clone)):
         if mode != "as_is":
             model.eval()

@@ -7,8 +7,10 @@ of 1e-4 usually gives eight digits.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -16,8 +18,11 @@ import torch
 from torch import Tensor
 
 from sharpnb.curvature._band import Band
-from sharpnb.curvature.lanczos import Ended, Ending, gaussian_row, is_asymmetric, work_dtype
+from sharpnb.curvature.lanczos import Ended, Ending, basis_bytes, gaussian_row, is_asymmetric, work_dtype
 from sharpnb.progress import bar as progress_bar
+from sharpnb.resume import Checkpoint
+
+log = logging.getLogger("sharpnb.curvature")
 
 Which = Literal["LA", "SA", "LM", "BE"]
 
@@ -63,11 +68,12 @@ class Eigenvalues(Ended):
         return f"Eigenvalues({self.which}: {values}; {how})"
 
 
-def top_eigenvalues(
+def top_eigenvalues(  # noqa: D417  some in one line
     op: Any, k: int = 1, which: Which = "LA", tol: float = 1e-4, *, max_products: int = 300, verify: bool = True,
-    vectors: bool = True, start: Tensor | None = None, seed: int = 0, progress: bool = False,
+    vectors: bool = True, start: Tensor | None = None, seed: int = 0, memory: float | None = None,
+    progress: bool = False, checkpoint: str | Path | None = None, checkpoint_every: float = 60.0,
 ) -> Eigenvalues:
-    """Return k extreme eigenvalues. The basis takes one vector of memory a product.
+    """Return k extreme eigenvalues.
 
     Args:
         op: symmetric operator (anything with ``shape``, ``dtype``, ``device`` and ``@``).
@@ -83,10 +89,12 @@ def top_eigenvalues(
         vectors: return the eigenvectors.
         start: start vector ``(n,)``, for instance the sum of the vectors of the epoch before; default Gaussian.
         seed: of the random vectors.
-        progress: show a bar (imports tqdm).
+        memory: bytes for the basis; at the limit the space restarts from its best part. ``None``: no limit, one vector
+            a product. What will be used is logged (``sharpnb.curvature``, level INFO) before the first product.
+        progress, checkpoint, checkpoint_every: as of :func:`~sharpnb.curvature.lanczos.lanczos`.
 
     Raises:
-        ValueError: for k outside [1, n], an unknown ``which``, or a tol that is not positive.
+        ValueError: for k outside [1, n], an unknown ``which``, a tol that is not positive, or too little memory.
     """
     n = op.shape[0]
     if not 1 <= k <= n:
@@ -96,18 +104,38 @@ def top_eigenvalues(
     if not tol > 0 or max_products < 1:
         raise ValueError(f"tol = {tol}, max_products = {max_products}: the relative residual must be positive (1e-4 is "
                          "the default), and at least one product is needed.")
-    band, ending = Band(n, work_dtype(op), op.device), None
-    band.start(gaussian_row(op, seed) if start is None else start.detach().to(op.device, work_dtype(op)))
-    search = _Search(band, k, which, tol, seed, verify)
+    limit = _row_limit(op, k, max_products, memory)
+    log.info("top_eigenvalues: n = %d, basis of at most %d vectors, %.1f MB", n, limit, basis_bytes(op, limit) / 1e6)
+    key = ("top_eigenvalues", n, k, which, tol, seed, verify, limit, start is None)
+    saved = Checkpoint(checkpoint, key, checkpoint_every, _Search, Band)
+    search = saved.load(op.device)
+    if search is None:
+        band = Band(n, work_dtype(op), op.device, limit)
+        band.start(gaussian_row(op, seed) if start is None else start.detach().to(op.device, work_dtype(op)))
+        search = _Search(band, k, which, tol, seed, verify)
+    band, ending = search.band, None
     try:
-        with progress_bar(progress, max_products, f"{k} eigenvalues {which}", "product") as bar:
+        with progress_bar(progress, max_products, f"{k} eigenvalues {which}", "product", band.products) as bar:
             while band.products < max_products and not (ending := search.advance(op)):
                 bar.update(1)
+                saved.save(lambda: search)
     except KeyboardInterrupt:
         ending = Ending.INTERRUPTED
     if ending is None and band.done:
         ending = search.reached(np.zeros(0), np.inf, Ending.MAX_STEPS)
     return search.result(ending or Ending.MAX_STEPS, vectors)
+
+
+def _row_limit(op: Any, k: int, max_products: int, memory: float | None) -> int:
+    n, row = op.shape[0], basis_bytes(op, 1)
+    most = min(n, max_products + 2)
+    if memory is None:
+        return most
+    rows, least = int(memory // row), min(n, 2 * k + 6)
+    if rows < least:
+        raise ValueError(f"memory = {memory:.3g} bytes holds {rows} vectors of {row:.3g} bytes; {k} eigenvalues need "
+                         f"at least {least}. Allow {least * row:.3g} bytes, or ask for fewer.")
+    return min(rows, most)
 
 
 def choose(values: np.ndarray, which: Which, k: int) -> np.ndarray:
@@ -148,6 +176,9 @@ class _Search:
         band = self.band
         if not band.waiting:
             self._inject(op)
+        if band.full:
+            values, _, _ = band.ritz()
+            band.restart(choose(values, self.which, max(self.k, (band.limit - 2) // 2)))
         if not band.step(op):
             return Ending.NON_FINITE
         self.probing += self.probing > 0

@@ -12,12 +12,14 @@ another matrix).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sharpnb.counts import Batch
 from sharpnb.curvature.ggn import GGNOperator
@@ -31,16 +33,20 @@ class FisherOperator(GGNOperator):
     Args:
         kind: ``"empirical"`` (gradients at the data's targets) or ``"mc"`` (at targets drawn from the model).
         draws: targets drawn a sample, for ``"mc"``.
-        draw: ``draw(output, generator)``, one target for each sample; default a class from the softmax of outputs
-            ``(batch, classes)``, which fits cross-entropy.
+        draw: ``draw(output, generator)``, one target for each sample; default a class for each sample and position from
+            the softmax, which fits cross-entropy. The axis of the classes is the one that outputs have and targets have
+            not, else the second.
         seed: of the draws, made once: the operator is fixed.
 
-    The gradient of one sample is read off the batch's: this needs a loss that is the mean (or with ``reduction="sum"``
-    the sum) of one term a sample, and samples that do not see each other; hence no ``mode="batch_stats"``.
+    Empirical, the gradient of one sample is read off the batch's: this needs a loss that is the mean (or with
+    ``reduction="sum"`` the sum) of one term a sample, and samples that do not see each other; hence no
+    ``mode="batch_stats"``. Drawn by default, each position of a sequence or an image is a term of its own, as its class
+    is drawn by itself; positions whose target is no class (``ignore_index``) have none. By how many terms the loss
+    divides is read off its gradient, which is :math:`(p - e_y)` over that number.
 
     Raises:
-        ValueError: for an unknown ``kind``, ``draws`` below 1, ``mode="batch_stats"``, or outputs of another shape than
-            ``(batch, classes)`` where classes are to be drawn.
+        ValueError: for an unknown ``kind``, ``draws`` below 1, ``mode="batch_stats"``, or outputs in which the axis of
+            the classes is not to be seen.
     """
 
     def __init__(
@@ -53,35 +59,83 @@ class FisherOperator(GGNOperator):
         if mode == "batch_stats":
             raise ValueError("mode = 'batch_stats': BatchNorm then mixes the samples of a batch, and a sample has no "
                              "gradient of its own. Use mode='eval'.")
-        self.kind, self.draws, self.seed, self._draw = kind, draws, seed, draw or draw_class
+        self.kind, self.draws, self.seed, self._draw = kind, draws, seed, draw
         super().__init__(model, loss, data, params, mode, **options)
 
     def _output_curvature(self, output: Tensor, batch: Batch) -> Any:
-        """Return the scores (draws, samples, outputs of a sample), and the samples' number."""
+        """Return the scores (draws, terms, outputs of a term), the terms' number, and how outputs become such rows."""
         z = output.requires_grad_()
-        targets = [batch.target] if self.kind == "empirical" else self._drawn(z.detach(), batch)
-        samples = (batch.size or len(z)) if self._batches.reduction == "mean" else 1
-        scores = [samples * torch.autograd.grad(self.loss(z, target), z)[0].flatten(1) for target in targets]
-        return torch.stack(scores), samples
+        if self.kind == "mc" and self._draw is None:
+            return self._of_positions(z, batch)
+        targets = [batch.target] if self.kind == "empirical" else self._drawn(z.detach(), batch, self._draw)
+        factor = (batch.size or len(z)) if self._batches.reduction == "mean" else 1
+        scores = [factor * torch.autograd.grad(self.loss(z, target), z)[0].flatten(1) for target in targets]
+        return torch.stack(scores), factor, None
+
+    def _of_positions(self, z: Tensor, batch: Batch) -> Any:
+        axis = _class_axis(z, batch.target)
+        p = z.detach().movedim(axis, -1).softmax(-1)
+        valid, scores, factor = None, [], 1.0  # which positions of the data's target hold a class, if it has them all
+        if _is_classes(batch.target) and batch.target.numel() == p[..., 0].numel():
+            valid = ((batch.target >= 0) & (batch.target < p.shape[-1])).view(p.shape[:-1])
+        for drawn in self._drawn(z.detach(), batch, partial(draw_class, axis=axis)):
+            target = drawn if valid is None else torch.where(valid, drawn, batch.target.view(valid.shape))
+            if isinstance(batch.target, Tensor) and batch.target.numel() == target.numel():
+                target = target.view(batch.target.shape)
+            slope = torch.autograd.grad(self.loss(z, target), z)[0].movedim(axis, -1)
+            scores.append(slope.flatten(0, -2))
+            if len(scores) == 1:
+                factor = self._terms(slope, p - nn.functional.one_hot(drawn, p.shape[-1]), valid)
+        return factor * torch.stack(scores), factor, axis
+
+    def _terms(self, slope: Tensor, score: Tensor, valid: Tensor | None) -> float:
+        """Return by what the loss divides the score of a term; if that is no one number, how many terms there are."""
+        score = score if valid is None else score * valid[..., None]
+        ratio = float((score * score).sum() / (score * slope).sum())
+        if math.isfinite(ratio) and float((ratio * slope - score).norm()) <= 1e-3 * float(score.norm()):
+            return float(round(ratio)) if abs(ratio - round(ratio)) < 1e-3 * ratio else ratio
+        terms = score[..., 0].numel() if valid is None else int(valid.sum())
+        return float(terms) if self._batches.reduction == "mean" else 1.0
 
     def _examine_loss(self, batch: Batch, output: Tensor) -> None:
         """The loss is differentiated once here: nothing can be missing."""
 
-    def _drawn(self, output: Tensor, batch: Batch) -> list[Any]:
+    def _drawn(self, output: Tensor, batch: Batch, draw: Any) -> list[Any]:
         # Seeded by the batch's number: a rebuilt graph must draw what it drew before, the next batch something else.
         mixed = np.random.SeedSequence([self.seed, batch.index]).generate_state(1, np.uint32)[0]
         generator = torch.Generator(output.device).manual_seed(int(mixed))
-        return [self._draw(output, generator) for _ in range(self.draws)]
+        return [draw(output, generator) for _ in range(self.draws)]
 
     def _apply_output_curvature(self, made: Any, jv: Tensor, batched: bool) -> Tensor:
-        scores, samples = made
-        inner = torch.einsum("dbo,...bo->...db", scores, jv.flatten(1 + batched))
-        return (torch.einsum("...db,dbo->...bo", inner, scores) / (len(scores) * samples)).view(jv.shape)
+        (scores, factor, axis), lead = made, int(batched)
+        rows = jv if axis is None else jv.movedim(axis + lead, -1)
+        flat = rows.flatten(lead + 1) if axis is None else rows.flatten(lead, -2)
+        inner = torch.einsum("dbo,...bo->...db", scores, flat)
+        out = (torch.einsum("...db,dbo->...bo", inner, scores) / (len(scores) * factor)).view(rows.shape)
+        return out if axis is None else out.movedim(-1, axis + lead)
 
 
-def draw_class(output: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw one class for each sample from the softmax of outputs ``(batch, classes)``."""
-    if output.dim() != 2:
-        raise ValueError(f"Outputs of shape {tuple(output.shape)}: classes are drawn for outputs (batch, classes) "
-                         "alone. Say how to draw: draw=lambda output, generator: …, one target for each sample.")
-    return torch.multinomial(output.softmax(1), 1, generator=generator)[:, 0]
+def draw_class(output: Tensor, generator: torch.Generator, axis: int = 1) -> Tensor:
+    """Draw one class for each position from the softmax of an axis of ``output``, ``(batch, classes, ...)``."""
+    probabilities = output.softmax(axis).movedim(axis, -1)
+    drawn = torch.multinomial(probabilities.reshape(-1, probabilities.shape[-1]), 1, generator=generator)
+    return drawn.view(probabilities.shape[:-1])
+
+
+def _class_axis(output: Tensor, target: Any) -> int:
+    """Return the axis that outputs have and targets have not; positions may be flattened in targets."""
+    if not _is_classes(target) or output.dim() == 2:
+        return 1
+    shape = tuple(output.shape)
+    fits = [i for i in range(output.dim()) if shape[:i] + shape[i + 1 :] == tuple(target.shape)]
+    if not fits and target.dim() == 1 and output.numel() == target.numel() * shape[-1]:
+        fits = [output.dim() - 1]
+    if len(fits) != 1:
+        raise ValueError(f"Outputs of shape {shape} for targets of shape {tuple(target.shape)}: which axis holds the "
+                         "classes? Say how to draw: draw=lambda output, generator: "
+                         "sharpnb.curvature.fisher.draw_class(output, generator, axis=-1).")
+    return fits[0]
+
+
+def _is_classes(target: Any) -> bool:
+    return isinstance(target, Tensor) and not target.is_floating_point()

@@ -11,6 +11,7 @@ so a graph built once serves every vector here too.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,11 +30,14 @@ class GGNOperator(ModelOperator):
     """The generalised Gauss-Newton matrix.
 
     Arguments as :class:`~sharpnb.curvature.hessian.HessianOperator`, without ``method``. The model must return one
-    tensor. The loss must be differentiable twice in it, and the network in its backward pass.
+    tensor. A loss without a second derivative in it, or with a wrong one, is differentiated by differences of its first
+    one, with a warning. The network must be differentiable twice in its backward pass, as is compared too.
 
     Raises:
-        NotImplementedError: by the first product, if one of them is not.
+        NotImplementedError: by the first product, if it is not.
     """
+
+    _loss_differences = False  # whether differences of the loss's gradient stand for its second derivative
 
     def _build(self, batch: Batch) -> Any:
         with torch.enable_grad():
@@ -50,11 +54,15 @@ class GGNOperator(ModelOperator):
 
     def _output_curvature(self, output: Tensor, batch: Batch) -> Any:
         """Return what :meth:`_apply_output_curvature` needs: here the gradient in the output, with its graph."""
+        if self._loss_differences:
+            return self._loss_operator(output, batch, "finite_difference")
         z = output.requires_grad_()
         value = self.loss(z, batch.target)
         return z, torch.autograd.grad(value, z, create_graph=True)[0]
 
     def _apply_output_curvature(self, made: Any, jv: Tensor, batched: bool) -> Tensor:
+        if isinstance(made, HessianOperator):
+            return (made @ jv.reshape(-1, made.n).T).T.view_as(jv)
         z, gradient = made
         if not gradient.requires_grad:
             return torch.zeros_like(jv)
@@ -112,11 +120,16 @@ class GGNOperator(ModelOperator):
 
     def _examine_loss(self, batch: Batch, output: Tensor) -> None:
         try:
-            HessianOperator(_Free(output), self.loss, (output.new_zeros(0), batch.target), method="autograd",
-                            check=False, group=False)._examine()
+            self._loss_operator(output, batch, "autograd")._examine()
         except RuntimeError as error:
-            raise NotImplementedError(f"No second derivative of the loss in the outputs here ({error}). "
-                                      "HessianOperator takes differences of its gradient instead.") from error
+            self._loss_differences = True
+            warnings.warn(f"No second derivative of the loss here ({error}): central differences of its gradient "
+                          "stand for it.", stacklevel=5)
+
+    def _loss_operator(self, output: Tensor, batch: Batch, method: Any) -> HessianOperator:
+        """Return the Hessian of the loss in the outputs."""
+        net, data = _Free(output), (output.new_zeros(0), batch.target)
+        return HessianOperator(net, self.loss, data, method=method, check=False, group=False)
 
 
 class _Free(nn.Module):

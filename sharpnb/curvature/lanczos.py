@@ -19,11 +19,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from sharpnb.progress import bar as progress_bar
+from sharpnb.resume import Checkpoint
 
 BREAKDOWN = 32.0  # a new direction shorter than so many rounding errors of the operator's size is noise
 SECOND_PASS = 0.7  # "twice is enough" (Parlett, The Symmetric Eigenvalue Problem, section 6-9), after cancellation
@@ -123,7 +127,10 @@ def tridiagonal_eigen(alpha: np.ndarray, beta: np.ndarray) -> tuple[np.ndarray, 
     return np.linalg.eigh(np.diag(alpha) + np.diag(beta[:-1], 1) + np.diag(beta[:-1], -1))
 
 
-def lanczos(op: Any, steps: int = 60, start: Tensor | None = None, *, seed: int = 0) -> LanczosResult:
+def lanczos(
+    op: Any, steps: int = 60, start: Tensor | None = None, *, seed: int = 0, progress: bool = False,
+    checkpoint: str | Path | None = None, checkpoint_every: float = 60.0,
+) -> LanczosResult:
     """Run Lanczos with full reorthogonalisation.
 
     Args:
@@ -132,6 +139,9 @@ def lanczos(op: Any, steps: int = 60, start: Tensor | None = None, *, seed: int 
             vectors of memory, ``basis_bytes(op, steps)``.
         start: start vector ``(n,)``, any norm; default Gaussian, which no eigenvector is orthogonal to.
         seed: of the default start vector, drawn on the CPU so that every device gets the same.
+        progress: show a bar (imports tqdm).
+        checkpoint: file to continue from if it exists and to save to; a kill then costs ``checkpoint_every`` seconds.
+        checkpoint_every: seconds between saves.
 
     How it differs from the popular code: (1) orthogonality is kept by one pass over the whole basis, a second when the
     first cancels, so that no eigenvalue comes back as a ghost; (2) nothing is added to a norm before dividing, so a
@@ -147,7 +157,12 @@ def lanczos(op: Any, steps: int = 60, start: Tensor | None = None, *, seed: int 
     if row.shape != (op.shape[0],):
         raise ValueError(f"start has shape {tuple(row.shape)}, the operator needs ({op.shape[0]},).")
     krylov = Krylov(row, min(steps, op.shape[0]))
-    result = krylov.result(advance([krylov], op))
+    key = "lanczos", op.shape[0], steps, seed, start is None
+    saved = Checkpoint(checkpoint, key, checkpoint_every, Krylov, Ending)
+    krylov = saved.load(op.device) or krylov
+    with progress_bar(progress, krylov.steps, "Lanczos", "product", krylov.j) as bar:
+        ending = advance([krylov], op, bar, lambda: saved.save(lambda: krylov))
+    result = krylov.result(ending)
     size = float(np.abs(result.values).max(initial=0.0))
     named = result.complete and is_asymmetric(result.rounding, size)
     return replace(result, ending=Ending.ASYMMETRIC) if named else result
@@ -192,7 +207,7 @@ class Krylov:
         else:
             torch.div(w, beta, out=self.basis[j + 1])
         self.beta[j] = beta
-        self.j = j + 1  # last, so that an interrupt anywhere above leaves a whole chain
+        self.j = j + 1  # last, so that an interrupt anywhere above leaves a whole state
 
     def result(self, ending: Ending | None = None) -> LanczosResult:
         """Return what there is; ``ending`` is for a chain that was stopped from outside."""
@@ -200,10 +215,8 @@ class Krylov:
                              self.basis.shape[1], self.ending or ending or Ending.MAX_STEPS, self.j, self.noise)
 
 
-def advance(chains: Sequence[Krylov], op: Any, made: Callable[[int], Any] = lambda _: None) -> Ending | None:
+def advance(chains: Sequence[Krylov], op: Any, progress: Any, save: Callable[[], None]) -> Ending | None:
     """Run chains in lock step to their ends, so that each batch's gradient graph serves them all.
-
-    ``made`` is told the number of products.
 
     Return ``INTERRUPTED`` if a KeyboardInterrupt stopped it, else ``None``: each chain then knows its own ending.
     """
@@ -211,7 +224,8 @@ def advance(chains: Sequence[Krylov], op: Any, made: Callable[[int], Any] = lamb
         while running := [chain for chain in chains if chain.ending is None]:
             for chain, w in zip(running, products(op, [chain.basis[chain.j] for chain in running]), strict=True):
                 chain.absorb(w)
-            made(len(running))
+            progress.update(len(running))
+            save()
     except KeyboardInterrupt:
         return Ending.INTERRUPTED
     return None

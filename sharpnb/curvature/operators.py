@@ -27,7 +27,7 @@ from torch.nn.modules.conv import _ConvNd
 from sharpnb.batches import Batches, forward
 from sharpnb.counts import Batch, Count, Reduction, check_loss
 from sharpnb.curvature._state import Mode, differentiable, measuring, unwrapped
-from sharpnb.fallbacks import Quiet, WrittenOut, changed, eager
+from sharpnb.fallbacks import Quiet, WrittenOut, changed, eager, has_sparse_gradients
 from sharpnb.trees import tensors
 
 Loss = Callable[[Any, Any], Tensor]
@@ -74,11 +74,7 @@ class ModelOperator(ABC):
             total = torch.tensor(self._batches.total, dtype=torch.float64, device=self.device)
             dist.all_reduce(total, group=self._group)
             self._batches.total = float(total)
-        tables = [module for module in self.model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)]
-        if any(table.max_norm is not None for table in tables):
-            raise ValueError("An embedding has max_norm: each forward pass writes into its table, which a measurement "
-                             "must not. Set max_norm = None on it; the rows used stay as the last pass shortened them.")
-        if any(table.sparse for table in tables):
+        if has_sparse_gradients(self.model):
             warnings.warn("An embedding has sparse=True, and sparse gradients have no second derivative: they are "
                           "dense here, which takes the memory of the table.", stacklevel=4)
         if check:

@@ -65,6 +65,7 @@ class SpectralDensity(Ended):
         products: operator-vector products used, deflation included.
         ending: how it ended. ``CONVERGED``: half the steps give the same distribution to within one kernel width
             (Wasserstein-1); ``BREAKDOWN``: the quadrature of every probe is exact.
+        bytes: memory of the probes' bases. The locked vectors come on top; the first phase's basis is gone by then.
     """
 
     n: int
@@ -75,6 +76,7 @@ class SpectralDensity(Ended):
     seed: int
     products: int
     ending: Ending
+    bytes: int
 
     def __repr__(self) -> str:
         return f"SpectralDensity({self.summary()})"

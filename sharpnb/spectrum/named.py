@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from sharpnb import checkpoints, usercode
 from sharpnb.datafiles import NAMES
@@ -124,7 +124,7 @@ def seed_everything(seed: int) -> None:
 
 def load_batches(
     spec: str, *, split: str = "train", batch_size: int = 256, limit: int | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | None = None, say: Say = lambda _: None,
 ) -> list[tuple[Any, Any]]:
     """Return data as a list of batches in a fixed order.
 
@@ -136,11 +136,15 @@ def load_batches(
         batch_size: how tensors and data sets are cut.
         limit: take this many batches from the start.
         dtype: of floating-point inputs and targets.
+        say: is told that a loader shuffles.
 
     Raises:
         ValueError: if there is no such data, it cannot be read, or it is no batch.
     """
     found = _data(spec, split, batch_size)
+    if isinstance(found, DataLoader) and _shuffles(found):
+        say("The loader shuffles without a seed of its own. Its order follows --seed here, so that a run that was "
+            "interrupted can resume; shuffle=False is the order of the data.")
     batches: list[Any] = []
     try:
         for batch in islice(_cut(found, batch_size), limit):
@@ -180,6 +184,12 @@ def _data(spec: str, split: str, size: int) -> Any:
     except DataError as error:
         raise ValueError(str(error)) from error
     return data.train if split == "train" else data.test
+
+
+def _shuffles(loader: DataLoader) -> bool:
+    """Whether a loader draws its order from the global random state."""
+    sampler = loader.sampler if loader.sampler is not None else getattr(loader.batch_sampler, "sampler", None)
+    return isinstance(sampler, RandomSampler) and sampler.generator is None and loader.generator is None
 
 
 def _cut(found: Any, size: int) -> Iterable[Any]:

@@ -38,9 +38,10 @@ class Spectrum:
         density: the whole spectrum, or ``None`` (not asked for, or interrupted before).
         origin: names of model, checkpoint, data and loss, and fingerprints of weights and data.
         memory: what was stated before the first product.
-        cost: what was stated before the measurement; ``seconds`` are what it took.
+        cost: what was stated before the measurement; ``seconds`` are what it took, since the last kill.
         started: ``time.time()`` then.
         mark: stands for names, settings, weights and data.
+        states: the files from which a run that was killed goes on.
         notes: sentences that belong to the result.
     """
 
@@ -54,6 +55,7 @@ class Spectrum:
     seconds: float = 0.0
     started: float = field(default_factory=time.time)
     mark: str = ""
+    states: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -73,6 +75,11 @@ class Spectrum:
     def products(self) -> int:
         """Operator-vector products used."""
         return sum(part.products for part in (self.eigenvalues, self.density) if part is not None)
+
+    def forget_state(self) -> None:
+        """Remove the files from which a killed run would go on."""
+        for state in self.states:
+            state.unlink(missing_ok=True)
 
     def rows(self) -> list[tuple[str, str]]:
         """Return what a terminal shows: names and texts."""

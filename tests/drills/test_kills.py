@@ -1,14 +1,17 @@
-"""SIGKILL at random moments: of a write, a sweep. The truth is the undisturbed run."""
+"""SIGKILL at random moments: of a write, a Lanczos run, a sweep. The truth is the undisturbed run."""
 
 from __future__ import annotations
 
 import time
 
+import numpy as np
 import pandas as pd
 import psutil
+import torch
 from harm import FORK, chances, killed, plain_write, seconds_of
 
 from sharpnb import paths
+from sharpnb.curvature import spectral_density
 from sharpnb.lab import log2_grid, sweep
 
 
@@ -31,6 +34,37 @@ def test_a_file(tmp_path):
             assert killed(lambda write=write: rewriting(write, path), luck, 0.05)
             lost[write] += not is_whole(path)
     assert not lost[paths.write_whole] and lost[plain_write], "the control is written in place"
+
+
+class Slow:
+    """A diagonal operator that takes a millisecond a product and counts them."""
+
+    def __init__(self):
+        self.values = torch.linspace(-1, 3, 80, dtype=torch.float64) ** 3
+        self.shape, self.dtype, self.device, self.made = (80, 80), torch.float64, torch.device("cpu"), 0
+
+    def __matmul__(self, v):
+        self.made += 1
+        time.sleep(1e-3)
+        return self.values * v
+
+
+def density(path=None, op=None):
+    return spectral_density(op or Slow(), steps=12, probes=4, checkpoint=path, checkpoint_every=0, memory=12 * 80 * 8)
+
+
+def test_lanczos(tmp_path):
+    whole, seconds = density(), seconds_of(lambda: density(tmp_path / "timed.npz"))
+    for number, luck in enumerate(chances("a spectrum by Lanczos", 5)):
+        path, op = tmp_path / f"{number}.npz", Slow()
+        for _ in range(3):
+            killed(lambda path=path: density(path), luck, seconds)
+        began_anew, resumed = not path.exists(), density(path, op)
+        np.testing.assert_array_equal(resumed.nodes, whole.nodes)
+        np.testing.assert_array_equal(resumed.weights, whole.weights)
+        np.testing.assert_array_equal(resumed.atoms, whole.atoms)
+        assert resumed.products == whole.products
+        assert began_anew or op.made < whole.products, "what was saved is not done again"
 
 
 GRID = {"rule": "sgd", "lr": log2_grid(-8, -6), "seed": [0, 1]}

@@ -63,6 +63,13 @@ class Broken(Dataset):
         if i == 11: raise KeyError("no such picture")
         return torch.randn(4), i % 3
 def shuffled(): return DataLoader(TensorDataset(*data()), batch_size=16, shuffle=True)
+def seeded():
+    g = torch.Generator().manual_seed(3)
+    return DataLoader(TensorDataset(*data()), batch_size=16, shuffle=True, generator=g)
+def at_random():
+    import os
+    g = torch.Generator().manual_seed(int.from_bytes(os.urandom(4), "big"))
+    return DataLoader(TensorDataset(*data()), batch_size=16, shuffle=True, generator=g)
 
 # infinities and whole numbers that are right
 class Masked(nn.Module):

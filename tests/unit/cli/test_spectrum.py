@@ -6,11 +6,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from spectrum_project import result
+from spectrum_project import Stopped, result
 from torch.nn.functional import cross_entropy
 
 from sharpnb import spectrum, usercode
 from sharpnb.curvature import HessianOperator
+from sharpnb.spectrum import measure
 
 pytest_plugins = ["spectrum_project"]
 torch.set_num_threads(1)
@@ -60,6 +61,7 @@ def test_the_numbers_are_those_of_the_checkpoints_dense_hessian(trained, folder,
     listed = (folder / "out/eigenvalues.csv").read_text().splitlines()
     assert listed[0] == "eigenvalue,residual,source" and sum(line.endswith(",largest") for line in listed) == 4
     assert all((folder / "out" / f"density.{ending}").stat().st_size > 5000 for ending in ("png", "svg"))
+    assert not list((folder / "out").glob("state-*")), "a run that is done needs no state"
 
 
 def test_memory_is_said_before_anything_is_multiplied(folder, call, monkeypatch):
@@ -117,12 +119,43 @@ def test_what_is_wrong_is_said_with_what_to_do(trained, folder, command):
         ((*net, *data, "--mode", "train"), ["'train'", "'eval'"]),
         ((*net, *data, "--dtype", "float16"), ["float32 or float64"]),
         ((*net, *data, "--top", "0", "--probes", "0"), ["top = 0, probes = 0"]),
+        ((*net, *data, "--memory", "0.000001"), ["memory = 1e+03 bytes"]),
         ((*net, *data, "--params", "layer9"), ["'layer9'", "0.weight"]),
         ((*net, *data, "--device", "nonsense"), ["device = 'nonsense'", "'auto'"]),
     ]:
         status, _, err = command(*arguments)
         assert status == 2 and all(word in err for word in words), (arguments, err)
     assert not (folder / "ran-code").exists() and not (folder / "spectrum").exists()
+
+
+@pytest.mark.parametrize("at", [3, 30, 90], ids=["largest", "locking", "probes"])
+def test_a_killed_run_goes_on_and_another_network_never_continues_it(trained, folder, monkeypatch, at):
+    batches = spectrum.load_batches("theirs:data", dtype=torch.float64)
+    settings = spectrum.Settings(steps=20, probes=3, top=3, memory=20 * 43 * 8)  # one probe at a time
+
+    def run(model, operator, **options):
+        monkeypatch.setitem(measure.OPERATORS, "hessian", operator)
+        return spectrum.measure_spectrum(model.double(), cross_entropy, batches, settings, folder, **options)
+
+    whole = run(trained, HessianOperator)
+    whole.forget_state()
+    monkeypatch.setattr(Stopped, "at", at)
+    monkeypatch.setattr(Stopped, "how", RuntimeError)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(trained, Stopped, checkpoint_every=0)
+    states = set(folder.glob("state-*"))
+    assert states
+    other = run(spectrum.load_model("theirs:net"), HessianOperator)
+    other.forget_state()
+    assert set(folder.glob("state-*")) == states, "another network neither uses nor removes them"
+    resumed = run(trained, HessianOperator)
+    assert set(folder.glob("state-*")) >= states, "they stay until the result is written"
+    resumed.forget_state()
+    assert not set(folder.glob("state-*"))
+    np.testing.assert_array_equal(resumed.density.nodes, whole.density.nodes)
+    np.testing.assert_array_equal(resumed.eigenvalues.values, whole.eigenvalues.values)
+    assert other.eigenvalues.values[0] != whole.eigenvalues.values[0]
+    assert resumed.op.products < whole.op.products, "what was done is not done again"
 
 
 PROJECT = {

@@ -12,9 +12,9 @@ import torch
 from spectrum_project import MODULE, Stopped, arguments, result
 from toy import ASCII
 
-from sharpnb import usercode
-from sharpnb.curvature import density
-from sharpnb.spectrum import load_batches, measure
+from sharpnb import paths, usercode
+from sharpnb.curvature import HessianOperator
+from sharpnb.spectrum import load_batches, measure, seed_everything
 from sharpnb.spectrum.cost import duration
 from sharpnb.spectrum.preflight import examine
 
@@ -56,6 +56,7 @@ def test_what_is_wrong_is_named_before_anything_is_written(call, folder, model, 
     status, _, err = call(model, data, batch_size=16, **told)
     assert status == 2 and all(word in err for word in words), err
     assert "Traceback" not in err and "goes on" not in err and not (folder / "o" / "spectrum.json").exists()
+    assert not list(folder.glob("o/state-*"))
 
 
 def test_what_is_only_worth_a_word_is_said(call, folder):
@@ -105,7 +106,7 @@ def test_the_result_is_written_whatever_the_terminal_does(folder, end, variables
                           errors="replace", env=clean | variables)
     found = result(folder)
     assert found["complete"] and found["density"] and (folder / "o/density.png").exists()
-    assert done.returncode == (1 if "full" in end else 0), done.stderr
+    assert not list(folder.glob("o/state-*")) and done.returncode == (1 if "full" in end else 0), done.stderr
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
     if end == ">/dev/full":
         assert "No space left on device" in done.stderr and "o/spectrum.json" in done.stderr
@@ -125,6 +126,26 @@ def _saved(folder):
     return folder / "run.pt"
 
 
+def test_the_state_stays_until_the_result_is_written(call, folder, monkeypatch):
+    def full(path, content):
+        if path.name == "spectrum.json":
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    write = paths.write_whole
+    monkeypatch.setattr(paths, "write_whole", full)
+    monkeypatch.setattr("sharpnb.resume.write_whole", write)
+    monkeypatch.setitem(measure.measure_spectrum.__kwdefaults__, "checkpoint_every", 0.0)
+    status, _, err = call()
+    assert status == 2 and "No space left" in err and len(list(folder.glob("o/state-*"))) == 2
+    monkeypatch.setattr(paths, "write_whole", write)
+    used = []
+    counted = HessianOperator.__matmul__
+    monkeypatch.setattr(HessianOperator, "__matmul__", lambda self, v: used.append(v.shape) or counted(self, v))
+    assert call()[0] == 0 and result(folder)["complete"] and not list(folder.glob("o/state-*"))
+    assert len(used) < result(folder)["products"] / 3, "what was saved is not multiplied again"
+
+
 def test_a_folder_that_cannot_be_written_to_is_named_at_once(call, folder, monkeypatch):
     (folder / "file").touch()
     for out in ("file", "file/deeper"):
@@ -140,7 +161,8 @@ def test_a_complete_result_is_never_replaced_by_an_interrupted_or_another_one(ca
     good = {file.name: file.read_bytes() for file in (folder / "o").iterdir()}
 
     def unharmed():
-        return {file.name: file.read_bytes() for file in (folder / "o").iterdir()} == good
+        files = [file for file in (folder / "o").iterdir() if not file.name.startswith("state-")]
+        return {file.name: file.read_bytes() for file in files} == good
 
     status, out, _ = call("other")
     assert status == 0 and unharmed() and "o holds a complete result of another measurement" in out
@@ -152,7 +174,7 @@ def test_a_complete_result_is_never_replaced_by_an_interrupted_or_another_one(ca
             status, out, err = call(model)
             assert status == 130 and unharmed() and result(folder, "o-2")["complete"]
             assert not result(folder, place)["complete"]
-            assert "o holds a complete result, and this one is not" in out and "interrupted" in err
+            assert "o holds a complete result, and this one is not" in out and "goes on from its last save" in err
     assert call("net")[0] == 0 and not (folder / "o-4").exists(), "its own result is made anew where it was"
     assert result(folder)["largest"]["values"] == json.loads(good["spectrum.json"])["largest"]["values"]
     assert call("other")[0] == 0 and result(folder, "o-2")["complete"] and not (folder / "o-4").exists()
@@ -162,8 +184,7 @@ def test_an_interrupted_result_is_replaced_with_all_its_files(call, folder, monk
     with monkeypatch.context() as m:
         m.setitem(measure.OPERATORS, "hessian", Stopped)
         m.setattr(Stopped, "at", 60)
-        m.setattr(density, "LOCK_STEP_BYTES", 0)  # one probe after the other
-        assert call(steps=10, probes=6)[0] == 130
+        assert call(steps=10, probes=6, memory=7e-6)[0] == 130  # one probe after the other
     found = result(folder)
     assert (folder / "o/density.csv").exists() and not found["complete"] and found["largest"]["verified"]
     assert found["density"]["ending"] == "interrupted"
@@ -212,11 +233,30 @@ def test_times_are_said_in_two_digits():
 # ---- The order of the data ------------------------------------------------------------------------------------------
 
 
-def test_a_loader_that_shuffles_follows_the_seed(call, folder):
-    assert call(data="shuffled", batches=1)[0] == 0
+def test_a_loader_that_shuffles_follows_the_seed_and_says_so(call, folder):
+    status, out, _ = call(data="shuffled", batches=1)
+    assert status == 0 and "Its order follows --seed here, so that a run" in " ".join(out.split())
     torch.manual_seed(99)
     np.random.seed(99)
     assert call(data="shuffled", batches=1, out="p")[0] == 0
     assert call(data="shuffled", batches=1, seed=1, out="q")[0] == 0
     marks = [result(folder, out)["origin"]["data_fingerprint"] for out in "opq"]
     assert marks[0] == marks[1] != marks[2]
+    assert "shuffles" not in call(data="seeded", out="r")[1]
+    said = []
+    seed_everything(3)
+    load_batches("theirs.py:shuffled", say=said.append)
+    load_batches("theirs.py:data", say=said.append)
+    assert len(said) == 1
+
+
+def test_data_that_differ_from_run_to_run_cannot_be_resumed_and_that_is_said(call, folder, monkeypatch):
+    monkeypatch.setitem(measure.measure_spectrum.__kwdefaults__, "checkpoint_every", 0.0)
+    with monkeypatch.context() as m:
+        m.setitem(measure.OPERATORS, "hessian", Stopped)
+        assert call(data="shuffled")[0] == 130 and call(data="at_random", out="p")[0] == 130
+    status, out, _ = call(data="shuffled")
+    assert status == 0 and "cannot resume" not in out and not list(folder.glob("o/state-*"))
+    status, out, _ = call(data="at_random", out="p")
+    assert status == 0 and "This run cannot resume it and begins anew" in " ".join(out.split()) and "state-" in out
+    assert "cannot resume" not in call(data="seeded", out="p")[1], "another command's state says nothing about this one"

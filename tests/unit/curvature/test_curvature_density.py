@@ -1,11 +1,23 @@
 """Spectral density against dense spectra: mass, moments, error bars, brackets, outliers, degenerate spectra."""
 
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from conftest import Breaking, with_spectrum
-from sharpnb.curvature import Ending, HessianOperator, SpectralDensity, density, lanczos, spectral_density
+from sharpnb.curvature import (
+    Ending,
+    HessianOperator,
+    SpectralDensity,
+    lanczos,
+    spectral_density,
+)
 
 OUTLIERS = np.array([12.0, 8.0, 5.0, 3.0, 2.0])
 
@@ -80,7 +92,7 @@ def test_cdf_bracket_always_contains_the_probes_own_distribution():
     start = torch.randn(60, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     mass = (np.linalg.eigh(op._matrix.numpy())[1].T @ (start / start.norm()).numpy()) ** 2
     run, none, x = lanczos(op, 12, start), np.zeros(0), np.linspace(-4, 4, 400)
-    bracket = SpectralDensity(60, none, none, (run,), 12, 0, 12, run.ending).cdf(x)
+    bracket = SpectralDensity(60, none, none, (run,), 12, 0, 12, run.ending, 0).cdf(x)
     exact = np.array([mass[values <= at].sum() for at in x])
     assert (bracket.lower <= exact + 1e-12).all() and (exact <= bracket.upper + 1e-12).all()
     assert (bracket.upper - bracket.lower).mean() < 0.4
@@ -119,11 +131,10 @@ def test_degenerate_spectra(matrix, values, deflate):
 
 
 @pytest.mark.parametrize(("error", "ending"), [(None, Ending.NON_FINITE), (KeyboardInterrupt(), Ending.INTERRUPTED)])
-@pytest.mark.parametrize("at", [1, 45, 70])
-def test_a_bad_product_leaves_a_partial_result(networklike, error, ending, at, monkeypatch):
+@pytest.mark.parametrize("at", [1, 8, 45, 70])
+def test_a_bad_product_leaves_a_partial_result(networklike, error, ending, at):
     op, _ = networklike
-    monkeypatch.setattr(density, "LOCK_STEP_BYTES", 2 * 30 * 400 * 8)
-    result = spectral_density(Breaking(op, at, error), steps=30, probes=4)
+    result = spectral_density(Breaking(op, at, error), steps=30, probes=4, memory=2 * 30 * 400 * 8)
     assert result.ending is ending and not result.complete and result.products <= 150
     assert isinstance(result.summary(), str) and result.to_dict()["ending"] == ending.name.lower()
     if at >= 45:
@@ -134,6 +145,90 @@ def test_a_bad_product_leaves_a_partial_result(networklike, error, ending, at, m
 def test_wrong_arguments_say_what_to_do():
     op = torch.eye(5)
     for options, words in [({"steps": 0}, "steps = 0"), ({"probes": 0}, "probes = 0"), ({"deflate": 6}, "deflate = 6"),
-                           ({"deflate": "all"}, "'all'")]:
+                           ({"deflate": "all"}, "'all'"), ({"steps": 5, "memory": 99}, "use steps=4")]:
         with pytest.raises(ValueError, match=words):
             spectral_density(op, **options)
+
+
+class Dying:
+    """A diagonal operator whose process is killed, without a chance to say goodbye, at one product."""
+
+    def __init__(self, at):
+        self.values = torch.linspace(-1, 3, 80, dtype=torch.float64) ** 3
+        self.shape, self.dtype, self.device, self.made, self.at = (80, 80), torch.float64, torch.device("cpu"), 0, at
+
+    def __matmul__(self, v):
+        self.made += 1
+        if self.made == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.values * v
+
+
+def checkpointed(path, op):
+    return spectral_density(op, steps=12, probes=4, checkpoint=path, checkpoint_every=0, memory=12 * 80 * 8)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(("at", "locking"), [(9, True), (60, False)], ids=["locking", "probing"])
+def test_a_killed_run_continues_bit_for_bit(tmp_path, at, locking):
+    path, op = tmp_path / "state.npz", Dying(0)
+    child = multiprocessing.get_context("fork").Process(target=checkpointed, args=(path, Dying(at)))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    whole, resumed = checkpointed(None, Dying(0)), checkpointed(path, op)
+    assert (at <= whole.products - 4 * 12) is locking, "it was killed in the phase that this test is about"
+    np.testing.assert_array_equal(resumed.nodes, whole.nodes)
+    np.testing.assert_array_equal(resumed.atoms, whole.atoms)
+    assert resumed.products == whole.products and resumed.ending is whole.ending
+    assert op.made == resumed.products - (at - 1), "what was done is not done again"
+    with pytest.raises(ValueError, match="another run"):
+        spectral_density(op, steps=13, probes=4, checkpoint=path)
+
+
+class Wide:
+    """A large order and five outliers: a product without a matrix."""
+
+    def __init__(self, n):
+        self.values = torch.linspace(0, 1, n) ** 4
+        self.values[:5] = torch.tensor([9.0, 7.0, 5.0, 4.0, 3.0])
+        self.shape, self.dtype, self.device = (n, n), torch.float32, torch.device("cpu")
+
+    def __matmul__(self, v):
+        return self.values * v if v.dim() == 1 else self.values[:, None] * v
+
+
+PEAK = """
+import sys
+import numpy as np
+import torch
+sys.path.insert(0, {here!r})
+from sharpnb.curvature import memory_plan, spectral_density
+from test_curvature_density import Wide
+
+def peak():  # of this process alone: getrusage's ru_maxrss begins with what the parent held when it forked
+    return 1024 * next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+torch.set_num_threads(1)
+n, row = 1_000_000, 4e6
+spectral_density(Wide(1000), 5, 2)
+op = Wide(n)
+before = peak()
+plan = memory_plan(op, 40, 2, memory=40 * row)
+result = spectral_density(op, 40, 2, memory=40 * row)
+after = peak()
+np.testing.assert_allclose(result.top[:5], [9, 7, 5, 4, 3], rtol=1e-5)
+truth = float(op.values.double().sum())
+assert abs(result.trace.value - truth) < 5 * result.trace.stderr + 1e-3 * truth
+print(plan.group, plan.probing / row, (after - before) / row)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+def test_the_peak_is_what_was_stated_and_some_vectors():
+    here = os.path.dirname(__file__)
+    done = subprocess.run([sys.executable, "-c", PEAK.format(here=here)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    group, stated, used = map(float, done.stdout.split())
+    assert group == 1 and stated == 40
+    assert 0.8 * stated < used < stated + 20, "five locked vectors and some to work with on top"

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parameters_to_vector, prune
+from torch.nn.utils import parameters_to_vector, prune, vector_to_parameters
 
 from conftest import assert_close
 from sharpnb.averaging import SWA, swap, update_bn
-from sharpnb.curvature import HessianOperator, average_sharpness, sharpness
+from sharpnb.curvature import FisherOperator, GGNOperator, HessianOperator, average_sharpness, sharpness
+from sharpnb.curvature.fisher import draw_class
 from sharpnb.landscape import Plane, surface
 
 F = nn.functional
@@ -30,6 +31,11 @@ def said(count, words=""):
         yield
     found = [str(w.message) for w in caught if any(sign in str(w.message) for sign in OURS)]
     assert len(found) == count and all(words in text for text in found), found
+
+
+def seeded(build, *args, **options):
+    torch.manual_seed(0)
+    return build(*args, **options)
 
 
 # ---- vmap -----------------------------------------------------------------------------------------------------------
@@ -61,7 +67,7 @@ def masked(output, target):
 
 
 VMAP = {
-    "LSTM": (Recurrent, [nn.LSTM], F.cross_entropy, S), "GRU": (Recurrent, [nn.GRU], F.cross_entropy, S),
+    "LSTM": (Recurrent, nn.LSTM, F.cross_entropy, S), "GRU": (Recurrent, nn.GRU, F.cross_entropy, S),
     ".item()": (Asks, (5, 3), F.cross_entropy, X), "a boolean mask": (nn.Linear, (5, 3), masked, X),
     "texts": (Named, (5, 3), F.cross_entropy, (X, [str(i) for i in range(18)])),
 }
@@ -71,8 +77,7 @@ VMAP = {
 @pytest.mark.parametrize("name", VMAP)
 def test_groups_that_cannot_run_at_once_run_one_by_one(name, steps):
     build, args, loss, x = VMAP[name]
-    torch.manual_seed(0)
-    net = build(*args)
+    net = seeded(build, *(args if isinstance(args, tuple) else (args,)))
     with said(1, "measured one after the other"):
         found = sharpness(net, loss, (x, Y), 0.05, m=4, steps=steps)
     alone = []
@@ -221,7 +226,7 @@ def test_weight_normalisation_is_written_out_where_pytorchs_own_is_wrong():
     assert op.method == "auto"
 
 
-@pytest.mark.parametrize("name", ["spectral_norm", "pruned"])
+@pytest.mark.parametrize("name", WRAPPED)
 @pytest.mark.filterwarnings("ignore:.*deprecated.*")
 def test_swap_trains_workers_of_networks_that_cannot_be_copied(name):
     def step(model, worker):
@@ -247,14 +252,17 @@ def test_swap_trains_workers_of_networks_that_cannot_be_copied(name):
 
 
 class Embeds(nn.Module):
-    def __init__(self, functional=False, **options):
+    def __init__(self, functional=False, tied=False, **options):
         super().__init__()
         torch.manual_seed(0)
-        self.functional, self.table, self.out = functional, nn.Embedding(7, 4, **options), nn.Linear(4, 3)
+        self.table, self.norm, self.functional = nn.Embedding(7, 4, **options), nn.BatchNorm1d(4), functional
+        self.out = nn.Linear(4, 7 if tied else 3)
+        if tied:
+            self.out.weight = self.table.weight
 
     def forward(self, x):
         h = F.embedding(x, self.table.weight, sparse=True) if self.functional else self.table(x)
-        return self.out(torch.tanh(h).mean(1))
+        return self.out(self.norm(torch.tanh(h).mean(1)))
 
 
 IDS = torch.randint(0, 7, (18, 5), generator=G)
@@ -278,6 +286,69 @@ def test_sparse_gradients_are_dense(functional):
     assert net.table.sparse != functional
 
 
-def test_a_table_with_a_largest_norm_is_refused():
-    with pytest.raises(ValueError, match=r"max_norm.*Set max_norm = None"):
-        HessianOperator(Embeds(max_norm=1.2), F.cross_entropy, (IDS, Y))
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_table_with_a_largest_norm_stays_as_it_was(tied):
+    net, twin, data = Embeds(tied=tied, max_norm=1.2), Embeds(tied=tied), (IDS, IDS[:, 0] if tied else Y)
+    with torch.no_grad():
+        net.table.weight[:4] *= 3  # rows that a forward pass would shorten
+    before, version, shortened = net.table.weight.detach().clone(), net.table.weight._version, copy.deepcopy(net)
+    shortened(IDS)
+    assert not torch.equal(shortened.table.weight, before), "negative control: PyTorch writes into it"
+    op = HessianOperator(net, F.cross_entropy, data)
+    found, rise = op.to_dense(), sharpness(net, F.cross_entropy, data, 0.1).value
+    assert op.method == "auto"
+    update_bn(net, [IDS])
+    assert torch.equal(net.table.weight, before) and net.table.max_norm == 1.2 and "forward" not in vars(net.table)
+    assert net.table.weight._version == version and isinstance(net.table.weight, nn.Parameter)
+    if not tied:  # then the function is that of the shortened table
+        vector_to_parameters(parameters_to_vector(shortened.parameters()), twin.parameters())
+        assert_close(found, HessianOperator(twin, F.cross_entropy, data).to_dense(), 1e-5)
+        assert rise == pytest.approx(sharpness(twin, F.cross_entropy, data, 0.1).value, rel=1e-4)
+    values = surface(net, Plane.random(net), data, ("loss",), 2).values["loss"]
+    assert torch.equal(net.table.weight, before) and np.isfinite(values).all()
+
+
+# ---- Monte-Carlo Fisher over positions ------------------------------------------------------------------------------
+
+
+def tagger(last):
+    """Classes of every step, on the last axis or on the second."""
+    net, turned = seeded(nn.Linear, 5, 3).double(), {"forward": lambda _, h: h.transpose(1, 2)}
+    return net if last else nn.Sequential(net, type("Turned", (nn.Module,), turned)())
+
+
+TAGS = torch.randint(0, 3, (18, 7), generator=G)
+IGNORED = TAGS.masked_fill(torch.arange(7) > torch.arange(18)[:, None] % 5, -100)
+SUM = {"reduction": "sum"}
+FISHER = {
+    "samples": (True, F.cross_entropy, Y, {}),
+    "classes last": (True, lambda o, t: F.cross_entropy(o.transpose(1, 2), t), TAGS, {}),
+    "flattened": (True, lambda o, t: F.cross_entropy(o.flatten(0, 1), t), TAGS.flatten(), {"count": 1}),
+    "ignore_index": (False, F.cross_entropy, IGNORED, {"count": lambda x, y: (y != -100).sum()}),
+    "sum over positions, mean over samples": (False, lambda o, t: F.cross_entropy(o, t, **SUM) / len(o), TAGS, {}),
+    "sum": (False, lambda o, t: F.cross_entropy(o, t, **SUM), TAGS, SUM),
+}
+
+
+@pytest.mark.parametrize("name", FISHER)
+def test_drawn_targets_of_positions_tend_to_gauss_newton(name):
+    last, loss, target, options = FISHER[name]
+    net, x = tagger(last), (X if name == "samples" else S).double()
+    data = (x, target) if name == "flattened" else [(x[:12], target[:12]), (x[12:], target[12:])]
+    ggn = GGNOperator(net, loss, data, **options).to_dense()
+    few, many = (FisherOperator(net, loss, data, kind="mc", draws=d, **options).to_dense() for d in (1, 300))
+    far, near = (float((f - ggn).norm() / ggn.norm()) for f in (few, many))
+    assert near < 0.05 < far < 1.5
+    again = FisherOperator(net, loss, data, kind="mc", memory=0, **options)  # rebuilt graphs draw what they drew
+    assert_close(torch.stack([again @ row for row in few.new_tensor(np.eye(18))]), few)
+    torch.testing.assert_close(few, few.T, rtol=1e-9, atol=1e-12)
+    assert torch.linalg.eigvalsh(few)[0] > -1e-9
+
+
+def test_an_axis_of_classes_that_is_not_to_be_seen_is_asked_for():
+    net, loss = tagger(True), FISHER["classes last"][1]
+    data = torch.randn(4, 3, 5).double(), torch.randint(0, 3, (4, 3))
+    with pytest.raises(ValueError, match=r"which axis holds the classes.*draw="):
+        FisherOperator(net, loss, data, kind="mc") @ torch.ones(18).double()
+    drawn = FisherOperator(net, loss, data, kind="mc", draw=lambda o, g: draw_class(o, g, axis=-1))
+    assert (drawn @ torch.ones(18).double()).isfinite().all()

@@ -122,8 +122,14 @@ def test_everything_scales_with_the_operator(factor):
     np.testing.assert_allclose(d.values, factor * c.values, rtol=1e-12)
 
 
-def test_few_products_say_so(mlp_case):
-    few = top_eigenvalues(operator(mlp_case), 5, max_products=6)
+def test_bounded_memory_restarts_and_gets_there_and_few_products_say_so(mlp_case):
+    op, rows = operator(mlp_case), 24
+    found = top_eigenvalues(op, 4, "SA", tol=1e-6, memory=rows * op.n * 8, max_products=2000)
+    assert found.converged and found.products > rows and (found.residuals <= 1e-6 * mlp_case.eigenvalues[-1]).all()
+    np.testing.assert_allclose(found.values, mlp_case.eigenvalues[:4], rtol=1e-8)
+    with pytest.raises(ValueError, match=r"memory = .* need at least 14"):
+        top_eigenvalues(op, 4, memory=3 * op.n * 8)
+    few = top_eigenvalues(op, 5, max_products=6)
     assert few.ending is Ending.MAX_STEPS and not few.converged and few.products == 6
     assert (np.abs(few.values[:, None] - mlp_case.eigenvalues).min(axis=1) <= few.residuals).all()
 
@@ -136,6 +142,19 @@ def test_what_was_done_survives_a_bad_product(error, ending):
     np.testing.assert_array_equal(run.values, whole.values)
     found = top_eigenvalues(Breaking(op, 13, error), 2, tol=1e-14)
     assert found.ending is ending and found.products == 12 and found.values[0] == pytest.approx(9, rel=1e-6)
+
+
+@pytest.mark.parametrize("function", [partial(lanczos, steps=25), partial(top_eigenvalues, k=3, tol=1e-10)])
+def test_a_checkpoint_continues_bit_for_bit(tmp_path, function):
+    op, path = with_spectrum(np.r_[9, 5, 4, np.linspace(0, 1, 97)]), tmp_path / "state.npz"
+    with pytest.raises(RuntimeError, match="killed"):
+        function(Breaking(op, 14, RuntimeError("killed")), checkpoint=path, checkpoint_every=0)
+    resumed, before = function(op, checkpoint=path), op.products
+    whole = function(op)
+    np.testing.assert_array_equal(resumed.values, whole.values)
+    assert resumed.products == whole.products == before, "13 before the kill, the rest after it"
+    with pytest.raises(ValueError, match="checkpoint of another run"):
+        lanczos(op, 26, checkpoint=path)
 
 
 def test_wrong_arguments_say_what_to_do():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import with_spectrum
-from sharpnb.curvature import HessianOperator, density, kendall_tau, measure, spectral_density, top_eigenvalues, trace
+from sharpnb.curvature import HessianOperator, kendall_tau, measure, spectral_density, top_eigenvalues, trace
 
 
 def test_stated_trace_intervals_cover_the_truth_and_hutchpp_beats_hutchinson_on_outliers():
@@ -78,11 +78,10 @@ def test_the_plot_shows_bulk_and_every_outlier():
     pyplot.close("all")
 
 
-def test_a_progress_bar_counts_products(capsys, monkeypatch):
+def test_a_progress_bar_counts_products(capsys):
     pytest.importorskip("tqdm")
-    monkeypatch.setattr(density, "LOCK_STEP_BYTES", 0)  # one probe after the other
-    op = with_spectrum(np.linspace(0, 1, 60))
-    result = spectral_density(op, steps=10, probes=3, deflate=3, progress=True)
+    op, one_at_a_time = with_spectrum(np.linspace(0, 1, 60)), {"memory": 10 * 60 * 8, "deflate": 3}
+    result = spectral_density(op, steps=10, probes=3, progress=True, **one_at_a_time)
     assert f"{result.products}/{result.products}" in capsys.readouterr().err, "the bar counts locking and every group"
     spectral_density(op, steps=10, probes=2, deflate=0)
     assert capsys.readouterr().err == ""

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import warnings
 from functools import partial
 
 import numpy as np
@@ -177,14 +178,20 @@ class Noisy(torch.utils.data.Dataset):
         return torch.randn(1, 6, 6).double(), i % 4
 
 
-def test_loaders_that_differ_from_pass_to_pass_must_be_held():
+def test_random_loaders_are_named():
     model, (x, y) = mlp().double(), images(20)
-    for loader in (DataLoader(TensorDataset(x, y), 8, shuffle=True), DataLoader(Noisy(), 8)):
-        with pytest.raises(ValueError, match=r"two passes over them differ.*hold=True"):
-            HessianOperator(model, F.cross_entropy, loader, hold=False)
-        op = HessianOperator(model, F.cross_entropy, loader)
-        v = torch.ones(op.n, dtype=torch.float64)
-        assert torch.equal(op @ v, op @ v)
+    shuffled = partial(DataLoader, TensorDataset(x, y), 8, shuffle=True)
+    with pytest.raises(ValueError, match="shuffling"):
+        HessianOperator(model, F.cross_entropy, shuffled(), hold=False)
+    with pytest.raises(ValueError, match="augmentation"):
+        HessianOperator(model, F.cross_entropy, DataLoader(Noisy(), 8), hold=False)
+    with pytest.warns(UserWarning, match="augmentation"):
+        HessianOperator(model, F.cross_entropy, DataLoader(Noisy(), 8))
+    with pytest.warns(UserWarning, match="shuffling"):
+        HessianOperator(model, F.cross_entropy, shuffled(drop_last=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a shuffled pass over everything is the same sum
+        HessianOperator(model, F.cross_entropy, shuffled())
 
 
 def test_a_changed_network_empties_the_cache(mlp_case):
@@ -228,20 +235,6 @@ def test_gauss_newton_and_fisher_against_explicit_jacobians(mlp_case, cut):
     v = torch.randn(empirical.n, 4, dtype=torch.float64)
     empirical._batched = False
     assert_close(empirical @ v, score.T @ (score @ v) / 30, 1e-10)
-
-
-def test_targets_drawn_from_the_model_tend_to_gauss_newton():
-    model, (x, y), loss = nn.Sequential(nn.Flatten(), nn.Linear(36, 4)).double(), images(60), F.cross_entropy
-    data, given = [(x[:41], y[:41]), (x[41:], y[41:])], lambda output, generator: y[:len(output)]
-    make = partial(FisherOperator, model, loss, data, kind="mc")
-    ggn = GGNOperator(model, loss, data).to_dense()
-    few, many = make().to_dense(), make(draws=300).to_dense()
-    assert (many - ggn).norm() < 0.05 * ggn.norm() < (few - ggn).norm()
-    assert_close(make(memory=0).to_dense(), few)  # rebuilt graphs draw what they drew
-    empirical = FisherOperator(model, loss, [(part, y[:len(part)]) for part, _ in data])
-    assert_close(make(draw=given).to_dense(), empirical.to_dense())
-    with pytest.raises(ValueError, match=r"shape \(20, 2, 3\).*draw="):
-        FisherOperator(nn.Linear(4, 3), lambda o, t: o.mean(), (torch.randn(20, 2, 4), y[:20]), kind="mc").to_dense()
 
 
 def test_wrong_arguments_say_what_to_do(mlp_case):
