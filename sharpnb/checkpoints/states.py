@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sharpnb.checkpoints import files
 from sharpnb.checkpoints.names import below, is_network, versions_of
-from sharpnb.checkpoints.standins import Inert
+from sharpnb.checkpoints.torchfile import Inert
 
 # Entries of a run's file that may hold tensors and are no network: whole names, and beginnings of names.
 BESIDE = ("opt", "opts", "amp", "args", "config", "cfg", "hparams", "metrics", "history", "loops", "scaler")
