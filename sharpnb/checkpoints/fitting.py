@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sharpnb.checkpoints.names import below, plain, plainly, prefixes, versions_of
-from sharpnb.checkpoints.standins import matches
 from sharpnb.checkpoints.states import EXTRA, Ambiguous, equal, find
+from sharpnb.checkpoints.torchfile import matches
 
 # Entries that say nothing about a network's function: AveragedModel's counter, the buffers of thop's profiler, the
 # numbers 0, 1, 2, … that older versions of Hugging Face's models stored.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sharpnb.checkpoints import files
 from sharpnb.checkpoints.names import below, is_network, versions_of
-from sharpnb.checkpoints.standins import Inert
+from sharpnb.checkpoints.torchfile import Inert
 
 # Entries of a run's file that may hold tensors and are no network: whole names, and beginnings of names.
 BESIDE = ("opt", "opts", "amp", "args", "config", "cfg", "hparams", "metrics", "history", "loops", "scaler")
@@ -61,7 +61,8 @@ def find(path: str | Path, key: str | None = None, allow: Sequence[str] = ()) ->
     if not found:
         where = "It" if key is None else f"Its entry {key!r}"
         raise ValueError(f"checkpoint {path} holds no state dict{'' if key is None else f' under {key!r}'}: no mapping "
-                         f"from names to tensors. {where} has {_entries(held)}; name the entry with --key.")
+                         f"from names to tensors. {where} has {_entries(held)}; name the entry with --key, or save "
+                         "model.state_dict().")
     different: dict[str, dict[str, Any]] = {}
     for place, state in found.items():
         if not any(equal(state, other) for other in different.values()):
@@ -122,8 +123,6 @@ def is_average(held: Any) -> bool:
 
 def _as_state(held: Any) -> dict[str, Any] | None:
     """Return ``held`` as a state dict if it is one in any of the forms that are written."""
-    if isinstance(held, Inert):
-        return _of_module(held) or None
     if is_average(held):
         return OrderedDict({**held["average"], **held["statistics"]}) or None
     if not isinstance(held, Mapping) or not all(isinstance(name, str) for name in held):
@@ -140,18 +139,6 @@ def _as_state(held: Any) -> dict[str, Any] | None:
 
 def _is_floating(value: Any) -> bool:
     return value.is_floating_point() or value.is_complex() if isinstance(value, Tensor) else value.dtype.kind in "fc"
-
-
-def _of_module(thing: Inert, prefix: str = "") -> dict[str, Any]:
-    """Return the state dict of a whole module that was saved instead of one, from the names that PyTorch gives it."""
-    held = thing.state if isinstance(thing.state, Mapping) else {}
-    left_out = held.get("_non_persistent_buffers_set") or ()
-    own = {**(held.get("_parameters") or {}), **(held.get("_buffers") or {})}
-    state = {prefix + name: value for name, value in own.items() if isinstance(value, Tensor) and name not in left_out}
-    for name, module in (held.get("_modules") or {}).items():
-        if isinstance(module, Inert):
-            state |= _of_module(module, f"{prefix}{name}.")
-    return state
 
 
 def _entries(held: Any) -> str:

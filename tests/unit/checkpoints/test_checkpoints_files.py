@@ -43,7 +43,7 @@ BESIDE = {
     "times, numbers, names": {"at": datetime.datetime.now(datetime.UTC), "took": datetime.timedelta(1), "type": int,
                               "price": decimal.Decimal("1.2"), "id": uuid.uuid4(), "version": torch.__version__,
                               "there": pathlib.PureWindowsPath("c:/data")},
-    "classes of PyTorch among the settings": {"act": nn.ReLU, "by": torch.optim.SGD, "layer": nn.Sequential(nn.ReLU())},
+    "classes of PyTorch among the settings": {"act": nn.ReLU, "by": torch.optim.SGD},
 }
 
 
@@ -70,13 +70,6 @@ class Slots:
     __slots__ = ("a",)
 
 
-class Ours(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body, self.config = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), Config()
-        self.register_buffer("mask", torch.ones(3), persistent=False)
-
-
 def test_another_class_is_named_with_its_option_and_passed_over_without_its_code(net, tmp_path):
     slots = Slots()
     slots.a = [1]
@@ -93,18 +86,6 @@ def test_another_class_is_named_with_its_option_and_passed_over_without_its_code
         read_state(tmp_path / "run.pt", allow=[f"{__name__}.Config"])
 
 
-def test_a_whole_module_gives_its_weights(tmp_path):
-    torch.save(nn.Sequential(nn.Linear(4, 3)), tmp_path / "plain.pt")
-    assert set(read_state(tmp_path / "plain.pt")) == {"0.weight", "0.bias"}
-    whole = Ours()
-    torch.save({"epoch": 3, "model": whole}, tmp_path / "whole.pt")
-    with pytest.raises(ValueError, match=r"test_checkpoints_files\.Config, .*test_checkpoints_files\.Ours"):
-        read_state(tmp_path / "whole.pt")
-    found = read_state(tmp_path / "whole.pt", allow=["*"])
-    assert found.keys() == whole.state_dict().keys() and "mask" not in found
-    assert all(torch.equal(found[name], value) for name, value in whole.state_dict().items())
-
-
 class Evil:
     def __init__(self, call, *given):
         self.call, self.given = call, given
@@ -114,13 +95,12 @@ class Evil:
 
 
 @pytest.mark.parametrize(("call", "word"), [
-    (__import__("os").system, "system"), (eval, "eval"), (getattr, "getattr"), (__import__("subprocess").call, "call"),
-    (__import__("runpy").run_path, "runpy.run_path"), (pickle.loads, "pickle"),
+    (__import__("os").system, "system"), (eval, "eval"), (__import__("subprocess").call, "call"), (pickle.loads, "pickle"),
 ], ids=lambda value: getattr(value, "__name__", ""))
 def test_code_is_refused_and_never_run(net, tmp_path, call, word):
     ran = tmp_path / "ran"
-    given = {"system": [f"touch {ran}"], "eval": [f"open({str(ran)!r}, 'w')"], "getattr": [net, "weight"],
-             "call": [["touch", str(ran)]], "runpy.run_path": ["absent.py"], "pickle": [pickle.dumps(1)]}[word]
+    given = {"system": [f"touch {ran}"], "eval": [f"open({str(ran)!r}, 'w')"], "call": [["touch", str(ran)]],
+             "pickle": [pickle.dumps(1)]}[word]
     torch.save({"model": net.state_dict(), "hook": Evil(call, *given)}, tmp_path / "run.pt")
     with pytest.raises(ValueError, match=word):
         read_state(tmp_path / "run.pt")
@@ -168,16 +148,6 @@ def test_the_state_dict_is_found_at_every_depth(net, tmp_path, name):
     assert same(read_state(tmp_path / "run.pt"), net)
 
 
-def test_optimizers_and_random_states_are_no_networks(net, tmp_path):
-    optimizer = torch.optim.Adam(net.parameters())
-    net(torch.ones(1, 4)).sum().backward()
-    optimizer.step()
-    torch.save({"optimizer": optimizer.state_dict(), "rng_state": torch.get_rng_state(), "epoch": 3,
-                "optimizer_states": [optimizer.state_dict()], "history": {"loss": torch.ones(3)}}, tmp_path / "run.pt")
-    with pytest.raises(ValueError, match=r"holds no state dict.*'optimizer' \(dict\)"):
-        read_state(tmp_path / "run.pt")
-
-
 def test_a_key_is_a_path_and_at_last_the_beginning_of_names(net, tmp_path):
     other = {name: value + 1 for name, value in net.state_dict().items()}
     flat = {**{f"student.{name}": value for name, value in other.items()},
@@ -193,14 +163,17 @@ def test_a_key_is_a_path_and_at_last_the_beginning_of_names(net, tmp_path):
             read_state(tmp_path / "run.pt", key)
 
 
-@pytest.mark.parametrize(("one", "two"), [("state_dict", "state_dict_ema"), ("model", "best_model")])
-def test_of_two_networks_none_is_chosen(net, tmp_path, one, two):
+def test_of_two_networks_none_is_chosen_and_an_optimizer_is_none(net, tmp_path):
     other = {name: value + 1 for name, value in net.state_dict().items()}
-    torch.save({one: net.state_dict(), two: other, "epoch": 3}, tmp_path / "run.pt")
-    with pytest.raises(Ambiguous, match=f"2 networks.*--key {one}, --key {two}") as error:
+    torch.save({"model": net.state_dict(), "ema": other, "epoch": 3}, tmp_path / "run.pt")
+    with pytest.raises(Ambiguous, match=r"2 networks.*--key model, --key ema") as error:
         read_state(tmp_path / "run.pt")
-    assert list(error.value.choices) == [one, two]
-    assert torch.equal(read_state(tmp_path / "run.pt", two)["bias"], net.bias + 1)
+    assert list(error.value.choices) == ["model", "ema"]
+    assert torch.equal(read_state(tmp_path / "run.pt", "ema")["bias"], net.bias + 1)
+    torch.save({"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "rng_state": torch.get_rng_state(),
+                "history": {"loss": torch.ones(3)}}, tmp_path / "run.pt")
+    with pytest.raises(ValueError, match=r"holds no state dict.*'optimizer' \(dict\)"):
+        read_state(tmp_path / "run.pt")
 
 
 def test_our_own_average_counts_with_its_statistics(tmp_path):

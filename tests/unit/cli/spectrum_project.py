@@ -39,10 +39,6 @@ def nan_weight():
     made = net()
     made[2].weight.data[1, 2] = float("nan")
     return made
-def nan_buffer():
-    made = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
-    made[1].running_var[0] = float("nan")
-    return made
 def on_meta():
     with torch.device("meta"):
         return net()
@@ -54,9 +50,7 @@ def wrong_label(): return with_("y", 3)
 def empty(): return torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
 def integers(): return torch.arange(80).reshape(20, 4), torch.arange(20) % 3
 def wide(): return torch.randn(20, 7), torch.arange(20) % 3
-def uneven(): return torch.randn(20, 4), torch.arange(19) % 3
 def float_target(): return torch.randn(20, 4), torch.randn(20)
-def nan_target(): return torch.randn(20, 4), torch.full((20, 3), float("inf"))
 class Broken(Dataset):
     def __len__(self): return 20
     def __getitem__(self, i):
@@ -99,8 +93,6 @@ class Detaches(nn.Module):
         super().__init__()
         self.layer = nn.Linear(4, 3)
     def forward(self, x): return self.layer(x).detach()
-class Unused(Detaches):
-    def forward(self, x): return x[:, :3] + torch.zeros(3, requires_grad=True)
 class HalfUsed(Detaches):
     def __init__(self):
         super().__init__()
@@ -111,10 +103,8 @@ class Overflows(Detaches):
 def hits(out, y): return (out.argmax(1) == y).float().mean()
 def constant(out, y): return (out * 0).sum()
 def linear(out, y): return out.mean()
-def logarithm(out, y): return (out - 1e6).log().mean()
 def root(out, y): return (out * 0).sum().sqrt()
 def kink(out, y): return (out - out.detach()).abs().pow(1.5).mean() + out.mean()
-def many(out, y): return out.mean(0)
 def crashes(out, y): raise TypeError("no")
 class Flat(Detaches):
     def forward(self, x): return self.layer(x)

@@ -1,7 +1,6 @@
 """``sharpnb spectrum`` on one's own network: the numbers are the dense Hessian's, every file says whose they are."""
 
 import os
-import sys
 
 import numpy as np
 import pytest
@@ -27,9 +26,9 @@ def trained(folder):
     return model
 
 
-def dense(model, where="theirs"):
+def dense(model):
     model = model.double()
-    x, y = usercode.find(f"{where}:data", "data")()
+    x, y = usercode.find("theirs:data", "data")()
     return np.linalg.eigvalsh(HessianOperator(model, cross_entropy, (x.double(), y)).to_dense().numpy())
 
 
@@ -64,16 +63,6 @@ def test_the_numbers_are_those_of_the_checkpoints_dense_hessian(trained, folder,
     assert not list((folder / "out").glob("state-*")), "a run that is done needs no state"
 
 
-def test_memory_is_said_before_anything_is_multiplied(folder, call, monkeypatch):
-    monkeypatch.setattr(HessianOperator, "_rows", lambda self, rows: (_ for _ in ()).throw(RuntimeError("product")))
-    with pytest.raises(RuntimeError, match="product"):
-        spectrum.measure_spectrum(
-            spectrum.load_model("theirs:net"), cross_entropy, spectrum.load_batches("theirs:data"),
-            spectrum.Settings(), folder, say=lambda text: (folder / "said").write_text(text))
-    assert "43 parameters, 40 samples in 1 batches" in (folder / "said").read_text()
-    assert "GB to lock outliers" in (folder / "said").read_text()
-
-
 @pytest.mark.parametrize("operator", ["ggn", "fisher"])
 def test_other_operators_layers_and_losses(folder, call, operator):
     status, out, err = call(operator=operator, params=2, probes=0)
@@ -106,7 +95,6 @@ def test_what_is_wrong_is_said_with_what_to_do(trained, folder, command):
     for arguments, words in [
         ((*net, *data, "--checkpoint", "absent.pt"), ["absent.pt", "no such file"]),
         ((*net, *data, "--checkpoint", "code.pt"), ["code.pt", "posix.system"]),
-        ((*net, *data, "--checkpoint", "more.pt", "--key", "b"), ["no entry 'b'", "'3.weight'"]),
         ((*net, *data, "--checkpoint", "more.pt"), ["1 entries are not in the model: 3.weight"]),
         (("--model", "theirs:nte", *data), ["no 'nte'", "Did you mean 'net'"]),
         (("--model", "theirs:three", *data), ["returned a int", "torch.nn.Module"]),
@@ -117,7 +105,6 @@ def test_what_is_wrong_is_said_with_what_to_do(trained, folder, command):
         ((*net, *data, "--loss", "nll"), ["cross_entropy"]),
         ((*net, *data, "--operator", "hesse"), ["'hesse'", "ggn"]),
         ((*net, *data, "--mode", "train"), ["'train'", "'eval'"]),
-        ((*net, *data, "--dtype", "float16"), ["float32 or float64"]),
         ((*net, *data, "--top", "0", "--probes", "0"), ["top = 0, probes = 0"]),
         ((*net, *data, "--memory", "0.000001"), ["memory = 1e+03 bytes"]),
         ((*net, *data, "--params", "layer9"), ["'layer9'", "0.weight"]),
@@ -128,7 +115,7 @@ def test_what_is_wrong_is_said_with_what_to_do(trained, folder, command):
     assert not (folder / "ran-code").exists() and not (folder / "spectrum").exists()
 
 
-@pytest.mark.parametrize("at", [3, 30, 90], ids=["largest", "locking", "probes"])
+@pytest.mark.parametrize("at", [3, 90], ids=["largest", "probes"])
 def test_a_killed_run_goes_on_and_another_network_never_continues_it(trained, folder, monkeypatch, at):
     batches = spectrum.load_batches("theirs:data", dtype=torch.float64)
     settings = spectrum.Settings(steps=20, probes=3, top=3, memory=20 * 43 * 8)  # one probe at a time
@@ -156,30 +143,3 @@ def test_a_killed_run_goes_on_and_another_network_never_continues_it(trained, fo
     np.testing.assert_array_equal(resumed.eigenvalues.values, whole.eigenvalues.values)
     assert other.eigenvalues.values[0] != whole.eigenvalues.values[0]
     assert resumed.op.products < whole.op.products, "what was done is not done again"
-
-
-PROJECT = {
-    "nets.py": "import theirs\ndef Net():\n    return theirs.net()\n",
-    "train.py": "import argparse\nfrom nets import Net as build\nargs = argparse.ArgumentParser().parse_args()\n"
-                "def loader():\n    import theirs\n    return theirs.data()\n",
-    "random.py": "1 / 0\n",
-}
-
-
-@pytest.mark.parametrize("where", ["pkg/train.py:", "elsewhere"])
-def test_a_project_with_neighbours_a_package_and_arguments_of_its_own(folder, command, where, monkeypatch):
-    for name, text in PROJECT.items():
-        (folder / name).write_text(text)
-        (folder / "pkg").mkdir(exist_ok=True)
-        (folder / "pkg" / name).write_text(text.replace("from nets", "from .nets"))
-    (folder / "pkg" / "__init__.py").touch()
-    if where == "elsewhere":
-        where = f"{folder}/train.py:"
-        monkeypatch.chdir("/")
-    status, _, err = command("--model", f"{where}build", "--data", f"{where}loader", "--top", 1, "--probes", 0,
-                             "--dtype", "float64", "--out", folder / "o")
-    assert status == 0, err
-    truth = dense(usercode.find(f"{folder}/theirs.py:net", "model")(), f"{folder}/theirs.py")[-1]
-    assert result(folder)["largest"]["values"][0] == pytest.approx(truth, rel=1e-6)
-    for name in ("train", "nets", "pkg", "pkg.train", "pkg.nets"):
-        sys.modules.pop(name, None)

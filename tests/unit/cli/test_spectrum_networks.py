@@ -111,7 +111,6 @@ def test_count_says_what_a_batch_of_sequences_holds(spectrum, count):
 
 @pytest.mark.parametrize(("arguments", "words"), [
     ([], ["count=", "Here: --count file.py:function"]), (["--count", "many"], ["count 'many'", "file.py:function"]),
-    (["--count", "mine.py:sampels"], ["Did you mean 'samples'?"]), (["--count", "-1"], ["count is -1.0"]),
     (["--count", "mine.py:broken"], ["count 'mine.py:broken'", "mine.py, line", "NameError"]),
 ])
 def test_a_count_that_is_missing_or_wrong_is_a_sentence(spectrum, arguments, words):

@@ -15,7 +15,6 @@ from toy import ASCII
 from sharpnb import paths, usercode
 from sharpnb.curvature import HessianOperator
 from sharpnb.spectrum import load_batches, measure, seed_everything
-from sharpnb.spectrum.cost import duration
 from sharpnb.spectrum.preflight import examine
 
 pytest_plugins = ["spectrum_project"]
@@ -27,28 +26,22 @@ pytest_plugins = ["spectrum_project"]
 @pytest.mark.parametrize(("model", "data", "loss", "words"), [
     ("nan_weight", "data", None,
      ["Batch 1: the loss is nan. The model's 2.weight holds 1 of 15 numbers that are NaN", "earlier checkpoint"]),
-    ("nan_buffer", "data", None, ["Batch 1: the loss is nan. The model's 1.running_var holds 1 of 3"]),
     ("on_meta", "data", None, ["4 weights of the model are on the meta device", "0.weight", "--checkpoint"]),
     ("lazy", "data", None, ["0.weight, 0.bias of the model have no shape yet"]),
     ("net", "nan_input", None, ["Batch 1: the loss is nan. Its inputs of shape (16, 4) hold 1 numbers that are NaN"]),
-    ("net", "nan_target", "mse", ["Batch 1: the loss is inf. Its target of shape (16, 3) hold 48 numbers"]),
     ("net", "wrong_label", None, ["Batch 1: 1 labels are no class of the model", "outside 0 … 2, from 3 to 3"]),
     ("net", "empty", None, ["Batch 1 is empty: its inputs have the shape (0, 4)"]),
     ("net", "integers", None, ["Batch 1: the model does not take inputs of int64 (16, 4)", "x.float()"]),
     ("net", "wide", None, ["the model does not take inputs of float32 (16, 7)", "RuntimeError"]),
-    ("net", "uneven", None, ["x has the shape (20, 4) and y (19,)"]),
     ("net", "float_target", None,
      ["the loss does not take an output of float32 (16, 3) with a target of float32 (16,)"]),
     ("net", "Broken", None, ["batch 1 cannot be read: KeyError: 'no such picture'"]),
     ("Detaches", "data", None, ["The loss has no gradient: the network cuts its output off", "detach()"]),
-    ("Unused", "data", None, ["does not depend on the parameters chosen (layer.weight, layer.bias)"]),
     ("Overflows", "data", None, ["the loss is nan. Weights and data are finite, the model's output is not"]),
     ("net", "data", "hits", ["The loss has no gradient: the loss cuts it off"]),
     ("net", "data", "constant", ["The loss is constant: its gradient and every product are exactly 0"]),
-    ("net", "data", "logarithm", ["the loss is nan. Weights and data are finite, and so is the model's output"]),
     ("net", "data", "root", ["The gradient of 0.weight, 0.bias, 2.weight, 2.bias is not finite, though the loss is"]),
     ("Flat", "data", "kink", ["The second derivative is not finite", "in the rows of layer.weight, layer.bias"]),
-    ("net", "data", "many", ["must return one number", "(3,)"]),
     ("net", "data", "crashes", ["the loss does not take an output of float32 (16, 3)", "TypeError: no"]),
 ])
 def test_what_is_wrong_is_named_before_anything_is_written(call, folder, model, data, loss, words):
@@ -67,12 +60,6 @@ def test_what_is_only_worth_a_word_is_said(call, folder):
     assert result(folder, "p")["notes"] and result(folder, "p")["largest"]["values"] == [0, 0]
 
 
-def test_a_checkpoint_replaces_weights_on_the_meta_device(call, folder):
-    _saved(folder)
-    assert call("on_meta", checkpoint="run.pt")[0] == 0 and call("other", out="p")[0] == 0
-    assert result(folder)["largest"]["values"] == result(folder, "p")["largest"]["values"]
-
-
 @pytest.mark.parametrize(("model", "data"), [("Masked", "ids"), ("recurrent", "data")])
 def test_masks_of_infinity_and_ids_are_right(call, folder, model, data):
     status, _, err = call(model, data, probes=0, top=1)
@@ -87,17 +74,11 @@ def test_sparse_gradients_are_looked_at(folder):
         examine(made, torch.nn.functional.cross_entropy, batches, "eval")
 
 
-def test_a_loss_may_be_a_class_of_modules(call, folder):
-    assert call(loss="torch.nn:CrossEntropyLoss")[0] == 0 and call(out="p")[0] == 0
-    assert result(folder)["largest"]["values"] == result(folder, "p")["largest"]["values"]
-
-
 # ---- Nothing is lost ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("end", "variables"), [
-    ("| head -1", {}), (">/dev/full", {}), (">/dev/full 2>/dev/full", {}), (">&-", {}),
-    ("", {"PYTHONIOENCODING": "latin-1"}), ("", ASCII),
+    ("| head -1", {}), (">/dev/full", {}), (">&-", {}), ("", {"PYTHONIOENCODING": "latin-1"}), ("", ASCII),
 ], ids=str)
 def test_the_result_is_written_whatever_the_terminal_does(folder, end, variables):
     call = shlex.join([sys.executable, "-m", "sharpnb.cli", "spectrum", *arguments(top=1)])
@@ -112,7 +93,7 @@ def test_the_result_is_written_whatever_the_terminal_does(folder, end, variables
         assert "No space left on device" in done.stderr and "o/spectrum.json" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["[/x]", "[bold] %s {0}", "a $b$ λ"])
+@pytest.mark.parametrize("name", ["[bold] %s {0}", "a $b$ λ"])
 def test_names_are_names(command, folder, name):
     (folder / name).mkdir(parents=True)
     (folder / name / "theirs.py").write_text(MODULE)
@@ -180,20 +161,6 @@ def test_a_complete_result_is_never_replaced_by_an_interrupted_or_another_one(ca
     assert call("other")[0] == 0 and result(folder, "o-2")["complete"] and not (folder / "o-4").exists()
 
 
-def test_an_interrupted_result_is_replaced_with_all_its_files(call, folder, monkeypatch):
-    with monkeypatch.context() as m:
-        m.setitem(measure.OPERATORS, "hessian", Stopped)
-        m.setattr(Stopped, "at", 60)
-        assert call(steps=10, probes=6, memory=7e-6)[0] == 130  # one probe after the other
-    found = result(folder)
-    assert (folder / "o/density.csv").exists() and not found["complete"] and found["largest"]["verified"]
-    assert found["density"]["ending"] == "interrupted"
-    assert call(probes=0)[0] == 0 and result(folder)["complete"]
-    assert not (folder / "o/density.csv").exists(), "a density of another measurement beside it would mislead"
-    (folder / "o/spectrum.json").write_text('{"half')
-    assert call(probes=0)[0] == 0 and result(folder)["complete"] and not (folder / "o-2").exists()
-
-
 def test_a_figure_that_cannot_be_drawn_costs_no_number(call, folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     status, out, _ = call()
@@ -214,7 +181,7 @@ def test_a_users_matplotlibrc_changes_no_figure(call, folder, monkeypatch):
 
 
 @pytest.mark.parametrize(("model", "top", "steps", "probes"), [
-    ("net", 5, 60, 8), ("Flat", 1, 10, 0), ("recurrent", 3, 20, 2)])
+    ("net", 5, 60, 8), ("Flat", 1, 10, 0)])
 def test_the_products_are_counted_beforehand(call, folder, model, top, steps, probes):
     """Within a factor of two; the seconds are said too, and no test asserts those."""
     status, out, _ = call(model, top=top, steps=steps, probes=probes, dtype="float64")
@@ -223,11 +190,6 @@ def test_the_products_are_counted_beforehand(call, folder, model, top, steps, pr
     said = found["cost"]["said"]["products"]
     assert f"It will take about {said} products" in out and found["cost"]["said"]["seconds"] > 0
     assert 0.5 < said / found["products"] < 2
-
-
-def test_times_are_said_in_two_digits():
-    assert [duration(s) for s in (0.0123, 59, 89, 91, 5000, 6000, 90000)] == [
-        "0.012 seconds", "59 seconds", "89 seconds", "1.5 minutes", "83 minutes", "1.7 hours", "25 hours"]
 
 
 # ---- The order of the data ------------------------------------------------------------------------------------------

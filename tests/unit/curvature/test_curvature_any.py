@@ -55,7 +55,7 @@ class Pair(NamedTuple):
 
 STRUCTURES = {
     "pair": lambda x, y: (x, y), "list": lambda x, y: [x, y], "named": Pair,
-    "several inputs": lambda x, y: ((x, 1.0), y),
+    "several inputs": lambda x, y: ((x, 1.0, ["n"] * len(x)), y),
     "dictionary": lambda x, y: ({"x": x, "names": ["n"] * len(x)}, y),
     "mapping": lambda x, y: (UserDict(x=x, scale=1.0), y),
 }

@@ -144,15 +144,20 @@ def test_what_was_done_survives_a_bad_product(error, ending):
     assert found.ending is ending and found.products == 12 and found.values[0] == pytest.approx(9, rel=1e-6)
 
 
-@pytest.mark.parametrize("function", [partial(lanczos, steps=25), partial(top_eigenvalues, k=3, tol=1e-10)])
-def test_a_checkpoint_continues_bit_for_bit(tmp_path, function):
+DENSITY = partial(spectral_density, steps=12, probes=3, memory=12 * 100 * 8)  # one probe after the other
+
+
+@pytest.mark.parametrize(("function", "values", "at"), [
+    (partial(lanczos, steps=25), "values", 14), (partial(top_eigenvalues, k=3, tol=1e-10), "values", 14),
+    (DENSITY, "nodes", 9), (DENSITY, "nodes", 50)], ids=["lanczos", "top", "locking", "probing"])
+def test_a_checkpoint_continues_bit_for_bit(tmp_path, function, values, at):
     op, path = with_spectrum(np.r_[9, 5, 4, np.linspace(0, 1, 97)]), tmp_path / "state.npz"
     with pytest.raises(RuntimeError, match="killed"):
-        function(Breaking(op, 14, RuntimeError("killed")), checkpoint=path, checkpoint_every=0)
+        function(Breaking(op, at, RuntimeError("killed")), checkpoint=path, checkpoint_every=0)
     resumed, before = function(op, checkpoint=path), op.products
     whole = function(op)
-    np.testing.assert_array_equal(resumed.values, whole.values)
-    assert resumed.products == whole.products == before, "13 before the kill, the rest after it"
+    np.testing.assert_array_equal(getattr(resumed, values), getattr(whole, values))
+    assert resumed.products == whole.products == before, "some before the kill, the rest after it"
     with pytest.raises(ValueError, match="checkpoint of another run"):
         lanczos(op, 26, checkpoint=path)
 

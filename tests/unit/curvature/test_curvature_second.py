@@ -97,26 +97,19 @@ def test_what_is_missing_is_found_and_differences_say_their_error(name, dtype):
         assert float((silent - truth @ v.double()).norm() / (truth @ v.double()).norm()) > 0.01, "negative control"
 
 
-@pytest.mark.parametrize("name", ["fused cross-entropy", "fused square"])
-def test_gauss_newton_takes_differences_of_a_fused_loss(name):
-    _, loss, _, truth_loss = MISSING[name]
+@pytest.mark.parametrize(("loss", "truth_loss"), [
+    (MISSING["fused square"][1], square), (lambda o, t: F.multi_margin_loss(o, t) + ENTROPY(o, t), ENTROPY)])
+def test_gauss_newton_takes_differences_of_a_loss_without_second_derivative(loss, truth_loss):
     net = Activated(TANH)
     truth = GGNOperator(Activated(TANH).double(), truth_loss, (X.double(), Y)).to_dense()
     with pytest.warns(UserWarning, match="No second derivative of the loss here"):
         found = GGNOperator(net, loss, [(X[:12], Y[:12]), (X[12:], Y[12:])]).to_dense()
     assert float((found - truth).norm() / truth.norm()) < 1e-5
-    assert not GGNOperator(net, loss, (X, Y), check=False).to_dense().any(), "negative control: silence and zeros"
+    if truth_loss is square:
+        assert not GGNOperator(net, loss, (X, Y), check=False).to_dense().any(), "negative control: silence and zeros"
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the Fisher matrix needs first derivatives only
         FisherOperator(net, loss, (X, Y)) @ torch.ones(75)
-
-
-@pytest.mark.parametrize("loss", [F.multi_margin_loss, lambda o, t: F.multi_margin_loss(o, t) + ENTROPY(o, t)])
-def test_gauss_newton_takes_losses_that_pytorch_differentiates_once(loss):
-    with pytest.warns(UserWarning, match="No second derivative of the loss here"):
-        found = GGNOperator(Activated(TANH), loss, (X, Y)).to_dense()
-    truth = GGNOperator(Activated(TANH), ENTROPY, (X, Y)).to_dense() * (loss is not F.multi_margin_loss)
-    assert float((found - truth).norm()) < 1e-5 * max(1.0, float(truth.norm()))
 
 
 def test_gauss_newton_refuses_a_network_without_second_derivative():
