@@ -126,6 +126,7 @@ class GGNOperator(ModelOperator):
             warnings.warn(f"No second derivative of the loss here ({error}): central differences of its gradient "
                           "stand for it.", stacklevel=5)
 
+    @torch.inference_mode(False)
     def _loss_operator(self, output: Tensor, batch: Batch, method: Any) -> HessianOperator:
         """Return the Hessian of the loss in the outputs."""
         net, data = _Free(output), (output.new_zeros(0), batch.target)
