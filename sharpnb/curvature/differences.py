@@ -53,7 +53,7 @@ class Differences:
         if self._wide is None:
             self._try_float64(self.few())
         w = float(sum(p.detach().double().square().sum() for p in op.params)) ** 0.5
-        h = (WIDE_STEP * (w or 1.0) if self._wide else torch.finfo(op.dtype).eps ** (1 / 3) * (1 + w)) / size
+        h = (WIDE_STEP * _size(w) if self._wide else torch.finfo(op.dtype).eps ** (1 / 3) * (1 + w)) / size
         near = self._summed(v, h)
         self._made += 1
         if self._made & (self._made - 1) == 0:
@@ -185,7 +185,7 @@ class Differences:
 
     def _steps(self) -> list[float]:
         square = torch.cat([p.detach().reshape(-1).double() for p in self.op.params]).square().mean()
-        size = float(square.sqrt()) or 1.0
+        size = _size(float(square.sqrt()))
         return [f * size for f in ((WIDE_STEP, 1e-6, 1e-8) if self._wide else (1e-3, 3e-4, 3e-3))]
 
     def few(self) -> Batch:
@@ -245,6 +245,11 @@ def _off(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm())
 
 
+def _size(w: float) -> float:
+    """Return what steps are measured by: the size of weights, or 1 where that is nothing, and rounding everything."""
+    return w if w > 1e-6 else 1.0
+
+
 def _widened(batch: Batch) -> Batch:
     inputs, target = mapped(widened, (batch.inputs, batch.target))
     return batch._replace(inputs=inputs, target=target)
@@ -267,10 +272,10 @@ def refuse_cut_graphs(gradients: list[Tensor]) -> None:
         raise NotImplementedError("a function in the network cannot be differentiated twice")
 
 
-def held(value: Tensor, params: Iterable[Tensor]) -> bool:
+def held(value: Any, params: Iterable[Tensor]) -> bool:
     """Whether a number was computed from one of these parameters, and not from a copy in its place."""
     own = {*map(id, params)}
-    return any(id(getattr(node, "variable", None)) in own for node in _nodes([value]))
+    return isinstance(value, Tensor) and any(id(getattr(n, "variable", None)) in own for n in _nodes([value]))
 
 
 def _nodes(outputs: Sequence[Tensor]) -> Iterator[Any]:

@@ -96,7 +96,11 @@ class GGNOperator(ModelOperator):
         Raises:
             NotImplementedError: if they differ, so that it is the network whose part is wrong.
         """
-        batch = Differences(self).few()
+        differences = Differences(self)
+        batch = differences.few()
+        if differences.reentrant:
+            raise NotImplementedError(f"A reentrant checkpoint hides its parameters from {type(self).__name__}: build "
+                                      "the network with use_reentrant=False. HessianOperator can do with it.")
         with self._building():
             graph = GGNOperator._build(self, batch)
         if graph is None:

@@ -195,6 +195,16 @@ def test_random_loaders_are_named():
         HessianOperator(model, F.cross_entropy, shuffled())
 
 
+def test_weights_next_to_nothing_are_no_reason_for_differences(mlp_case):
+    model = copy.deepcopy(mlp_case.model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1e-10)
+    op = HessianOperator(model, mlp_case.loss, (mlp_case.x, mlp_case.y))
+    assert_close(op.to_dense(), dense_hessian(model, mlp_case.loss, mlp_case.x, mlp_case.y))
+    assert op.method == "auto"
+
+
 def test_a_changed_network_empties_the_cache(mlp_case):
     model = copy.deepcopy(mlp_case.model)
     op = HessianOperator(model, mlp_case.loss, (mlp_case.x, mlp_case.y))
