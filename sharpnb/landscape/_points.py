@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -190,8 +190,10 @@ class Points:
     def _refuse_captured(self, model: nn.Module, batch: Batch) -> None:
         """Raise where a loss uses the caller's model, which stays where it is; not where that one itself is moved."""
         output = mapped(Tensor.clone, self._run(batch.inputs))
-        with torch.enable_grad():
-            values = [] if self.model is model else [loss(output, batch.target) for loss in self.own.values()]
+        values = []
+        for loss in () if self.model is model else self.own.values():
+            with suppress(IndexError, RuntimeError), torch.enable_grad():  # it may take outputs of several points only
+                values.append(loss(output, batch.target))
         if any(held(value, model.parameters()) for value in values):
             raise ValueError("A loss uses the parameters of the model: that is a function of output and target no "
                              "more, and the points are points of a copy. Add what depends on weights afterwards.")

@@ -49,8 +49,8 @@ def _logits(outputs: Any, target: Any) -> Tensor:
         return outputs
     else:
         found = f"outputs of shape {tuple(outputs.shape[1:])} for targets {target.dtype}, {tuple(target.shape)}"
-    raise ValueError(f"The losses 'loss' and 'error' take one tensor of logits, and the model returns {found}. They "
-                     f"are of shape (B, classes), labels (B,). Give losses={{\"name\": function of output and target}}.")
+    raise ValueError(f"The losses 'loss' and 'error' take one tensor of logits, and the model returns {found}. "
+                     f"Logits are (B, classes), labels (B,). Give losses={{\"name\": function of output and target}}.")
 
 
 def _one_by_one(loss: Loss) -> Callable[[Any, Any], Tensor]:
