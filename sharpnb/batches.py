@@ -39,7 +39,9 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
 from sharpnb.counts import Batch, Count, Reduction, Shapes, counted, known, said_by
-from sharpnb.trees import moved, tensors
+from sharpnb.trees import mapped, moved, part, tensors
+
+SAME_OUTPUT = 1e-3  # of the largest: a sample's output alone and among others (TF32 included); time steps are far off
 
 
 def forward(model: Any, inputs: Any) -> Any:
@@ -161,6 +163,24 @@ def _kind(a: Tensor, b: Tensor) -> bool:
     return a.dtype != b.dtype or a.dim() != b.dim()
 
 
+def separable(run: Callable[[Any], Any], inputs: Any, size: int, m: int) -> bool:
+    """Whether the last m along the first axis have the outputs alone that they have among twice as many.
+
+    Else that axis is not the samples' (time steps, the nodes of a graph), or they see each other.
+    """
+    seen = min(2 * m, size)
+    try:
+        within, alone = (list(tensors(run(part(inputs, size - cut, size, size)))) for cut in (seen, m))
+    except Exception:  # whatever a network says to a piece
+        return False
+    pairs = [(a[-m:], b) for a, b in zip(within, alone, strict=False) if a.dim() and len(a) == seen]
+    for a, b in pairs:
+        bound = max(SAME_OUTPUT, 8 * torch.finfo(a.dtype).eps) if a.is_floating_point() else 0.0
+        if a.shape != b.shape or (bound and float((a - b).abs().max()) > bound * float(a.abs().max())):
+            return False
+    return bool(pairs) or not any(a.dim() for a in within)
+
+
 # ---- Data -----------------------------------------------------------------------------------------------------------
 
 
@@ -246,12 +266,14 @@ class Batches:
             if count or self.reduction == "sum":
                 yield Batch(index, inputs, target, size, count)
 
+    @torch.inference_mode(False)
     def _prepare(self, raw: Any) -> tuple[Any, Any]:
         if not (isinstance(raw, tuple | list) and len(raw) == 2):
             what = f"a {type(raw).__name__}" + (f" of {len(raw)} entries" if hasattr(raw, "__len__") else "")
             raise ValueError(f"A batch must be a pair (inputs, target), and this one is {what}. "
                              "Several inputs go into a tuple or a dict: ((x1, x2), y), ({'ids': ids}, y).")
-        inputs, target = (moved(part, self.device) for part in raw)
+        inputs, target = (mapped(lambda t: t.clone() if t.is_inference() else t, moved(part, self.device))
+                          for part in raw)
         return inputs, target
 
 

@@ -147,7 +147,7 @@ def copied(model: nn.Module) -> nn.Module | None:
 def kept(model: nn.Module) -> Iterator[None]:
     """Leave weights, buffers, gradients, modes and attributes of a model as they were found, in their own memory."""
     params = [(p, p.detach().clone(), p.grad, p.requires_grad) for p in model.parameters()]
-    buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
     values = [(b, b.detach().clone()) for _, own in buffers for b in own.values() if b is not None]
     with kept_attributes(model), kept_modes(model):
         try:
@@ -163,6 +163,7 @@ def kept(model: nn.Module) -> Iterator[None]:
                 for b, value in values:
                     b.copy_(value)
             for module, own in buffers:
+                module._buffers.clear()
                 module._buffers.update(own)
 
 
@@ -179,12 +180,12 @@ def steady_tables(model: nn.Module) -> Iterator[None]:
     """Make embeddings functions of their tables: with ``max_norm`` a forward pass writes into them.
 
     Inside, a table is what a forward pass would make of it, by an addition that stays the same when weights are moved;
-    and gradients are dense, for sparse ones have no second derivative.
+    and gradients are dense, for sparse ones have no second derivative, and not divided by frequencies.
     """
-    tables = [module for module in _tables(model) if module.sparse or module.max_norm is not None]
+    tables = _tables(model)
     with kept_attributes(nn.ModuleList(tables)):
         for module in tables:
-            module.sparse = False
+            module.sparse = module.scale_grad_by_freq = False
             if module.max_norm is not None:
                 rows = module.weight.detach()
                 norms = torch.linalg.vector_norm(rows, module.norm_type, dim=1, keepdim=True)
@@ -192,7 +193,19 @@ def steady_tables(model: nn.Module) -> Iterator[None]:
                 shift = torch.where(norms > module.max_norm, shorter, rows) - rows
                 module.max_norm = None
                 if bool(shift.any()):
-                    module.forward = MethodType(_shifted(shift, module.forward), module)
+                    _change_table(module, lambda weight, shift=shift: weight + shift.to(weight))
+        yield
+
+
+@contextmanager
+def steady_padding(model: nn.Module) -> Iterator[None]:
+    """Leave the row of padding, for which embeddings have no gradient, where it is when weights are moved."""
+    tables: list[Any] = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.padding_idx is not None]
+    with kept_attributes(nn.ModuleList(tables)):
+        for module in tables:
+            place = torch.tensor([module.padding_idx], device=module.weight.device)
+            row = module.weight.detach()[place]
+            _change_table(module, lambda weight, place=place, row=row: weight.index_copy(0, place, row.to(weight)))
         yield
 
 
@@ -205,14 +218,18 @@ def has_sparse_gradients(model: nn.Module) -> bool:
     return any(module.sparse for module in _tables(model))
 
 
-def _shifted(shift: Tensor, forward: Callable[..., Any]) -> Callable[..., Any]:
-    def shifted(module: Any, *args: Any, **kwargs: Any) -> Any:
-        weight = module._parameters.pop("weight")
+def _change_table(module: Any, change: Callable[[Tensor], Tensor]) -> None:
+    """Let a table's forward pass run on what ``change`` makes of its weight."""
+    forward = module.forward
+
+    def changed(module: Any, *args: Any, **kwargs: Any) -> Any:
+        holder = module._parameters if "weight" in module._parameters else vars(module)  # of a change around this one
+        weight = holder.pop("weight")
         try:
-            module.weight = weight + shift.to(weight)
+            module.weight = change(weight)
             return forward(*args, **kwargs)
         finally:
             vars(module).pop("weight", None)
-            module._parameters["weight"] = weight
+            holder["weight"] = weight
 
-    return shifted
+    module.forward = MethodType(changed, module)

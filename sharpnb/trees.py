@@ -95,10 +95,27 @@ def part(tree: Any, first: int, last: int, whole: int) -> Any:
 def fingerprint(tree: Any) -> str:
     """Return 16 hexadecimal digits that stand for the tensors of ``tree``: sha256 over shapes and bytes."""
     digest = hashlib.sha256()
-    for tensor in tensors(tree):
-        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    for whole in tensors(tree):
+        for tensor in strided(whole):
+            digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def strided(t: Tensor) -> list[Tensor]:
+    """Return the tensors that a sparse one is made of, else itself."""
+    if t.layout is torch.strided:
+        return [t]
+    if t.layout is torch.sparse_coo:
+        t = t.coalesce()
+        return [t.indices(), t.values()]
+    rows = t.layout in (torch.sparse_csr, torch.sparse_bsr)
+    return [*((t.crow_indices(), t.col_indices()) if rows else (t.ccol_indices(), t.row_indices())), t.values()]
+
+
+def storages(t: Tensor) -> list[torch.UntypedStorage]:
+    """Return where a tensor's numbers lie."""
+    return [piece.untyped_storage() for piece in strided(t)]
 
 
 def _parts(tree: Any) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from sharpnb.batches import forward
+from sharpnb.batches import forward, separable
 from sharpnb.counts import Count, Reduction, counted
-from sharpnb.curvature._state import Mode
+from sharpnb.curvature._state import Mode, measuring
 from sharpnb.curvature.hessian import HessianOperator
 from sharpnb.curvature.operators import Loss
 from sharpnb.trees import joined, lengths, mapped, part, tensors
@@ -23,7 +22,6 @@ from sharpnb.trees import joined, lengths, mapped, part, tensors
 # groups and convolutions, whose weights differ by group, are faster one by one.
 SMALL_GROUP = 64
 GROUP_BYTES = 2.5e8  # of the gradients of groups evaluated at once
-SAME_OUTPUT = 1e-3  # of the largest: a sample's output alone and among others (TF32 included); time steps are far off
 _WHOLE = "Put samples first, or use m=None (count= weighs batches; it cuts none)."
 
 
@@ -48,7 +46,9 @@ class Network:
     ) -> None:
         op = HessianOperator(
             model, loss, data, params, mode, reduction=reduction, count=count, check=False, group=False)
+        op.check_deterministic()
         op.check_counts()
+        op._differences.refuse_captured()
         self.op, self.model, self.count = op, op.model, count
         self.w = torch.cat([p.detach().reshape(-1) for p in op.params])
         self._holder = _Holder(op.model)
@@ -107,17 +107,12 @@ class Network:
 
     def _check_cut(self, inputs: Any, samples: int, m: int) -> None:
         """Refuse groups whose samples are not what they are among all others: time steps, say."""
-        if m >= samples or self.op.mode != "eval":
-            return
-        seen = min(2 * m, samples)
-        cuts = [part(inputs, samples - size, samples, samples) for size in (seen, m)]
-        within, alone = (list(tensors(self.op._quiet(lambda x=x: forward(self.model, x)))) for x in cuts)
-        for a, b in zip(within, alone, strict=False):
-            if not a.dim() or len(a) != seen or not a.is_floating_point():
-                continue
-            off = float((a[-m:] - b).abs().max()) if a[-m:].shape == b.shape else math.inf
-            if off > max(SAME_OUTPUT, 8 * torch.finfo(a.dtype).eps) * float(a.abs().max()):
-                raise ValueError(f"The last {m} along the first axis have other outputs alone than among {seen}: that "
+        def run(x: Any) -> Any:
+            return self.op._quiet(lambda: forward(self.model, x))
+
+        with measuring(self.model, "eval"):  # in other modes BatchNorm's samples see each other, as they may
+            if m < samples and not separable(run, inputs, samples, m):
+                raise ValueError(f"The last {m} along the first axis have other outputs alone than among others: that "
                                  f"axis is not the samples', or they see each other. {_WHOLE}")
 
     def _at(self, w: Tensor, function: Callable[[], Any]) -> Any:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from sharpnb.batches import kept_random_state
+from sharpnb.caches import refuse_parametrization_cache
 from sharpnb.fallbacks import changed, kept_attributes, kept_modes, steady_tables
 
 Mode = Literal["eval", "batch_stats", "as_is"]
@@ -30,6 +31,13 @@ def differentiable(params: Iterable[Tensor]) -> Any:
     return changed((p, "requires_grad", True) for p in params if not p.requires_grad)
 
 
+def refuse_other_parameters(model: nn.Module, params: Iterable[Tensor]) -> None:
+    """Raise a ValueError where parameters are not the model's own any more."""
+    if {*map(id, params)} - {*map(id, model.parameters())}:
+        raise ValueError("The model has other parameters than those that it was to be measured in (after "
+                         "load_state_dict(assign=True), a parametrization, a new layer): make the operator anew.")
+
+
 @contextmanager
 def measuring(model: nn.Module, mode: Mode, params: Iterable[Tensor] = ()) -> Iterator[None]:
     """Put the model into ``mode`` and put everything back: flags, buffers, attributes, ``requires_grad``, random state.
@@ -38,8 +46,9 @@ def measuring(model: nn.Module, mode: Mode, params: Iterable[Tensor] = ()) -> It
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode = {mode!r}: choose one of {', '.join(map(repr, get_args(Mode)))}.")
-    with (kept_random_state(), differentiable(params), kept_attributes(model), kept_modes(model), steady_tables(model),
-          _other_buffers(model, Tensor.clone)):
+    refuse_parametrization_cache("A measurement")
+    with (torch.inference_mode(False), kept_random_state(), differentiable(params), kept_attributes(model),
+          kept_modes(model), steady_tables(model), _other_buffers(model, Tensor.clone)):
         if mode != "as_is":
             model.eval()
         if mode == "batch_stats":
@@ -52,7 +61,7 @@ def measuring(model: nn.Module, mode: Mode, params: Iterable[Tensor] = ()) -> It
 @contextmanager
 def _other_buffers(model: nn.Module, copy: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Put copies in the place of all buffers, so that whatever is written is written to them."""
-    before = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
+    before = [(module, dict(module._buffers)) for module in model.modules()]  # a forward pass may add the first
     try:
         for module, own in before:
             module._buffers.update({name: None if b is None else copy(b.detach()) for name, b in own.items()})
@@ -83,6 +92,7 @@ def replaced(model: nn.Module, params: Sequence[Tensor], wide: bool) -> Iterator
     def copy(t: Tensor) -> Tensor:
         return t.double() if wide and t.dtype in NARROW else t.clone()
 
+    refuse_other_parameters(model, params)
     places = [(module, name, p) for module in model.modules()
               for name, p in module._parameters.items() if p is not None]
     chosen, copies = {id(p) for p in params}, {}

@@ -11,10 +11,10 @@ the product is left). Networks with code of their own type only are stepped in t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, zip_longest
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sharpnb.counts import Batch
 from sharpnb.curvature._state import measuring, replaced, widened
-from sharpnb.fallbacks import eager
+from sharpnb.fallbacks import eager, steady_padding
 from sharpnb.trees import lengths, mapped, part
 
 FEW = 8  # samples that a check looks at
@@ -53,7 +53,7 @@ class Differences:
         if self._wide is None:
             self._try_float64(self.few())
         w = float(sum(p.detach().double().square().sum() for p in op.params)) ** 0.5
-        h = (WIDE_STEP * (w or 1.0) if self._wide else torch.finfo(op.dtype).eps ** (1 / 3) * (1 + w)) / size
+        h = (WIDE_STEP * _size(w) if self._wide else torch.finfo(op.dtype).eps ** (1 / 3) * (1 + w)) / size
         near = self._summed(v, h)
         self._made += 1
         if self._made & (self._made - 1) == 0:
@@ -89,9 +89,10 @@ class Differences:
     ) -> tuple[Tensor, Tensor]:
         """Return gradients ``(k, n)`` and losses ``(k,)`` over weighted batches, at w + h v or (None) at v."""
         op, reentrant = self.op, self.reentrant
-        out = torch.zeros(len(steps), op.n, dtype=torch.float64 if wide else op.dtype, device=op.device)
-        losses = torch.zeros(len(steps), dtype=torch.float64, device=op.device)
-        with self._copies(wide) as (leaves, move):
+        self.refuse_captured()
+        with self._copies(wide, steps[0] is not None) as (leaves, move):
+            out = torch.zeros(len(steps), op.n, dtype=torch.float64 if wide else op.dtype, device=op.device)
+            losses = torch.zeros(len(steps), dtype=torch.float64, device=op.device)
             for batch, weight in batches:
                 if wide:
                     batch = _widened(batch)
@@ -106,10 +107,11 @@ class Differences:
         return out, losses
 
     @contextmanager
-    def _copies(self, wide: bool) -> Iterator[tuple[list[Tensor], Callable[[Tensor, float | None], None]]]:
+    def _copies(self, wide: bool, steps: bool = False) -> Iterator[tuple[list[Tensor], Callable[..., None]]]:
         """Yield copies of the parameters, in their place, and what moves them to w + h v, to v for None."""
         op = self.op
-        with measuring(op.model, op.mode), eager(), replaced(op.model, op.params, wide) as leaves:
+        with (measuring(op.model, op.mode), steady_padding(op.model) if steps else nullcontext(), eager(),
+              replaced(op.model, op.params, wide) as leaves):
             start = [leaf.detach().clone() for leaf in leaves]
 
             @torch.no_grad()
@@ -122,6 +124,9 @@ class Differences:
     @torch.enable_grad()
     def _gradient(self, batch: Batch, leaves: Sequence[Tensor], backward: bool) -> tuple[Tensor, Any]:
         """Return a batch's loss and gradients in copies of the parameters; ``backward`` is through checkpoints."""
+        if backward:  # a reentrant checkpoint has no gradient where none of its inputs has one
+            inputs = mapped(lambda t: t.detach().requires_grad_(t.is_floating_point()), batch.inputs)
+            batch = batch._replace(inputs=inputs)
         value = self.op._loss_value(batch).sum()
         if not value.requires_grad:
             return value, [None] * len(leaves)
@@ -139,24 +144,31 @@ class Differences:
         with self._copies(False) as (leaves, _):
             with torch.enable_grad():
                 value = self.op._loss_value(batch).sum()
-            if not any(isinstance(node, torch.autograd.function.FunctionCtx) for node in _nodes([value])):
-                return False  # a checkpoint is a function written in Python
+            self.captured = held(value, self.op.params)
             try:
-                found = torch.autograd.grad(value, leaves, allow_unused=True)
+                found = torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad else [None]
             except RuntimeError as error:
                 if "use_reentrant" not in str(error):
                     raise
                 return True
-            if all(g is not None for g in found):
+            if self.captured or all(g is not None for g in found):
                 return False
             _, there = self._gradient(batch, leaves, backward=True)
-        return any(a is None and b is not None and bool(b.any()) for a, b in zip(found, there, strict=True))
+        return any(a is None and b is not None and bool(b.any()) for a, b in zip_longest(found, there))
+
+    def refuse_captured(self) -> None:
+        """Raise where loss or network hold parameters, so that they would stay when the model's are moved."""
+        if not self.reentrant and self.captured:
+            raise ValueError("The loss or the network holds parameters in a variable of its own, which stay where they "
+                             "are when the model's are moved. Read them when it is called: model.parameters().")
 
     def disagreement(self, exact: Callable[[Batch, Tensor], Tensor]) -> str:
         """Compare a product of a few samples' Hessian with a vector ``(n,)``; say what is wrong, or nothing."""
         op, batch, v = self.op, self.few(), self.direction()
         if self.reentrant:
             return "a reentrant checkpoint hides its parameters from torch.autograd.grad"
+        if self.captured:
+            return ""
         product = exact(batch, v).double()
         self._try_float64(batch)
 
@@ -173,7 +185,7 @@ class Differences:
 
     def _steps(self) -> list[float]:
         square = torch.cat([p.detach().reshape(-1).double() for p in self.op.params]).square().mean()
-        size = float(square.sqrt()) or 1.0
+        size = _size(float(square.sqrt()))
         return [f * size for f in ((WIDE_STEP, 1e-6, 1e-8) if self._wide else (1e-3, 3e-4, 3e-3))]
 
     def few(self) -> Batch:
@@ -181,9 +193,9 @@ class Differences:
         batch = next(iter(self.op._batches))
         if batch.size <= FEW or {*lengths((batch.inputs, batch.target))} != {batch.size}:
             return batch
-        inputs, target = part((batch.inputs, batch.target), 0, FEW, batch.size)
-        few = batch._replace(inputs=inputs, target=target, size=FEW)
         try:
+            inputs, target = part((batch.inputs, batch.target), 0, FEW, batch.size)
+            few = batch._replace(inputs=inputs, target=target, size=FEW)
             with measuring(self.op.model, self.op.mode):
                 fine = bool(self.op._quiet(lambda: self.op._loss_value(few)).isfinite().all())
         except Exception:  # whatever a network says to fewer samples than it was given
@@ -233,6 +245,11 @@ def _off(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm())
 
 
+def _size(w: float) -> float:
+    """Return what steps are measured by: the size of weights, or 1 where that is nothing, and rounding everything."""
+    return w if w > 1e-6 else 1.0
+
+
 def _widened(batch: Batch) -> Batch:
     inputs, target = mapped(widened, (batch.inputs, batch.target))
     return batch._replace(inputs=inputs, target=target)
@@ -253,6 +270,12 @@ def refuse_cut_graphs(gradients: list[Tensor]) -> None:
     ends = ("torch::autograd::Error", "torch::autograd::NotImplemented")
     if any(node.name() in ends for node in _nodes(gradients)):
         raise NotImplementedError("a function in the network cannot be differentiated twice")
+
+
+def held(value: Any, params: Iterable[Tensor]) -> bool:
+    """Whether a number was computed from one of these parameters, and not from a copy in its place."""
+    own = {*map(id, params)}
+    return isinstance(value, Tensor) and any(id(getattr(n, "variable", None)) in own for n in _nodes([value]))
 
 
 def _nodes(outputs: Sequence[Tensor]) -> Iterator[Any]:

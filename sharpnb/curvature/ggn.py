@@ -96,7 +96,11 @@ class GGNOperator(ModelOperator):
         Raises:
             NotImplementedError: if they differ, so that it is the network whose part is wrong.
         """
-        batch = Differences(self).few()
+        differences = Differences(self)
+        batch = differences.few()
+        if differences.reentrant:
+            raise NotImplementedError(f"A reentrant checkpoint hides its parameters from {type(self).__name__}: build "
+                                      "the network with use_reentrant=False. HessianOperator can do with it.")
         with self._building():
             graph = GGNOperator._build(self, batch)
         if graph is None:
@@ -126,6 +130,7 @@ class GGNOperator(ModelOperator):
             warnings.warn(f"No second derivative of the loss here ({error}): central differences of its gradient "
                           "stand for it.", stacklevel=5)
 
+    @torch.inference_mode(False)
     def _loss_operator(self, output: Tensor, batch: Batch, method: Any) -> HessianOperator:
         """Return the Hessian of the loss in the outputs."""
         net, data = _Free(output), (output.new_zeros(0), batch.target)

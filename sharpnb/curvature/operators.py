@@ -26,9 +26,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from sharpnb.batches import Batches, forward
 from sharpnb.counts import Batch, Count, Reduction, check_loss
-from sharpnb.curvature._state import Mode, differentiable, measuring, unwrapped
+from sharpnb.curvature._state import Mode, differentiable, measuring, refuse_other_parameters, unwrapped
 from sharpnb.fallbacks import Quiet, WrittenOut, changed, eager, has_sparse_gradients
-from sharpnb.trees import tensors
+from sharpnb.trees import storages, tensors
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -106,8 +106,8 @@ class ModelOperator(ABC):
         """Return the products with K rows; each batch's graph serves all of them."""
         try:
             out = self._summed(rows)
-        except RuntimeError as error:
-            if not (self._batched and "vmap" in str(error)):
+        except RuntimeError:
+            if not self._batched:
                 raise
             self._batched = False  # a layer without a batching rule: one vector after the other
             out = self._summed(rows)
@@ -142,7 +142,9 @@ class ModelOperator(ABC):
 
     def _graphs_of_batches(self) -> Iterator[tuple[Batch, Any]]:
         """Yield each batch with its graph, kept where memory allows and nothing has changed, else built now."""
-        versions = tuple((t.data_ptr(), t._version) for t in (*self.params, *self.model.buffers()))
+        refuse_other_parameters(self.model, self.params)
+        versions = (*((t.data_ptr() if t.layout is torch.strided else 0, t._version)
+                      for t in (*self.params, *self.model.buffers())), *(m.training for m in self.model.modules()))
         if versions != self._graphs_of:
             self._graphs, self._graphs_of = {}, versions
         room = None  # how many batches may keep their graph: all if there is one, else what ``memory`` bytes hold
@@ -164,13 +166,12 @@ class ModelOperator(ABC):
         saved: dict[int, int] = {}
 
         def note(t: Tensor) -> Tensor:
-            storage = t.untyped_storage()
-            saved[storage.data_ptr()] = storage.nbytes()
+            saved.update((piece.data_ptr(), piece.nbytes()) for piece in storages(t))
             return t
 
         batch = next(iter(self._batches))
         held = (*self.params, *self.model.buffers(), *tensors((batch.inputs, batch.target)))
-        own = {t.untyped_storage().data_ptr() for t in held}
+        own = {piece.data_ptr() for t in held for piece in storages(t)}
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), self._building():
             self._build(batch)
         return sum(size for pointer, size in saved.items() if pointer not in own)

@@ -166,6 +166,7 @@ class _Ascent:
 
     def _at(self, u: Tensor) -> tuple[Tensor, Tensor]:
         values, gradients = self.network.at(self.group, self._moved(u))
+        values = values.masked_fill(~gradients.isfinite().all(dim=1), math.nan)  # there is no way up that is known
         return values, gradients if self.c is None else self.c * gradients
 
     def _moved(self, u: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from sharpnb.averaging.batchnorm import inputs, unfrozen, update_bn
 from sharpnb.averaging.wrapped import fill
-from sharpnb.batches import Batches, forward
+from sharpnb.batches import Batches, forward, separable
+from sharpnb.caches import refuse_parametrization_cache
 from sharpnb.counts import Batch, Count, check_loss, counted
+from sharpnb.curvature.differences import held
 from sharpnb.fallbacks import Quiet, copied, kept
 from sharpnb.landscape._together import Together
 from sharpnb.landscape.losses import Losses, stacked_losses
 from sharpnb.landscape.plane import Plane
-from sharpnb.trees import lengths, mapped, part
+from sharpnb.trees import lengths, mapped, part, tensors
 
 # Samples in a forward pass of many points and of one. Bytes that a layer's output may take for all points of a call:
 # about what a core's cache holds, and enough to keep a GPU busy.
@@ -41,6 +43,7 @@ class Points:
         self, model: nn.Module, plane: Plane, data: Any, losses: Losses, bn_data: Any = None,
         batch_size: int | None = None, count: Count | None = None,
     ) -> None:
+        refuse_parametrization_cache("A surface")
         kinds = {(p.dtype, p.device) for p in model.parameters()}
         weights = sum(p.numel() for p in model.parameters())
         if len(kinds) != 1 or weights != len(plane.origin):
@@ -67,7 +70,7 @@ class Points:
         if self.at_once < 2:  # one after another, by the model itself
             self.together, self.at_once = None, 1
         samples = batch_size or (many if self.together else one)
-        self.sets = {name: self._cut(batches, samples) for name, batches in self.sets.items()}
+        self.sets = {name: self._cut(batches, samples, model) for name, batches in self.sets.items()}
         self.totals = [sum(batch.count for batch in batches) for batches in self.sets.values()]
         if self.together:
             self.prepared = [[self.together.prepared(b.inputs) for b in batches] for batches in self.sets.values()]
@@ -159,13 +162,20 @@ class Points:
         return [batch._replace(inputs=mapped(as_the_model, batch.inputs))
                 for batch in Batches(data, self.device, count=self.count)]
 
-    def _cut(self, batches: list[Batch], samples: int) -> list[Batch]:
+    def _cut(self, batches: list[Batch], samples: int, model: nn.Module) -> list[Batch]:
         """Cut batches into pieces of so many samples, where the losses over the pieces add up to those of a batch.
 
         Raises:
             ValueError: if those over the batches do not add up, and their counts were not given.
         """
-        pieces = [piece for batch in batches for piece in _split(batch, samples, self.count)]
+        cut = [_split(batch, samples, self.count) for batch in batches]
+        pieces = [piece for own in cut for piece in own]
+        with self._inside(self.model):
+            self.model.eval()
+            self._refuse_captured(model, batches[0])
+            if any(len(own) > 1 and not separable(self._run, batch.inputs, batch.size, samples)
+                   for batch, own in zip(batches, cut, strict=True)):
+                return batches
         if self.count is None:
             try:
                 self._check(pieces)
@@ -174,13 +184,27 @@ class Points:
                 return batches
         return pieces
 
+    def _refuse_captured(self, model: nn.Module, batch: Batch) -> None:
+        """Raise where a loss uses the caller's model, which stays where it is; not where that one itself is moved."""
+        output = mapped(Tensor.clone, self._run(batch.inputs))
+        values = []
+        for loss in () if self.model is model else self.own.values():
+            with suppress(IndexError, RuntimeError), torch.enable_grad():  # it may take outputs of several points only
+                values.append(loss(output, batch.target))
+        if any(held(value, model.parameters()) for value in values):
+            raise ValueError("A loss uses the parameters of the model: that is a function of output and target no "
+                             "more, and the points are points of a copy. Add what depends on weights afterwards.")
+
+    def _run(self, x: Any) -> Any:
+        return self._quiet(lambda: forward(self.model, x))
+
     def _check(self, batches: list[Batch]) -> None:
         some = batches[:7] + batches[7:][-1:]
         if len(some) < 2 or not self.own:
             return
         with self._inside(self.model):
             self.model.eval()
-            measured = [(b, self._quiet(lambda x=b.inputs: forward(self.model, x))) for b in some]
+            measured = [(b, self._run(b.inputs)) for b in some]
         for loss in self.own.values():
             check_loss(loss, measured, "mean")
 
@@ -188,7 +212,8 @@ class Points:
 def _split(batch: Batch, samples: int, count: Count | None) -> list[Batch]:
     """Cut a batch along its samples, if it is known where these lie, and what the pieces count."""
     tree, size = (batch.inputs, batch.target), batch.size
-    if {*lengths(tree)} != {size} or (count is not None and not callable(count)):
+    sparse = any(t.layout is not torch.strided for t in tensors(tree))
+    if sparse or {*lengths(tree)} != {size} or (count is not None and not callable(count)):
         return [batch]
     pieces = []
     for first in range(0, size, samples):

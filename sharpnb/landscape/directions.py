@@ -44,6 +44,8 @@ def filter_normalized_direction(
     transposed = {id(m.weight) for m in model.modules() if isinstance(m, kinds)}
     parts = []
     for p in model.parameters():
+        if p.is_complex():
+            raise ValueError(f"A parameter has dtype {p.dtype}: directions are of real weights.")
         w = p.detach().cpu().double()
         d = torch.randn(w.shape, generator=generator, dtype=torch.float64)
         if w.dim() < 2:

@@ -26,29 +26,39 @@ def stacked_losses(losses: Losses) -> dict[str, Callable[[Any, Any], Tensor]]:
 
 def _cross_entropy(outputs: Any, target: Tensor) -> Tensor:
     # Samples last: a softmax over a short last axis is not vectorised (measured nine times slower).
-    log_p = F.log_softmax(_logits(outputs).mT.contiguous(), 1)
+    log_p = F.log_softmax(_logits(outputs, target).mT.contiguous(), 1)
     return -log_p.gather(1, target.expand(len(outputs), 1, -1))[:, 0].mean(1)
 
 
 def _error(outputs: Any, target: Tensor) -> Tensor:
     """Percent of wrong classes; an output that is not finite is wrong."""
-    samples_last = _logits(outputs).mT.contiguous()
+    samples_last = _logits(outputs, target).mT.contiguous()
     right = (samples_last.argmax(1) == target) & samples_last.sum(1).isfinite()
     return 100 * (1 - right.to(samples_last.dtype).mean(1))
 
 
-def _logits(outputs: Any) -> Tensor:
-    if isinstance(outputs, Tensor):
+def _number(value: Any) -> Tensor:
+    return (value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)).reshape(())
+
+
+def _logits(outputs: Any, target: Any) -> Tensor:
+    if not isinstance(outputs, Tensor):
+        found = f"a {type(outputs[0]).__name__}"
+    elif outputs.dim() == 3 and not target.is_floating_point() and (
+            outputs.shape[2] > 1 and target.shape == outputs.shape[1:2]):
         return outputs
-    raise ValueError(f"The losses 'loss' and 'error' take one tensor of logits, and the model returns a "
-                     f"{type(outputs[0]).__name__}. Give losses={{\"name\": function of output and target}}.")
+    else:
+        found = f"outputs of shape {tuple(outputs.shape[1:])} for targets {target.dtype}, {tuple(target.shape)}"
+    raise ValueError(f"The losses 'loss' and 'error' take one tensor of logits, and the model returns {found}. "
+                     f"Logits are (B, classes), labels (B,). Give losses={{\"name\": function of output and target}}.")
 
 
 def _one_by_one(loss: Loss) -> Callable[[Any, Any], Tensor]:
     """A loss of one point's output, or, where that is refused, of all points' outputs (P, B, …) at once."""
     def of_each(outputs: Any, target: Any) -> Tensor:
         try:
-            return torch.stack([loss(output, target) for output in outputs])
+            values = [loss(output, target) for output in outputs]  # tensors of one number, or Python's numbers
+            return torch.stack([_number(value) for value in values])
         except (IndexError, RuntimeError):
             together = loss(outputs, target) if isinstance(outputs, Tensor) else None
             if together is None or together.shape != (len(outputs),):

@@ -107,6 +107,8 @@ class Plane:
 def flat(w: Weights) -> Tensor:
     """Weights of a model, or given ones, as float64 on the CPU: (n,) or (K, n)."""
     vector = nn.utils.parameters_to_vector(w.parameters()) if isinstance(w, nn.Module) else w
+    if vector.is_complex():
+        raise ValueError(f"The weights have dtype {vector.dtype}: planes are of real ones.")
     return vector.detach().cpu().double()
 
 

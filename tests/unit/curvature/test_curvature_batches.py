@@ -50,8 +50,9 @@ def test_time_first_is_refused_or_right(net, target, count):
         with pytest.raises(ValueError, match=r"Say it with count="):
             work(cut)
         assert_close(work(cut, count=count), work(whole), 1e-10)
-    with pytest.raises(ValueError, match=r"count="):
-        sharpness(net, loss, whole, 0.5, m=4)
+    for mode in ("eval", "as_is"):
+        with pytest.raises(ValueError, match=r"count="):
+            sharpness(net, loss, whole, 0.5, m=4, mode=mode)
     assert_close(dense(net, loss, whole), dense_hessian(net, loss, *whole), 1e-10)
 
 

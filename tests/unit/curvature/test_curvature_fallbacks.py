@@ -285,6 +285,93 @@ def test_a_table_with_a_largest_norm_stays_as_it_was(tied):
     assert torch.equal(net.table.weight, before) and np.isfinite(values).all()
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("options", [{"padding_idx": 0}, {"padding_idx": 0, "scale_grad_by_freq": True}], ids=str)
+def test_padding_and_frequencies_of_tables(tied, options):
+    net, target = Embeds(tied=tied, **options), IDS[:, 0] if tied else Y
+    twin = Embeds(tied=tied, padding_idx=0).double()  # its row of padding has no gradient
+    truth = HessianOperator(twin, F.cross_entropy, (IDS, target), method="autograd", check=False)
+    for method in ("auto", "finite_difference"):
+        op = HessianOperator(net, F.cross_entropy, (IDS, target), method=method)
+        assert_close(op.to_dense().double(), truth.to_dense(), 1e-5)
+        assert op.method == method
+    torch.testing.assert_close(op.gradient().double(), truth.gradient(), rtol=1e-4, atol=1e-6)
+    rise = sharpness(twin, F.cross_entropy, (IDS, target), 0.1).value
+    assert sharpness(net, F.cross_entropy, (IDS, target), 0.1).value == pytest.approx(rise, rel=1e-4)
+
+
+# ---- around a network -----------------------------------------------------------------------------------------------
+
+
+class Rotates(nn.Module):
+    """Makes a buffer the first time, as rotary embeddings do, and multiplies by another, which may be sparse."""
+
+    def __init__(self, layout=torch.strided):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inside, self.out = nn.Module(), nn.Linear(5, 3)
+        self.register_buffer("graph", (torch.eye(18) + torch.eye(18).roll(1, 0)).to_sparse(layout=layout)
+                             if layout != torch.strided else torch.eye(18) + torch.eye(18).roll(1, 0))
+
+    def forward(self, x, graph=None):
+        if not hasattr(self.inside, "turn"):
+            self.inside.register_buffer("turn", torch.arange(5).to(x) / 5, persistent=False)
+        return self.out(torch.tanh((self.graph if graph is None else graph) @ (x * self.inside.turn)) ** 2)
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.sparse_coo, torch.sparse_csr], ids=str)
+def test_sparse_tensors_and_buffers_that_are_made_in_the_forward_pass(layout):
+    twin, net = Rotates(), Rotates(layout)
+    for data in ((X, Y), ((X, net.graph), Y)):
+        found = HessianOperator(net, F.cross_entropy, data)
+        assert_close(found.to_dense(), HessianOperator(twin, F.cross_entropy, (X, Y)).to_dense(), 1e-5)
+        assert found.graph_bytes() > 0
+        rise, values = sharpness(twin, F.cross_entropy, (X, Y), 0.1).value, []
+        assert sharpness(net, F.cross_entropy, data, 0.1).value == pytest.approx(rise, rel=1e-4)
+        for each, own in ((net, data), (twin, (X, Y))):
+            values.append(surface(each, Plane.random(twin), own, ("loss",), 2, batch_size=4).values["loss"])
+        np.testing.assert_allclose(*values, rtol=1e-5)
+    assert not hasattr(net.inside, "turn") and not list(net.inside.buffers())
+
+
+@pytest.mark.parametrize("operator", [HessianOperator, GGNOperator, FisherOperator])
+def test_inference_mode_around_changes_nothing(operator):
+    net = seeded(lambda: nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)))
+    truth, rise = operator(net, F.cross_entropy, (X, Y)).to_dense(), sharpness(net, F.cross_entropy, (X, Y), 0.1, 4)
+    with torch.inference_mode(), said(0):
+        data = (X.clone(), Y.clone())
+        torch.testing.assert_close(operator(net, F.cross_entropy, data).to_dense(), truth)
+        assert sharpness(net, F.cross_entropy, data, 0.1, 4).value == rise.value
+    torch.testing.assert_close(operator(net, F.cross_entropy, data).to_dense(), truth)
+
+
+def test_weights_that_would_stay_when_others_are_moved_are_named():
+    net = seeded(lambda: nn.utils.parametrizations.orthogonal(nn.Linear(5, 3)))
+    held = list(net.parameters())
+
+    def decayed(output, target, own=None):
+        return F.cross_entropy(output, target) + 0.3 * sum(p.square().sum() for p in own or held)
+
+    def by_name(output, target):
+        return decayed(output, target, list(net.parameters()))
+
+    data, plane = (X, Y), Plane.random(net)
+    op, twin = HessianOperator(net, decayed, data), HessianOperator(net, by_name, data)
+    assert_close(op.to_dense(), twin.to_dense(), 1e-5)
+    assert op.method == "auto" and twin.gradient().any()
+    calls = [op.gradient, lambda: surface(net, plane, data, {"loss": by_name}, 2),
+             *(lambda k=k, m=m: k(net, decayed, data, 0.1, **m) for k, m in (
+                 (sharpness, {}), (sharpness, {"m": 4}), (average_sharpness, {})))]
+    for call in calls:
+        with pytest.raises(ValueError, match="parameters"):
+            call()
+    with nn.utils.parametrize.cached():
+        for call in (lambda: HessianOperator(net, F.cross_entropy, data), lambda: surface(net, plane, data, size=2),
+                     lambda: sharpness(net, F.cross_entropy, data, 0.1)):
+            with pytest.raises(RuntimeError, match=r"parametrize\.cached"):
+                call()
+
+
 # ---- Monte-Carlo Fisher over positions ------------------------------------------------------------------------------
 
 

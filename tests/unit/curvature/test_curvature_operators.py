@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from conftest import Residual, assert_close, dense_hessian, images, mlp
-from sharpnb.curvature import FisherOperator, GGNOperator, HessianOperator, trace
+from sharpnb.curvature import FisherOperator, GGNOperator, HessianOperator, average_sharpness, sharpness, trace
 
 F = nn.functional
 
@@ -163,8 +163,9 @@ def test_batch_statistics_are_another_operator():
 def test_randomness_is_refused_and_its_cause_named():
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Dropout(0.5), nn.Linear(8, 4)).double().train()
     data = images(20)
-    with pytest.raises(ValueError, match="dropout is active in 2"):
-        HessianOperator(model, F.cross_entropy, data, mode="as_is")
+    for measure in (HessianOperator, partial(sharpness, rho=0.1), partial(average_sharpness, rho=0.1)):
+        with pytest.raises(ValueError, match="dropout is active in 2"):
+            measure(model, F.cross_entropy, data, mode="as_is")
     HessianOperator(model, F.cross_entropy, data, mode="eval")
     with pytest.raises(ValueError, match="no Dropout layer"):
         HessianOperator(model, lambda o, t: F.cross_entropy(F.dropout(o, 0.5), t), data)
@@ -194,6 +195,16 @@ def test_random_loaders_are_named():
         HessianOperator(model, F.cross_entropy, shuffled())
 
 
+def test_weights_next_to_nothing_are_no_reason_for_differences(mlp_case):
+    model = copy.deepcopy(mlp_case.model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1e-10)
+    op = HessianOperator(model, mlp_case.loss, (mlp_case.x, mlp_case.y))
+    assert_close(op.to_dense(), dense_hessian(model, mlp_case.loss, mlp_case.x, mlp_case.y))
+    assert op.method == "auto"
+
+
 def test_a_changed_network_empties_the_cache(mlp_case):
     model = copy.deepcopy(mlp_case.model)
     op = HessianOperator(model, mlp_case.loss, (mlp_case.x, mlp_case.y))
@@ -206,6 +217,13 @@ def test_a_changed_network_empties_the_cache(mlp_case):
     assert not torch.allclose(old, new)
     model[1].weight.data = mlp_case.model[1].weight.data.clone()
     assert_close(op @ v, old)
+    model.append(nn.BatchNorm1d(4).double())
+    op = HessianOperator(model.train(), mlp_case.loss, (mlp_case.x, mlp_case.y), mode="as_is")
+    assert not torch.allclose(op @ torch.ones(op.n).double(), model.eval() and op @ torch.ones(op.n).double())
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    for call in (lambda: op @ torch.ones(op.n), op.gradient):
+        with pytest.raises(ValueError, match="other parameters"):
+            call()
 
 
 # ---- Gauss-Newton and Fisher ----------------------------------------------------------------------------------------

@@ -134,6 +134,14 @@ def test_rescaling_relu_layers_changes_sharpness_but_not_the_adaptive_one():
     assert abs(sharpness(model, F.cross_entropy, data, 0.1).value / plain - 1) > 0.1
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_gradient_that_is_no_number_is_no_flatness(steps):
+    def loss(output, target):
+        return output.square().mean() + (output - output.detach()).abs().sqrt().sum()  # finite, with an infinite slope
+
+    assert math.isnan(sharpness(nn.Linear(3, 2), loss, (torch.ones(4, 3), torch.ones(4)), 0.1, steps=steps).value)
+
+
 def test_an_exactly_flat_start_still_climbs():
     model, x = Weights(torch.zeros(3, dtype=torch.float64)), torch.eye(3, dtype=torch.float64) * 2
     data = x, torch.zeros(3, dtype=torch.float64)

@@ -66,6 +66,13 @@ def test_time_first_and_several_outputs_on_a_surface():
     whole = surface(model, plane, (x, Y), {"mine": loss}, 2).values["mine"]
     pieces = surface(model, plane, cut, {"mine": loss}, 2, count=lambda x, y: len(y)).values["mine"]
     np.testing.assert_allclose(pieces, whole, rtol=1e-12)
+    turned, data = Reads(), (x, TAGS.T.abs() % 3)
+    turned.rnn.batch_first = False  # inputs, outputs and target agree on the first axis, and it is that of time
+    found = [surface(turned, plane, data, {"mine": _tokens}, 2, batch_size=size).values["mine"] for size in (3, 90)]
+    np.testing.assert_allclose(*found, rtol=1e-12)
+    for turn in (lambda value: value[None], float):
+        found = surface(model, plane, (x, Y), {"mine": lambda out, t, turn=turn: turn(loss(out, t))}, 2).values["mine"]
+        np.testing.assert_allclose(found, whole, rtol=1e-12)
     with pytest.raises(ValueError, match="count="):
         surface(model, plane, cut, {"mine": loss}, 2)
     with pytest.raises(ValueError, match="one tensor of logits, and the model returns a dict"):

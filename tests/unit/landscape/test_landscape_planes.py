@@ -91,6 +91,9 @@ def test_the_projection_is_the_nearest_point_for_oblique_directions_too():
 
 
 def test_points_on_a_line_make_no_plane():
+    for call in (filter_normalized_direction, lambda model: Plane.through(model, model, model)):
+        with pytest.raises(ValueError, match="complex64"):
+            call(nn.Linear(2, 2, dtype=torch.complex64))
     w = torch.randn(2, 30, dtype=torch.float64)
     for third in (w[0] + 0.3 * (w[1] - w[0]), w[1], w[0]):
         with pytest.raises(ValueError, match="on one line"):

@@ -301,6 +301,7 @@ def test_pictures_have_the_numbers_and_the_last_bits_of_equal_errors_draw_no_lin
 
 @pytest.mark.parametrize("change, said", [
     ({"losses": ("accuracy",)}, "'accuracy'"), ({"losses": "loss"}, "losses = 'loss'"), ({"losses": ()}, "losses = "),
+    ({"data": (X, Y.double()), "losses": ("error",)}, "labels"), ({"data": (X, Y[:, None])}, "labels"),
     ({"data": []}, "no sample"), ({"model": models.mlp((64, 9, 10)).double()}, "weights of 1 types"),
 ])
 def test_misuse_is_named(change, said):
