@@ -95,7 +95,8 @@ class Evil:
 
 
 @pytest.mark.parametrize(("call", "word"), [
-    (__import__("os").system, "system"), (eval, "eval"), (__import__("subprocess").call, "call"), (pickle.loads, "pickle"),
+    (__import__("os").system, "system"), (eval, "eval"), (__import__("subprocess").call, "call"),
+    (pickle.loads, "pickle"),
 ], ids=lambda value: getattr(value, "__name__", ""))
 def test_code_is_refused_and_never_run(net, tmp_path, call, word):
     ran = tmp_path / "ran"

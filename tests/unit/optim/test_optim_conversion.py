@@ -91,7 +91,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], str]] = {
     "a stranger": (Stranger, AdamW, "multiplied by"),
     "SGD into AdamW": (lambda p: T.SGD(p, lr=0.1), AdamW, "no betas"),
     "SGD into SGDW": (lambda p: T.SGD(p, lr=0.1, momentum=0.9), lambda p: SGDW(p, lr=0.1), "SGDW does not share"),
-    "an old SGD into SGDW": (lambda p: OldSGD(p, lr=0.1, momentum=0.9), lambda p: SGDW(p, lr=0.1), "SGDW does not share"),
+    "an old SGD into SGDW": (lambda p: OldSGD(p, lr=0.1, momentum=0.9), lambda p: SGDW(p, lr=0.1), "does not share"),
     "RMSprop": (T.RMSprop, lambda p: SGDW(p, lr=0.1), "another optimizer"),
     "SGD into SAM over Adam": (lambda p: T.SGD(p, lr=0.1), lambda p: SAM(T.Adam(p)), "no betas"),
     "Adam into SAM over SGD": (T.Adam, lambda p: SAM(T.SGD(p, lr=0.1)), "no dampening, momentum"),

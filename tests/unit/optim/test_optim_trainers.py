@@ -1,7 +1,7 @@
 """What fastai does to an optimizer, call by call and write by write, against the same training written out in NumPy.
 
-The calls are those of fastai 2.8 (``OptimWrapper``, ``fit_one_cycle``, ``freeze``), which is not imported. Lightning and
-others run in tests/recipes themselves.
+The calls are those of fastai 2.8 (``OptimWrapper``, ``fit_one_cycle``, ``freeze``), which is not imported. Lightning
+and others run in tests/recipes themselves.
 """
 
 from __future__ import annotations
