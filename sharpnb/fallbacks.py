@@ -147,8 +147,8 @@ def copied(model: nn.Module) -> nn.Module | None:
 def kept(model: nn.Module) -> Iterator[None]:
     """Leave weights, buffers, gradients, modes and attributes of a model as they were found, in their own memory."""
     params = [(p, p.detach().clone(), p.grad, p.requires_grad) for p in model.parameters()]
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
-    values = [(b, b.detach().clone()) for _, own in buffers for b in own.values() if b is not None]
+    buffers = [(m, dict(m._buffers)) for m in model.modules() if type(m._buffers) is dict]  # not of TorchScript
+    values = [(b, b.detach().clone()) for b in model.buffers()]
     with kept_attributes(model), kept_modes(model):
         try:
             for p, _, _, _ in params:

@@ -61,7 +61,9 @@ def measuring(model: nn.Module, mode: Mode, params: Iterable[Tensor] = ()) -> It
 @contextmanager
 def _other_buffers(model: nn.Module, copy: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Put copies in the place of all buffers, so that whatever is written is written to them."""
-    before = [(module, dict(module._buffers)) for module in model.modules()]  # a forward pass may add the first
+    before = [(m, dict(m._buffers)) for m in model.modules() if type(m._buffers) is dict]
+    scripted = [(b, b.detach().clone()) for m in model.modules() if type(m._buffers) is not dict
+                for b in m.buffers(False)]
     try:
         for module, own in before:
             module._buffers.update({name: None if b is None else copy(b.detach()) for name, b in own.items()})
@@ -70,6 +72,9 @@ def _other_buffers(model: nn.Module, copy: Callable[[Tensor], Tensor]) -> Iterat
         for module, own in before:
             module._buffers.clear()
             module._buffers.update(own)
+        with torch.no_grad():
+            for b, value in scripted:  # TorchScript holds them itself
+                b.copy_(value)
 
 
 # ---- Other weights --------------------------------------------------------------------------------------------------
