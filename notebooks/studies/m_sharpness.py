@@ -254,7 +254,7 @@ def draw_middle(ax: Any, summary: pd.DataFrame, noise: float, s: Settings) -> No
                     capsize=2, lw=1.2, label=f"m = {m}")
     ax.axhline(0, color=COLOURS["sgd"], ls=":", label="SGD")
     ax.set(xscale="log", xlabel="radius $\\rho$", title=f"{noise:.0%} wrong labels" if noise else "clean labels")
-    ax.set_xticks(ticks, [f"{rho:g}" for rho in ticks])
+    ax.set_xticks(ticks, [f"{rho:.2g}" for rho in ticks])
     ax.minorticks_off()
 
 

@@ -51,7 +51,11 @@ def _of_training(trained: pd.DataFrame | None, s: Settings, profile: str, twice:
                             "profile": profile, "record": _RECORDS.get((profile, "trained"), "")}
     if trained is None:
         return Claim(**note)
-    errors = (study.best(trained, m, 0.0, s.rhos[m])[1] for m in (small, batch))
+    found = {m: study.best(trained, m, 0.0, s.rhos[m]) for m in (small, batch)}
+    errors = (error for _, error in found.values())
+    if profile == "mid":
+        ends = any(rho in (s.rhos[m][0], s.rhos[m][-1]) for m, (rho, _) in found.items())
+        note["protocol"] += ", tuned on other seeds" + ", an edge of the radii" * ends
     sgd = trained[(trained["rho"] == 0) & (trained["noise"] == 0)]
     return Claim.from_samples(paired(*errors, worst=90.0), regime=_regime(sgd, twice), **note)
 
