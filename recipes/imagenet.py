@@ -106,7 +106,7 @@ PROTOCOLS = {
 
 def fit(
     data: str | Path, protocol: Protocol, out: str | Path, *, seed: int = 0, device: str = "auto", workers: int = 0,
-    bf16: bool = False, every: int = 1, report: Callable[[Row], None] = lambda _: None,
+    bf16: bool = False, report: Callable[[Row], None] = lambda _: None,
 ) -> list[Row]:
     """Train a network on a folder of images, and go on where a stopped run left off.
 
@@ -118,7 +118,6 @@ def fit(
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``; under ``torchrun`` each rank takes its own GPU.
         workers: processes that read images, a rank.
         bf16: run forward passes under bfloat16 autocast.
-        every: epochs from one evaluation and checkpoint to the next.
         report: called with each new row, on rank 0.
 
     Returns:
@@ -140,10 +139,9 @@ def fit(
             run.resume()
             while run.step < run.steps:
                 row = run.epoch()
-                if row["epoch"] % every == 0 or run.step == run.steps:
-                    run.evaluate_and_save(row)
-                    if run.rank == 0:
-                        report(row)
+                run.evaluate_and_save(row)
+                if run.rank == 0:
+                    report(row)
         if own_group:
             dist.barrier()  # a rank that leaves early takes the connection with it
         return run.rows

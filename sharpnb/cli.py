@@ -282,22 +282,21 @@ def spectrum_command(
     """
     from sharpnb import spectrum as own
 
-    say = _say
     try:
         settings = own.Settings(
             operator, mode, tuple(params or ()), top, steps, probes, seed, None if memory is None else memory * 1e9)
         kind = own.float_type(dtype)
         own.seed_everything(seed)
         network = own.placed(own.load_model(
-            model, checkpoint, key=key, weights=weights, classes=classes, say=say, allow_classes=allow_class or (),
+            model, checkpoint, key=key, weights=weights, classes=classes, say=_say, allow_classes=allow_class or (),
             allow_missing=allow_missing or (), allow_unexpected=allow_unexpected or ()), device, kind)
         own.seed_everything(seed)  # again, so that the data do not hang on what the model's function drew
-        pieces = own.load_batches(data, split=split, batch_size=batch_size, limit=batches, dtype=kind, say=say)
+        pieces = own.load_batches(data, split=split, batch_size=batch_size, limit=batches, dtype=kind, say=_say)
         found = own.measure_spectrum(
             network, own.load_loss(loss), pieces, settings, out, count=own.load_count(count),
             origin={"model": model, "checkpoint": checkpoint and checkpoint.name, "weights": weights, "data": data,
                     "split": split, "loss": loss, **({"count": count} if count else {})},
-            progress=sys.stderr.isatty(), say=say)
+            progress=sys.stderr.isatty(), say=_say)
     except ValueError as error:
         raise RunnerError(f"{error}{' Here: --count file.py:function.' if 'count=' in str(error) else ''}") from None
     written = found.write(out)  # before anything is printed, which a terminal may refuse

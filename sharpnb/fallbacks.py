@@ -147,7 +147,7 @@ def copied(model: nn.Module) -> nn.Module | None:
 def kept(model: nn.Module) -> Iterator[None]:
     """Leave weights, buffers, gradients, modes and attributes of a model as they were found, in their own memory."""
     params = [(p, p.detach().clone(), p.grad, p.requires_grad) for p in model.parameters()]
-    buffers = [(m, dict(m._buffers)) for m in model.modules() if type(m._buffers) is dict]  # not of TorchScript
+    buffers = [(m, dict(m._buffers)) for m in model.modules() if isinstance(m._buffers, dict)]  # not of TorchScript
     values = [(b, b.detach().clone()) for b in model.buffers()]
     with kept_attributes(model), kept_modes(model):
         try:

@@ -1,8 +1,8 @@
 """Which sources a notebook runs: the files that its code imports, directly or through one another.
 
 These are files of the package, of ``notebooks/studies``, ``recipes`` and ``site``. Syntax trees tell them, and nothing
-is imported. Imports inside functions count, and those for type checkers, behind which
-``sharpnb/lab/__init__.py`` has what it imports when it is first asked for; a name put together at run time does not.
+is imported. Imports inside functions count, and those for type checkers, behind which ``sharpnb/lab/__init__.py`` has
+what it imports when it is first asked for; a name put together at run time does not.
 """
 
 from __future__ import annotations

@@ -231,6 +231,7 @@ class Lookahead(WrappingOptimizer):
             raise ValueError(f"The checkpoint is that of a Lookahead of another form: {sorted(counts)} in its groups, "
                              f"prefix={self.prefix!r} here. Load it into one with the prefix that it was saved with.")
 
+
 def _lerp(slow: list[Tensor], fast: list[Tensor], alpha: float) -> None:
     """Do the slow step in place, and let the fast ones follow."""
     slow, fast = [local(s) for s in slow], [local(f) for f in fast]

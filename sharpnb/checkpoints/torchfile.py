@@ -88,8 +88,7 @@ def read(path: Path, allow: Sequence[str] = ()) -> Any:
     """Return what is in a torch file (``weights_only=True``), on the CPU.
 
     Tensors, NumPy's arrays and plain values are read as they are. Objects of the classes that training scripts store
-    (:data:`KNOWN`, and those of the names or patterns ``allow``) are read as inert things;
-    every other class is refused.
+    (:data:`KNOWN`, and those of the names or patterns ``allow``) are read as inert things; every other is refused.
 
     PyTorch writes a checksum with each tensor and does not look at it when it reads: a turned bit would go unnoticed.
 

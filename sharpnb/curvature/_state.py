@@ -61,8 +61,8 @@ def measuring(model: nn.Module, mode: Mode, params: Iterable[Tensor] = ()) -> It
 @contextmanager
 def _other_buffers(model: nn.Module, copy: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Put copies in the place of all buffers, so that whatever is written is written to them."""
-    before = [(m, dict(m._buffers)) for m in model.modules() if type(m._buffers) is dict]
-    scripted = [(b, b.detach().clone()) for m in model.modules() if type(m._buffers) is not dict
+    before = [(m, dict(m._buffers)) for m in model.modules() if isinstance(m._buffers, dict)]
+    scripted = [(b, b.detach().clone()) for m in model.modules() if not isinstance(m._buffers, dict)
                 for b in m.buffers(False)]
     try:
         for module, own in before:

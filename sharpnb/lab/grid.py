@@ -68,7 +68,7 @@ def _axis(name: str, values: Any) -> Sequence[Any]:
         raise ValueError(f"{name}: {error}") from error
     match {"times": 1.0, **values} if isinstance(values, dict) else values:
         case {"log2": [int(low), int(high)], "times": int() | float() as times, **rest} if not rest and (
-                -1074 <= low <= high <= 1023):
+                -1074 <= low <= high <= 1023 and not isinstance(times, bool)):
             return log2_grid(low, high, times)
         case dict():
             raise ValueError(f"{name} = {values}: an axis is a value, a list or {{log2 = [low, high], times = 1.0}}, "

@@ -96,7 +96,7 @@ def sweep(
     cells = cells_of(grid)
     if steps is None and not all("steps" in cell for cell in cells):
         raise ValueError("steps is missing: give steps=, or steps as an axis of the grid.")
-    counts = {"steps": steps or 1, "batch_size": batch_size, "shard_size": shard_size, "jobs": jobs}
+    counts = {"steps": 1 if steps is None else steps, "batch_size": batch_size, "shard_size": shard_size, "jobs": jobs}
     for name, value in counts.items():
         whole(name, value)
     whole("evaluate_every", evaluate_every, least=0)

@@ -37,10 +37,6 @@ def _error(outputs: Any, target: Tensor) -> Tensor:
     return 100 * (1 - right.to(samples_last.dtype).mean(1))
 
 
-def _number(value: Any) -> Tensor:
-    return (value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)).reshape(())
-
-
 def _logits(outputs: Any, target: Any) -> Tensor:
     if not isinstance(outputs, Tensor):
         found = f"a {type(outputs[0]).__name__}"
@@ -58,7 +54,8 @@ def _one_by_one(loss: Loss) -> Callable[[Any, Any], Tensor]:
     def of_each(outputs: Any, target: Any) -> Tensor:
         try:
             values = [loss(output, target) for output in outputs]  # tensors of one number, or Python's numbers
-            return torch.stack([_number(value) for value in values])
+            kinds = (None if isinstance(value, Tensor) else torch.float64 for value in values)
+            return torch.stack([torch.as_tensor(v, dtype=k).reshape(()) for v, k in zip(values, kinds, strict=True)])
         except (IndexError, RuntimeError):
             together = loss(outputs, target) if isinstance(outputs, Tensor) else None
             if together is None or together.shape != (len(outputs),):

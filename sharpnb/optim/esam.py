@@ -126,8 +126,7 @@ class ESAM(SharpnessAware):
         return increase.sort(descending=True, stable=True).indices[:count].sort().values
 
     def _backward(self, loss: Tensor, scaler: Any) -> None:
-        if loss.requires_grad:
-            (loss if scaler is None else scaler.scale(loss)).backward()
+        (loss if scaler is None else scaler.scale(loss)).backward()
         self._unscale(scaler)
 
     def _past_base(self, after: dict[Tensor, Tensor]) -> None:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from sharpnb.caches import refuse_parametrization_cache
 from sharpnb.optim import foreach
 
 
@@ -41,12 +40,7 @@ class FrozenStatistics:
         self._copies: list[tuple[list[Tensor], list[Tensor]]] = []
         self._hook: Any = None
         self._seen, self._asked = False, False  # whether any module ran between start and stop; whether that was judged
-        self._parametrized = model is None or any("parametrizations" in m._modules for m in model.modules())
-
-    def refuse_cache(self, what: str) -> None:
-        """Raise RuntimeError inside ``parametrize.cached()``: at the first step, and where parametrized modules ran."""
-        if self._parametrized:
-            refuse_parametrization_cache(what)
+        self.parametrized = model is None or any("parametrizations" in m._modules for m in model.modules())
 
     def start(self) -> None:
         """Begin to remember; a second call changes nothing."""
@@ -56,7 +50,7 @@ class FrozenStatistics:
             if self._ran:
                 self._keep(self._ran)
                 self._ran = set()
-            self._parametrized &= self._asked  # before the first pass with the hook nobody knows
+            self.parametrized &= self._asked  # before the first pass with the hook nobody knows
             self._hook = register_module_forward_pre_hook(self._remember)
 
     def stop(self, params: Iterable[Tensor] = ()) -> None:
@@ -81,7 +75,7 @@ class FrozenStatistics:
         self._seen = True
         inside = module._modules  # empty in most layers, as their buffers are, and this runs in all
         if inside and "parametrizations" in inside:
-            self._parametrized = True
+            self.parametrized = True
         if inside and ("_orig_mod" in inside or isinstance(module, torch.jit.ScriptModule)):  # compiled, layers hidden
             self._keep(module.modules())
         elif module._buffers and _tracks(module):

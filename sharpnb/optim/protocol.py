@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sharpnb.caches import forget_casts
+from sharpnb.caches import forget_casts, refuse_parametrization_cache
 from sharpnb.optim import foreach
 from sharpnb.optim.accumulation import EarlierGradients
 from sharpnb.optim.foreach import Bucket
@@ -290,7 +290,8 @@ class SharpnessAware(WrappingOptimizer):
 
     def _begin(self, call: str) -> None:
         self._settled(call)
-        self._statistics.refuse_cache(call)
+        if self._statistics.parametrized:
+            refuse_parametrization_cache(call)
         self._look_at_groups()
         self._params = [p for group in self.param_groups for p in group["params"]]
         self._lengths: list[Tensor | float] = []  # not finite where an ascent gradient was not

@@ -61,6 +61,7 @@ def test_a_run_on_another_processor_keeps_the_figure_and_a_reader_sees_the_fresh
 
 @pytest.mark.parametrize("changed", [
     {"factor": 1 + 2e-3}, {"factor": 1 + 5e-4, "draw": False}, {"factor": 1 + 5e-4, "alt": ALT + " And more."},
+    {"slope": 0.98},  # the same numbers, to the last digit, in another look
 ])
 def test_a_run_replaces_a_figure_with_other_numbers_another_look_or_another_text(monkeypatch, changed):
     monkeypatch.setenv("SHARPNB_KEEP", "1")
