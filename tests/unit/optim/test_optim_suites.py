@@ -25,9 +25,14 @@ OPTIMIZERS = family.OPTIMIZERS
 def test_without_gradients_a_step_is_no_step(name: str) -> None:
     optimizer = OPTIMIZERS[name](params := family.parameters())
     before = family.flat(params).detach().clone()
-    nothing = torch.zeros(3) if name.startswith("ESAM") else torch.tensor(0.0)
+    nothing = torch.zeros(3, requires_grad=True) if name.startswith("ESAM") else torch.tensor(0.0)
     optimizer.step(*([lambda: nothing] if hasattr(optimizer, "first_step") else []))
     assert torch.equal(family.flat(params), before)
+
+
+def test_losses_that_lead_to_no_weight_are_no_step_of_esam_in_silence() -> None:
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        OPTIMIZERS["ESAM"](family.parameters()).step(lambda: torch.zeros(3))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
