@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -11,11 +10,12 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from sharpnb import paths
 
 PEERS = {"pytorch-optimizer": "pytorch-optimizer", "pyhessian": "PyHessian", "curvlinops-for-pytorch": "curvlinops",
          "hessian-eigenthings": "eigenthings"}
@@ -59,10 +59,7 @@ def cell(values: list[float], digits: int = 2) -> str:
 
 def machine() -> str:
     """Say in neutral words where the numbers are from."""
-    versions = []
-    for package, name in PEERS.items():
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions.append(f"{name} {importlib.metadata.version(package)}")
+    versions = [f"{name} {found}" for package, name in PEERS.items() if (found := paths.version(package))]
     return (f"one thread of {os.cpu_count()} cores ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()}), "
             f"PyTorch {torch.__version__.split('+')[0]}, Python {platform.python_version()}, "
             f"{', '.join(versions) or 'no peers'}")

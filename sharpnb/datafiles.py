@@ -5,7 +5,6 @@ No torch here, and no torchvision, whose import takes seconds: the runner asks f
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 
 from sharpnb import paths
@@ -39,7 +38,5 @@ def fingerprint(name: str) -> str:
     """Return :func:`mark` of a data set where it is looked for; or the package that it comes from."""
     if name not in PACKAGES:
         return mark(name, paths.datasets())
-    try:
-        return f"{PACKAGES[name]} {metadata.version(PACKAGES[name])}"
-    except metadata.PackageNotFoundError:
-        return "missing"
+    found = paths.version(PACKAGES[name])
+    return f"{PACKAGES[name]} {found}" if found else "missing"

@@ -38,17 +38,10 @@ def packages() -> tuple[str, str]:
 
     asked = [Requirement(line) for line in metadata.requires("sharpnb") or []]
     needed = [each for each in asked if each.marker is None or each.marker.evaluate({"extra": "notebooks"})]
-    there = {each: _version(each.name) for each in needed}
+    there = {each: paths.version(each.name) for each in needed}
     wrong = [f"{each} is wanted, {found or 'none'} is there" for each, found in there.items()
              if not found or not each.specifier.contains(found, prereleases=True)]
     return "; ".join(wrong) or f"{len(needed)}, all as asked for", "pip install -e '.[notebooks]'" if wrong else ""
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def kernel() -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 PROFILES = ("quick", "mid", "full")
@@ -104,3 +105,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
             error.add_note(f"Could not write {path}; what was there before is untouched. Free some space, or choose "
                            "another folder.")
         raise
+
+
+def version(package: str) -> str:
+    """Return the version of an installed package, nothing where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""

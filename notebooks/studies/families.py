@@ -155,8 +155,7 @@ def _net(channels: int, body: list[Any], widths: list[int], last: tuple[nn.Modul
     first = (nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]))
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
     model = nn.Sequential(*first, *body, *last, *head)
-    _initialise(model, seed)
-    return model
+    return _initialise(model, seed)
 
 
 class Block(nn.Module):

@@ -18,6 +18,7 @@ from sharpnb.lab import Data, Notebook, models
 from sharpnb.lab.augment import Augment, shift_and_flip
 from sharpnb.lab.figures import COLOURS
 from sharpnb.lab.pieces import Work
+from sharpnb.lab.records import chosen_by
 from sharpnb.many.engine import Nets, losses
 from studies import hessian_spectra, label_noise
 from studies.common import Training, spread
@@ -108,6 +109,8 @@ MIDS = {"mid": MID, "toy": _mid(
     hessian_spectra.MIDS["toy"], seeds=range(10, 12), width=4, noises=(0.0,), steps=4, looks=(2, 4), stop=9.0,
     model=lambda width, seed: models.mlp((16, width, 10), seed=seed), rhos={8: (0.05, 0.1), 32: (0.05, 0.1)},
     measured=(8, 32), family=TOY.family)}
+FAMILIES = {**MIDS, "mid": replace(MID, seeds=range(20, 30), stop=0.05, looks=(32, 800, 1600, 4800),
+                                   chosen_by=chosen_by("04_m_sharpness/mid"))}
 
 
 def tuned(s: Tuned, nb: Notebook) -> tuple[Tuned, Rows]:

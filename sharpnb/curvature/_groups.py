@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from sharpnb.batches import forward, separable
+from sharpnb.batches import forward
 from sharpnb.counts import Count, Reduction, counted
-from sharpnb.curvature._state import Mode, measuring
+from sharpnb.curvature._state import Mode
 from sharpnb.curvature.hessian import HessianOperator
 from sharpnb.curvature.operators import Loss
 from sharpnb.trees import joined, lengths, mapped, part, tensors
@@ -79,7 +79,9 @@ class Network:
             yield whole, [whole]
             return
         data, samples = self._joined([(b.inputs, b.target) for b in batches])
-        self._check_cut(data[0], samples, m)
+        if m < samples and not self.op._apart(data[0], samples, m):
+            raise ValueError(f"The last {m} along the first axis have other outputs alone than among others: that "
+                             f"axis is not the samples', or they see each other. {_WHOLE}")
         together = 1
         if m < SMALL_GROUP and not (self.op._convolves and m > 4):
             together = max(1, int(GROUP_BYTES // (6 * self.op.n * self.w.element_size())))
@@ -104,16 +106,6 @@ class Network:
             raise ValueError(f"Groups of m samples are cut along the first axis, and on it tensors of shapes {shapes} "
                              f"disagree. {_WHOLE}")
         return (inputs, target), found.pop()
-
-    def _check_cut(self, inputs: Any, samples: int, m: int) -> None:
-        """Refuse groups whose samples are not what they are among all others: time steps, say."""
-        def run(x: Any) -> Any:
-            return self.op._quiet(lambda: forward(self.model, x))
-
-        with measuring(self.model, "eval"):  # in other modes BatchNorm's samples see each other, as they may
-            if m < samples and not separable(run, inputs, samples, m):
-                raise ValueError(f"The last {m} along the first axis have other outputs alone than among others: that "
-                                 f"axis is not the samples', or they see each other. {_WHOLE}")
 
     def _at(self, w: Tensor, function: Callable[[], Any]) -> Any:
         """Return what a function returns while the model's weights are ``w``."""

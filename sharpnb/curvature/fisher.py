@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sharpnb.counts import Batch
 from sharpnb.curvature.ggn import GGNOperator
+from sharpnb.trees import lengths, part
 
 Draw = Callable[[Tensor, torch.Generator], Any]
 
@@ -45,8 +46,8 @@ class FisherOperator(GGNOperator):
     divides is read off its gradient, which is :math:`(p - e_y)` over that number.
 
     Raises:
-        ValueError: for an unknown ``kind``, ``draws`` below 1, ``mode="batch_stats"``, or outputs in which the axis of
-            the classes is not to be seen.
+        ValueError: for an unknown ``kind``, ``draws`` below 1, ``mode="batch_stats"``, outputs in which the axis of
+            the classes is not to be seen; by the first product, where a sample has no gradient of its own.
     """
 
     def __init__(
@@ -98,7 +99,14 @@ class FisherOperator(GGNOperator):
         return float(terms) if self._batches.reduction == "mean" else 1.0
 
     def _examine_loss(self, batch: Batch, output: Tensor) -> None:
-        """The loss is differentiated once here: nothing can be missing."""
+        """Its second derivative is not asked for; but a sample whose gradient is must not see the others."""
+        inputs, samples = batch.inputs, batch.size or int(batch.count)
+        cut = {*lengths(inputs)} == {samples} and {*lengths(part(inputs, 0, 1, samples))} == {1}
+        own = self._apart(inputs, samples, min(4, -(-samples // 2))) if cut else len(output) == samples
+        if self.kind == "empirical" and not own:
+            raise ValueError("kind = 'empirical': along the first axis there are no samples with outputs of their own. "
+                             "They see each other, or it holds time steps or nodes of a graph. Let it hold samples, or "
+                             "use kind='mc'.")
 
     def _drawn(self, output: Tensor, batch: Batch, draw: Any) -> list[Any]:
         # Seeded by the batch's number: a rebuilt graph must draw what it drew before, the next batch something else.

@@ -35,6 +35,7 @@ class GGNOperator(ModelOperator):
 
     Raises:
         NotImplementedError: by the first product, if it is not.
+        ValueError: by the first product, if the loss depends on the parameters beside the outputs, as a penalty does.
     """
 
     _loss_differences = False  # whether differences of the loss's gradient stand for its second derivative
@@ -107,6 +108,7 @@ class GGNOperator(ModelOperator):
             return
         output, dummy, linear, _ = graph
         refuse_cut_graphs([g for _, g in linear])
+        self._refuse_penalty(output.detach(), batch)
         u = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
         back = torch.autograd.grad(output, self.params, u, retain_graph=True, allow_unused=True)
         squares, forth = [0.0 if b is None else float(b.double().square().sum()) for b in back], dict(linear)
@@ -121,6 +123,15 @@ class GGNOperator(ModelOperator):
                     "from its transpose: a function in the network cannot be differentiated twice. "
                     f"{type(self).__name__} cannot do without; HessianOperator(..., method='finite_difference') can.")
         self._examine_loss(batch, output)
+
+    def _refuse_penalty(self, output: Tensor, batch: Batch) -> None:
+        with torch.enable_grad():
+            value = self.loss(output, batch.target).sum()
+        slopes = torch.autograd.grad(value, self.params, allow_unused=True) if value.requires_grad else ()
+        if any(slope is not None for slope in slopes):
+            raise ValueError(f"The loss depends on the parameters beside the outputs, as a penalty does: "
+                             f"{type(self).__name__} has no such part. Take it out of the loss (c/2 |w|^2 adds c to "
+                             "every eigenvalue), or use HessianOperator.")
 
     def _examine_loss(self, batch: Batch, output: Tensor) -> None:
         try:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd
 
-from sharpnb.batches import Batches, forward
+from sharpnb.batches import Batches, forward, separable
 from sharpnb.counts import Batch, Count, Reduction, check_loss
 from sharpnb.curvature._state import Mode, differentiable, measuring, refuse_other_parameters, unwrapped
 from sharpnb.fallbacks import Quiet, WrittenOut, changed, eager, has_sparse_gradients
@@ -210,14 +210,19 @@ class ModelOperator(ABC):
         some = self._batches.some()
         if len(some) < 2 or self._batches.sure:
             return
-
-        def run(inputs: Any) -> Any:
-            return self._quiet(lambda: forward(self.model, inputs))
-
         with measuring(self.model, self.mode):
-            measured = [(batch, run(batch.inputs)) for batch in some]
-            with torch.no_grad():  # in another mode than "eval" a batch has statistics of its own
-                check_loss(self.loss, measured, self._batches.reduction, run if self.mode == "eval" else None)
+            measured = [(batch, self._outputs(batch.inputs)) for batch in some]
+            run = self._outputs if self.mode == "eval" else None  # else a batch has statistics of its own
+            with torch.no_grad():
+                check_loss(self.loss, measured, self._batches.reduction, run)
+
+    def _outputs(self, inputs: Any) -> Any:
+        return self._quiet(lambda: forward(self.model, inputs))
+
+    def _apart(self, inputs: Any, samples: int, m: int) -> bool:
+        """Whether m samples have the same outputs alone as among others: see :func:`sharpnb.batches.separable`."""
+        with measuring(self.model, "eval"):  # in other modes BatchNorm's samples see each other, as they may
+            return separable(self._outputs, inputs, samples, m)
 
     def _loss_value(self, batch: Batch) -> Tensor:
         value = self.loss(forward(self.model, batch.inputs), batch.target)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 
 # PyTorch draws initial weights from the global state when a layer is made; they are drawn anew from the seed below.
 _leaves_global_state = torch.random.fork_rng(devices=[])
+_Net = TypeVar("_Net", bound=nn.Module)
 _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
 
 
-def _initialise(model: nn.Module, seed: int, scale: float = 1.0) -> nn.Module:
+def _initialise(model: _Net, seed: int, scale: float = 1.0) -> _Net:
     """Draw all weights from ``seed``: He normal (fan-in), the last layer fan-in uniform; ``scale`` multiplies them."""
     generator = torch.Generator().manual_seed(seed)
     layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
@@ -60,9 +62,7 @@ def mlp(
         layers.append(nn.Linear(fan_in, fan_out))
         if i < len(sizes) - 2:
             layers += [nn.BatchNorm1d(fan_out)] * norm + [_ACTIVATIONS[activation]()]
-    model = nn.Sequential(*layers)
-    _initialise(model, seed, scale)
-    return model
+    return _initialise(nn.Sequential(*layers), seed, scale)
 
 
 @_leaves_global_state
@@ -79,8 +79,7 @@ def cnn(
         nn.Conv2d(width, 2 * width, 3, 2, padding=1, bias=not norm), *([nn.BatchNorm2d(2 * width)] * norm), act(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, classes),
     )
-    _initialise(model, seed)
-    return model
+    return _initialise(model, seed)
 
 
 class _Residual(nn.Module):
@@ -117,8 +116,7 @@ def _residual_net(
             fan_in = width
     head = [nn.BatchNorm2d(fan_in) if norm else nn.Identity(), nn.ReLU()] if preact else []
     model = nn.Sequential(*stem, *body, *head, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(fan_in, classes))
-    _initialise(model, seed)
-    return model
+    return _initialise(model, seed)
 
 
 @_leaves_global_state

@@ -69,8 +69,6 @@ class ESAM(SharpnessAware):
             raise ValueError("ESAM over DTensors (fully_shard): a rank sees neither the losses of the other ranks nor "
                              "their part of a mask. Use SAM, or ESAM under DistributedDataParallel with model=.")
 
-    # -- stochastic weight perturbation -------------------------------------------------------------------------------
-
     def _radius(self, group: dict[str, Any]) -> float:
         return group["rho"] / group["beta"]
 
@@ -88,8 +86,6 @@ class ESAM(SharpnessAware):
 
         pairs = zip(buckets, directions, strict=True)
         return [[masked(t, bucket.group["beta"]) for t in d] for bucket, d in pairs], length
-
-    # -- sharpness-sensitive data selection ---------------------------------------------------------------------------
 
     def _evaluate(self, run: Closure, scaler: Any) -> Tensor:
         self._prepare()

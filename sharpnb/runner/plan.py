@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -175,11 +174,8 @@ def _versions(root: Path) -> Mapping[str, str]:
     file = root / "pyproject.toml"
     project = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {}) if file.exists() else {}
     asked = [*project.get("dependencies", []), *project.get("optional-dependencies", {}).get("notebooks", [])]
-    found = dict.fromkeys((re.split(r"[^\w.-]", line.strip(), maxsplit=1)[0] for line in asked), "not installed")
-    for name in found:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+    names = (re.split(r"[^\w.-]", line.strip(), maxsplit=1)[0] for line in asked)
+    return {name: paths.version(name) or "not installed" for name in names}
 
 
 def _others(notebook: str) -> dict[str, str]:

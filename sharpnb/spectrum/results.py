@@ -9,10 +9,8 @@ import platform
 import time
 import warnings
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +108,8 @@ class Spectrum:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain Python; what is not a finite number is ``None``."""
-        s, top, versions = self.settings, self.eigenvalues, {}
-        for name in ("torch", "numpy", "matplotlib"):
-            with suppress(PackageNotFoundError):
-                versions[name] = version(name)
+        s, top = self.settings, self.eigenvalues
+        versions = {name: found for name in ("torch", "numpy", "matplotlib") if (found := paths.version(name))}
         return _finite({
             "origin": self.origin, "n": self.op.n, "products": self.products, "complete": self.complete,
             "memory": self.memory, "cost": {"seconds": self.seconds, "said": self.cost and self.cost._asdict()},

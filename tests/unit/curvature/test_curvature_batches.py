@@ -56,6 +56,19 @@ def test_time_first_is_refused_or_right(net, target, count):
     assert_close(dense(net, loss, whole), dense_hessian(net, loss, *whole), 1e-10)
 
 
+@pytest.mark.parametrize("count", [None, 13, 78])
+def test_an_empirical_fisher_of_time_first_data_is_refused_or_right(count):
+    with pytest.raises(ValueError, match="no samples with outputs of their own"):
+        FisherOperator(Tokens(), F.cross_entropy, (S, T), count=count).to_dense()
+    net, packed = TimeFirst(), pack_padded_sequence(S, [6] * 13)
+    each = [torch.cat([g.flatten() for g in torch.autograd.grad(F.cross_entropy(net(S[:, [k]]), Y[[k]]), [
+        *net.parameters()])]) for k in range(13)]
+    right = sum(torch.outer(g, g) for g in each) / 13
+    assert_close(FisherOperator(net, F.cross_entropy, (S, Y), count=13).to_dense(), right, 1e-10)
+    net.forward = lambda x: net.out(net.rnn(x)[1][-1])
+    assert_close(FisherOperator(net, F.cross_entropy, (packed, Y)).to_dense(), right, 1e-10)
+
+
 # ---- what a loss averages over --------------------------------------------------------------------------------------
 
 X, C = torch.randn(12, 5, 3, dtype=torch.float64, generator=G), torch.randint(0, 2, (12, 5), generator=G)

@@ -54,3 +54,10 @@ def test_an_axis_of_classes_that_is_not_to_be_seen_is_asked_for():
         FisherOperator(net, loss, data, kind="mc") @ torch.ones(18).double()
     drawn = FisherOperator(net, loss, data, kind="mc", draw=lambda o, g: draw_class(o, g, axis=-1))
     assert (drawn @ torch.ones(18).double()).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [GGNOperator, FisherOperator])
+def test_a_penalty_in_the_loss_is_refused(kind):
+    net = tagger(True)
+    with pytest.raises(ValueError, match="beside the outputs"):
+        kind(net, lambda o, t: F.cross_entropy(o, t) + net.weight.square().sum(), (X.double(), Y)) @ torch.ones(18)
