@@ -212,18 +212,13 @@ def run_survey() -> None:
     """Run what the survey's records lack; each has its cell's own time in its provenance."""
     scale = survey()
     for cell in scale.cells:
-        if not _surveyed(scale, cell):
-            nb = start("02_sam_minima", profile="full", device="cpu")
-            nb.profile = nb.parameters["profile"] = "survey"
-            run_cell(nb, scale, cell)
+        nb = start("02_sam_minima", profile="full", device="cpu")
+        nb.profile = nb.parameters["profile"] = "survey"
+        run_cell(nb, scale, cell)
 
 
 def surveyed() -> list[Entry]:
     """Return the entries of the survey's committed records that are complete, in the order of its cells."""
     scale = survey()
-    return [entry for cell in scale.cells for entry in _surveyed(scale, cell)]
-
-
-def _surveyed(scale: Full, cell: Cell) -> list[Entry]:
-    found = Record.find("02_sam_minima", cell.name, "survey")
-    return _entries(found and found.values, scale, cell)
+    found = {cell: Record.find("02_sam_minima", cell.name, "survey") for cell in scale.cells}
+    return [entry for cell, record in found.items() for entry in _entries(record and record.values, scale, cell)]

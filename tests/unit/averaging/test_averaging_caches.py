@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from sharpnb.averaging import SWA, Lookahead, graft
+from sharpnb.caches import forget_casts
 
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
 
@@ -153,3 +154,19 @@ def test_inside_parametrize_cached_it_is_refused_and_outside_it_is_right(mover: 
     with swa.average_weights(), parametrize.cached():
         assert torch.equal(scores(swa.model), scores(normed(1)))
     assert torch.equal(scores(swa.model), before)
+
+
+def test_gradients_that_are_pending_are_those_of_their_pass() -> None:
+    model, other = (nn.Sequential(nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 2)) for _ in range(2))
+    other.load_state_dict(model.state_dict())
+    with cast():
+        before = model(X)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(2)
+        assert torch.equal(model(X), before)  # what autocast does by itself
+        forget_casts()
+        assert not torch.equal(model(X), before)
+        for out in (before, other(X)):
+            out.float().square().sum().backward()
+    assert all(p.grad.equal(q.grad) for p, q in zip(model.parameters(), other.parameters(), strict=True))
