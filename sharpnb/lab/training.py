@@ -77,7 +77,7 @@ def train(
 ) -> History:
     """Train ``model`` in place with ``optimizer.step(closure)``.
 
-    Any ``torch.optim`` optimizer and any wrapper of :mod:`sharpnb.optim` but ESAM (whose losses :func:`train_many` has).
+    Any ``torch.optim`` optimizer and any wrapper of :mod:`sharpnb.optim` but ESAM will do (:func:`train_many` has it).
 
     Args:
         model: moved to ``device``.

@@ -111,7 +111,7 @@ import sharpnb.landscape, sharpnb.many.train
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("code", ["import sharpnb, sharpnb.paths", "from sharpnb.runner import plan; assert plan()[10]"])
+@pytest.mark.parametrize("code", ["import sharpnb.paths", "from sharpnb.runner import plan; assert plan()[10]"])
 def test_the_package_is_imported_and_the_runner_plans_without_torch(code):
     """Importing it, and torchvision for the data sets' files, took eight seconds before each run."""
     code = f"{code}; import sys; sys.exit('torch' in sys.modules)"
