@@ -47,8 +47,7 @@ def load(
         notes = [f"The weights are those in {next(iter(found))!r}; {', '.join(map(repr, others))} fit another network."]
     place, state = next(iter(found.items()))
     try:
-        return notes + fit(
-            model, state, str(path), allow_missing=allow_missing, allow_unexpected=allow_unexpected)
+        return notes + fit(model, state, str(path), allow_missing=allow_missing, allow_unexpected=allow_unexpected)
     except Ambiguous as error:
         choices = {f"{place}.{inner}".lstrip("."): tower for inner, tower in error.choices.items()}
         raise Ambiguous(str(path), choices) from None

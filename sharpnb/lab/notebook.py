@@ -112,7 +112,7 @@ class Notebook:
         """
         for entry in self.withdrawn_of_full(name, profile):
             self.say(f"{entry}")
-            if entry.whole:
+            if "*" in entry.claims:
                 return None
         found = self._find(name, profile, of)
         return found.values if found else None

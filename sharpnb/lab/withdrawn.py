@@ -43,11 +43,6 @@ class Withdrawal:
                              "second a reason")
 
     @property
-    def whole(self) -> bool:
-        """Whether nothing of the record is left."""
-        return "*" in self.claims
-
-    @property
     def commits(self) -> set[str]:
         """The commits that made the committed record and its pieces; none where there is no such record."""
         notebook, profile, name = self.record.split("/")
@@ -68,7 +63,7 @@ class Withdrawal:
         return self.record.startswith(f"{notebook}/{profile}/") and any(fnmatchcase(claim, p) for p in self.claims)
 
     def __str__(self) -> str:
-        part = "" if self.whole else f" in part ({', '.join(self.claims)})"
+        part = "" if "*" in self.claims else f" in part ({', '.join(self.claims)})"
         return f"{self.record} of commit {self.commit} was withdrawn{part}: {self.why}."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeGuard
@@ -83,9 +84,13 @@ def ranks_of(groups: Iterable[dict[str, Any]], who: str) -> Ranks | None:
     """Return the ranks over which all parameters are spread, or None where no parameter is a DTensor.
 
     Raises:
-        ValueError: for parameters of the first FSDP, for DTensors beside plain tensors, and for DTensors that are not
-            spread alike: their norms would be counted too often or too rarely.
+        ValueError: inside ZeroRedundancyOptimizer; for parameters of the first FSDP, for DTensors beside plain tensors,
+            and for DTensors that are not spread alike: their norms would be counted too often or too rarely.
     """
+    if dist.is_available() and dist.is_initialized() and any(
+            type(made.frame.f_locals.get("self")).__name__ == "ZeroRedundancyOptimizer" for made in inspect.stack(0)):
+        raise ValueError(f"{who} inside ZeroRedundancyOptimizer: each rank perturbs its part of the weights by that "
+                         f"part's norm. Put it around: {who}(ZeroRedundancyOptimizer(...)), or use fully_shard.")
     params = [p for group in groups for p in group["params"]]
     if any(getattr(p, "_fsdp_flattened", False) for p in params):
         raise ValueError(f"{who}: the parameters belong to FullyShardedDataParallel (FSDP1), whose flat shards show no "

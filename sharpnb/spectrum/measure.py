@@ -106,8 +106,7 @@ def measure_spectrum(  # noqa: D417  some in one line
         result.eigenvalues = top_eigenvalues(
             op, min(settings.top, op.n), vectors=False, checkpoint=result.states[0], **common)
     if settings.probes and (result.eigenvalues is None or result.eigenvalues.complete):
-        result.density = spectral_density(
-            op, settings.steps, settings.probes, checkpoint=result.states[1], **common)
+        result.density = spectral_density(op, settings.steps, settings.probes, checkpoint=result.states[1], **common)
     result.seconds = time.perf_counter() - begun
     _refuse_nothing(result)
     return result

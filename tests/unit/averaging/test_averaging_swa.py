@@ -153,8 +153,7 @@ def test_a_checkpoint_of_averaged_model_is_continued(decay, dtype):
     assert ours.n == 3 and not ours.statistics and all(a.dtype == torch.float32 for a in ours.average.values())
     assert torch.equal(ours.vector(), flat(theirs).float())
     shake(model), theirs.update_parameters(model), ours.update(model)
-    torch.testing.assert_close(ours.vector().to(dtype), flat(theirs),
-                               rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(ours.vector().to(dtype), flat(theirs), rtol=2e-2, atol=2e-2)
     before = ours.vector()
     for wrong in (
         swa_utils.AveragedModel(nn.Linear(2, 2)).state_dict(), {"n": 1, "decay": None, "average": {}, "statistics": {}},

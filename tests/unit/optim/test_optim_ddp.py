@@ -14,15 +14,24 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from sharpnb.optim import ASAM, ESAM, GSAM, SAM, WSAM, FisherSAM, LookSAM
 
+
+def _around_zero(base: torch.optim.SGD, **options: Any) -> SAM:
+    if dist.is_initialized():
+        base = ZeroRedundancyOptimizer(base.param_groups[0]["params"], torch.optim.SGD, lr=0.1, momentum=0.9,
+                                       weight_decay=0.01)
+    return SAM(base, **options)
+
+
 BUILDS: dict[str, Any] = {
     "SAM": SAM, "ASAM": ASAM, "FisherSAM": FisherSAM, "GSAM": GSAM, "LookSAM": partial(LookSAM, k=2), "WSAM": WSAM,
     "WSAM coupled": partial(WSAM, decouple=False, gamma=0.7), "SAM second": partial(SAM, second_order=True),
-    "SAM exchanged": partial(SAM, in_place=False),
+    "SAM exchanged": partial(SAM, in_place=False), "SAM around ZeRO": _around_zero,
     "ESAM": partial(ESAM, beta=1.0, gamma=0.5), "ESAM by rows": partial(ESAM, beta=1.0, gamma=0.5),
 }
 STEPS = 4
@@ -100,6 +109,8 @@ def _ends(rank: int) -> dict[str, Tensor]:
     model = DistributedDataParallel(Net(), find_unused_parameters=True, gradient_as_bucket_view=True)
     with model.no_sync():
         _closure(model, rank, False)()  # an earlier micro-batch
+    with pytest.raises(ValueError, match=r"Put it around: SAM\(Zero"):
+        ZeroRedundancyOptimizer(model.parameters(), SAM, base_optimizer=torch.optim.SGD, lr=0.1)
     with suppress(RuntimeError):
         SAM(torch.optim.SGD(model.parameters(), lr=0.1)).step(_closure(model, rank, False))
         ends["lost in silence"] = _vector(model.module)

@@ -39,6 +39,5 @@ def test_a_failure_shows_the_traceback_in_full_and_where_the_notebook_is(project
     trace = "\n".join([*lines, "\x1b[31mValueError\x1b[0m: [no] markup"])
     kept = project / "data" / "runs" / "quick" / "01_a.failed.ipynb"
     said = told(False, Result("01_a", "", "failed", 1.0, trace, kept)).splitlines()
-    assert said[-2:] == ["ValueError: [no] markup",
-                         "01_a: as far as it came: data/runs/quick/01_a.failed.ipynb"]
+    assert said[-2:] == ["ValueError: [no] markup", "01_a: as far as it came: data/runs/quick/01_a.failed.ipynb"]
     assert sum(line.startswith("line ") and line.endswith("x" * 200) for line in said) == 60

@@ -1,6 +1,5 @@
 """Every committed record of the full profile is found by the settings of its study, and so drawn by the notebooks."""
 
-
 import pytest
 
 from sharpnb import lab, paths
@@ -67,6 +66,7 @@ def test_the_cells_of_the_sam_paper_are_found_by_their_settings():
 
 
 def test_the_mid_records_are_found_by_their_settings():
-    files = [*(paths.root() / "data" / "records").glob("05_label_noise/mid/*.json")]
+    files = [*(paths.root() / "data" / "records").glob("0[45]*/mid/*.json")]
     told = [described(s) for own in label_noise.cells("mid").values() for s in own.values()]
+    told += [described(m_sharpness.told(s)) for s in (m_sharpness.MID, m_sharpness.FAMILIES["mid"])]
     assert files and all(Record.load(file).provenance["settings"] in told for file in files)
