@@ -245,16 +245,18 @@ def against_sgd(trained: pd.DataFrame) -> pd.DataFrame:
     return spread(paired.groupby(["noise", "m", "rho"])["change"])
 
 
-def draw_middle(ax: Any, summary: pd.DataFrame, noise: float, s: Settings) -> None:
-    """Draw Fig. 3 middle for one noise from :func:`against_sgd`; from three seeds on with 95 % intervals."""
+def draw_middle(ax: Any, summary: pd.DataFrame, noise: float, s: Settings, judged: Any = None) -> None:
+    """Draw Fig. 3 middle for one noise from :func:`against_sgd`, curves and judged points, with 95 % intervals."""
     import matplotlib.pyplot as plt
 
     shades = plt.get_cmap("cividis")(np.linspace(0, 0.85, len(s.rhos)))
     ticks = sorted({rho for radii in s.rhos.values() for rho in radii})
     for k, (m, colour, marker) in enumerate(zip(s.rhos, shades, "osv^", strict=False)):
-        got = summary.loc[noise, m]
-        ax.errorbar(got.index * (1 + 0.03 * (k - 1.5)), got["mean"], got["half"], fmt=marker + "-", color=colour,
-                    capsize=2, lw=1.2, label=f"m = {m}")
+        for table, look in ((summary, {"fmt": marker + "-", "color": colour, "label": f"m = {m}", "lw": 1.2}),
+                            (judged, {"fmt": "*", "ms": 13, "mfc": colour, "color": "black", "zorder": 5})):
+            if table is not None and (noise, m) in table.index.droplevel("rho"):
+                got = table.loc[noise, m]
+                ax.errorbar(got.index * (1 + 0.03 * (k - 1.5)), got["mean"], got["half"], capsize=2, **look)
     ax.axhline(0, color=COLOURS["sgd"], ls=":", label="SGD")
     ax.set(xscale="log", xlabel="radius $\\rho$", title=f"{noise:.0%} wrong labels" if noise else "clean labels")
     ax.set_xticks(ticks, [f"{rho:.2g}" for rho in ticks])

@@ -29,11 +29,6 @@ SMALL: dict[str, Build] = {  # members of the families of Table 1, of three resi
 }
 
 
-def slug(*words: str) -> str:
-    """Return words as they stand in the name of a record or the id of a claim."""
-    return "-".join("".join(c if c.isalnum() else " " for c in " ".join(words).lower()).split())
-
-
 @dataclass(frozen=True)
 class Cell:
     """One cell of Tables 1 and 5: SGD has E and 2E ``epochs``; ``build`` is seed -> net.
@@ -55,7 +50,8 @@ class Cell:
     @property
     def name(self) -> str:
         """Name of its record."""
-        return slug(self.data, self.model, self.augmentation)
+        words = f"{self.data} {self.model} {self.augmentation}".lower()
+        return "-".join("".join(c if c.isalnum() else " " for c in words).split())
 
     @property
     def methods(self) -> dict[str, tuple[float, int]]:
