@@ -225,9 +225,3 @@ def rule_path(
     """Run a rule of :mod:`sharpnb.rules` on the same batches, its eta taken from ``etas``: (steps + 1, 640)."""
     factors = iter(etas or [1.0] * steps)
     return task.path(lambda w, g, state: rule(w, g, state, eta=next(factors), **options), steps)
-
-
-def rank_correlation(shrunk: pd.DataFrame, rule: str) -> list[float]:
-    """For each seed the rank correlation of shrinkage and gradient over the groups of weights."""
-    by_seed = shrunk[shrunk["rule"] == rule].groupby("seed")
-    return [float(part[["gradient", "shrinkage"]].rank().corr().iloc[0, 1]) for _, part in by_seed]

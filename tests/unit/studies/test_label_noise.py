@@ -85,7 +85,8 @@ def test_the_mid_profile_tunes_and_judges_on_seeds_of_their_own_and_after_a_kill
     assert told >= {"sam-table-2", "sam-table2-noise-40", "sam-table-8", "wsam-table-2", "wsam-table-7", "fisher-main"}
     on_cifar = pd.DataFrame(space["at_cifar"][0.0]["entries"])
     told = {claim.id for claim in statements.on_cifar(on_cifar, "") if len(claim.samples) == 3}
-    assert told == {"sam-table-1", "sam-table-9", "sam-doubling"}
+    assert told == {"sam-table-1", "sam-table-9", "sam-doubling", "sam-table1-cifar-mixup-0",
+                    "sam-table1-cifar-decay-0"}
     ends = pd.DataFrame(space["at_noise"][0.0]["minima"])
     assert {*ends["seed"]} == {10, 11, 12} and len(ends) == 9 and len(ends["values"].dropna().iloc[0]) == 21
     assert {c.id for c in statements.of_minima(ends, "")} == {"sam-fig-1-surface", "sam-fig-1-lambda", "wsam-minima"}
