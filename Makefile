@@ -29,7 +29,7 @@ define install
   || $$install $(PIP_OPTIONS) $(PACKAGES)
 endef
 
-.PHONY: help reproduce test test-oldest test-recipes coverage lab lint format bench drills lock clean
+.PHONY: help reproduce test test-oldest test-recipes coverage lab site site-check lint format bench drills lock clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -7

@@ -18,11 +18,11 @@ ROOT, SOURCE, TARGET = HERE.parent, HERE / "_build" / "src", HERE / "_build" / "
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PICTURE = re.compile(  # as lab.Notebook.figure shows it
     r"!\[(?P<alt>[^\]]*)\]\(<?(?P<path>[^>)]+\.png)>?\)\s*(?P<caption>(?:(?!\[vector\]).)*)", re.DOTALL)
-LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]+)\]\((?:<(?P<angled>[^>]+)>|(?P<plain>[^)\s]+))\)")
+LINK = re.compile(r"(?<!!)\[(?P<text>(?:\\.|[^\]\\])+)\]\((?:<(?P<angled>[^>]+)>|(?P<plain>[^)\s]+))\)")
 
 
-def main() -> int:
-    """Gather and build; a warning of Sphinx is an error, since it is most often a broken link."""
+def gather() -> None:
+    """Gather the pages."""
     shutil.rmtree(SOURCE, ignore_errors=True)
     for folder in ("figures", "data/records"):
         shutil.copytree(ROOT / folder, SOURCE / folder, ignore=shutil.ignore_patterns("toy", "*.partial"))
@@ -39,6 +39,11 @@ def main() -> int:
     (SOURCE / "api" / "lab.md").write_text(_lab(), encoding="utf-8")
     (SOURCE / "gallery.md").write_text(_gallery(pictures), encoding="utf-8")
     (SOURCE / "scoreboard.md").write_text(_scoreboard(pictures), encoding="utf-8")
+
+
+def main() -> int:
+    """Gather and build; a warning of Sphinx is an error, since it is most often a broken link."""
+    gather()
     from sphinx.cmd.build import main as sphinx
 
     strict = ["-q", "-W", "--keep-going"]
@@ -46,19 +51,18 @@ def main() -> int:
 
 
 def _readable(notebook: dict, name: str) -> dict:
-    """Return the notebook with text in the place of panels (alive in JupyterLab only) and of links to nowhere yet.
+    """Return the notebook with text in the place of panels (alive in JupyterLab only) and of links to no page or file.
 
     The cell that shows the claims is given a name, to which the scoreboard leads; folded cells are folded here too.
     """
 
     def follow(match: re.Match[str]) -> str:
         target = match["angled"] or match["plain"]
-        if ":" in target or (ROOT / "notebooks" / target.split("#")[0]).exists():
-            return match[0]
-        print(f"no link to {target}: it is not there")
-        return match["text"]
+        path = target.split("#")[0]
+        there = not path or path in shown or (SOURCE / "notebooks" / path).is_file()
+        return match[0] if ":" in target or there else match["text"]
 
-    cells = []
+    cells, shown = [], {file.name for file in (ROOT / "notebooks").glob("[0-9]*.ipynb")}
     for cell in notebook["cells"]:
         if "claims" in cell.get("metadata", {}).get("tags", []):
             target = f"({_cell(name, cell['id'])})="
@@ -71,6 +75,8 @@ def _readable(notebook: dict, name: str) -> dict:
         for output in cell.get("outputs", []):
             if WIDGET in output.get("data", {}):
                 output["data"] = {"text/markdown": "*A panel with sliders is here in JupyterLab (`make lab`).*"}
+            if text := "".join(output.get("data", {}).get("text/markdown", "")):
+                output["data"]["text/markdown"] = LINK.sub(follow, text)
     return {**notebook, "cells": cells}
 
 

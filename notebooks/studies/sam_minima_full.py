@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from sharpnb.lab import Data, Notebook, Record, evaluate, load_data, models, start, train
+from sharpnb.lab import Data, Notebook, Record, evaluate, load_data, models, train
 from sharpnb.lab.pieces import Work
 from sharpnb.optim import SAM
 from studies import families
@@ -202,15 +202,6 @@ def survey() -> Full:
             cells.append(Cell("fashion_mnist", "WRN-10-1", name, 60, *published.HYPER[families_of[0]], 0.05, halved,
                               size=28))
     return Full(tuple(cells), seeds=3, batch_size=25, train_size=300, test_size=2000, copies=8)
-
-
-def run_survey() -> None:
-    """Run what the survey's records lack; each has its cell's own time in its provenance."""
-    scale = survey()
-    for cell in scale.cells:
-        nb = start("02_sam_minima", profile="full", device="cpu")
-        nb.profile = nb.parameters["profile"] = "survey"
-        run_cell(nb, scale, cell)
 
 
 def surveyed() -> list[Entry]:

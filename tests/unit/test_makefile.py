@@ -1,7 +1,8 @@
-"""``make lab`` as a reader meets it: pictures beside the notebooks are served, also to root."""
+"""``make lab`` as a reader meets it: pictures beside the notebooks are served, also to root. And the site's links."""
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -9,8 +10,11 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
+
+import build
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,3 +65,21 @@ def test_the_pictures_of_the_notebooks_are_served(served):
     assert len(shown) > 50
     assert {served(shown[0].relative_to(ROOT).as_posix()), served("notebooks/01_sam.ipynb")} == {200}
     assert served("figures/01_sam/nothing.png") == 404
+
+
+def test_no_target_is_taken_for_the_folder_of_its_name():
+    text = (ROOT / "Makefile").read_text()
+    assert {*re.findall(r"(?m)^([a-z-]+):", text)} == {*re.search(r"(?m)^\.PHONY: (.*)", text)[1].split()}
+
+
+def test_links_between_pages_of_the_site_lead_somewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "SOURCE", tmp_path / "src")
+    build.gather()
+    pages = [(file, file.read_text()) for file in build.SOURCE.rglob("*.md")]
+    for file in build.SOURCE.glob("notebooks/*.ipynb"):
+        for cell in json.loads(file.read_text())["cells"]:
+            shown = [output.get("data", {}).get("text/markdown", "") for output in cell.get("outputs", [])]
+            pages += [(file, "".join(text)) for text in (shown if cell["cell_type"] == "code" else [cell["source"]])]
+    found = [(file, unquote(to)) for file, text in pages for to in re.findall(r"\]\(<?([^)>#\s]+)", text)]
+    assert len(found) > 500
+    assert [f"{file.name}: {to}" for file, to in found if ":" not in to and not (file.parent / to).is_file()] == []

@@ -341,9 +341,6 @@ def test_parameters_of_one_pass_come_back_and_unused_ones_never_move(name: str, 
     assert model.never.weight not in optimizer.state
 
 
-# -- the base's step is the base's own: with its hooks, and with what a user put around it --------------------------
-
-
 def _hands_double(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     for p in optimizer.param_groups[0]["params"]:
         p.grad.mul_(2)
