@@ -205,7 +205,7 @@ def survey() -> Full:
 
 
 def surveyed() -> list[Entry]:
-    """Return the entries of the survey's committed records that are complete, in the order of its cells."""
+    """Return the entries of the survey's complete records, which :func:`run_cell` makes where the profile is that."""
     scale = survey()
     found = {cell: Record.find("02_sam_minima", cell.name, "survey") for cell in scale.cells}
     return [entry for cell, record in found.items() for entry in _entries(record and record.values, scale, cell)]

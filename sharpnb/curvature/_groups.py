@@ -79,7 +79,8 @@ class Network:
             yield whole, [whole]
             return
         data, samples = self._joined([(b.inputs, b.target) for b in batches])
-        if m < samples and not self.op._apart(data[0], samples, m):
+        # In other modes BatchNorm's samples see each other, as they may.
+        if m < samples and not self.op._apart(data[0], samples, m, "eval"):
             raise ValueError(f"The last {m} along the first axis have other outputs alone than among others: that "
                              f"axis is not the samples', or they see each other. {_WHOLE}")
         together = 1

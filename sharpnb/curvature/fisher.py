@@ -100,10 +100,11 @@ class FisherOperator(GGNOperator):
 
     def _examine_loss(self, batch: Batch, output: Tensor) -> None:
         """Its second derivative is not asked for; but a sample whose gradient is must not see the others."""
+        if self.kind == "mc":
+            return
         inputs, samples = batch.inputs, batch.size or int(batch.count)
         cut = {*lengths(inputs)} == {samples} and {*lengths(part(inputs, 0, 1, samples))} == {1}
-        own = self._apart(inputs, samples, min(4, -(-samples // 2))) if cut else len(output) == samples
-        if self.kind == "empirical" and not own:
+        if not (self._apart(inputs, samples, -(-samples // 2), self.mode) if cut else len(output) == samples):
             raise ValueError("kind = 'empirical': along the first axis there are no samples with outputs of their own. "
                              "They see each other, or it holds time steps or nodes of a graph. Let it hold samples, or "
                              "use kind='mc'.")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sharpnb.batches import forward
 from sharpnb.counts import Batch
 from sharpnb.curvature._state import differentiable
-from sharpnb.curvature.differences import RIGHT, SURE, Differences, refuse_cut_graphs
+from sharpnb.curvature.differences import RIGHT, SURE, Differences, held, refuse_cut_graphs
 from sharpnb.curvature.hessian import HessianOperator
 from sharpnb.curvature.operators import ModelOperator
 
@@ -108,7 +108,11 @@ class GGNOperator(ModelOperator):
             return
         output, dummy, linear, _ = graph
         refuse_cut_graphs([g for _, g in linear])
-        self._refuse_penalty(output.detach(), batch)
+        with torch.enable_grad():
+            if held(self.loss(output.detach(), batch.target), self.params):
+                raise ValueError("The loss depends on the parameters beside the outputs, as a penalty does: "
+                                 f"{type(self).__name__} has no such part. Take it out of the loss (c/2 |w|^2 adds c "
+                                 "to every eigenvalue), or use HessianOperator.")
         u = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
         back = torch.autograd.grad(output, self.params, u, retain_graph=True, allow_unused=True)
         squares, forth = [0.0 if b is None else float(b.double().square().sum()) for b in back], dict(linear)
@@ -123,15 +127,6 @@ class GGNOperator(ModelOperator):
                     "from its transpose: a function in the network cannot be differentiated twice. "
                     f"{type(self).__name__} cannot do without; HessianOperator(..., method='finite_difference') can.")
         self._examine_loss(batch, output)
-
-    def _refuse_penalty(self, output: Tensor, batch: Batch) -> None:
-        with torch.enable_grad():
-            value = self.loss(output, batch.target).sum()
-        slopes = torch.autograd.grad(value, self.params, allow_unused=True) if value.requires_grad else ()
-        if any(slope is not None for slope in slopes):
-            raise ValueError(f"The loss depends on the parameters beside the outputs, as a penalty does: "
-                             f"{type(self).__name__} has no such part. Take it out of the loss (c/2 |w|^2 adds c to "
-                             "every eigenvalue), or use HessianOperator.")
 
     def _examine_loss(self, batch: Batch, output: Tensor) -> None:
         try:

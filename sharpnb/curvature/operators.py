@@ -219,9 +219,9 @@ class ModelOperator(ABC):
     def _outputs(self, inputs: Any) -> Any:
         return self._quiet(lambda: forward(self.model, inputs))
 
-    def _apart(self, inputs: Any, samples: int, m: int) -> bool:
+    def _apart(self, inputs: Any, samples: int, m: int, mode: Mode) -> bool:
         """Whether m samples have the same outputs alone as among others: see :func:`sharpnb.batches.separable`."""
-        with measuring(self.model, "eval"):  # in other modes BatchNorm's samples see each other, as they may
+        with measuring(self.model, mode):
             return separable(self._outputs, inputs, samples, m)
 
     def _loss_value(self, batch: Batch) -> Tensor:

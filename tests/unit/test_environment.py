@@ -127,7 +127,7 @@ def test_layers_import_only_what_stands_below_them():
         "datafiles.py": {"paths"}, "sources.py": {"paths"}, "kept.py": {"paths", "sources"}, "resume.py": {"paths"},
         "optim": tools, "curvature": tools, "averaging": tools | {"optim"},
         "checkpoints": set(),
-        "landscape": tools | {"averaging", "curvature", "many"},  # for the statistics of BatchNorm
+        "landscape": tools | {"averaging", "curvature", "many"},  # statistics of BatchNorm, captured weights
         "many": tools - {"caches", "counts", "resume"} | {"optim", "devices"},
         "lab": tools - {"resume"} | {"datafiles", "sources", "kept", "optim", "averaging", "curvature", "landscape",
                                      "checkpoints", "usercode", "many", "devices"},

@@ -60,6 +60,8 @@ def test_time_first_is_refused_or_right(net, target, count):
 def test_an_empirical_fisher_of_time_first_data_is_refused_or_right(count):
     with pytest.raises(ValueError, match="no samples with outputs of their own"):
         FisherOperator(Tokens(), F.cross_entropy, (S, T), count=count).to_dense()
+    with pytest.raises(ValueError, match="no samples with outputs of their own"):  # those of BatchNorm in training
+        FisherOperator(nn.BatchNorm1d(3), F.cross_entropy, (torch.randn(8, 3), Y[:8]), mode="as_is") @ torch.ones(6)
     net, packed = TimeFirst(), pack_padded_sequence(S, [6] * 13)
     each = [torch.cat([g.flatten() for g in torch.autograd.grad(F.cross_entropy(net(S[:, [k]]), Y[[k]]), [
         *net.parameters()])]) for k in range(13)]
